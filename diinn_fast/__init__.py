@@ -1,0 +1,8 @@
+"""diinn_fast: arbitrary-scale image super-resolution with DIINN, exact and fast."""
+
+from diinn_fast.backends import BackendError, use_backend
+from diinn_fast.decoder import ImplicitDecoder
+from diinn_fast.model import DIINN, CheckpointError
+
+__version__ = "0.1.0"
+__all__ = ["DIINN", "BackendError", "CheckpointError", "ImplicitDecoder", "use_backend"]

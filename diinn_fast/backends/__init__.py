@@ -1,0 +1,124 @@
+"""Backends: interchangeable implementations of the decode operator, and the choice among them.
+
+A backend is a module of this folder with
+
+- ``unavailable() -> str | None``: why it cannot run on this machine, or None if it can;
+- ``unsupported(problem, source) -> str | None``: why it cannot do this problem, or None if it can;
+- ``forward(problem, source, weights) -> Tensor`` and
+  ``backward(problem, grad, source, weights, needs) -> list[Tensor]``: the operator (see ``diinn_fast.ops``);
+- ``DTYPES``, ``DEVICES`` and ``NOTE``: text for ``diinn-fast info``.
+
+``auto`` takes the first of ``ORDER`` that is available and supports the case.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from diinn_fast.ops import Problem
+
+ORDER = ("cpu", "eager")
+"""Backends, fastest first; the last one runs everywhere."""
+
+log = logging.getLogger("diinn_fast")
+_warned: set[str] = set()
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for by name and cannot run."""
+
+
+def check_name(name: str) -> str:
+    if name != "auto" and name not in ORDER:
+        raise BackendError(f"unknown backend {name!r}: choose one of auto, {', '.join(ORDER)}")
+    return name
+
+
+_requested = check_name(os.environ.get("DIINN_FAST_BACKEND", "auto"))
+
+
+def load(name: str) -> ModuleType:
+    return importlib.import_module(f"diinn_fast.backends.{name}")
+
+
+def requested() -> str:
+    """The backend in force: set by ``use_backend``, else by DIINN_FAST_BACKEND, else ``auto``."""
+    return _requested
+
+
+class use_backend:  # noqa: N801 - reads as a verb, like torch.no_grad
+    """Choose the backend for all decodes: call it to set one globally, or use it as a context manager.
+
+    >>> use_backend("eager")
+    >>> with use_backend("cpu"): ...
+
+    Raises BackendError, with the reason and the remedy, if that backend cannot run on this machine.
+    """
+
+    def __init__(self, name: str) -> None:
+        global _requested
+        if check_name(name) != "auto" and (reason := load(name).unavailable()):
+            raise BackendError(f"backend {name!r} cannot run: {reason}")
+        self._previous = _requested
+        _requested = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        global _requested
+        _requested = self._previous
+
+
+def choose(name: str, problem: Problem, source: Tensor) -> ModuleType:
+    """The backend module for this problem; ``auto`` falls back with one log line, a named one raises BackendError."""
+    if name != "auto":
+        backend = load(check_name(name))
+        if reason := backend.unavailable() or backend.unsupported(problem, source):
+            raise BackendError(f"backend {name!r} cannot run this decode: {reason}")
+        return backend
+    for candidate in ORDER[:-1]:
+        backend = load(candidate)
+        if not backend.unavailable() and not backend.unsupported(problem, source):
+            return backend
+        if source.device.type in backend.DEVICES and (reason := backend.unavailable()):
+            _warn_once(candidate, reason)
+    return load(ORDER[-1])
+
+
+def table() -> Iterator[dict[str, str]]:
+    """One row per backend for ``diinn-fast info``."""
+    for name in ORDER:
+        backend = load(name)
+        yield {
+            "backend": name,
+            "available": backend.unavailable() or "yes",
+            "devices": ", ".join(backend.DEVICES),
+            "dtypes": backend.DTYPES,
+            "note": backend.NOTE,
+        }
+
+
+def _warn_once(name: str, reason: str) -> None:
+    if name not in _warned:
+        _warned.add(name)
+        log.warning("backend %r is not used, falling back to %r: %s", name, ORDER[-1], reason)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No fall-back messages inside (for self-checks)."""
+    previous, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = previous

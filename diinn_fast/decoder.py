@@ -1,0 +1,306 @@
+"""DIINN's implicit decoder: features and an HR size to RGB, by the decode operator.
+
+Parameters and their names are the official ones, so that official checkpoints load; the computation is not: the
+content products are done once per LR pixel (``project``), and one operator does the rest per query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diinn_fast.geometry import Window, check_size, check_window, local_offset, lr_range, nearest_index
+from diinn_fast.ops import decode
+from diinn_fast.packing import ContentWeights, Weights, pack, pack_content
+
+Packed = TypeVar("Packed", Weights, ContentWeights)
+
+BAND_BYTES = 256 << 20
+"""Most content (bytes) that inference holds at a time; larger images are projected in bands of LR rows."""
+
+
+class Sine(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(x)
+
+
+def _layer(in_channels: int, out_channels: int, activation: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1), activation)
+
+
+class ImplicitDecoder(nn.Module):
+    """Implicit decoder of DIINN (Nguyen & Beksi, WACV 2023, arXiv 2210.12593), modes 1 to 4.
+
+    For a query with nearest-feature neighbourhood x (3x3xC) and position p = (dy, dx, area ratio), with
+    q_0 = k_0 sin(Q_0 p) and k_0 = relu(K_0 x): q_i = k_i sin(Q_i q_{i-1}) and
+
+    - mode 1: k_i = relu(K_i k_{i-1}) (eq. 6);  mode 2: k_i = relu(K_i [k_{i-1}, x]) (eq. 7);
+    - mode 3: k_i = relu(K_i [q_{i-1}, x]) (eq. 4);  mode 4: as 3, the last layer a 3x3 convolution on the HR grid.
+
+    ``init_q`` puts p' = sin(F p + f) in p's place and x * p' in x's (eq. 8-9).
+    """
+
+    def __init__(
+        self, in_channels: int = 64, hidden_dims: Sequence[int] = (256, 256, 256, 256), mode: int = 1, init_q: bool = False
+    ) -> None:
+        super().__init__()
+        if mode not in (1, 2, 3, 4):
+            raise ValueError(f"mode must be 1, 2, 3 or 4, got {mode!r}")
+        if len(hidden_dims) < 2 or len(set(hidden_dims)) != 1:
+            raise ValueError(f"hidden_dims must be two or more equal widths, such as [256] * 4, got {list(hidden_dims)}")
+        self.in_channels, self.width, self.mode, self.init_q = in_channels, hidden_dims[0], mode, bool(init_q)
+        content, width = in_channels * 9, self.width
+        if init_q:
+            self.first_layer = _layer(3, content, Sine())
+        recurrent = {1: width}.get(mode, width + content)
+        inputs = range(len(hidden_dims))
+        self.K = nn.ModuleList(_layer(recurrent if i else content, width, nn.ReLU()) for i in inputs)
+        self.Q = nn.ModuleList(_layer(width if i else (content if init_q else 3), width, Sine()) for i in inputs)
+        if mode == 4:
+            self.last_layer = nn.Conv2d(width, 3, 3, padding=1, padding_mode="reflect")
+        else:
+            self.last_layer = nn.Conv2d(width, 3, 1)
+
+    def forward(
+        self,
+        features: Tensor,
+        size: Sequence[int],
+        bsize: int | None = None,
+        *,
+        window: Sequence[int] | None = None,
+        backend: str | None = None,
+    ) -> Tensor:
+        """RGB ``[B, 3, H, W]`` of features ``[B, C, h, w]`` at HR ``size`` (H, W).
+
+        ``window`` (y0, y1, x0, x1) returns exactly that part of the whole, ``[B, 3, y1-y0, x1-x0]``. ``bsize`` limits
+        the queries processed at a time. Output dtype: autocast's, else the input's.
+        """
+        features = self._check_features(features)
+        lr = features.shape[-2], features.shape[-1]
+        size = check_size(size, lr)
+        cut = check_window(window, size)
+        if bsize is not None and bsize < 1:
+            raise ValueError(f"bsize must be at least 1 query, got {bsize}")
+        if self.mode == 4 and min(size) < 2:
+            raise ValueError(f"mode 4 needs an output of at least 2x2 pixels, got {size[0]}x{size[1]}")
+        if not self._needs_grad(features):
+            return self._decode_in_bands(features, size, cut, bsize or 0, backend)
+        return self._decode_window(features, size, cut, bsize or 0, backend)
+
+    def sample(
+        self, features: Tensor, coords: Tensor, size: Sequence[int], *, backend: str | None = None
+    ) -> Tensor:
+        """RGB ``[B, N, 3]`` at coords ``[B, N, 2]``, (y, x) in [-1, 1], as if on an HR grid of ``size``.
+
+        The nearest feature is ``clamp(floor((v + 1) / 2 * n), 0, n - 1)``, offsets are ``(v + 1) * n - (2i + 1)``; the
+        area ratio comes from ``size``. Mode 4 is refused: its last layer needs a grid.
+        """
+        features = self._check_features(features)
+        h, w = features.shape[-2:]
+        self._check_points(coords, features)
+        lengths = torch.tensor([h, w], device=coords.device)
+        scaled = (coords.to(torch.float64 if features.dtype == torch.float64 else torch.float32) + 1) * lengths
+        index = torch.minimum((scaled / 2).floor().long().clamp(min=0), lengths - 1)
+        return self._decode_points(features, index, scaled - (2 * index + 1), check_size(size, (h, w)), backend)
+
+    def sample_pixels(self, features: Tensor, yx: Tensor, size: Sequence[int], *, backend: str | None = None) -> Tensor:
+        """RGB ``[B, N, 3]`` of the HR pixels yx ``[B, N, 2]`` int64 (row, column): equals ``forward`` at those."""
+        features = self._check_features(features)
+        lr = features.shape[-2], features.shape[-1]
+        height, width = check_size(size, lr)
+        self._check_points(yx, features)
+        if yx.dtype != torch.int64:
+            raise ValueError(f"yx must be int64 pixel positions, got {yx.dtype}; use sample() for coordinates")
+        work = torch.float64 if features.dtype == torch.float64 else torch.float32
+        rows = nearest_index(0, height, lr[0], height, yx.device)
+        columns = nearest_index(0, width, lr[1], width, yx.device)
+        dy = local_offset(0, height, rows, lr[0], height, work)
+        dx = local_offset(0, width, columns, lr[1], width, work)
+        y, x = yx.unbind(-1)
+        index, offset = torch.stack([rows[y], columns[x]], -1), torch.stack([dy[y], dx[x]], -1)
+        return self._decode_points(features, index, offset, (height, width), backend)
+
+    # -- the two forms ------------------------------------------------------------------------------------------------
+
+    def project(self, padded: Tensor) -> Tensor:
+        """LR-size source of the decode operator, ``[B, h, w, L*H]``, from features with one pixel of padding.
+
+        Modes 3 and 4: the content products ``K_i^x x + bias`` of all layers, a 3x3 convolution; modes 1 and 2: the
+        whole modulation branch, which depends on the LR pixel only. Not for init_q.
+        """
+        weights = self._cast(pack_content(self), padded.dtype)
+        content = _conv3x3(padded, weights.content, weights.content_bias[: len(weights.content)])
+        if self.mode in (3, 4):
+            return content
+        width = self.width
+        k = torch.relu(content[..., :width])
+        branch = [k]
+        for n, layer in enumerate(list(self.K)[1:], start=1):
+            recurrent = layer[0].weight[:, :width].flatten(1).to(padded.dtype)
+            if self.mode == 1:
+                k = _linear(k, recurrent) + layer[0].bias.to(padded.dtype)
+            else:
+                k = _linear(k, recurrent) + content[..., n * width : (n + 1) * width]
+            k = torch.relu(k)
+            branch.append(k)
+        return torch.cat(branch, dim=-1)
+
+    def _source(self, features: Tensor, rows: slice, columns: slice, direct: bool) -> tuple[Tensor, list[Tensor], str]:
+        """Source, weights and form of the operator for the given LR rows and columns."""
+        padded = F.pad(features, (1, 1, 1, 1))
+        padded = padded[:, :, rows.start : rows.stop + 2, columns.start : columns.stop + 2]
+        padded = padded.permute(0, 2, 3, 1).contiguous()
+        if direct:
+            content = self._cast(pack_content(self), features.dtype)
+            weights = [*self._cast(pack(self, modulation=False), features.dtype), *content]
+            return padded, [v for v in weights if v is not None], "direct"
+        modulation = self.mode in (1, 2)
+        weights = list(self._cast(pack(self, modulation), features.dtype))
+        return self.project(padded), weights, "modulation" if modulation else "content"
+
+    def _decode_window(
+        self, features: Tensor, size: tuple[int, int], window: Window, chunk: int, backend: str | None
+    ) -> Tensor:
+        (h, w), (height, width) = features.shape[-2:], size
+        # The form depends on the whole output, never on the window: windows must agree with it to the last bit.
+        direct = self.init_q or height * width < h * w
+        grown = _grow(window, size) if self.mode == 4 else window
+        rows = slice(*lr_range(grown.y0, grown.y1, h, height))
+        columns = slice(*lr_range(grown.x0, grown.x1, w, width))
+        source, weights, form = self._source(features, rows, columns, direct)
+        out = decode(
+            source,
+            weights,
+            form=form,
+            mode=self.mode,
+            lr=(h, w),
+            origin=(rows.start, columns.start),
+            size=size,
+            window=grown,
+            chunk=chunk,
+            backend=backend,
+        )
+        return _sum_taps(out, window, size) if self.mode == 4 else out
+
+    def _decode_in_bands(
+        self, features: Tensor, size: tuple[int, int], window: Window, chunk: int, backend: str | None
+    ) -> Tensor:
+        """Without gradients: in bands of rows whose content (and, in mode 4, nine taps) stay under BAND_BYTES."""
+        batch, (h, w) = features.shape[0], features.shape[-2:]
+        row_bytes = batch * w * len(self.K) * self.width * features.element_size() * h / size[0]
+        if self.mode == 4:
+            row_bytes += batch * 27 * size[1] * features.element_size()
+        step = max(1, int(BAND_BYTES / row_bytes))
+        if step >= window.y1 - window.y0:
+            return self._decode_window(features, size, window, chunk, backend)
+        out = features.new_empty(batch, 3, *window.shape)
+        for y in range(window.y0, window.y1, step):
+            band = Window(y, min(y + step, window.y1), window.x0, window.x1)
+            out[:, :, y - window.y0 : band.y1 - window.y0] = self._decode_window(features, size, band, chunk, backend)
+        return out
+
+    def _decode_points(
+        self, features: Tensor, index: Tensor, offset: Tensor, size: tuple[int, int], backend: str | None
+    ) -> Tensor:
+        (h, w), points = features.shape[-2:], index.shape[1]
+        direct = self.init_q or points < h * w
+        source, weights, form = self._source(features, slice(0, h), slice(0, w), direct)
+        pixel = index[..., 0] * w + index[..., 1]
+        return decode(
+            source,
+            weights,
+            form=form,
+            mode=self.mode,
+            lr=(h, w),
+            size=size,
+            index=pixel.contiguous(),
+            offset=offset.contiguous(),
+            backend=backend,
+        )
+
+    # -- dtypes and checks --------------------------------------------------------------------------------------------
+
+    def _cast(self, weights: Packed, dtype: torch.dtype) -> Packed:
+        """Matrices in the operator's dtype; everything that feeds a sine argument or a sum at least in float32."""
+        exact = dtype if dtype == torch.float64 else torch.float32
+        matrices = ("hidden", "last", "content")
+        return type(weights)(
+            *(
+                None if v is None else v.to(dtype if name in matrices else exact)
+                for name, v in zip(weights._fields, weights, strict=True)
+            )
+        )
+
+    def _check_features(self, features: Tensor) -> Tensor:
+        if features.ndim != 4 or features.shape[1] != self.in_channels:
+            raise ValueError(f"features must be [B, {self.in_channels}, h, w], got {list(features.shape)}")
+        if not features.is_floating_point():
+            raise ValueError(f"features must be floating point, got {features.dtype}")
+        device = features.device.type
+        if torch.is_autocast_enabled(device) and features.dtype != torch.float64:
+            return features.to(torch.get_autocast_dtype(device))
+        parameter = self.last_layer.weight
+        if parameter.dtype != features.dtype:
+            raise ValueError(
+                f"features are {features.dtype} but the decoder is {parameter.dtype}: convert one of them, or use autocast"
+            )
+        return features
+
+    def _check_points(self, points: Tensor, features: Tensor) -> None:
+        if self.mode == 4:
+            raise ValueError("mode 4 cannot be sampled at points: its 3x3 last layer needs the whole grid")
+        if points.ndim != 3 or points.shape[0] != features.shape[0] or points.shape[-1] != 2:
+            raise ValueError(f"points must be [{features.shape[0]}, N, 2], got {list(points.shape)}")
+
+    def _needs_grad(self, features: Tensor) -> bool:
+        return torch.is_grad_enabled() and (features.requires_grad or any(p.requires_grad for p in self.parameters()))
+
+
+def _conv3x3(padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """3x3 convolution of ``[B, h+2, w+2, C]`` by weight ``[out, 9C]`` (columns c*9 + tap): ``[B, h, w, out]``.
+
+    For inference on the CPU as one product, whose rows do not depend on how many there are: the convolution library
+    sums in an order that varies with the shape, and windows would differ in the last bit.
+    """
+    channels = padded.shape[-1]
+    bias = bias.to(padded.dtype)
+    if padded.device.type == "cpu" and not torch.is_grad_enabled():
+        taps = padded.unfold(1, 3, 1).unfold(2, 3, 1)  # [B, h, w, C, 3, 3]
+        return _linear(taps.permute(0, 1, 2, 4, 5, 3).flatten(3), _tap_major(weight, channels)) + bias
+    kernel = weight.view(-1, channels, 3, 3)
+    return F.conv2d(padded.permute(0, 3, 1, 2), kernel, bias).permute(0, 2, 3, 1).contiguous()
+
+
+def _tap_major(weight: Tensor, channels: int) -> Tensor:
+    """Columns from c*9 + tap to tap*C + c, so that gathering copies runs of C features."""
+    return weight.view(-1, channels, 9).transpose(1, 2).flatten(1)
+
+
+def _linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x ``[..., in]`` times weight ``[out, in]`` transposed, with at least 16 rows (see backends.eager)."""
+    rows = x.flatten(0, -2)
+    surplus = max(0, 16 - len(rows))
+    return torch.mm(F.pad(rows, (0, 0, 0, surplus)), weight.t())[: len(rows)].view(*x.shape[:-1], len(weight))
+
+
+def _grow(window: Window, size: tuple[int, int]) -> Window:
+    """The window with one HR pixel around it, as far as there are any; at least two for the reflection."""
+    y0, y1, x0, x1 = window
+    return Window(max(y0 - 1, 0), min(y1 + 1, size[0]), max(x0 - 1, 0), min(x1 + 1, size[1]))
+
+
+def _sum_taps(taps: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
+    """Mode 4's last layer: sum of nine shifted taps ``[B, 27, rows, columns]``, reflected at the image's borders."""
+    y0, y1, x0, x1 = window
+    pad = (int(x0 == 0), int(x1 == size[1]), int(y0 == 0), int(y1 == size[0]))
+    taps = F.pad(taps, pad, mode="reflect")
+    rows, columns = window.shape
+    total = taps[:, 0:3, 0:rows, 0:columns]
+    for tap in range(1, 9):
+        ky, kx = divmod(tap, 3)
+        total = total + taps[:, 3 * tap : 3 * tap + 3, ky : ky + rows, kx : kx + columns]
+    return total

@@ -1,0 +1,179 @@
+"""The decode operator: one ``torch.library`` operator and its backward, over interchangeable backends.
+
+For every query it takes the nearest LR pixel, the local coordinate p = (dy, dx, ratio) and the per-query network
+
+    q_0 = k_0 * sin(Q_0 p + b_0),   q_i = k_i * sin(Q_i q_{i-1} + b_i),   out = last q_{L-1} + last_bias
+
+and differs only in where the modulation k_i comes from (``form``):
+
+- ``content``: source is the LR-size content c ``[B, h, w, L*H]`` (bias included), ``k_i = relu(c_i + K_i r)`` with the
+  recurrent input r = q_{i-1} (modes 3 and 4);
+- ``modulation``: source is k itself ``[B, h, w, L*H]``, computed at LR size (modes 1 and 2 without init_q);
+- ``direct``: source is the feature map with one pixel of padding ``[B, h+2, w+2, C]``; content products, and the
+  sine layer of init_q, are done per query (all modes; r = k_{i-1} in modes 1 and 2).
+
+The backward recomputes: only the inputs are saved. It is an operator of its own, and is deterministic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diinn_fast import backends
+from diinn_fast.geometry import Window, area_ratio
+
+FORMS = ("content", "modulation", "direct")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything about a decode except the numbers in ``source`` and ``weights``.
+
+    Queries are either a ``window`` of the HR grid, or points: ``index`` ``[B, N]`` int64, the flattened source pixel
+    of each, and ``offset`` ``[B, N, 2]``, its (dy, dx).
+    """
+
+    form: str
+    mode: int
+    lr: tuple[int, int]  # whole LR size (h, w)
+    origin: tuple[int, int]  # LR row and column of the source's first pixel (a tile starts elsewhere than at 0, 0)
+    size: tuple[int, int]  # whole HR size (H, W)
+    window: Window | None
+    index: Tensor | None
+    offset: Tensor | None
+    chunk: int  # most queries at a time, 0 = the backend's default
+
+    @property
+    def ratio(self) -> float:
+        return area_ratio(self.lr, self.size)
+
+    def grid(self, source: Tensor) -> tuple[int, int]:
+        """LR rows and columns that ``source`` covers."""
+        halo = 2 if self.form == "direct" else 0
+        return source.shape[1] - halo, source.shape[2] - halo
+
+    def output_shape(self, batch: int, channels: int) -> tuple[int, ...]:
+        """``[B, channels, rows, columns]`` for a window, ``[B, N, channels]`` for points."""
+        if self.window is None:
+            assert self.index is not None
+            return batch, self.index.shape[1], channels
+        return batch, channels, *self.window.shape
+
+
+def _problem(
+    form: str, mode: int, geometry: Sequence[int], index: Tensor | None, offset: Tensor | None, chunk: int
+) -> Problem:
+    h, w, row, column, height, width, *window = geometry
+    cut = Window(*window) if window else None
+    return Problem(form, mode, (h, w), (row, column), (height, width), cut, index, offset, chunk)
+
+
+@torch.library.custom_op("diinn_fast::decode", mutates_args=())
+def _decode(
+    source: Tensor,
+    weights: Sequence[Tensor],
+    form: str,
+    mode: int,
+    geometry: Sequence[int],
+    index: Tensor | None,
+    offset: Tensor | None,
+    chunk: int,
+    backend: str,
+) -> Tensor:
+    problem = _problem(form, mode, geometry, index, offset, chunk)
+    return backends.choose(backend, problem, source).forward(problem, source, list(weights))
+
+
+@_decode.register_fake
+def _(source, weights, form, mode, geometry, index, offset, chunk, backend):  # type: ignore[no-untyped-def]
+    problem = _problem(form, mode, geometry, index, offset, chunk)
+    return source.new_empty(problem.output_shape(source.shape[0], weights[4].shape[0]))
+
+
+@torch.library.custom_op("diinn_fast::decode_backward", mutates_args=())
+def _decode_backward(
+    grad: Tensor,
+    source: Tensor,
+    weights: Sequence[Tensor],
+    form: str,
+    mode: int,
+    geometry: Sequence[int],
+    index: Tensor | None,
+    offset: Tensor | None,
+    chunk: int,
+    backend: str,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    problem = _problem(form, mode, geometry, index, offset, chunk)
+    chosen = backends.choose(backend, problem, source)
+    return chosen.backward(problem, grad, source, list(weights), list(needs))
+
+
+@_decode_backward.register_fake
+def _(grad, source, weights, form, mode, geometry, index, offset, chunk, backend, needs):  # type: ignore[no-untyped-def]
+    inputs = [source, *weights]
+    return [torch.empty_like(v) if need else v.new_empty(0) for v, need in zip(inputs, needs, strict=True)]
+
+
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    source, weights, *ctx.plain, index, offset, chunk, backend = inputs
+    ctx.tail, ctx.points = (chunk, backend), index is not None
+    ctx.save_for_backward(source, *weights, *([index, offset] if ctx.points else []))
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple:
+    source, *weights = ctx.saved_tensors
+    index = offset = None
+    if ctx.points:
+        *weights, index, offset = weights
+    needs = [ctx.needs_input_grad[0], *_needs_list(ctx.needs_input_grad[1], len(weights))]
+    grads = torch.ops.diinn_fast.decode_backward(
+        grad.contiguous(), source, weights, *ctx.plain, index, offset, *ctx.tail, needs
+    )
+    first, *rest = (g if need else None for g, need in zip(grads, needs, strict=True))
+    return first, rest, None, None, None, None, None, None, None
+
+
+def _needs_list(needs: bool | Sequence[bool], count: int) -> list[bool]:
+    return list(needs) if isinstance(needs, (list, tuple)) else [bool(needs)] * count
+
+
+_decode.register_autograd(_backward, setup_context=_save)
+
+
+def _no_double_backward(ctx: Any, *grads: Any) -> tuple:
+    raise RuntimeError("decode has no second derivative: use diinn_fast.use_backend with plain PyTorch layers instead")
+
+
+_decode_backward.register_autograd(_no_double_backward)
+
+
+def decode(
+    source: Tensor,
+    weights: Sequence[Tensor],
+    *,
+    form: str,
+    mode: int,
+    lr: tuple[int, int],
+    size: tuple[int, int],
+    origin: tuple[int, int] = (0, 0),
+    window: Window | None = None,
+    index: Tensor | None = None,
+    offset: Tensor | None = None,
+    chunk: int = 0,
+    backend: str | None = None,
+) -> Tensor:
+    """Decode a window of the HR grid, or points, from ``source`` (see the module and ``Problem`` for shapes).
+
+    ``weights`` is ``[*Weights]``, followed by ``[*ContentWeights]`` in the direct form. Returns
+    ``[B, channels, rows, columns]`` for a window, ``[B, N, channels]`` for points, in the dtype of ``source``.
+    Differentiable once with respect to ``source`` and ``weights``.
+    """
+    geometry = [*lr, *origin, *size, *(window or ())]
+    name = backends.requested() if backend is None else backend
+    return _decode(source, list(weights), form, mode, geometry, index, offset, chunk, name)
