@@ -3,6 +3,6 @@
 from diinn_fast.backends import BackendError, use_backend
 from diinn_fast.decoder import ImplicitDecoder
 from diinn_fast.model import DIINN, CheckpointError
+from diinn_fast.version import __version__
 
-__version__ = "0.1.0"
-__all__ = ["DIINN", "BackendError", "CheckpointError", "ImplicitDecoder", "use_backend"]
+__all__ = ["DIINN", "BackendError", "CheckpointError", "ImplicitDecoder", "__version__", "use_backend"]

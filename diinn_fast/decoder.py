@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from diinn_fast.geometry import Window, check_size, check_window, local_offset, lr_range, nearest_index
 from diinn_fast.ops import decode
-from diinn_fast.packing import ContentWeights, Weights, pack, pack_content
+from diinn_fast.packing import ContentWeights, Weights, bias, convolutions, pack, pack_content
 
 Packed = TypeVar("Packed", Weights, ContentWeights)
 
@@ -45,13 +45,19 @@ class ImplicitDecoder(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int = 64, hidden_dims: Sequence[int] = (256, 256, 256, 256), mode: int = 1, init_q: bool = False
+        self,
+        in_channels: int = 64,
+        hidden_dims: Sequence[int] = (256, 256, 256, 256),
+        mode: int = 1,
+        init_q: bool = False,
     ) -> None:
         super().__init__()
         if mode not in (1, 2, 3, 4):
             raise ValueError(f"mode must be 1, 2, 3 or 4, got {mode!r}")
         if len(hidden_dims) < 2 or len(set(hidden_dims)) != 1:
-            raise ValueError(f"hidden_dims must be two or more equal widths, such as [256] * 4, got {list(hidden_dims)}")
+            raise ValueError(
+                f"hidden_dims must be equal widths, two or more, such as [256] * 4: got {list(hidden_dims)}"
+            )
         self.in_channels, self.width, self.mode, self.init_q = in_channels, hidden_dims[0], mode, bool(init_q)
         content, width = in_channels * 9, self.width
         if init_q:
@@ -91,9 +97,7 @@ class ImplicitDecoder(nn.Module):
             return self._decode_in_bands(features, size, cut, bsize or 0, backend)
         return self._decode_window(features, size, cut, bsize or 0, backend)
 
-    def sample(
-        self, features: Tensor, coords: Tensor, size: Sequence[int], *, backend: str | None = None
-    ) -> Tensor:
+    def sample(self, features: Tensor, coords: Tensor, size: Sequence[int], *, backend: str | None = None) -> Tensor:
         """RGB ``[B, N, 3]`` at coords ``[B, N, 2]``, (y, x) in [-1, 1], as if on an HR grid of ``size``.
 
         The nearest feature is ``clamp(floor((v + 1) / 2 * n), 0, n - 1)``, offsets are ``(v + 1) * n - (2i + 1)``; the
@@ -139,10 +143,10 @@ class ImplicitDecoder(nn.Module):
         width = self.width
         k = torch.relu(content[..., :width])
         branch = [k]
-        for n, layer in enumerate(list(self.K)[1:], start=1):
-            recurrent = layer[0].weight[:, :width].flatten(1).to(padded.dtype)
+        for n, layer in enumerate(convolutions(self.K)[1:], start=1):
+            recurrent = layer.weight[:, :width].flatten(1).to(padded.dtype)
             if self.mode == 1:
-                k = _linear(k, recurrent) + layer[0].bias.to(padded.dtype)
+                k = _linear(k, recurrent) + bias(layer).to(padded.dtype)
             else:
                 k = _linear(k, recurrent) + content[..., n * width : (n + 1) * width]
             k = torch.relu(k)
@@ -156,11 +160,11 @@ class ImplicitDecoder(nn.Module):
         padded = padded.permute(0, 2, 3, 1).contiguous()
         if direct:
             content = self._cast(pack_content(self), features.dtype)
-            weights = [*self._cast(pack(self, modulation=False), features.dtype), *content]
-            return padded, [v for v in weights if v is not None], "direct"
+            weights = self._cast(pack(self, modulation=False), features.dtype)
+            return padded, [*weights, *(v for v in content if v is not None)], "direct"
         modulation = self.mode in (1, 2)
-        weights = list(self._cast(pack(self, modulation), features.dtype))
-        return self.project(padded), weights, "modulation" if modulation else "content"
+        weights = self._cast(pack(self, modulation), features.dtype)
+        return self.project(padded), list(weights), "modulation" if modulation else "content"
 
     def _decode_window(
         self, features: Tensor, size: tuple[int, int], window: Window, chunk: int, backend: str | None
@@ -228,11 +232,12 @@ class ImplicitDecoder(nn.Module):
         """Matrices in the operator's dtype; everything that feeds a sine argument or a sum at least in float32."""
         exact = dtype if dtype == torch.float64 else torch.float32
         matrices = ("hidden", "last", "content")
-        return type(weights)(
-            *(
-                None if v is None else v.to(dtype if name in matrices else exact)
-                for name, v in zip(weights._fields, weights, strict=True)
-            )
+        return weights._replace(
+            **{
+                name: v.to(dtype if name in matrices else exact)
+                for name, v in weights._asdict().items()
+                if v is not None
+            }
         )
 
     def _check_features(self, features: Tensor) -> Tensor:
@@ -246,7 +251,7 @@ class ImplicitDecoder(nn.Module):
         parameter = self.last_layer.weight
         if parameter.dtype != features.dtype:
             raise ValueError(
-                f"features are {features.dtype} but the decoder is {parameter.dtype}: convert one of them, or use autocast"
+                f"features are {features.dtype}, the decoder is {parameter.dtype}: convert one of them or use autocast"
             )
         return features
 

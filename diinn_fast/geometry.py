@@ -94,9 +94,7 @@ def check_window(window: Sequence[int] | None, size: tuple[int, int]) -> Window:
         raise ValueError(f"window must be (y0, y1, x0, x1), got {tuple(window)}")
     y0, y1, x0, x1 = (int(v) for v in window)
     if not (0 <= y0 < y1 <= size[0] and 0 <= x0 < x1 <= size[1]):
-        raise ValueError(
-            f"window {(y0, y1, x0, x1)} must be non-empty and lie inside the {size[0]}x{size[1]} output"
-        )
+        raise ValueError(f"window {(y0, y1, x0, x1)} must be non-empty and lie inside the {size[0]}x{size[1]} output")
     return Window(y0, y1, x0, x1)
 
 

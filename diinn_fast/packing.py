@@ -7,11 +7,12 @@ cached, because writes through ``.data`` (EMA) would leave a cache stale.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from diinn_fast.decoder import ImplicitDecoder
@@ -44,31 +45,37 @@ class ContentWeights(NamedTuple):
 
 def pack(decoder: ImplicitDecoder, modulation: bool) -> Weights:
     """Per-query weights; ``modulation`` leaves the K branch out (modes 1 and 2, done at LR size)."""
-    width = decoder.width
-    position, *synthesis = (layer[0] for layer in decoder.Q)
-    hidden = torch.stack([_matrix(layer.weight) for layer in synthesis])
+    width, last = decoder.width, decoder.last_layer
+    position, *synthesis = convolutions(decoder.Q)
+    hidden = torch.stack([layer.weight.flatten(1) for layer in synthesis])
     if not modulation:
-        recurrent = torch.stack([_matrix(layer[0].weight)[:, :width] for layer in list(decoder.K)[1:]])
-        hidden = torch.cat([recurrent, hidden], dim=1)
-    hidden_bias = torch.stack([layer.bias for layer in synthesis])
-    last, last_bias = decoder.last_layer.weight, decoder.last_layer.bias
+        recurrent = [layer.weight.flatten(1)[:, :width] for layer in convolutions(decoder.K)[1:]]
+        hidden = torch.cat([torch.stack(recurrent), hidden], dim=1)
+    hidden_bias = torch.stack([bias(layer) for layer in synthesis])
+    matrix, last_bias = last.weight.permute(2, 3, 0, 1).reshape(-1, width), bias(last)
     if decoder.mode == 4:
-        last, last_bias = last.permute(2, 3, 0, 1).reshape(27, width), F.pad(last_bias, (12, 12))  # bias on the centre
-    return Weights(_matrix(position.weight), position.bias, hidden, hidden_bias, last.reshape(-1, width), last_bias)
+        last_bias = F.pad(last_bias, (12, 12))  # the bias belongs to the centre tap
+    return Weights(position.weight.flatten(1), bias(position), hidden, hidden_bias, matrix, last_bias)
 
 
 def pack_content(decoder: ImplicitDecoder) -> ContentWeights:
     """The content part of every K_i, and the first sine layer if there is one."""
-    first, *others = (layer[0] for layer in decoder.K)
-    columns = [_matrix(first.weight)]
+    first, *others = convolutions(decoder.K)
+    rows = [first.weight.flatten(1)]
     if decoder.mode != 1:
-        columns += [_matrix(layer.weight)[:, decoder.width :] for layer in others]
-    bias = torch.cat([layer[0].bias for layer in decoder.K])
+        rows += [layer.weight.flatten(1)[:, decoder.width :] for layer in others]
+    content_bias = torch.cat([bias(first), *(bias(layer) for layer in others)])
     if not decoder.init_q:
-        return ContentWeights(torch.cat(columns), bias)
-    sine = decoder.first_layer[0]
-    return ContentWeights(torch.cat(columns), bias, _matrix(sine.weight), sine.bias)
+        return ContentWeights(torch.cat(rows), content_bias)
+    (sine,) = convolutions([decoder.first_layer])
+    return ContentWeights(torch.cat(rows), content_bias, sine.weight.flatten(1), bias(sine))
 
 
-def _matrix(weight: Tensor) -> Tensor:
-    return weight.flatten(1)
+def convolutions(layers: Iterable[Any]) -> list[nn.Conv2d]:
+    """The 1x1 convolution of each (convolution, activation) layer."""
+    return [layer[0] for layer in layers]
+
+
+def bias(layer: nn.Conv2d) -> Tensor:
+    assert layer.bias is not None
+    return layer.bias

@@ -116,7 +116,8 @@ def main(arguments: list[str] | None = None) -> None:
     sampler = CropSampler(training, options.lr_size, options.samples)
 
     torch.manual_seed(options.seed)
-    model = DIINN(options.mode, encoder=options.encoder).to(memory_format=torch.channels_last)
+    model = DIINN(options.mode, encoder=options.encoder)
+    model.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.Adam(model.parameters(), options.rate, betas=(0.9, 0.99))
     options.out.mkdir(parents=True, exist_ok=True)
@@ -138,7 +139,8 @@ def main(arguments: list[str] | None = None) -> None:
         rate = learning_rate(step, options.steps, options.rate)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = train_step(model, sampler.groups(options.seed, step, options.groups, options.batch), optimizer, options.clip)
+        groups = sampler.groups(options.seed, step, options.groups, options.batch)
+        loss = train_step(model, groups, optimizer, options.clip)
         if not math.isfinite(loss):
             raise SystemExit(f"loss is {loss} at step {step}; the last good state is in {last}")
         step, running, count = step + 1, running + loss, count + 1

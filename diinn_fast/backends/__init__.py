@@ -55,7 +55,7 @@ def requested() -> str:
     return _requested
 
 
-class use_backend:  # noqa: N801 - reads as a verb, like torch.no_grad
+class use_backend:
     """Choose the backend for all decodes: call it to set one globally, or use it as a context manager.
 
     >>> use_backend("eager")

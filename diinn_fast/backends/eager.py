@@ -37,7 +37,7 @@ def unsupported(problem: Problem, source: Tensor) -> str | None:
 
 
 class Part(NamedTuple):
-    """A chunk of one image's queries; vectors have ``max(stop - start, ROWS)`` entries, the surplus repeats the last."""
+    """A chunk of one image's queries; vectors have at least ROWS entries, the surplus repeats the last query."""
 
     image: int
     start: int
@@ -93,7 +93,8 @@ class _Network:
 
     def run(self, part: Part, keep: bool) -> tuple[Tensor, dict[str, list[Tensor]]]:
         """RGB [n, channels] of a chunk, and what its backward needs if ``keep``."""
-        width, kept = self.width, {"s": [], "k": [], "q": [], "x": [], "p": []}
+        width = self.width
+        kept: dict[str, list[Tensor]] = {"s": [], "k": [], "q": [], "x": [], "p": []}
         c, p, extra = self.content(part)
         if keep:
             kept["x"], kept["p"] = extra, [p]
