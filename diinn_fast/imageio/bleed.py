@@ -29,7 +29,7 @@ def bleed_alpha(rgb: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
 
 
 def _fill(weighted: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Colour [3, h, w] of a level: weighted / weight where weight > 0, else interpolated from the next one."""
+    """Colour [3, h, w] of a level: weighted / weight where weight > 0, else from the next coarser one."""
     colour = weighted / weight.clamp_min(torch.finfo(weight.dtype).tiny)
     empty = weight == 0
     if not bool(empty.any()):

@@ -51,8 +51,9 @@ MAX_SIDE: dict[str, int] = {
 }
 """Longest side in pixels of each format, as far as it can really be written."""
 
-TIFF_MAX_BYTES = 2**32 - 2**20
-"""Most sample bytes in a classic TIFF: its offsets have 32 bits; 1 MiB is left for tags and the profile."""
+TIFF_MAX_BYTES = 2**32 - 2**24
+"""Most sample bytes in a classic TIFF: its offsets have 32 bits; 16 MiB are left for tags, the profile and
+what Deflate adds to noise."""
 
 
 def format_of(path: Path) -> str:
@@ -97,16 +98,24 @@ def check_writable(
         )
     if kind == "JPEG" and like is not None and like.alpha is not None:
         raise ImageError(f"{path} cannot hold the alpha channel, JPEG has none: write PNG, TIFF or WebP.")
-    sample_bytes = 3 if like is None else _channels(like) * like.bits // 8
-    if kind == "TIFF" and height * width * sample_bytes > TIFF_MAX_BYTES:
+    channels, bits = (3, 8) if like is None else stored_layout(kind, like)
+    size = height * width * channels * bits // 8
+    if kind == "TIFF" and size > TIFF_MAX_BYTES:
         raise ImageError(
-            f"{path} would hold {height * width * sample_bytes:,} bytes and a classic TIFF ends at 4 GiB: "
-            f"write PNG or choose a smaller scale."
+            f"{path} would hold {size:,} bytes and a classic TIFF ends at 4 GiB: write PNG or choose a smaller scale."
         )
 
 
-def _channels(image: Image) -> int:
-    return (1 if image.grey else 3) + (image.alpha is not None)
+def stored_layout(kind: str, image: Image) -> tuple[int, int]:
+    """(channels, bits) that `image` has in a file of format `kind`.
+
+    JPEG and WebP have 8 bits, WebP no grey. Few readers know 16-bit grey + alpha TIFF, so that it is stored
+    as RGB + alpha.
+    """
+    bits = image.bits if kind in ("PNG", "TIFF") else 8
+    has_alpha = image.alpha is not None
+    as_colour = not image.grey or kind == "WebP" or (kind == "TIFF" and bits == 16 and has_alpha)
+    return (3 if as_colour else 1) + has_alpha, bits
 
 
 def _check_place(path: Path, overwrite: bool) -> None:

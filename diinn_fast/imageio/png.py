@@ -5,7 +5,6 @@ Source: PNG Specification, Third Edition (W3C), sections 5 (chunks), 9 (filterin
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -87,9 +86,7 @@ def _damaged(path: Path) -> ImageError:
     return ImageError(f"{path} is a damaged or cut off PNG: fetch or export the file again.")
 
 
-def write_png16(
-    file: BinaryIO, samples: np.ndarray, icc: bytes | None, dpi: tuple[float, float] | None
-) -> None:
+def write_png16(file: BinaryIO, samples: np.ndarray, icc: bytes | None, dpi: tuple[float, float] | None) -> None:
     """Write `samples` [h, w, c] uint16, c = grey, grey + alpha, RGB, RGB + alpha, as a 16-bit PNG."""
     height, width, channels = samples.shape
     file.write(SIGNATURE)
@@ -97,7 +94,7 @@ def write_png16(
     if icc is not None:
         _write_chunk(file, b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc))
     if dpi is not None:
-        per_metre = [min(int(value / _INCH_IN_METRES + 0.5), 2**31 - 1) for value in dpi]
+        per_metre = [int(value / _INCH_IN_METRES + 0.5) for value in dpi]
         _write_chunk(file, b"pHYs", struct.pack(">IIB", *per_metre, 1))
     compressor = zlib.compressobj(6, strategy=zlib.Z_FILTERED)
     for rows in _filtered_bands(samples):
@@ -126,7 +123,7 @@ def _filtered_bands(samples: np.ndarray) -> Iterator[bytes]:
 
 
 def _best_filter(rows: np.ndarray, up: np.ndarray, pixel_bytes: int) -> np.ndarray:
-    """[n, 1 + bytes]: filter type, then the filtered bytes of each row; `up` [n, bytes] are the rows above."""
+    """[n, 1 + bytes]: filter type, then the filtered bytes of each row; `up` [n, bytes], the rows above."""
     left, up_left = _shift(rows, pixel_bytes), _shift(up, pixel_bytes)
     average = ((left.astype(np.uint16) + up) >> 1).astype(np.uint8)
     candidates = [rows, rows - left, rows - up, rows - average, rows - _paeth(left, up, up_left)]

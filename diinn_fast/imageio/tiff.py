@@ -23,9 +23,7 @@ _STRIP_BYTES = 2**20
 _Tag = tuple[int, int, tuple[int, ...] | bytes]
 
 
-def write_tiff(
-    file: BinaryIO, samples: np.ndarray, icc: bytes | None, dpi: tuple[float, float] | None
-) -> None:
+def write_tiff(file: BinaryIO, samples: np.ndarray, icc: bytes | None, dpi: tuple[float, float] | None) -> None:
     """Write `samples` [h, w, c], uint8 or uint16, c = grey, grey + alpha, RGB, RGB + alpha."""
     height, width, channels = samples.shape
     rows = max(1, min(height, _STRIP_BYTES // (width * channels * samples.itemsize)))
@@ -51,7 +49,11 @@ def write_tiff(
         (317, _SHORT, (_HORIZONTAL_PREDICTION,)),
     ]
     if dpi is not None:
-        tags += [(282, _RATIONAL, _rational(dpi[0])), (283, _RATIONAL, _rational(dpi[1])), (296, _SHORT, (2,))]
+        tags += [
+            (282, _RATIONAL, _rational(dpi[0])),
+            (283, _RATIONAL, _rational(dpi[1])),
+            (296, _SHORT, (2,)),
+        ]
     if channels > colours:
         tags.append((338, _SHORT, (_UNASSOCIATED_ALPHA,)))
     if icc is not None:

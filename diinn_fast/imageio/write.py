@@ -13,7 +13,7 @@ import PIL.Image
 import torch
 
 from diinn_fast.imageio.atomic import atomic_file
-from diinn_fast.imageio.formats import Image, ImageError, check_writable, format_of
+from diinn_fast.imageio.formats import Image, ImageError, check_writable, format_of, stored_layout
 from diinn_fast.imageio.png import write_png16
 from diinn_fast.imageio.tiff import write_tiff
 
@@ -23,16 +23,14 @@ _BAND_PIXELS = 2**20
 _MAX_DPI = 60_000  # fits the 16-bit field of JPEG; beyond it the value says nothing about a picture
 
 
-def write_image(
-    path: str | os.PathLike[str], image: Image, *, overwrite: bool = False, quality: int = 95
-) -> None:
+def write_image(path: str | os.PathLike[str], image: Image, *, overwrite: bool = False, quality: int = 95) -> None:
     """Write `image` to `path`, complete or not at all.
 
     Samples are clamped to [0, 1] and rounded half up, floor(x * (2**bits - 1) + 0.5). PNG and TIFF are
     lossless (Deflate) and keep `image.bits`; JPEG (4:4:4, no chroma subsampling) and WebP (lossy colour,
     lossless alpha, colour kept under transparent pixels) have 8 bits. WebP has neither grey nor resolution:
-    grey is written as RGB, without a profile that describes grey. No reader of 16-bit grey + alpha TIFF
-    is common (Pillow refuses it), so that it is written as RGB + alpha.
+    grey is written as RGB, without a profile that describes grey. 16-bit grey + alpha in a TIFF becomes
+    RGB + alpha, because few readers know it.
 
     Args:
         path: output file; its extension picks the format (.png, .jpg, .jpeg, .tif, .tiff, .webp).
@@ -50,10 +48,9 @@ def write_image(
     if not 1 <= quality <= 100:
         raise ImageError(f"{path} cannot be written with quality {quality}: choose 1 to 100.")
     check_writable(path, *image.rgb.shape[1:], overwrite=overwrite, like=image)
-    bits = image.bits if kind in ("PNG", "TIFF") else 8
-    grey = image.grey and kind != "WebP" and not (kind == "TIFF" and bits == 16 and image.alpha is not None)
-    samples = _quantise(path, image, bits, grey)
-    icc = _fitting_profile(path, image, grey)
+    channels, bits = stored_layout(kind, image)
+    samples = _quantise(path, image, channels, bits)
+    icc = _fitting_profile(path, image, channels)
     dpi = _usable_dpi(image.dpi)
     with atomic_file(path, overwrite=overwrite) as file:
         if kind == "TIFF":
@@ -61,7 +58,7 @@ def write_image(
         elif bits == 16:
             write_png16(file, samples, icc, dpi)
         else:
-            file.write(_encode_with_pillow(kind, samples, icc, dpi, quality))
+            file.write(_encode_with_pillow(path, kind, samples, icc, dpi, quality))
 
 
 def _check_image(path: Path, image: Image) -> None:
@@ -74,16 +71,15 @@ def _check_image(path: Path, image: Image) -> None:
         raise ImageError(f"{path} needs alpha of shape [1, h, w] as rgb {shape}: got {tuple(image.alpha.shape)}.")
 
 
-def _quantise(path: Path, image: Image, bits: int, grey: bool) -> np.ndarray:
+def _quantise(path: Path, image: Image, channels: int, bits: int) -> np.ndarray:
     """Samples [h, w, c] of uint8 or uint16, made in row bands so that no second float picture is needed."""
     _, height, width = image.rgb.shape
-    channels = (1 if grey else 3) + (image.alpha is not None)
     samples = np.empty((height, width, channels), np.uint16 if bits == 16 else np.uint8)
     rows = max(1, _BAND_PIXELS // width)
     for top in range(0, height, rows):
         band = image.rgb[:, top : top + rows].detach().to("cpu", torch.float32)
         if image.grey:
-            band = band.mean(0, keepdim=True).expand(1 if grey else 3, -1, -1)
+            band = band.mean(0, keepdim=True).expand(3 if channels >= 3 else 1, -1, -1)
         if image.alpha is not None:
             alpha = image.alpha[:, top : top + rows].detach().to("cpu", torch.float32)
             band = torch.cat([band, alpha])
@@ -94,9 +90,9 @@ def _quantise(path: Path, image: Image, bits: int, grey: bool) -> np.ndarray:
     return samples
 
 
-def _fitting_profile(path: Path, image: Image, grey: bool) -> bytes | None:
+def _fitting_profile(path: Path, image: Image, channels: int) -> bytes | None:
     """The ICC profile, unless it describes grey and the file gets three channels, which readers reject."""
-    if image.icc is not None and image.icc[16:20] == b"GRAY" and not grey:
+    if image.icc is not None and image.icc[16:20] == b"GRAY" and channels >= 3:
         _log.warning("%s is written as RGB without the grey ICC profile of the input.", path)
         return None
     return image.icc
@@ -109,7 +105,12 @@ def _usable_dpi(dpi: tuple[float, float] | None) -> tuple[float, float] | None:
 
 
 def _encode_with_pillow(
-    kind: str, samples: np.ndarray, icc: bytes | None, dpi: tuple[float, float] | None, quality: int
+    path: Path,
+    kind: str,
+    samples: np.ndarray,
+    icc: bytes | None,
+    dpi: tuple[float, float] | None,
+    quality: int,
 ) -> bytes:
     """Encode in memory: Pillow ignores a short write to a nearly full disk, `file.write` does not."""
     picture = PIL.Image.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples)
@@ -121,5 +122,8 @@ def _encode_with_pillow(
     elif kind == "WebP":
         options |= {"quality": quality, "method": 4, "alpha_quality": 100, "exact": True}
     encoded = BytesIO()
-    picture.save(encoded, kind, **options)
+    try:
+        picture.save(encoded, kind, **options)
+    except (OSError, ValueError) as error:  # for example WebP's limit on how much detail one picture holds
+        raise ImageError(f"{path} could not be encoded as {kind} ({error}): write PNG or TIFF.") from error
     return encoded.getvalue()
