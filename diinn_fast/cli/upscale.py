@@ -1,0 +1,222 @@
+"""``diinn-fast upscale``: pictures, folders and globs of them."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from diinn_fast import BackendError
+from diinn_fast.cli.common import Refused, make_parser, messages
+from diinn_fast.imageio import check_writable, read_image, write_image
+from diinn_fast.imageio.formats import FORMAT_OF_SUFFIX
+from diinn_fast.inference import Upscaler, target_size
+from diinn_fast.inference.devices import PRECISIONS
+from diinn_fast.model import DEFAULT_WEIGHTS, bundled_names
+
+EXAMPLE = """\
+  diinn-fast upscale photo.jpg large.png --scale 3.7
+  diinn-fast upscale scans/ large/ --long-side 4000
+"""
+
+
+def main(arguments: list[str]) -> int:
+    options = parse(arguments)
+    level = logging.INFO if options.verbose else logging.ERROR if options.quiet else logging.WARNING
+    with messages(level):
+        return run(options)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = make_parser(
+        "upscale",
+        "[options] IN [IN ...] OUT",
+        "Enlarge pictures (PNG, JPEG, TIFF, WebP). Alpha, grey, 16 bits, colour profile and dpi are kept.",
+        EXAMPLE,
+    )
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="IN OUT",
+        help="picture, or folder or pattern of pictures (OUT is then a folder)",
+    )
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--scale", type=_scale, metavar="S", help="factor, or two: vertical, horizontal (default: 4)")
+    size.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="height and width of the output")
+    size.add_argument("--long-side", type=int, metavar="N", help="longer side of the output in pixels")
+    bundled = ", ".join(bundled_names())
+    parser.add_argument(
+        "--weights",
+        default=DEFAULT_WEIGHTS,
+        help=f"bundled model ({bundled}), model folder, or checkpoint (default: %(default)s)",
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: CUDA if there is any)")
+    parser.add_argument(
+        "--precision",
+        choices=["auto", *PRECISIONS],
+        default="auto",
+        help="auto: fp16 on CUDA, fp32 elsewhere",
+    )
+    parser.add_argument("--backend", help="decoder implementation, see diinn-fast info (default: the fastest)")
+    parser.add_argument("--self-ensemble", action="store_true", help="mean over 8 flips and turns, 8 times the work")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs (never inputs)")
+    parser.add_argument("--quality", type=int, default=95, help="of JPEG and WebP, 1 to 100 (default: %(default)s)")
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    loudness.add_argument("-v", "--verbose", action="store_true", help="print what is done")
+    options = parser.parse_intermixed_args(join_scale(arguments))
+    if len(options.paths) < 2:
+        parser.error("an input and an output are needed")
+    if not 1 <= options.quality <= 100:
+        parser.error(f"--quality must be 1 to 100, got {options.quality}")
+    target_size((1, 1), **_size_options(options))  # refuses what is wrong for every picture
+    return options
+
+
+def join_scale(arguments: list[str]) -> list[str]:
+    """``--scale 2 3`` as ``--scale 2,3``, so that ``--scale 2 in.png`` leaves the picture alone."""
+    joined = list(arguments)
+    for n in range(len(joined) - 2):
+        if joined[n] == "--scale" and _is_number(joined[n + 1]) and _is_number(joined[n + 2]):
+            joined[n + 1 : n + 3] = [f"{joined[n + 1]},{joined[n + 2]}"]
+            break
+    return joined
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _scale(text: str) -> float | tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one or two numbers") from None
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _size_options(options: argparse.Namespace) -> dict:
+    return {"scale": options.scale, "size": options.size, "long_side": options.long_side}
+
+
+def run(options: argparse.Namespace) -> int:
+    pairs = plan(options.paths[:-1], options.paths[-1])
+    upscaler = Upscaler(
+        options.weights,
+        device=options.device,
+        precision=options.precision,
+        backend=options.backend,
+        self_ensemble=options.self_ensemble,
+    )
+    if pairs.batch:
+        try:
+            pairs.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Refused(f"folder {pairs.folder} cannot be made ({error.strerror}): choose another one") from None
+    failures = []
+    for source, target in pairs.files:
+        try:
+            line = upscale_file(upscaler, source, target, options)
+        except BackendError:
+            raise
+        except Exception as error:
+            if not pairs.batch or options.debug:
+                raise
+            failures.append(error)
+            continue
+        if not options.quiet:
+            print(line, flush=True)
+    for failure in failures:
+        print(f"diinn-fast: {' '.join(str(failure).split())}", file=sys.stderr)
+    if failures:
+        print(f"diinn-fast: {len(failures)} of {len(pairs.files)} pictures failed", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def upscale_file(upscaler: Upscaler, source: Path, target: Path, options: argparse.Namespace) -> str:
+    """Read, check, upscale, write; returns the line to print."""
+    start = time.perf_counter()
+    image = read_image(source)
+    lr = image.rgb.shape[1], image.rgb.shape[2]
+    hr = target_size(lr, **_size_options(options))
+    check_writable(target, *hr, overwrite=options.overwrite, like=image)
+    progress = not options.quiet and sys.stderr.isatty()
+    result = upscaler(image, size=hr, progress=progress)
+    write_image(target, result, overwrite=options.overwrite, quality=options.quality)
+    seconds = time.perf_counter() - start
+    return (
+        f"{source} {lr[1]}x{lr[0]} -> {target} {hr[1]}x{hr[0]} ({_factor(options.scale, lr, hr)}) in {seconds:.1f} s, "
+        f"backend {upscaler.used_backend}, {hr[0] * hr[1] / seconds / 1000:.0f} kpx/s"
+    )
+
+
+def _factor(asked: float | tuple[float, ...] | None, lr: tuple[int, int], hr: tuple[int, int]) -> str:
+    if isinstance(asked, float):
+        return f"x{asked:g}"
+    vertical, horizontal = (f"x{out / n:.3g}" for out, n in zip(hr, lr, strict=True))
+    return vertical if vertical == horizontal else f"{vertical} down, {horizontal} across"
+
+
+class Pairs(NamedTuple):
+    """Inputs with their outputs; in a batch the outputs lie in ``folder`` and one bad picture does not stop it."""
+
+    files: list[tuple[Path, Path]]
+    batch: bool
+    folder: Path
+
+
+def plan(inputs: list[str], output: str) -> Pairs:
+    """Which picture becomes which file. Refuses collisions and outputs that are inputs, before anything is done."""
+    sources, collective = [], len(inputs) > 1
+    for text in inputs:
+        found = _expand(text)
+        collective |= found != [Path(text)]
+        sources += found
+    sources = list({os.path.realpath(p): p for p in reversed(sources)}.values())[::-1]  # each once, in order
+    out = Path(output)
+    folder = collective or out.is_dir() or output.endswith(("/", os.sep))
+    if not folder:
+        files = [(sources[0], out)]
+    else:
+        if not out.is_dir() and (out.exists() or out.suffix.lower() in FORMAT_OF_SUFFIX):
+            raise Refused(f"the output of several pictures must be a folder, not {output}")
+        files = [(source, out / source.name) for source in sources]
+    _refuse_collisions(files)
+    return Pairs(files, collective, out)
+
+
+def _expand(text: str) -> list[Path]:
+    """The pictures that an input means: those of a folder, those that match a pattern, or the file itself."""
+    path = Path(text)
+    if path.is_dir():
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in FORMAT_OF_SUFFIX and p.is_file())
+        if not found:
+            raise Refused(f"folder {text} has no pictures ({', '.join(FORMAT_OF_SUFFIX)})")
+        return found
+    if not path.exists() and glob.has_magic(text):
+        found = sorted(Path(p) for p in glob.glob(text, recursive=True) if Path(p).is_file())
+        if not found:
+            raise Refused(f"nothing matches {text}")
+        return found
+    return [path]
+
+
+def _refuse_collisions(files: list[tuple[Path, Path]]) -> None:
+    originals = {os.path.realpath(source) for source, _ in files}
+    owner: dict[str, Path] = {}
+    for source, target in files:
+        place = os.path.realpath(target)
+        if place in originals:
+            raise Refused(f"output {target} is one of the inputs: choose another name or folder")
+        if place in owner:
+            raise Refused(f"{owner[place]} and {source} would both become {target}: upscale them separately")
+        owner[place] = source

@@ -1,0 +1,156 @@
+"""The kinds of picture that `upscale` takes, and how each is given back: path, Image, PIL, array, tensor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from torch import Tensor
+
+from diinn_fast.imageio import Image, read_image
+from diinn_fast.inference.errors import UpscaleError
+
+KINDS = "a path, an Image, a PIL image, an array [h, w] or [h, w, 3 or 4], or a float tensor [3, h, w] or [B, 3, h, w]"
+
+PIL_MODES = {"1": "L", "L": "L", "La": "LA", "LA": "LA", "RGB": "RGB", "RGBa": "RGBA", "RGBA": "RGBA"}
+PIL_MODES_16BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+@dataclass
+class Request:
+    """Pictures to upscale, and what becomes of the outputs.
+
+    Each output is planes ``[C, H, W]`` of ``dtype``: one for grey, three for colour, and alpha if there is any.
+    Integer dtypes hold 0 to their maximum, floating-point ones [0, 1].
+    """
+
+    images: list[Image]
+    dtype: torch.dtype
+    finish: Callable[[list[Tensor]], Any]
+
+
+def as_request(image: Any) -> Request:
+    """Any kind of picture; UpscaleError (or ImageError, from files) for what is none or holds no valid samples."""
+    if isinstance(image, (str, os.PathLike)):
+        image = read_image(image)
+    if isinstance(image, Image):
+        return _from_image(image)
+    if isinstance(image, PIL.Image.Image):
+        return _from_pil(image)
+    if isinstance(image, Tensor):
+        return _from_tensor(image)
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    raise UpscaleError(f"an upscale needs {KINDS}, not {type(image).__name__}")
+
+
+def _from_image(image: Image) -> Request:
+    if not isinstance(image.rgb, Tensor) or image.rgb.ndim != 3 or image.rgb.shape[0] != 3:
+        raise UpscaleError("an Image needs rgb of shape [3, h, w]: replicate a grey one")
+    _check_floats(image.rgb)
+    if image.alpha is not None:
+        if tuple(image.alpha.shape) != (1, *image.rgb.shape[1:]):
+            raise UpscaleError(f"an Image needs alpha of shape [1, h, w], got {list(image.alpha.shape)}")
+        _check_floats(image.alpha)
+
+    def finish(outputs: list[Tensor]) -> Image:
+        (planes,) = outputs
+        rgb = planes[:1].expand(3, -1, -1) if image.grey else planes[:3]
+        return replace(image, rgb=rgb, alpha=None if image.alpha is None else planes[-1:])
+
+    return Request([image], torch.float32, finish)
+
+
+def _from_pil(picture: PIL.Image.Image) -> Request:
+    picture = PIL.ImageOps.exif_transpose(picture)
+    if picture.mode in PIL_MODES_16BIT:
+        samples = np.array(picture).astype(np.uint16)
+    else:
+        if picture.mode in ("P", "PA"):
+            mode = "RGBA" if picture.has_transparency_data else "RGB"
+        elif picture.mode in PIL_MODES:
+            mode = PIL_MODES[picture.mode]
+        else:
+            raise UpscaleError(f"PIL images of mode {picture.mode} are not supported: convert it to RGB or L first")
+        if picture.has_transparency_data and mode in ("L", "RGB"):  # a transparent colour in place of alpha
+            mode += "A"
+        samples = np.array(picture.convert(mode))
+    request = _from_samples(samples)
+
+    def finish(outputs: list[Tensor]) -> PIL.Image.Image:
+        result = PIL.Image.fromarray(request.finish(outputs))
+        result.info |= {k: v for k, v in picture.info.items() if k in ("icc_profile", "dpi")}
+        return result
+
+    return replace(request, finish=finish)
+
+
+def _from_array(array: np.ndarray) -> Request:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        raise UpscaleError(f"arrays must be [h, w], [h, w, 3] or [h, w, 4], got {list(array.shape)}")
+    return _from_samples(array)
+
+
+def _from_samples(samples: np.ndarray) -> Request:
+    """[h, w] grey, [h, w, 2] grey + alpha, [h, w, 3] RGB, [h, w, 4] RGB + alpha."""
+    floats = np.issubdtype(samples.dtype, np.floating)
+    if not floats and samples.dtype.newbyteorder("=") not in (np.uint8, np.uint16):
+        raise UpscaleError(f"arrays must be uint8, uint16 or float in [0, 1], got {samples.dtype}")
+    work = np.float64 if floats else np.float32
+    planes = torch.from_numpy(np.moveaxis(np.atleast_3d(samples), 2, 0).astype(work, order="C"))
+    if floats:
+        _check_floats(planes)
+    else:
+        planes /= np.iinfo(samples.dtype).max
+    planes = planes.float()
+    count = planes.shape[0]
+    grey = count < 3
+    image = Image(
+        rgb=planes[:1].expand(3, -1, -1) if grey else planes[:3],
+        alpha=planes[-1:] if count in (2, 4) else None,
+        grey=grey,
+        bits=16 if samples.dtype.itemsize == 2 and not floats else 8,
+    )
+
+    def finish(outputs: list[Tensor]) -> np.ndarray:
+        (planes,) = outputs
+        result = planes.permute(1, 2, 0).contiguous().numpy()
+        return (result[..., 0] if count == 1 else result).astype(samples.dtype, copy=False)
+
+    integer = torch.uint8 if samples.dtype.itemsize == 1 else torch.uint16
+    return Request([image], torch.float32 if floats else integer, finish)
+
+
+def _from_tensor(tensor: Tensor) -> Request:
+    if tensor.ndim not in (3, 4) or tensor.shape[-3] != 3 or 0 in tensor.shape:
+        raise UpscaleError(f"tensors must be [3, h, w] or [B, 3, h, w], got {list(tensor.shape)}")
+    if not tensor.is_floating_point():
+        raise UpscaleError(f"tensors must be floating point in [0, 1], got {tensor.dtype}: divide by the maximum")
+    _check_floats(tensor)
+    images = [Image(rgb) for rgb in tensor.detach().reshape(-1, *tensor.shape[-3:]).float()]
+
+    def finish(outputs: list[Tensor]) -> Tensor:
+        result = outputs[0] if tensor.ndim == 3 else torch.stack(outputs)
+        return result.to(tensor.device, tensor.dtype)
+
+    return Request(images, torch.float32, finish)
+
+
+def _check_floats(values: Tensor) -> None:
+    if values.numel() == 0:
+        return  # the sizes are checked elsewhere
+    low, high = (float(v) for v in values.detach().aminmax())
+    if low != low or high != high:
+        raise UpscaleError("the picture contains NaN: replace those values first")
+    if low < -TOLERANCE or high > 1 + TOLERANCE:
+        raise UpscaleError(f"values must lie in [0, 1], got {low:g} to {high:g}: divide by the maximum, or clamp")
+
+
+TOLERANCE = 1e-3
+"""How far rounding may have carried floating-point samples out of [0, 1]."""
