@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -54,5 +55,6 @@ def write_folder(model: DIINN, folder: Path, *, fp16: bool) -> None:
             if large := [key for key, value in state.items() if not torch.isfinite(value).all()]:
                 raise Refused(f"{large[0]!r} has values beyond fp16: convert without --fp16")
             save_file(state, temporary / "model.safetensors")
+        shutil.copymode(temporary / "config.json", temporary / "model.safetensors")  # safetensors makes it private
         for file in ("model.safetensors", "config.json"):
             os.replace(temporary / file, folder / file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -23,6 +24,8 @@ from diinn_fast.inference.sizes import target_size, warn_of_scale
 from diinn_fast.inference.weights import load_weights
 from diinn_fast.model import DIINN
 from diinn_fast.ops import Problem
+
+log = logging.getLogger("diinn_fast")
 
 BAND_PIXELS = 1 << 19
 """Output pixels decoded at a time: about a second's work of a CPU, a few MiB of floats."""
@@ -97,6 +100,8 @@ class Upscaler:
         elif model.training or any(p.device != self.device or p.dtype != torch.float32 for p in model.parameters()):
             model = copy.deepcopy(model).to(self.device, torch.float32).eval()  # the caller's stays as it is
         self.model = model
+        name = next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
+        log.info("mode %d model on %s in %s", model.decoder.mode, self.device, name)
 
     def __call__(
         self,
@@ -128,6 +133,7 @@ class Upscaler:
         item = self.dtype.itemsize
         check_memory(self.model.encoder, decoder.in_channels, (height, width), bytes_out, self.device, item)
         self.used_backend = self._choose_backend((height, width), hr)
+        log.info("%dx%d to %dx%d by backend %s", width, height, hr[1], hr[0], self.used_backend)
         warn_of_scale((height, width), hr)
 
     def bands(
@@ -174,7 +180,7 @@ class Upscaler:
                 stop = y + band.shape[1]
                 place = slice(height - stop, height - y) if 1 in flipped else slice(y, stop)
                 part[:, place] += band.flip(flipped)
-        yield 0, total / 8
+        yield 0, total.div_(8)
 
     def _upscale(self, picture: Image, hr: tuple[int, int], dtype: torch.dtype, progress: bool) -> Tensor:
         """Planes ``[C, H, W]`` of dtype, on the CPU; colour (or grey), then alpha."""
