@@ -1,0 +1,104 @@
+// Python module diinn_fast._cpu: the kernels on raw addresses. diinn_fast/backends/cpu.py checks everything first.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "decoder.h"
+
+namespace py = pybind11;
+using namespace diinn;
+
+namespace {
+
+template <class T>
+T* at(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+const Kernels& kernels(const std::string& name) {
+  for (const Kernels* const* k = available_kernels(); *k; ++k) {
+    if (name == (*k)->name) return **k;
+  }
+  throw std::invalid_argument("no kernels for instruction set " + name);
+}
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const Kernels* const* k = available_kernels(); *k; ++k) names.emplace_back((*k)->name);
+  return names;
+}
+
+Problem problem(const std::string& form, bool recurrent_k, std::array<std::int64_t, 7> shape, std::int64_t content_rows,
+                std::uintptr_t source, const std::vector<std::uintptr_t>& weights, float ratio,
+                std::array<std::int64_t, 3> queries, std::array<std::uintptr_t, 4> positions, int threads) {
+  Problem p{};
+  p.form = form == "direct" ? Form::direct : form == "modulation" ? Form::modulation : Form::content;
+  p.recurrent_k = recurrent_k;
+  p.batch = shape[0];
+  p.rows = shape[1];
+  p.columns = shape[2];
+  p.width = shape[3];
+  p.layers = shape[4];
+  p.outputs = shape[5];
+  p.channels = shape[6];
+  p.content_rows = content_rows;
+  p.threads = threads < 1 ? 1 : threads;
+  p.source = at<const float>(source);
+  for (std::size_t n = 0; n < weights.size() && n < kWeights; ++n) p.weights[n] = at<const float>(weights[n]);
+  p.ratio = ratio;
+  p.points = queries[0];
+  p.window_rows = queries[1];
+  p.window_columns = queries[2];
+  if (p.points) {
+    p.point_index = at<const std::int64_t>(positions[0]);
+    p.point_offset = at<const float>(positions[1]);
+  } else {
+    p.row_index = at<const std::int64_t>(positions[0]);
+    p.row_offset = at<const float>(positions[1]);
+    p.column_index = at<const std::int64_t>(positions[2]);
+    p.column_offset = at<const float>(positions[3]);
+  }
+  return p;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "Fused DIINN decoder for CPUs, on raw addresses: use diinn_fast.backends.cpu.";
+  m.def("instruction_sets", &instruction_sets, "Compiled sets that this CPU has, best first.");
+  py::class_<Problem>(m, "Problem")
+      .def(py::init(&problem), py::kw_only(), py::arg("form"), py::arg("recurrent_k"), py::arg("shape"),
+           py::arg("content_rows"), py::arg("source"), py::arg("weights"), py::arg("ratio"), py::arg("queries"),
+           py::arg("positions"), py::arg("threads"));
+  m.def("forward", [](const std::string& name, const Problem& p, std::uintptr_t out) {
+    const Kernels& k = kernels(name);
+    py::gil_scoped_release release;
+    k.forward(p, at<float>(out));
+  });
+  m.def("backward", [](const std::string& name, const Problem& p, std::uintptr_t grad,
+                       const std::vector<std::uintptr_t>& gradients) {
+    const Kernels& k = kernels(name);
+    float* pointers[1 + kWeights] = {};
+    for (std::size_t n = 0; n < gradients.size() && n <= kWeights; ++n) pointers[n] = at<float>(gradients[n]);
+    py::gil_scoped_release release;
+    k.backward(p, at<const float>(grad), pointers);
+  });
+  m.def("conv3x3", [](const std::string& name, std::uintptr_t padded, std::uintptr_t weight, std::uintptr_t bias,
+                      std::uintptr_t out, std::array<std::int64_t, 5> shape, int threads) {
+    const Kernels& k = kernels(name);
+    py::gil_scoped_release release;
+    k.conv3x3(at<const float>(padded), at<const float>(weight), at<const float>(bias), at<float>(out), shape[0],
+              shape[1], shape[2], shape[3], shape[4], threads < 1 ? 1 : threads);
+  });
+  m.def("sine",
+        [](const std::string& name, std::uintptr_t x, std::uintptr_t sine, std::uintptr_t cosine, std::int64_t count) {
+          const Kernels& k = kernels(name);
+          py::gil_scoped_release release;
+          k.sine(at<const float>(x), at<float>(sine), at<float>(cosine), count);
+        });
+}

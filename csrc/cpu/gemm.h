@@ -1,0 +1,180 @@
+// Products of a tile of rows with packed weights.
+//
+// A weight matrix B [depth, columns] is packed in panels of kPanel columns, each [depth][kPanel] contiguous: one panel
+// stays in the L1 cache while all rows of the tile pass. The microkernel keeps kRows x kPanel sums in registers and
+// adds over the depth in order, so that a row's result does not depend on the other rows, the tile or the thread.
+#pragma once
+
+#include "decoder.h"
+#include "simd.h"
+
+namespace diinn {
+namespace DIINN_ISA {
+
+static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+class Buffer {  // of floats, 64-byte aligned
+ public:
+  Buffer() = default;
+  explicit Buffer(int64_t count) : data_(count ? static_cast<float*>(allocate(count * 4)) : nullptr) {}
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() {
+    if (data_) release(data_);
+  }
+  void reset(int64_t count) {
+    if (data_) release(data_);
+    data_ = nullptr;
+    if (count) data_ = static_cast<float*>(allocate(count * 4));
+  }
+  float* get() const { return data_; }
+
+ private:
+  float* data_ = nullptr;
+};
+
+// Calls work(index, thread) for every index below count (see parallel_for).
+template <class Work>
+void parallel(int64_t count, int threads, const Work& work) {
+  auto call = [](void* context, int64_t index, int thread) { (*static_cast<const Work*>(context))(index, thread); };
+  parallel_for(count, threads, call, const_cast<Work*>(&work));
+}
+
+// Where B's element (k, n) lies: data[k * k_stride + n * n_stride]. Features are gathered tap by tap (runs of
+// channels), while weights have columns c * 9 + tap: k_channels or n_channels > 0 says that k or n counts tap-major.
+struct Operand {
+  const float* data;
+  int64_t depth, columns;
+  int64_t k_stride, n_stride;
+  int64_t k_channels = 0, n_channels = 0;
+  int64_t pair = 0;  // > 0: a panel holds kLanes columns and the kLanes columns `pair` further
+};
+
+static inline int64_t from_tap_major(int64_t index, int64_t channels) {
+  return channels ? index % channels * 9 + index / channels : index;
+}
+
+class Panels {
+ public:
+  void pack(const Operand& b, int threads) {
+    depth_ = b.depth;
+    count_ = b.pair ? b.pair / kLanes : round_up(b.columns, kPanel) / kPanel;
+    data_.reset(count_ * depth_ * kPanel);
+    parallel(count_, threads, [&](int64_t panel, int) { pack_panel(b, panel, data_.get() + panel * depth_ * kPanel); });
+  }
+  int64_t depth() const { return depth_; }
+  int64_t count() const { return count_; }
+  const float* panel(int64_t n) const { return data_.get() + n * depth_ * kPanel; }
+
+ private:
+  static void pack_panel(const Operand& b, int64_t panel, float* out) {
+    const float* column[kPanel];
+    for (int64_t c = 0; c < kPanel; ++c) {
+      int64_t n = panel * kPanel + c;
+      if (b.pair) n = c < kLanes ? panel * kLanes + c : b.pair + panel * kLanes + c - kLanes;
+      column[c] = n < b.columns ? b.data + from_tap_major(n, b.n_channels) * b.n_stride : nullptr;
+    }
+    constexpr int64_t kBlock = 64;  // of the depth: both orders of strides stay in the cache
+    for (int64_t start = 0; start < b.depth; start += kBlock) {
+      const int64_t stop = start + kBlock < b.depth ? start + kBlock : b.depth;
+      for (int64_t c = 0; c < kPanel; ++c) {
+        if (!column[c]) {
+          for (int64_t k = start; k < stop; ++k) out[k * kPanel + c] = 0;
+        } else if (b.k_channels) {
+          for (int64_t k = start; k < stop; ++k)
+            out[k * kPanel + c] = column[c][from_tap_major(k, b.k_channels) * b.k_stride];
+        } else {
+          for (int64_t k = start; k < stop; ++k) out[k * kPanel + c] = column[c][k * b.k_stride];
+        }
+      }
+    }
+  }
+
+  Buffer data_;
+  int64_t depth_ = 0, count_ = 0;
+};
+
+typedef float Sums[kRows][kPanel];
+
+// sums[r][c] = sum over k of a(r, k) * panel[k][c], with a(r, k) = a[r * stride + k], or a[k * kRows + r] if packed.
+template <bool kPackedRows>
+static DIINN_INLINE void microkernel(int64_t depth, const float* a, int64_t stride, const float* panel, Sums& sums) {
+  vec total[kRows][2];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) total[r][0] = total[r][1] = vec{};
+#pragma GCC unroll 1
+  for (int64_t k = 0; k < depth; ++k) {
+    const vec left = load(panel), right = load(panel + kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const vec x = splat(kPackedRows ? a[r] : a[r * stride]);
+      total[r][0] = fma(x, left, total[r][0]);
+      total[r][1] = fma(x, right, total[r][1]);
+    }
+    panel += kPanel;
+    a += kPackedRows ? kRows : 1;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    store(sums[r], total[r][0]);
+    store(sums[r] + kLanes, total[r][1]);
+  }
+}
+
+// For each panel and each kRows of the `rows` rows (a multiple of kRows): the microkernel, then done(row, panel, sums).
+// done.prefetch(row, panel) comes before, to fetch what done will need.
+template <bool kPackedRows, class Epilogue>
+static inline void product(int64_t rows, int64_t depth, const float* a, int64_t stride, const float* panels,
+                           int64_t count, const Epilogue& done) {
+  alignas(64) Sums sums;
+  for (int64_t panel = 0; panel < count; ++panel, panels += depth * kPanel) {
+    for (int64_t row = 0; row < rows; row += kRows) {
+      done.prefetch(row, panel);
+      microkernel<kPackedRows>(depth, a + row * (kPackedRows ? depth : stride), stride, panels, sums);
+      done(row, panel, sums);
+    }
+  }
+}
+
+template <class Epilogue>
+static inline void product(int64_t rows, const float* a, int64_t stride, const Panels& b, const Epilogue& done) {
+  product<false>(rows, b.depth(), a, stride, b.panel(0), b.count(), done);
+}
+
+// out[row][panel columns] = sums (+ bias), out padded to whole panels.
+struct Store {
+  float* out;
+  int64_t stride;
+  const float* bias = nullptr;  // padded to whole panels
+  void prefetch(int64_t, int64_t) const {}
+  DIINN_INLINE void operator()(int64_t row, int64_t panel, const Sums& sums) const {
+    const float* add = bias ? bias + panel * kPanel : nullptr;
+    for (int r = 0; r < kRows; ++r) {
+      float* to = out + (row + r) * stride + panel * kPanel;
+      for (int c = 0; c < kPanel; c += kLanes)
+        store(to + c, add ? load(sums[r] + c) + load(add + c) : load(sums[r] + c));
+    }
+  }
+};
+
+// total [rows, columns] += sums, in plain layout.
+struct Add {
+  float* total;
+  int64_t rows, columns;
+  void prefetch(int64_t, int64_t) const {}
+  DIINN_INLINE void operator()(int64_t row, int64_t panel, const Sums& sums) const {
+    const int64_t last_row = rows - row < kRows ? rows - row : kRows, first = panel * kPanel;
+    const int64_t last_column = columns - first < kPanel ? columns - first : kPanel;
+    for (int64_t r = 0; r < last_row; ++r) {
+      float* to = total + (row + r) * columns + first;
+      if (last_column == kPanel) {
+        for (int c = 0; c < kPanel; c += kLanes) store(to + c, load(to + c) + load(sums[r] + c));
+      } else {
+        for (int64_t c = 0; c < last_column; ++c) to[c] += sums[r][c];
+      }
+    }
+  }
+};
+
+}  // namespace DIINN_ISA
+}  // namespace diinn

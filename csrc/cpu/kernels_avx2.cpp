@@ -1,0 +1,2 @@
+#define DIINN_ISA avx2
+#include "kernels.h"

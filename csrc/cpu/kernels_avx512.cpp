@@ -1,0 +1,2 @@
+#define DIINN_ISA avx512
+#include "kernels.h"

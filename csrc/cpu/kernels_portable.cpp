@@ -1,0 +1,2 @@
+#define DIINN_ISA portable
+#include "kernels.h"

@@ -1,0 +1,233 @@
+"""Backend ``cpu``: the fused decoder compiled from csrc/cpu, float32, for x86-64 (AVX-512, AVX2) and others (portable).
+
+It follows torch's thread count, releases the GIL and may be called from several Python threads. Results do not depend
+on the number of threads or on how queries are cut. ``DIINN_FAST_CPU_ISA`` (avx512, avx2 or portable) overrides the
+choice of instruction set.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from diinn_fast.backends import eager
+from diinn_fast.geometry import Window, local_offset, nearest_index
+
+if TYPE_CHECKING:
+    from diinn_fast.ops import Problem
+
+DEVICES = ("cpu",)
+DTYPES = "float32"
+NOTE = "compiled C++, fused; all modes, forward and backward"
+
+WIDTH_UNIT, MOST_LAYERS = 32, 16
+"""The kernels take hidden widths that are multiples of WIDTH_UNIT, and at most MOST_LAYERS layers."""
+
+log = logging.getLogger("diinn_fast")
+_check_lock = threading.Lock()
+_checked: dict[str, str | None] = {}
+
+
+def unavailable() -> str | None:
+    module = _load()
+    if isinstance(module, str):
+        return module
+    name = os.environ.get("DIINN_FAST_CPU_ISA")
+    if name and name not in module.instruction_sets():
+        return f"DIINN_FAST_CPU_ISA={name}, but this CPU and build have {', '.join(module.instruction_sets())}"
+    return _self_check(instruction_set())
+
+
+def unsupported(problem: Problem, source: Tensor) -> str | None:
+    if source.device.type != "cpu":
+        return f"it needs tensors on the CPU, got {source.device}"
+    if source.dtype != torch.float32:
+        return f"it computes in float32, got {source.dtype}"
+    if problem.form != "direct" and source.shape[-1] % WIDTH_UNIT:
+        return f"it needs a hidden width that is a multiple of {WIDTH_UNIT}"
+    return None
+
+
+def instruction_set() -> str:
+    """The instruction set in use: the best one that this CPU has, or DIINN_FAST_CPU_ISA."""
+    return os.environ.get("DIINN_FAST_CPU_ISA") or _kernels().instruction_sets()[0]
+
+
+def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    if reason := _refuses(problem, weights):
+        return _fall_back(reason).forward(problem, source, weights)
+    out = source.new_empty(problem.output_shape(source.shape[0], weights[4].shape[0]))
+    if out.numel():
+        arguments, alive = _arguments(problem, source, weights)
+        _kernels().forward(instruction_set(), arguments, out.data_ptr())
+        del alive
+    return out
+
+
+def backward(
+    problem: Problem, grad: Tensor, source: Tensor, weights: Sequence[Tensor], needs: Sequence[bool]
+) -> list[Tensor]:
+    """Gradients of [source, *weights], empty where not needed. Each LR row's gradient and each copy of the weights'
+    gradients is summed by one thread in a fixed order, and the copies in a fixed order: bitwise the same every time."""
+    if reason := _refuses(problem, weights):
+        return _fall_back(reason).backward(problem, grad, source, weights, needs)
+    inputs = [source, *weights]
+    if not grad.numel():
+        return [torch.zeros_like(v) if need else v.new_empty(0) for v, need in zip(inputs, needs, strict=True)]
+    gradients = [
+        v.new_empty(0) if not need else torch.zeros(v.shape) if n == 0 else torch.empty(v.shape)
+        for n, (v, need) in enumerate(zip(inputs, needs, strict=True))
+    ]
+    arguments, alive = _arguments(problem, source, weights)
+    grad = grad.to(torch.float32).contiguous()
+    addresses = [v.data_ptr() if need else 0 for v, need in zip(gradients, needs, strict=True)]
+    _kernels().backward(instruction_set(), arguments, grad.data_ptr(), addresses)
+    del alive
+    return gradients
+
+
+def conv3x3(padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor | None:
+    """3x3 convolution of ``[B, h+2, w+2, C]`` by ``[out, 9C]`` (columns c*9 + tap) plus ``[out]``: ``[B, h, w, out]``.
+
+    Every pixel is summed in the same order, however the image is cut. None where it does not apply: kernels not
+    available, not float32, ``out`` not a multiple of 32.
+    """
+    tensors = (padded, weight, bias)
+    if any(v.device.type != "cpu" or v.dtype != torch.float32 for v in tensors) or unavailable():
+        return None
+    if weight.shape[0] % WIDTH_UNIT or (torch.is_grad_enabled() and any(v.requires_grad for v in tensors)):
+        return None
+    padded, weight, bias = (v.detach().contiguous() for v in tensors)
+    batch, rows, columns, channels = padded.shape
+    out = padded.new_empty(batch, rows - 2, columns - 2, weight.shape[0])
+    if out.numel():
+        shape = [batch, rows - 2, columns - 2, channels, weight.shape[0]]
+        addresses = (padded.data_ptr(), weight.data_ptr(), bias.data_ptr(), out.data_ptr())
+        _kernels().conv3x3(instruction_set(), *addresses, shape, torch.get_num_threads())
+    return out
+
+
+def _refuses(problem: Problem, weights: Sequence[Tensor]) -> str | None:
+    """Why these weights do not suit the kernels (which ``unsupported`` cannot see), or None."""
+    width, layers = weights[0].shape[0], len(weights[2]) + 1
+    if width % WIDTH_UNIT or layers > MOST_LAYERS:
+        return f"width {width} is not a multiple of {WIDTH_UNIT}, or more than {MOST_LAYERS} layers"
+    if any(v.dtype != torch.float32 for v in weights):
+        return "weights are not float32"
+    return None
+
+
+def _fall_back(reason: str) -> ModuleType:
+    log.debug("backend 'cpu' hands a decode to 'eager': %s", reason)
+    return eager
+
+
+def _arguments(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> tuple[Any, list[Tensor]]:
+    """The kernel's view of a decode, and the tensors that must live as long as it."""
+    source = source.detach().contiguous()
+    matrices = [v.detach().contiguous() for v in weights]
+    rows, columns = problem.grid(source)
+    width, layers = matrices[0].shape[0], len(matrices[2]) + 1
+    direct = problem.form == "direct"
+    if problem.window is not None:
+        positions = _window_positions(problem, problem.window, rows, columns)
+        queries = [0, *problem.window.shape]
+    else:
+        positions = _point_positions(problem, rows, columns)
+        queries = [positions[0].shape[1], 0, 0]
+    arguments = _kernels().Problem(
+        form=problem.form,
+        recurrent_k=direct and problem.mode in (1, 2),
+        shape=[source.shape[0], rows, columns, width, layers, matrices[4].shape[0], source.shape[-1] if direct else 0],
+        content_rows=len(matrices[6]) if direct else 0,
+        source=source.data_ptr(),
+        weights=[v.data_ptr() for v in matrices],
+        ratio=problem.ratio,
+        queries=queries,
+        positions=[v.data_ptr() for v in positions] + [0] * (4 - len(positions)),
+        threads=torch.get_num_threads(),
+    )
+    return arguments, [source, *matrices, *positions]
+
+
+def _window_positions(problem: Problem, window: Window, rows: int, columns: int) -> list[Tensor]:
+    """LR row and dy of each HR row, LR column and dx of each HR column."""
+    (h, w), (height, width) = problem.lr, problem.size
+    i = nearest_index(window.y0, window.y1, h, height)
+    j = nearest_index(window.x0, window.x1, w, width)
+    dy = local_offset(window.y0, window.y1, i, h, height, torch.float32)
+    dx = local_offset(window.x0, window.x1, j, w, width, torch.float32)
+    i, j = i - problem.origin[0], j - problem.origin[1]
+    # The maps are monotone: their ends decide.
+    if i[0] < 0 or i[-1] >= rows or j[0] < 0 or j[-1] >= columns:
+        raise IndexError(f"window {tuple(window)} needs LR pixels outside the source's {rows}x{columns} tile")
+    return [i, dy.contiguous(), j, dx.contiguous()]
+
+
+def _point_positions(problem: Problem, rows: int, columns: int) -> list[Tensor]:
+    assert problem.index is not None and problem.offset is not None
+    low, high = problem.index.aminmax()
+    if low < 0 or high >= rows * columns:
+        raise IndexError(f"point indices must be within 0..{rows * columns - 1}, got {int(low)}..{int(high)}")
+    return [problem.index.to(torch.int64).contiguous(), problem.offset.detach().to(torch.float32).contiguous()]
+
+
+@cache
+def _load() -> ModuleType | str:
+    """The compiled module, or why there is none."""
+    try:
+        return importlib.import_module("diinn_fast._cpu")
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError):
+            return "the kernels are not compiled (install a C++ compiler, then reinstall diinn_fast)"
+        return f"the compiled kernels cannot be loaded: {error}"
+
+
+def _kernels() -> Any:
+    module = _load()
+    assert not isinstance(module, str), module
+    return module
+
+
+def _self_check(name: str) -> str | None:
+    """Decode a tiny problem once per instruction set and compare with eager: None, or why the kernels are refused."""
+    with _check_lock:
+        if name not in _checked:
+            _checked[name] = _compare_with_eager()
+            if reason := _checked[name]:
+                log.warning("the CPU kernels are not used: %s", reason)
+        return _checked[name]
+
+
+def _compare_with_eager() -> str | None:
+    from diinn_fast.ops import Problem
+
+    width, layers, lr, size = 32, 3, (3, 4), (7, 9)
+    draw = torch.Generator().manual_seed(0)
+
+    def values(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=draw) * 2 - 1
+
+    source, grad = values(1, *lr, layers * width), values(1, 3, *size)
+    weights = [values(width, 3), values(width), values(layers - 1, 2 * width, width) / 4]
+    weights += [values(layers - 1, width), values(3, width), values(3)]
+    problem = Problem("content", 3, lr, (0, 0), size, Window(0, size[0], 0, size[1]), None, None, 0)
+    needs = [True] * (1 + len(weights))
+    try:
+        ours = [forward(problem, source, weights), *backward(problem, grad, source, weights, needs)]
+    except Exception as error:
+        return f"their self-check failed: {error}"
+    theirs = [eager.forward(problem, source, weights), *eager.backward(problem, grad, source, weights, needs)]
+    for a, b in zip(ours, theirs, strict=True):
+        if not torch.allclose(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max())):
+            return f"their self-check differs from plain PyTorch by {float((a - b).abs().max()):.1e}"
+    return None

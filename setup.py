@@ -1,0 +1,131 @@
+"""Builds the CPU kernels (csrc/cpu) into ``diinn_fast/_cpu``, if the machine can; everything else is in pyproject.toml.
+
+A machine without a C++ compiler, or one where compiling fails, still gets a working package: plain PyTorch serves,
+and ``diinn-fast info`` says why. Environment: CXX (compiler), DIINN_FAST_NO_KERNELS=1 (do not compile),
+DIINN_FAST_SANITIZE=1 (address and undefined-behaviour sanitizers, into build/sanitize instead of the package; see
+csrc/cpu/README.md).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+FOLDER = Path("csrc/cpu")
+COMMON = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-Wall",
+    "-Wextra",
+]
+X86 = {
+    "kernels_avx512.cpp": ["-mavx512f", "-mavx512dq", "-mavx2", "-mfma", "-mprefer-vector-width=512"],
+    "kernels_avx2.cpp": ["-mavx2", "-mfma"],
+}
+"""Sources compiled for one instruction set; which of them runs is decided at run time."""
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1", "-fno-omit-frame-pointer"]
+
+
+class BuildKernels(build_ext):
+    """Compiles the kernels, or says in one line why not: never fails the installation."""
+
+    def build_extension(self, extension: Extension) -> None:
+        sanitize = os.environ.get("DIINN_FAST_SANITIZE") == "1"
+        target = Path(self.get_ext_fullpath(extension.name))
+        if sanitize:
+            target = Path("build/sanitize") / target.name
+        try:
+            self._compile(target, sanitize)
+        except (OSError, RuntimeError) as error:
+            print(
+                f"diinn_fast: the CPU kernels were not compiled, plain PyTorch will be used: {error}", file=sys.stderr
+            )
+
+    def _compile(self, target: Path, sanitize: bool) -> None:
+        if os.environ.get("DIINN_FAST_NO_KERNELS") == "1":
+            raise RuntimeError("DIINN_FAST_NO_KERNELS=1 is set")
+        if sys.platform == "win32":
+            raise RuntimeError("they need GCC or Clang, which this build does not look for on Windows")
+        compiler = find_compiler()
+        flags = [*COMMON, *(SANITIZE if sanitize else []), *(f"-I{folder}" for folder in include_folders())]
+        sources = ["binding.cpp", "runtime.cpp", "kernels_portable.cpp"]
+        if platform.machine().lower() in ("x86_64", "amd64"):
+            flags.append("-DDIINN_X86_VARIANTS")
+            sources += X86
+        objects = target.parent.resolve() if sanitize else Path(self.build_temp).resolve()
+        objects.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        jobs = []
+        for source in sources:
+            built = objects / f"{Path(source).stem}.o"
+            jobs.append((built, [*compiler, *flags, *X86.get(source, []), "-c", str((FOLDER / source).resolve())]))
+        run_jobs(jobs, objects)
+        shared = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared", "-pthread"]
+        link = [*compiler, *shared, *(SANITIZE if sanitize else []), *(str(built) for built, _ in jobs)]
+        partial = target.with_suffix(".partial")
+        run([*link, "-o", str(partial)])
+        partial.replace(target)
+
+
+def find_compiler() -> list[str]:
+    configured = [os.environ.get("CXX"), "c++", "g++", "clang++"]
+    for command in filter(None, configured):
+        if shutil.which(command.split()[0]):
+            return command.split()
+    raise RuntimeError("no C++ compiler found (install g++ or clang++, or set CXX, and reinstall)")
+
+
+def include_folders() -> list[str]:
+    try:
+        import pybind11
+    except ImportError as error:
+        raise RuntimeError("pybind11 is not installed") from error
+    headers = sysconfig.get_paths()["include"]
+    if not (Path(headers) / "Python.h").exists():
+        raise RuntimeError(f"Python.h is not in {headers} (install the Python development package)")
+    return [headers, pybind11.get_include()]
+
+
+def run_jobs(jobs: list[tuple[Path, list[str]]], folder: Path) -> None:
+    """Compile with ninja where there is one (in parallel, and only what changed), else one after the other."""
+    ninja = shutil.which("ninja", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    if ninja is None:
+        for built, command in jobs:
+            run([*command, "-o", str(built)])
+        return
+    lines = ["rule cxx", "  command = $compile -MD -MF $out.d -o $out", "  depfile = $out.d", "  deps = gcc"]
+    for built, command in jobs:
+        text = " ".join("'" + word.replace("$", "$$") + "'" for word in command)
+        lines += [f"build {escape(str(built))}: cxx {escape(command[-1])}", f"  compile = {text}"]
+    (folder / "build.ninja").write_text("\n".join(lines) + "\n")
+    run([ninja, "-C", str(folder), *(["-v"] if os.environ.get("VERBOSE") else [])])
+
+
+def escape(path: str) -> str:
+    return path.replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def run(command: list[str]) -> None:
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if result.returncode:
+        lines = result.stdout.strip().splitlines()
+        reason = next((line for line in lines if "error" in line), lines[-1] if lines else "no message")
+        print(result.stdout, file=sys.stderr)
+        raise RuntimeError(f"{Path(command[0]).name} failed: {reason.strip()}")
+    if "warning" in result.stdout:
+        print(result.stdout, file=sys.stderr)
+
+
+setup(ext_modules=[Extension("diinn_fast._cpu", sources=[], optional=True)], cmdclass={"build_ext": BuildKernels})
