@@ -53,6 +53,8 @@ def _load_folder(folder: Path) -> DIINN:
             raise CheckpointError(f"model folder {folder} has no {name}: save it again with save_pretrained")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it is not a JSON object")
         with torch.device("meta"):
             model = DIINN(**{name: config[name] for name in ("mode", "init_q", "encoder") if name in config})
     except (OSError, ValueError, TypeError) as error:
