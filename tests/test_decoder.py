@@ -33,18 +33,26 @@ def test_float64_equals_the_definition(mode, init_q, seed):
         assert error <= 1e-10, (h, w, height, width)
 
 
+def rms(error: torch.Tensor) -> float:
+    return float(error.double().square().mean().sqrt())
+
+
 @pytest.mark.parametrize(("mode", "init_q"), MODES)
 def test_float32_is_within_twice_plain_pytorchs_error(mode, init_q, seed):
+    """In root mean square over all geometries; in one small output the ratio of errors is a matter of luck."""
     decoder = make_decoder(mode, init_q)
-    for _ in range(4):
-        h, w, height, width = random_geometry(seed, mode)
+    errors: dict[str, list[torch.Tensor]] = {"plain": [], "auto": [], EAGER: []}
+    for h, w, height, width in [(12, 13, 50, 47), *(random_geometry(seed, mode) for _ in range(5))]:
         features = torch.randn(2, 64, h, w)
         with torch.no_grad():
             exact = oracle(decoder, features, (height, width))
-            plain = (oracle(decoder, features, (height, width), dtype=torch.float32) - exact).abs().max()
+            errors["plain"].append(oracle(decoder, features, (height, width), dtype=torch.float32) - exact)
             for backend in ("auto", EAGER):
-                error = (decoder(features, (height, width), backend=backend) - exact).abs().max()
-                assert error <= 2 * plain + 1e-7 * exact.abs().max(), (backend, h, w, height, width)
+                errors[backend].append(decoder(features, (height, width), backend=backend) - exact)
+    plain, *ours = (torch.cat([e.flatten() for e in v]) for v in errors.values())
+    for error in ours:
+        assert rms(error) <= 2 * rms(plain)
+        assert error.abs().max() <= 3 * plain.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -57,7 +65,7 @@ def test_16_bit_is_within_twice_plain_pytorchs_error(mode, dtype):
         plain = oracle(decoder, features, (21, 30), dtype=dtype).double()
         got = decoder.to(dtype)(features.to(dtype), (21, 30))
     assert got.dtype == dtype
-    assert (got - exact).square().mean().sqrt() <= 2 * (plain - exact).square().mean().sqrt()
+    assert rms(got - exact) <= 2 * rms(plain - exact)
 
 
 @pytest.mark.parametrize(("mode", "init_q"), MODES)
