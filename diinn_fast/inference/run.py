@@ -155,8 +155,10 @@ class Upscaler:
         """Bands of the network's raw output, in [-1, 1] or slightly beyond."""
         height, width = hr
         step = rows or max(1, BAND_PIXELS // width)
+        # One memory layout for all inputs: convolutions round differently in another.
+        x = rgb.to(self.device, torch.float32).contiguous()[None]
         with self._autocast():
-            features = self.model.encoder((rgb[None].to(self.device, torch.float32) - 0.5) / 0.5)
+            features = self.model.encoder((x - 0.5) / 0.5)
         for y in range(0, height, step):
             stop = min(y + step, height)
             with self._autocast():
