@@ -1,0 +1,167 @@
+"""Encoders: sizes and names as published, the literal function in float64, and tiles that equal the whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diinn_fast.encoders import EDSR, RDB, RDN, fast_layout, make_encoder
+
+
+def literal_rdn(state: dict[str, Tensor], x: Tensor, blocks: int, convs: int) -> Tensor:
+    """RDN as its paper writes it: dense blocks, global feature fusion, global residual; one dtype throughout."""
+
+    def conv(name: str, value: Tensor) -> Tensor:
+        weight = state[f"{name}.weight"]
+        return F.conv2d(value, weight, state[f"{name}.bias"], padding=weight.shape[-1] // 2)
+
+    shallow = conv("SFENet1", x)
+    block_input, outputs = conv("SFENet2", shallow), []
+    for d in range(blocks):
+        dense = block_input
+        for c in range(convs):
+            dense = torch.cat([dense, torch.relu(conv(f"RDBs.{d}.convs.{c}.conv.0", dense))], dim=1)
+        block_input = conv(f"RDBs.{d}.LFF", dense) + block_input
+        outputs.append(block_input)
+    return conv("GFF.1", conv("GFF.0", torch.cat(outputs, dim=1))) + shallow
+
+
+def literal_edsr(state: dict[str, Tensor], x: Tensor, blocks: int) -> Tensor:
+    def conv(name: str, value: Tensor) -> Tensor:
+        return F.conv2d(value, state[f"{name}.weight"], state[f"{name}.bias"], padding=1)
+
+    head = conv("head.0", x)
+    body = head
+    for d in range(blocks):
+        body = body + conv(f"body.{d}.body.2", torch.relu(conv(f"body.{d}.body.0", body)))
+    return head + conv(f"body.{blocks}", body)
+
+
+def literal(encoder: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
+    state = {k: v.to(dtype) for k, v in encoder.state_dict(keep_vars=True).items()}
+    if isinstance(encoder, RDN):
+        return literal_rdn(state, x.to(dtype), len(encoder.RDBs), len(encoder.RDBs[0].convs))
+    return literal_edsr(state, x.to(dtype), len(encoder.body) - 1)
+
+
+# Small ones, and an RDN whose dense blocks are wide enough to be summed in several groups.
+SMALL = {
+    "rdn": lambda: RDN(channels=24, growth=8, blocks=2, convs=3),
+    "wide rdn": lambda: RDN(channels=48, growth=80, blocks=2, convs=5),
+    "edsr": lambda: EDSR(channels=16, blocks=3),
+}
+
+
+@pytest.fixture(params=SMALL)
+def encoder(request: pytest.FixtureRequest) -> nn.Module:
+    encoder = SMALL[request.param]()
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.mul_(1.5)  # so that every layer matters in the output
+    return encoder
+
+
+def test_rdn_has_the_published_parameters() -> None:
+    state = RDN().state_dict()
+    assert sum(v.numel() for v in state.values()) == 21_973_952
+    assert state["SFENet1.weight"].shape == (64, 3, 3, 3)
+    assert state["RDBs.15.convs.7.conv.0.weight"].shape == (64, 64 * 8, 3, 3)
+    assert state["RDBs.0.LFF.weight"].shape == (64, 64 * 9, 1, 1)
+    assert state["GFF.0.weight"].shape == (64, 64 * 16, 1, 1)
+    assert state["GFF.1.bias"].shape == (64,)
+    assert len(state) == 2 * (2 + 16 * 9 + 2)
+
+
+def test_edsr_baseline_has_the_published_parameters() -> None:
+    state = EDSR().state_dict()
+    assert sum(v.numel() for v in state.values()) == 64 * 28 + 33 * 64 * (64 * 9 + 1)
+    assert {"head.0.weight", "body.0.body.0.weight", "body.15.body.2.bias", "body.16.weight"} <= set(state)
+    assert len(state) == 2 * (1 + 2 * 16 + 1)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 9), (17, 12)])
+@pytest.mark.parametrize("grad", [False, True])
+def test_equals_the_literal_formulation(encoder: nn.Module, size: tuple[int, int], grad: bool) -> None:
+    x = torch.rand(2, 3, *size) * 2 - 1
+    with torch.set_grad_enabled(grad):
+        exact, ours = literal(encoder, x, torch.float64), encoder(x)
+        plain = literal(encoder, x, torch.float32)
+        twice = encoder.double()(x.double())
+    error, plain_error = (float((v - exact).detach().norm()) for v in (ours, plain))
+    assert ours.dtype == torch.float32 and ours.requires_grad == grad
+    assert error <= 2 * plain_error + 1e-7 * float(exact.detach().norm())
+    torch.testing.assert_close(twice, exact, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_equal_the_literal_formulation(encoder: nn.Module) -> None:
+    encoder.train()
+    x = torch.rand(1, 3, 7, 6, requires_grad=True)
+    parameters = list(encoder.parameters())
+
+    def gradients(out: Tensor) -> tuple[Tensor, ...]:
+        weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
+        return torch.autograd.grad((out * weight).sum(), [x, *parameters])
+
+    exact, plain = (gradients(literal(encoder, x, dtype)) for dtype in (torch.float64, torch.float32))
+    for ours, theirs, true in zip(gradients(encoder(x)), plain, exact, strict=True):
+        scale = float(true.abs().max())
+        assert float((ours - true).abs().max()) <= 2 * float((theirs - true).abs().max()) + 1e-6 * scale
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_is_close(encoder: nn.Module, dtype: torch.dtype) -> None:
+    x = torch.rand(1, 3, 8, 9)
+    with torch.no_grad():
+        exact = encoder(x)
+        out = encoder.to(dtype)(x.to(dtype))
+        plain = literal(encoder, x, dtype)
+    assert out.dtype == dtype
+    error, plain_error = (float((v.float() - exact).norm()) for v in (out, plain))
+    assert error <= 2 * plain_error
+
+
+def test_without_gradients_nothing_is_changed_in_place(encoder: nn.Module) -> None:
+    x = torch.rand(1, 3, 6, 5)
+    before = x.clone()
+    with torch.inference_mode():
+        first, second = encoder(x), encoder(x)
+    assert torch.equal(x, before) and torch.equal(first, second)
+
+
+def test_dense_block_sums_agree_with_and_without_gradients() -> None:
+    block = RDB(channels=64, growth=64, convs=8)
+    x = fast_layout(torch.rand(1, 64, 24, 24))
+    kept = x.clone()
+    with torch.no_grad():
+        split = block(x)
+    torch.testing.assert_close(split, block(x).detach(), rtol=1e-5, atol=1e-6)
+    assert torch.equal(x, kept)
+    assert split.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_tiles_with_the_whole_halo_are_bitwise_the_image() -> None:
+    """What tiled inference rests on: a dense block's receptive radius is its number of convolutions."""
+    block = RDB(channels=64, growth=64, convs=8)
+    x = fast_layout(torch.rand(1, 64, 24, 160))
+    with torch.no_grad():
+        whole = block(x)
+        for left, right in ((0, 40), (31, 70), (120, 160)):
+            start, stop = max(left - 8, 0), min(right + 8, 160)
+            tile = block(fast_layout(x[..., start:stop]))
+            assert torch.equal(tile[..., left - start : right - start], whole[..., left:right])
+
+
+def test_layout_is_chosen_by_device_and_dtype() -> None:
+    x = torch.rand(1, 3, 4, 5)
+    assert fast_layout(x).is_contiguous(memory_format=torch.channels_last)
+    assert fast_layout(x.double()).is_contiguous()
+
+
+def test_make_encoder_by_name_or_module() -> None:
+    module = nn.Conv2d(3, 64, 3, padding=1)
+    assert make_encoder(module) is module
+    assert isinstance(make_encoder("edsr-baseline"), EDSR)
+    with pytest.raises(ValueError, match="unknown encoder 'vgg': choose one of rdn, edsr-baseline"):
+        make_encoder("vgg")
