@@ -415,19 +415,24 @@ class Backward {
     product<true>(round_up(rows, kRows), count, w->packed_d, 0, w->packed_x, panels, Add{sum, rows, columns});
   }
 
-  // sum [columns] += the rows of x; the tile's own sum first, so that long sums stay accurate.
+  // sum [columns] += the rows of x; 16 rows at a time, and the tile's own sum first, so that long sums stay accurate.
   static void add_columns(int64_t count, const float* x, int64_t stride, int64_t columns, float* sum) {
     if (!sum) return;
+    constexpr int64_t kBlock = 16;
     int64_t j = 0;
     for (; j + kLanes <= columns; j += kLanes) {
       vec total{};
-      for (int64_t t = 0; t < count; ++t) total += load(x + t * stride + j);
+      for (int64_t start = 0; start < count; start += kBlock) {
+        vec block{};
+        for (int64_t t = start; t < count && t < start + kBlock; ++t) block += load(x + t * stride + j);
+        total += block;
+      }
       store(sum + j, load(sum + j) + total);
     }
     for (; j < columns; ++j) {
-      float total = 0;
+      double total = 0;
       for (int64_t t = 0; t < count; ++t) total += x[t * stride + j];
-      sum[j] += total;
+      sum[j] += float(total);
     }
   }
 

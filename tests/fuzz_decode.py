@@ -1,0 +1,114 @@
+"""Random small decodes on the CPU kernels against the definition in float64, for some seconds or a number of problems.
+
+    python tests/fuzz_decode.py --seconds 60
+    python tests/fuzz_decode.py --problems 10000 --seed 7
+
+Draws mode, init_q, widths, layers, channels, sizes, batch, window or points, instruction set and threads; judges
+values, and in every third problem the gradients, by plain PyTorch's own float32 error. Prints the seed; a failure
+prints the problem's own seed, which repeats it alone (``--problems 1 --seed S``). Exit code 1 on a miss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import time
+
+import torch
+from conftest import make_decoder, oracle, random_geometry
+from torch import Tensor
+
+from diinn_fast.backends import cpu
+
+SLACK, FLOOR = 4.0, 4e-6
+"""A small output's error may be this many times plain float32's (it is a matter of luck), or FLOOR of its largest."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60.0, help="stop after this time (default 60)")
+    parser.add_argument("--problems", type=int, help="do this many problems instead")
+    parser.add_argument("--seed", type=int, help="of the first problem (default: from the clock)")
+    arguments = parser.parse_args()
+    if reason := cpu.unavailable():
+        print(f"the CPU kernels cannot be tested: {reason}", file=sys.stderr)
+        return 1
+    seed = int(time.time() * 1000) % 2**31 if arguments.seed is None else arguments.seed
+    print(f"seed {seed}", flush=True)
+    start, done, misses = time.monotonic(), 0, 0
+    while done < arguments.problems if arguments.problems else time.monotonic() - start < arguments.seconds:
+        if problem := miss(seed + done):
+            misses += 1
+            print(f"MISS with seed {seed + done}: {problem}", flush=True)
+        done += 1
+    print(f"{done} problems, {misses} misses, {time.monotonic() - start:.0f} s")
+    return 1 if misses else 0
+
+
+def miss(seed: int) -> str | None:
+    """One random problem: None if the kernels are as exact as they must be, else what was wrong."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    mode, init_q, channels = rng.randint(1, 4), rng.random() < 0.5, rng.choice([1, 2, 5, 8, 19])
+    decoder = make_decoder(mode, init_q, rng.choice([32, 64, 96]), channels, rng.randint(2, 5))
+    h, w, height, width = random_geometry(rng, mode)
+    size, batch, gradients = (height, width), rng.randint(1, 3), seed % 3 == 0
+    features = torch.randn(batch, channels, h, w, requires_grad=gradients)
+    if rng.random() < 0.3:
+        features = features.detach().transpose(2, 3).contiguous().transpose(2, 3).requires_grad_(gradients)
+    window = None
+    if rng.random() < 0.5:
+        y0, x0 = rng.randrange(height), rng.randrange(width)
+        window = (y0, rng.randint(y0 + 1, height), x0, rng.randint(x0 + 1, width))
+    points = mode != 4 and rng.random() < 0.3
+    isa = rng.choice(cpu._kernels().instruction_sets())
+    threads = rng.randint(1, 3)
+    text = f"mode {mode} init_q {init_q} width {decoder.width} layers {len(decoder.K)} {channels}x{h}x{w} -> {size}"
+    text += f" batch {batch} window {window} points {points} {isa} threads {threads}"
+
+    count = rng.choice([1, 7, h * w + 1, 200])
+    yx = torch.stack([torch.randint(n, (batch, count)) for n in size], dim=-1)
+    inputs = [features, *decoder.parameters()]
+
+    def definition(dtype: torch.dtype) -> Tensor:
+        if not points:
+            return oracle(decoder, features, size, window, dtype)
+        whole = oracle(decoder, features, size, dtype=dtype)
+        return torch.stack([whole[b][:, yx[b, :, 0], yx[b, :, 1]].T for b in range(batch)])
+
+    torch.set_num_threads(1)
+    with torch.set_grad_enabled(gradients):
+        exact, plain = definition(torch.float64), definition(torch.float32)
+    torch.set_num_threads(threads)
+    os.environ["DIINN_FAST_CPU_ISA"] = isa
+    with torch.set_grad_enabled(gradients):
+        if points:
+            got = decoder.sample_pixels(features, yx, size, backend="cpu")
+        else:
+            got = decoder(features, size, window=window, backend="cpu")
+    if reason := wrong(got, plain, exact):
+        return f"values {reason}; {text}"
+    if gradients:
+        grad = torch.randn_like(got)
+        ours = torch.autograd.grad(got, inputs, grad)
+        torch.set_num_threads(1)
+        kept = torch.autograd.grad(plain, inputs, grad)
+        want = torch.autograd.grad(exact, inputs, grad.double())
+        for n, (a, b, c) in enumerate(zip(ours, kept, want, strict=True)):
+            if reason := wrong(a, b, c):
+                return f"gradient {n} {reason}; {text}"
+    return None
+
+
+def wrong(got: Tensor, plain: Tensor, exact: Tensor) -> str | None:
+    if got.shape != exact.shape:
+        return f"shape {list(got.shape)} instead of {list(exact.shape)}"
+    error, limit = (got - exact).abs().max().item(), SLACK * (plain - exact).abs().max().item()
+    limit += FLOOR * exact.abs().max().item()
+    return None if error <= limit else f"error {error:.1e} exceeds {limit:.1e}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
