@@ -1,0 +1,1 @@
+"""Benchmarks: ``pytest bench`` measures, ``python -m bench.report`` writes docs/performance.md (see README.md here)."""

@@ -1,0 +1,86 @@
+"""What is measured: a case is one piece of work of stated sizes, the same for every peer, and its FLOPs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from diinn_fast.geometry import size_for_scale
+
+# Multiply-adds of the decoder, mode 3: in the least arithmetic known (content products once per LR pixel), as the
+# formulation writes it (everything per HR pixel), and of LIIF's decoder.
+PROJECTED_PER_HR, PROJECTED_PER_LR = 394_752, 589_824
+WRITTEN_PER_HR = 984_576
+LIIF_PER_HR = 1_383_424
+ENCODER_PER_LR = {"rdn": 21_964_480, "edsr-baseline": 1_218_240}
+"""Multiply-adds per LR pixel of an encoder: its convolution weights."""
+
+OFFICIAL_BYTES = {"decode": 12_288, "model": 12_288, "training": 40_960}
+"""Memory of the official formulation per query: two 2.3 KB and one 3.3 KB tensors and the layers' results live at
+once; training keeps every layer's inputs."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """``kind``: decode (features to RGB), model (LR image to RGB), training (decoder forward and backward)."""
+
+    kind: str
+    lr: tuple[int, int]
+    scale: float
+    batch: int = 1
+    encoder: str = ""
+    device: str = "cpu"
+    dtype: str = "float32"
+    mode: int = 3
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return size_for_scale(self.lr, self.scale)
+
+    @property
+    def queries(self) -> int:
+        return self.batch * self.size[0] * self.size[1]
+
+    @property
+    def lr_pixels(self) -> int:
+        return self.batch * self.lr[0] * self.lr[1]
+
+    @property
+    def name(self) -> str:
+        """Short and unique: ``decode-48x48-x4``."""
+        parts = [self.kind, self.encoder, f"{self.lr[0]}x{self.lr[1]}", f"x{self.scale:g}"]
+        return "-".join(p for p in parts if p)
+
+    @property
+    def title(self) -> str:
+        (h, w), (height, width) = self.lr, self.size
+        what = {"decode": "decode", "model": f"{self.encoder} and decoder", "training": "decoder, forward and backward"}
+        batch = f", batch {self.batch}" if self.batch > 1 else ""
+        return f"{what[self.kind]}: {h}x{w} to {height}x{width} (x{self.scale:g}{batch})"
+
+    def flops(self, peer: str) -> float:
+        """Useful floating point operations: for all forms of DIINN those of the least arithmetic."""
+        if peer == "liif":
+            macs = self.queries * LIIF_PER_HR
+        else:
+            macs = self.queries * PROJECTED_PER_HR + self.lr_pixels * PROJECTED_PER_LR
+        return self._with_rest(macs)
+
+    def performed_flops(self, peer: str) -> float:
+        """Operations that a peer really does: what decides how long it will take."""
+        return self._with_rest(self.queries * WRITTEN_PER_HR) if peer.startswith("official") else self.flops(peer)
+
+    def _with_rest(self, macs: float) -> float:
+        macs += self.lr_pixels * ENCODER_PER_LR.get(self.encoder, 0)
+        return 2.0 * macs * (3 if self.kind == "training" else 1)
+
+    def official_bytes(self) -> int:
+        return self.queries * OFFICIAL_BYTES[self.kind]
+
+    def describe(self) -> dict[str, Any]:
+        """The case as plain values: ``Case(**...)`` rebuilds it, in another process too."""
+        return asdict(self)
+
+
+def from_description(values: dict[str, Any]) -> Case:
+    return Case(**{**values, "lr": tuple(values["lr"])})

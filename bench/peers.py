@@ -1,0 +1,199 @@
+"""Who is measured: ``build(case, peer)`` sets one peer up for one case, for speed and for memory alike.
+
+Peers: the official formulation (eager, and compiled), plain PyTorch at its best (the package's eager backend, and the
+same with 1x1 convolutions in channels_last), LIIF, bicubic, and every compiled backend of the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.cases import Case
+from bench.machine import free_bytes
+from diinn_fast import DIINN, ImplicitDecoder, backends, reference
+from diinn_fast.baselines import LIIF
+from diinn_fast.encoders import EDSR, RDN
+from diinn_fast.geometry import area_ratio, local_offset, nearest_index
+from diinn_fast.packing import pack, pack_content
+
+Call = Callable[[], object]
+
+TITLES = {
+    "official": "official formulation",
+    "official-compiled": "official formulation, torch.compile",
+    "eager": "plain PyTorch, projected (backend eager)",
+    "conv": "plain PyTorch, projected, 1x1 conv NHWC",
+    "liif": "LIIF (another function)",
+    "bicubic": "bicubic (another function)",
+}
+PLAIN = ("eager", "conv")
+"""DIINN in plain PyTorch, as fast as it goes."""
+
+DEFAULT_LIMITS = {"official": 5e11, "liif": 5e11, "eager": 1e12, "conv": 1e12}
+"""FLOPs above which a peer is left to ``--full``, so that the default run ends in minutes on two cores."""
+
+
+def title(peer: str) -> str:
+    return TITLES.get(peer, f"diinn_fast (backend {peer})")
+
+
+def fused(device: str) -> list[str]:
+    """The package's compiled backends that run on this device."""
+    rows = {row["backend"]: row for row in backends.table()}
+    return [
+        name
+        for name, row in rows.items()
+        if name != "eager" and row["available"] == "yes" and device in row["devices"].split(", ")
+    ]
+
+
+def names(case: Case, full: bool) -> list[str]:
+    """Peers that take part in a case, slowest kind first."""
+    found = ["official", *(["official-compiled"] if full and case.kind != "training" else []), "eager"]
+    if case.kind == "decode" and case.mode == 3:
+        found.append("conv")
+    found.append("liif")
+    if case.kind != "training":
+        found.append("bicubic")
+    return [*found, *fused(case.device)]
+
+
+def left_out(case: Case, peer: str, full: bool) -> str | None:
+    """Why a peer is not run on this case, or None."""
+    if peer.startswith("official") and case.official_bytes() > (limit := free_bytes(case.device) // 2):
+        return f"would need {case.official_bytes() / 2**30:.1f} GiB, half of the free memory is {limit / 2**30:.1f}"
+    most = DEFAULT_LIMITS.get(peer.split("-")[0], float("inf"))
+    if not full and case.device == "cpu" and case.performed_flops(peer) > most:
+        return f"{case.performed_flops(peer) / 1e12:.1f} TFLOP: only with --full"
+    return None
+
+
+def build(case: Case, peer: str) -> Call:
+    """A function of no arguments that does the case's work once. All random numbers are the same for every peer."""
+    torch.manual_seed(0)
+    work = {"decode": _decode, "model": _model, "training": _training}[case.kind]
+    return work(case, peer)
+
+
+def _to(case: Case, value: Any) -> Any:
+    return value.to(case.device, getattr(torch, case.dtype))
+
+
+def _decode(case: Case, peer: str) -> Call:
+    features = _to(case, torch.rand(case.batch, 64, *case.lr) * 2 - 1)
+    decode = _decoder(case, peer)
+    return torch.inference_mode()(lambda: decode(features))
+
+
+def _decoder(case: Case, peer: str) -> Callable[[Tensor], Tensor]:
+    """Features to RGB."""
+    size, mode = case.size, case.mode
+    if peer == "bicubic":
+        return lambda features: F.interpolate(features[:, :3], size, mode="bicubic")
+    if peer == "liif":
+        liif = _to(case, LIIF(torch.nn.Identity()))
+        return lambda features: liif.decode(features, size)
+    decoder = _to(case, ImplicitDecoder(64, mode=mode))
+    return _form(decoder, peer, size)
+
+
+def _form(decoder: ImplicitDecoder, peer: str, size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
+    """One of the forms of DIINN's decoder, all with the same weights."""
+    if peer == "conv":
+        return lambda features: decode_by_convolutions(decoder, features, size)
+    if not peer.startswith("official"):
+        return lambda features: decoder(features, size, backend=peer)
+    function = torch.compile(reference.decode) if peer == "official-compiled" else reference.decode
+    weights = decoder.state_dict(keep_vars=True)
+    return lambda features: function(weights, features, size, decoder.mode)
+
+
+def _model(case: Case, peer: str) -> Call:
+    image = _to(case, torch.rand(case.batch, 3, *case.lr) * 2 - 1)
+    if peer == "bicubic":
+        return lambda: F.interpolate(image, case.size, mode="bicubic")
+    if peer == "liif":
+        liif = _to(case, LIIF(case.encoder))
+        return torch.inference_mode()(lambda: liif(image, case.size))
+    model = _to(case, DIINN(mode=case.mode, encoder=case.encoder))
+    if not peer.startswith("official"):
+        return torch.inference_mode()(lambda: model(image, case.size, backend=peer))
+    decode = _form(model.decoder, peer, case.size)
+    return torch.inference_mode()(lambda: decode(official_encoder(model.encoder, image)))
+
+
+def _training(case: Case, peer: str) -> Call:
+    """Forward and backward of the decoder: gradients for the features and all weights."""
+    features = _to(case, torch.rand(case.batch, 64, *case.lr) * 2 - 1).requires_grad_()
+    target = _to(case, torch.rand(case.batch, 3, *case.size) * 2 - 1)
+    decoder: Any
+    decode: Callable[[Tensor], Tensor]
+    if peer == "liif":
+        decoder = _to(case, LIIF(torch.nn.Identity()))
+        decode = partial(decoder.decode, size=case.size, bsize=case.queries)
+    else:
+        decoder = _to(case, ImplicitDecoder(64, mode=case.mode))
+        decode = _form(decoder, peer, case.size)
+    inputs = [features, *decoder.parameters()]
+
+    def step() -> Sequence[Tensor]:
+        return torch.autograd.grad(F.l1_loss(decode(features), target), inputs)
+
+    return step
+
+
+def official_encoder(encoder: torch.nn.Module, x: Tensor) -> Tensor:
+    """Features as the official code computes them: default memory format, one concatenation per convolution."""
+    if isinstance(encoder, EDSR):
+        x = encoder.head(x)
+        return x + encoder.body(x)
+    assert isinstance(encoder, RDN)
+    shallow = encoder.SFENet1(x)
+    x, outputs = encoder.SFENet2(shallow), []
+    blocks: Any = encoder.RDBs
+    for block in blocks:
+        x = block.LFF(block.convs(x)) + x
+        outputs.append(x)
+    return encoder.GFF(torch.cat(outputs, dim=1)) + shallow
+
+
+def decode_by_convolutions(
+    decoder: ImplicitDecoder, features: Tensor, size: tuple[int, int], chunk: int = 4096
+) -> Tensor:
+    """Mode 3, content projected and queries in chunks, each product a 1x1 convolution in channels_last.
+
+    The convolution library uses AVX-512 on CPUs where the matrix library does not (AMD), and is then twice as fast.
+    """
+    (h, w), (height, width), n = features.shape[-2:], size, decoder.width
+    content, weights = pack_content(decoder), pack(decoder, modulation=False)
+    kernel = content.content.view(-1, features.shape[1], 3, 3)
+    nhwc = features.contiguous(memory_format=torch.channels_last)
+    projected = F.conv2d(nhwc, kernel, content.content_bias, padding=1).permute(0, 2, 3, 1).flatten(1, 2)
+    i, j = (nearest_index(0, b, a, b, features.device) for a, b in ((h, height), (w, width)))
+    dy, dx = local_offset(0, height, i, h, height, features.dtype), local_offset(0, width, j, w, width, features.dtype)
+    out = features.new_empty(features.shape[0], height * width, 3)
+    for image in range(features.shape[0]):
+        for query in torch.arange(height * width, device=features.device).split(chunk):
+            row, column = query // width, query % width
+            position = torch.stack([dy[row], dx[column]], dim=1)
+            position = F.pad(position, (0, 1), value=area_ratio((h, w), size))
+            c = projected[image, i[row] * w + j[column]]
+            q = torch.relu_(c[:, :n]) * _conv1x1(position, weights.position, weights.position_bias).sin_()
+            for layer in range(len(weights.hidden)):
+                product = _conv1x1(q, weights.hidden[layer])
+                k = product[:, :n].add_(c[:, (layer + 1) * n : (layer + 2) * n]).relu_()
+                q = k * product[:, n:].add_(weights.hidden_bias[layer]).sin_()
+            out[image, query] = _conv1x1(q, weights.last, weights.last_bias)
+    return out.transpose(1, 2).reshape(-1, 3, height, width)
+
+
+def _conv1x1(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x ``[n, in]`` times weight ``[out, in]`` transposed, as a convolution of a channels_last image of one row."""
+    out = F.conv2d(x.t()[None, :, None], weight[:, :, None, None], bias)
+    return out[0, :, 0].t()

@@ -1,0 +1,17 @@
+"""Peak memory beyond inputs and outputs, each peer in a process of its own."""
+
+from __future__ import annotations
+
+from bench.cases import Case
+from bench.conftest import Report
+
+
+def cases(full: bool) -> list[Case]:
+    sizes = [((48, 48), 2), ((48, 48), 4), ((90, 160), 4), ((180, 320), 4)]
+    if full:
+        sizes += [((48, 48), 8), ((48, 48), 12), ((180, 320), 8), ((360, 640), 4)]
+    return [*(Case("decode", lr, s) for lr, s in sizes), Case("training", (48, 48), 4, batch=4)]
+
+
+def test_memory(peak: Report, case: Case, peer: str) -> None:
+    peak(case, peer)
