@@ -109,7 +109,7 @@ def rates(device: str) -> dict[str, tuple[Callable[[], object], float]]:
         return {"torch.mm": (lambda: torch.mm(a, a), 2.0 * 8192**3)}
     rows, depth, columns, repeats = 2048, 256, 512, 4
     x, weight = torch.randn(rows, depth), torch.randn(depth, columns)
-    image, kernel = x.t()[None, :, None], weight.t().contiguous()[:, :, None, None]
+    image, kernel = x[None, None].permute(0, 3, 1, 2), weight.t().contiguous()[:, :, None, None]
     flops = 2.0 * rows * depth * columns * repeats
 
     def products() -> None:

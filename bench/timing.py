@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+LONG = 3.0
+"""Seconds of a first call beside which the cost of warming up does not count."""
+
 
 def interleave(
     calls: Mapping[str, Callable[[], object]],
@@ -17,13 +20,14 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds of every call, ``{name: samples}``; each gets rounds for about ``budget`` seconds, 2 to ``most``.
 
-    A first call of each warms up and says how many rounds it gets. Calls with fewer rounds are spread evenly over
-    all rounds, and every round starts with another call, so that no call always follows the same one.
+    A first call of each warms up and says how many rounds it gets; above three seconds it is the first sample too.
+    Calls with fewer rounds are spread evenly over all rounds, and every round starts with another call, so that no
+    call always follows the same one.
     """
     names = list(calls)
     first = {name: clock(calls[name]) for name in names}
-    rounds = {name: rounds_for(first[name], budget, most) for name in names}
-    samples: dict[str, list[float]] = {name: [] for name in names}
+    samples = {name: [first[name]] if first[name] > LONG else [] for name in names}
+    rounds = {name: rounds_for(first[name], budget, most) - len(samples[name]) for name in names}
     collecting = gc.isenabled()
     gc.disable()
     try:

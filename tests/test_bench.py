@@ -99,6 +99,9 @@ def test_interleaving_is_round_robin_and_even() -> None:
     places = [n for n, name in enumerate(order[2:]) if name == "slow"]
     assert all(2 <= b - a <= 4 for a, b in pairwise(places))
 
+    samples = interleave({"long": lambda: "long"}, lambda call: float(len(call())), budget=1.0)
+    assert samples == {"long": [4.0, 4.0]}  # the first call counts
+
 
 def test_rounds_and_summary() -> None:
     assert [rounds_for(t, 1.0, 20) for t in (0.001, 0.1, 1.0, 9.0)] == [20, 10, 3, 2]
