@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diinn_fast.backends.eager import linear
 from diinn_fast.geometry import Window, check_size, check_window, local_offset, lr_range, nearest_index
-from diinn_fast.ops import decode
+from diinn_fast.ops import conv3x3, decode
 from diinn_fast.packing import ContentWeights, Weights, bias, convolutions, pack, pack_content
 
 Packed = TypeVar("Packed", Weights, ContentWeights)
@@ -130,14 +131,14 @@ class ImplicitDecoder(nn.Module):
 
     # -- the two forms ------------------------------------------------------------------------------------------------
 
-    def project(self, padded: Tensor) -> Tensor:
+    def project(self, padded: Tensor, backend: str | None = None) -> Tensor:
         """LR-size source of the decode operator, ``[B, h, w, L*H]``, from features with one pixel of padding.
 
         Modes 3 and 4: the content products ``K_i^x x + bias`` of all layers, a 3x3 convolution; modes 1 and 2: the
         whole modulation branch, which depends on the LR pixel only. Not for init_q.
         """
         weights = self._cast(pack_content(self), padded.dtype)
-        content = _conv3x3(padded, weights.content, weights.content_bias[: len(weights.content)])
+        content = _conv3x3(padded, weights.content, weights.content_bias[: len(weights.content)], backend)
         if self.mode in (3, 4):
             return content
         width = self.width
@@ -146,25 +147,25 @@ class ImplicitDecoder(nn.Module):
         for n, layer in enumerate(convolutions(self.K)[1:], start=1):
             recurrent = layer.weight[:, :width].flatten(1).to(padded.dtype)
             if self.mode == 1:
-                k = _linear(k, recurrent) + bias(layer).to(padded.dtype)
+                k = linear(k, recurrent) + bias(layer).to(padded.dtype)
             else:
-                k = _linear(k, recurrent) + content[..., n * width : (n + 1) * width]
+                k = linear(k, recurrent) + content[..., n * width : (n + 1) * width]
             k = torch.relu(k)
             branch.append(k)
         return torch.cat(branch, dim=-1)
 
-    def _source(self, features: Tensor, rows: slice, columns: slice, direct: bool) -> tuple[Tensor, list[Tensor], str]:
+    def _source(
+        self, features: Tensor, rows: slice, columns: slice, direct: bool, backend: str | None
+    ) -> tuple[Tensor, list[Tensor], str]:
         """Source, weights and form of the operator for the given LR rows and columns."""
-        padded = F.pad(features, (1, 1, 1, 1))
-        padded = padded[:, :, rows.start : rows.stop + 2, columns.start : columns.stop + 2]
-        padded = padded.permute(0, 2, 3, 1).contiguous()
+        padded = _with_border(features, rows, columns).permute(0, 2, 3, 1).contiguous()
         if direct:
             content = self._cast(pack_content(self), features.dtype)
             weights = self._cast(pack(self, modulation=False), features.dtype)
             return padded, [*weights, *(v for v in content if v is not None)], "direct"
         modulation = self.mode in (1, 2)
         weights = self._cast(pack(self, modulation), features.dtype)
-        return self.project(padded), list(weights), "modulation" if modulation else "content"
+        return self.project(padded, backend), list(weights), "modulation" if modulation else "content"
 
     def _decode_window(
         self, features: Tensor, size: tuple[int, int], window: Window, chunk: int, backend: str | None
@@ -175,7 +176,7 @@ class ImplicitDecoder(nn.Module):
         grown = _grow(window, size) if self.mode == 4 else window
         rows = slice(*lr_range(grown.y0, grown.y1, h, height))
         columns = slice(*lr_range(grown.x0, grown.x1, w, width))
-        source, weights, form = self._source(features, rows, columns, direct)
+        source, weights, form = self._source(features, rows, columns, direct, backend)
         out = decode(
             source,
             weights,
@@ -212,7 +213,7 @@ class ImplicitDecoder(nn.Module):
     ) -> Tensor:
         (h, w), points = features.shape[-2:], index.shape[1]
         direct = self.init_q or points < h * w
-        source, weights, form = self._source(features, slice(0, h), slice(0, w), direct)
+        source, weights, form = self._source(features, slice(0, h), slice(0, w), direct, backend)
         pixel = index[..., 0] * w + index[..., 1]
         return decode(
             source,
@@ -265,31 +266,25 @@ class ImplicitDecoder(nn.Module):
         return torch.is_grad_enabled() and (features.requires_grad or any(p.requires_grad for p in self.parameters()))
 
 
-def _conv3x3(padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _conv3x3(padded: Tensor, weight: Tensor, bias: Tensor, backend: str | None) -> Tensor:
     """3x3 convolution of ``[B, h+2, w+2, C]`` by weight ``[out, 9C]`` (columns c*9 + tap): ``[B, h, w, out]``.
 
-    For inference on the CPU as one product, whose rows do not depend on how many there are: the convolution library
-    sums in an order that varies with the shape, and windows would differ in the last bit.
+    For inference on the CPU by an operator whose sums do not depend on the shape; those of the convolution library
+    do, and windows would differ in the last bit.
     """
-    channels = padded.shape[-1]
-    bias = bias.to(padded.dtype)
     if padded.device.type == "cpu" and not torch.is_grad_enabled():
-        taps = padded.unfold(1, 3, 1).unfold(2, 3, 1)  # [B, h, w, C, 3, 3]
-        return _linear(taps.permute(0, 1, 2, 4, 5, 3).flatten(3), _tap_major(weight, channels)) + bias
-    kernel = weight.view(-1, channels, 3, 3)
-    return F.conv2d(padded.permute(0, 3, 1, 2), kernel, bias).permute(0, 2, 3, 1).contiguous()
+        return conv3x3(padded, weight, bias.to(padded.dtype), backend)
+    kernel = weight.view(-1, padded.shape[-1], 3, 3)
+    return F.conv2d(padded.permute(0, 3, 1, 2), kernel, bias.to(padded.dtype)).permute(0, 2, 3, 1).contiguous()
 
 
-def _tap_major(weight: Tensor, channels: int) -> Tensor:
-    """Columns from c*9 + tap to tap*C + c, so that gathering copies runs of C features."""
-    return weight.view(-1, channels, 9).transpose(1, 2).flatten(1)
-
-
-def _linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x ``[..., in]`` times weight ``[out, in]`` transposed, with at least 16 rows (see backends.eager)."""
-    rows = x.flatten(0, -2)
-    surplus = max(0, 16 - len(rows))
-    return torch.mm(F.pad(rows, (0, 0, 0, surplus)), weight.t())[: len(rows)].view(*x.shape[:-1], len(weight))
+def _with_border(features: Tensor, rows: slice, columns: slice) -> Tensor:
+    """``features[..., rows, columns]`` with one pixel around: its neighbours, zeros outside the image."""
+    h, w = features.shape[-2:]
+    top, left = max(rows.start - 1, 0), max(columns.start - 1, 0)
+    bottom, right = min(rows.stop + 1, h), min(columns.stop + 1, w)
+    pad = (int(columns.start == 0), int(columns.stop == w), int(rows.start == 0), int(rows.stop == h))
+    return F.pad(features[:, :, top:bottom, left:right], pad)
 
 
 def _grow(window: Window, size: tuple[int, int]) -> Window:
