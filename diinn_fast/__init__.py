@@ -2,7 +2,20 @@
 
 from diinn_fast.backends import BackendError, use_backend
 from diinn_fast.decoder import ImplicitDecoder
+from diinn_fast.imageio import ImageError
+from diinn_fast.inference import UpscaleError, Upscaler, upscale
 from diinn_fast.model import DIINN, CheckpointError
 from diinn_fast.version import __version__
 
-__all__ = ["DIINN", "BackendError", "CheckpointError", "ImplicitDecoder", "__version__", "use_backend"]
+__all__ = [
+    "DIINN",
+    "BackendError",
+    "CheckpointError",
+    "ImageError",
+    "ImplicitDecoder",
+    "UpscaleError",
+    "Upscaler",
+    "__version__",
+    "upscale",
+    "use_backend",
+]

@@ -85,7 +85,13 @@ class DIINN(
         name = str(pretrained_model_name_or_path)
         if (BUNDLED / name / "config.json").is_file() and name:
             pretrained_model_name_or_path = BUNDLED / name
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs).float()
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def _load_as_safetensor(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
+        """What PyTorchModelHubMixin calls: here every tensor must be there, fit, and be finite."""
+        fit(model, read_checkpoint(model_file)[0], model_file)
+        return model.to(map_location)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
         """Write ``config.json`` and ``model.safetensors``; needs an encoder that was given by name."""
@@ -123,6 +129,8 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         declared = dict(content.get("hyper_parameters") or {})
         content = content["state_dict"]
+    elif isinstance(content, Mapping) and isinstance(content.get("ema"), Mapping):
+        content = content["ema"]  # a run of diinn_fast.training
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()) or not content:
         raise CheckpointError(f"checkpoint {path} is not a state_dict: it should map parameter names to tensors")
     state = {str(k): v for k, v in content.items() if k not in ("sub", "div")}

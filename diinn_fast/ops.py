@@ -153,6 +153,25 @@ def _no_double_backward(ctx: Any, *grads: Any) -> tuple:
 _decode_backward.register_autograd(_no_double_backward)
 
 
+@torch.library.custom_op("diinn_fast::conv3x3", mutates_args=())
+def _conv3x3(padded: Tensor, weight: Tensor, bias: Tensor, backend: str) -> Tensor:
+    return backends.conv3x3(backend, padded, weight, bias)
+
+
+@_conv3x3.register_fake
+def _(padded, weight, bias, backend):  # type: ignore[no-untyped-def]
+    batch, rows, columns, _ = padded.shape
+    return padded.new_empty(batch, rows - 2, columns - 2, weight.shape[0])
+
+
+def conv3x3(padded: Tensor, weight: Tensor, bias: Tensor, backend: str | None = None) -> Tensor:
+    """3x3 convolution of ``[B, h+2, w+2, C]`` by ``[out, 9C]`` (columns c*9 + tap) plus bias: ``[B, h, w, out]``.
+
+    For inference on the CPU: bitwise the same however the image is cut. Not differentiable.
+    """
+    return _conv3x3(padded, weight, bias, backends.requested() if backend is None else backend)
+
+
 def decode(
     source: Tensor,
     weights: Sequence[Tensor],

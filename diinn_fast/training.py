@@ -72,7 +72,8 @@ def validate(model: DIINN, photos: list[Tensor], scales: tuple[int, ...] = (2, 4
             sr = model(normalise(degrade(hr, (192 // scale, 192 // scale))), (192, 192)) * 0.5 + 0.5
             error = (sr.clamp(0, 1) - hr)[..., scale:-scale, scale:-scale]
             total += -10 * math.log10(error.square().mean().item())
-        result[f"x{scale}"] = round(total / len(photos), 3)
+        if photos:
+            result[f"x{scale}"] = round(total / len(photos), 3)
     return result
 
 

@@ -291,6 +291,16 @@ def test_save_and_from_pretrained_round_trip(tmp_path):
         assert torch.equal(loaded.state_dict()[key], value)
 
 
+def test_a_model_folder_that_is_incomplete_is_refused(tmp_path):
+    model = small()
+    model.save_pretrained(tmp_path)
+    state = model.state_dict()
+    del state["decoder.Q.1.0.weight"]
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"'decoder\.Q\.1\.0\.weight' is missing"):
+        DIINN.from_pretrained(tmp_path)
+
+
 def test_every_bundled_model_loads_by_name():
     for name in bundled_names():
         model = DIINN.from_pretrained(name)

@@ -53,6 +53,22 @@ def test_compile_fullgraph(mode, init_q):
         torch.testing.assert_close(compiled(features, (9, 11)), want)
 
 
+def test_opcheck_conv3x3():
+    arguments = (torch.randn(2, 5, 6, 4), torch.randn(32, 36), torch.randn(32), "auto")
+    torch.library.opcheck(torch.ops.diinn_fast.conv3x3.default, arguments)
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_conv3x3_is_a_convolution_however_it_is_cut(backend):
+    padded, weight, bias = torch.randn(2, 9, 12, 64), torch.randn(96, 576), torch.randn(96)
+    with torch.no_grad():
+        whole = ops.conv3x3(padded, weight, bias, backend)
+        want = torch.nn.functional.conv2d(padded.permute(0, 3, 1, 2), weight.view(96, 64, 3, 3), bias)
+        torch.testing.assert_close(whole, want.permute(0, 2, 3, 1), rtol=1e-4, atol=1e-4)
+        part = ops.conv3x3(padded[1:, 3:7, 4:9], weight, bias, backend)
+    assert torch.equal(part, whole[1:, 3:5, 4:7])
+
+
 def test_two_backwards_are_bitwise_equal():
     decoder = make_decoder(3)
     features = torch.randn(2, 64, 6, 7, requires_grad=True)
@@ -94,7 +110,10 @@ def test_unknown_backends_are_refused():
 
 def fake_backend(unavailable=None, unsupported=None):
     return SimpleNamespace(
-        unavailable=lambda: unavailable, unsupported=lambda problem, source: unsupported, DEVICES=("cpu",)
+        unavailable=lambda: unavailable,
+        unsupported=lambda problem, source: unsupported,
+        conv3x3=lambda *tensors: None,
+        DEVICES=("cpu",),
     )
 
 

@@ -43,7 +43,7 @@ def check_name(name: str) -> str:
     return name
 
 
-_requested = check_name(os.environ.get("DIINN_FAST_BACKEND", "auto"))
+_requested = os.environ.get("DIINN_FAST_BACKEND", "auto")
 
 
 def load(name: str) -> ModuleType:
@@ -52,7 +52,7 @@ def load(name: str) -> ModuleType:
 
 def requested() -> str:
     """The backend in force: set by ``use_backend``, else by DIINN_FAST_BACKEND, else ``auto``."""
-    return _requested
+    return check_name(_requested)
 
 
 class use_backend:
@@ -93,6 +93,13 @@ def choose(name: str, problem: Problem, source: Tensor) -> ModuleType:
         if source.device.type in backend.DEVICES and (reason := backend.unavailable()):
             _warn_once(candidate, reason)
     return load(ORDER[-1])
+
+
+def conv3x3(name: str, padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """3x3 convolution for inference on the CPU, by a backend that has one for the case, else by ``eager``."""
+    if name in ("auto", "cpu") and (out := load("cpu").conv3x3(padded, weight, bias)) is not None:
+        return out
+    return load("eager").conv3x3(padded, weight, bias)
 
 
 def table() -> Iterator[dict[str, str]]:

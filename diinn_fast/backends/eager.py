@@ -221,6 +221,21 @@ def backward(
     return [v.new_empty(0) if s is None else s.to(v.dtype) for v, s in zip(inputs, sums, strict=True)]
 
 
+def conv3x3(padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """3x3 convolution of ``[B, h+2, w+2, C]`` by ``[out, 9C]`` (columns c*9 + tap), as one product."""
+    channels = padded.shape[-1]
+    taps = padded.unfold(1, 3, 1).unfold(2, 3, 1).permute(0, 1, 2, 4, 5, 3)  # [B, h, w, 3, 3, C], a view
+    tap_major = weight.view(-1, channels, 9).transpose(1, 2).flatten(1)  # so that gathering copies runs of C features
+    return linear(taps.flatten(3), tap_major) + bias
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x ``[..., in]`` times weight ``[out, in]`` transposed, with at least ROWS rows."""
+    rows = x.flatten(0, -2)
+    padded = F.pad(rows, (0, 0, 0, max(0, ROWS - len(rows))))
+    return torch.mm(padded, weight.t())[: len(rows)].view(*x.shape[:-1], len(weight))
+
+
 def _add_product(total: Tensor | None, grad: Tensor, x: Tensor) -> None:
     """total [out, in] += grad [n, out] transposed times x [n, in]."""
     if total is not None:
