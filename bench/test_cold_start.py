@@ -45,13 +45,14 @@ def program(case: Case, peer: str) -> str:
 def test_cold_start(board: Board, request: pytest.FixtureRequest, benchmark: Any, case: Case, peer: str) -> None:
     record = board.record(suite := suite_of(request.node), case)
     record["title"] = "fresh process: import, set-up, first decode (48x48 to 96x96)"
+    full = board.full
     if not record["peers"]:
 
         def start(peer: str) -> None:
             subprocess.run([sys.executable, "-c", program(case, peer)], cwd=machine.ROOT, check=True)
 
         calls = {name: partial(start, name) for name in board.selected(suite, case)}
-        samples = interleave(calls, lambda call: machine.seconds(call, "cpu"), 10.0, 3)
+        samples = interleave(calls, lambda call: machine.seconds(call, "cpu"), *((20.0, 10) if full else (1.0, 3)))
         for name, values in samples.items():
             title = TORCH_ONLY if name == TORCH_ONLY else peers.title(name)
             record["peers"][name] = {"title": title, **summary(values), "samples": values}

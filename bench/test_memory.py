@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench import peers
 from bench.cases import Case
 from bench.conftest import Report
 
@@ -11,6 +12,10 @@ def cases(full: bool) -> list[Case]:
     if full:
         sizes += [((48, 48), 8), ((48, 48), 12), ((180, 320), 8), ((360, 640), 4)]
     return [*(Case("decode", lr, s) for lr, s in sizes), Case("training", (48, 48), 4, batch=4)]
+
+
+def peer_names(case: Case, full: bool) -> list[str]:
+    return [peer for peer in peers.names(case, full) if peer != "bicubic"]
 
 
 def test_memory(peak: Report, case: Case, peer: str) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-LONG = 3.0
+LONG = 1.5
 """Seconds of a first call beside which the cost of warming up does not count."""
 
 
@@ -20,7 +20,7 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds of every call, ``{name: samples}``; each gets rounds for about ``budget`` seconds, 2 to ``most``.
 
-    A first call of each warms up and says how many rounds it gets; above three seconds it is the first sample too.
+    A first call of each warms up and says how many rounds it gets; above a second and a half it is a sample too.
     Calls with fewer rounds are spread evenly over all rounds, and every round starts with another call, so that no
     call always follows the same one.
     """
@@ -45,7 +45,7 @@ def interleave(
 
 def rounds_for(first: float, budget: float, most: int) -> int:
     """At least 3, of calls above a second and a half 2."""
-    return max(3 if first < 1.5 else 2, min(most, int(budget / max(first, 1e-9))))
+    return max(3 if first < LONG else 2, min(most, int(budget / max(first, 1e-9))))
 
 
 def summary(samples: Sequence[float]) -> dict[str, Any]:
