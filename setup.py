@@ -128,4 +128,8 @@ def run(command: list[str]) -> None:
         print(result.stdout, file=sys.stderr)
 
 
-setup(ext_modules=[Extension("diinn_fast._cpu", sources=[], optional=True)], cmdclass={"build_ext": BuildKernels})
+SOURCES = sorted(str(path) for path in FOLDER.glob("*") if path.suffix in (".cpp", ".h"))
+setup(
+    ext_modules=[Extension("diinn_fast._cpu", sources=[], depends=SOURCES, optional=True)],
+    cmdclass={"build_ext": BuildKernels},
+)
