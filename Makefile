@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test bench lint sanitize clean
+.PHONY: demo test bench fuzz sanitize lint clean
 
 demo: $(INSTALLED)          ## upscale a real photograph with the bundled model
 	$(BIN)/python examples/demo.py
@@ -15,7 +15,13 @@ bench: $(INSTALLED)         ## speed and memory against the peers, on this machi
 	$(BIN)/python -m pip install -q matplotlib==3.11.0
 	$(BIN)/python -m pytest bench
 
-lint: $(INSTALLED)
+fuzz: $(INSTALLED)          ## random problems against the reference, for a minute
+	$(BIN)/python tests/fuzz_decode.py --seconds 60
+
+sanitize: $(INSTALLED)      ## kernel tests on a build with address and undefined-behaviour sanitizers
+	$(BIN)/python tests/run_sanitized.py
+
+lint: $(INSTALLED)          ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
