@@ -73,8 +73,18 @@ def _problem(
     return Problem(form, mode, (h, w), (row, column), (height, width), cut, index, offset, chunk)
 
 
-@torch.library.custom_op("diinn_fast::decode", mutates_args=())
-def _decode(
+ARGUMENTS = (
+    "Tensor source, Tensor[] weights, str form, int mode, SymInt[] geometry, "
+    "Tensor? index, Tensor? offset, int chunk, str backend"
+)
+# Defined one by one rather than by torch.library.custom_op, which imports the compiler (a second) at the first call.
+torch.library.define("diinn_fast::decode", f"({ARGUMENTS}) -> Tensor")
+torch.library.define("diinn_fast::decode_backward", f"(Tensor grad, {ARGUMENTS}, bool[] needs) -> Tensor[]")
+torch.library.define("diinn_fast::conv3x3", "(Tensor padded, Tensor weight, Tensor bias, str backend) -> Tensor")
+
+
+@torch.library.impl("diinn_fast::decode", "CompositeExplicitAutograd")
+def _(
     source: Tensor,
     weights: Sequence[Tensor],
     form: str,
@@ -89,14 +99,14 @@ def _decode(
     return backends.choose(backend, problem, source).forward(problem, source, list(weights))
 
 
-@_decode.register_fake
+@torch.library.register_fake("diinn_fast::decode")
 def _(source, weights, form, mode, geometry, index, offset, chunk, backend):  # type: ignore[no-untyped-def]
     problem = _problem(form, mode, geometry, index, offset, chunk)
     return source.new_empty(problem.output_shape(source.shape[0], weights[4].shape[0]))
 
 
-@torch.library.custom_op("diinn_fast::decode_backward", mutates_args=())
-def _decode_backward(
+@torch.library.impl("diinn_fast::decode_backward", "CompositeExplicitAutograd")
+def _(
     grad: Tensor,
     source: Tensor,
     weights: Sequence[Tensor],
@@ -114,7 +124,7 @@ def _decode_backward(
     return chosen.backward(problem, grad, source, list(weights), list(needs))
 
 
-@_decode_backward.register_fake
+@torch.library.register_fake("diinn_fast::decode_backward")
 def _(grad, source, weights, form, mode, geometry, index, offset, chunk, backend, needs):  # type: ignore[no-untyped-def]
     inputs = [source, *weights]
     return [torch.empty_like(v) if need else v.new_empty(0) for v, need in zip(inputs, needs, strict=True)]
@@ -143,22 +153,22 @@ def _needs_list(needs: bool | Sequence[bool], count: int) -> list[bool]:
     return list(needs) if isinstance(needs, (list, tuple)) else [bool(needs)] * count
 
 
-_decode.register_autograd(_backward, setup_context=_save)
+torch.library.register_autograd("diinn_fast::decode", _backward, setup_context=_save)
 
 
 def _no_double_backward(ctx: Any, *grads: Any) -> tuple:
     raise RuntimeError("decode has no second derivative: use diinn_fast.use_backend with plain PyTorch layers instead")
 
 
-_decode_backward.register_autograd(_no_double_backward)
+torch.library.register_autograd("diinn_fast::decode_backward", _no_double_backward)
 
 
-@torch.library.custom_op("diinn_fast::conv3x3", mutates_args=())
-def _conv3x3(padded: Tensor, weight: Tensor, bias: Tensor, backend: str) -> Tensor:
+@torch.library.impl("diinn_fast::conv3x3", "CompositeExplicitAutograd")
+def _(padded: Tensor, weight: Tensor, bias: Tensor, backend: str) -> Tensor:
     return backends.conv3x3(backend, padded, weight, bias)
 
 
-@_conv3x3.register_fake
+@torch.library.register_fake("diinn_fast::conv3x3")
 def _(padded, weight, bias, backend):  # type: ignore[no-untyped-def]
     batch, rows, columns, _ = padded.shape
     return padded.new_empty(batch, rows - 2, columns - 2, weight.shape[0])
@@ -169,7 +179,8 @@ def conv3x3(padded: Tensor, weight: Tensor, bias: Tensor, backend: str | None = 
 
     For inference on the CPU: bitwise the same however the image is cut. Not differentiable.
     """
-    return _conv3x3(padded, weight, bias, backends.requested() if backend is None else backend)
+    name = backends.requested() if backend is None else backend
+    return torch.ops.diinn_fast.conv3x3(padded, weight, bias, name)
 
 
 def decode(
@@ -195,4 +206,4 @@ def decode(
     """
     geometry = [*lr, *origin, *size, *(window or ())]
     name = backends.requested() if backend is None else backend
-    return _decode(source, list(weights), form, mode, geometry, index, offset, chunk, name)
+    return torch.ops.diinn_fast.decode(source, list(weights), form, mode, geometry, index, offset, chunk, name)
