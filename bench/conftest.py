@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class Board:
-    """What has been measured in this session: one record per suite and case."""
+    """What has been measured in this run: one record per suite and case."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.full: bool = config.option.full
@@ -73,7 +73,7 @@ class Board:
         return self.records[suite, case.name]
 
     def selected(self, suite: str, case: Case) -> list[str]:
-        """Peers of a case that this session runs (``-k`` may have left some out)."""
+        """Peers of a case that this run includes (``-k`` may have left some out)."""
         found = []
         for item in self.items:
             parameters = getattr(getattr(item, "callspec", None), "params", {})
@@ -130,7 +130,7 @@ class Board:
         return entry
 
     def save(self) -> Iterator[Path]:
-        """Write one file per suite; a file holds what this session measured."""
+        """Write one file per suite; a file holds what this run measured."""
         folder = RESULTS / machine.slug(self.device)
         folder.mkdir(parents=True, exist_ok=True)
         about = machine.facts(self.device) | {"command": machine.command(), "dtype": self.dtype, "full": self.full}

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # bench is not installed
 
 from bench import memory, peers, report
 from bench.cases import ENCODER_PER_LR, LIIF_PER_HR, Case, from_description
