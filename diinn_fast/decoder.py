@@ -196,9 +196,10 @@ class ImplicitDecoder(nn.Module):
     ) -> Tensor:
         """Without gradients: in bands of rows whose content (and, in mode 4, nine taps) stay under BAND_BYTES."""
         batch, (h, w) = features.shape[0], features.shape[-2:]
-        row_bytes = batch * w * len(self.K) * self.width * features.element_size() * h / size[0]
+        item = max(features.element_size(), 4)  # 16-bit content may be computed with in float32
+        row_bytes = batch * w * len(self.K) * self.width * item * h / size[0]
         if self.mode == 4:
-            row_bytes += batch * 27 * size[1] * features.element_size()
+            row_bytes += batch * 27 * size[1] * item
         step = max(1, int(BAND_BYTES / row_bytes))
         if step >= window.y1 - window.y0:
             return self._decode_window(features, size, window, chunk, backend)
