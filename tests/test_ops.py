@@ -145,5 +145,12 @@ def test_auto_falls_back_silently_where_a_backend_does_not_apply(monkeypatch, ca
 
 def test_backend_table_names_every_backend():
     rows = {row["backend"]: row for row in backends.table()}
-    assert list(rows) == list(backends.ORDER)
+    assert list(rows) == list(backends.NAMES)
     assert rows["eager"]["available"] == "yes"
+
+
+def test_auto_considers_only_measured_backends():
+    assert set(backends.ORDER) == set(backends.NAMES) - {"triton"}  # not yet run on hardware
+    assert backends.load("triton").unavailable()  # in this process: no CUDA device, no interpreter
+    with pytest.raises(BackendError, match=r"CUDA device|not installed"):
+        use_backend("triton")

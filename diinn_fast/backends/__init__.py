@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from diinn_fast.ops import Problem
 
 ORDER = ("cpu", "eager")
-"""Backends, fastest first; the last one runs everywhere."""
+"""Backends that ``auto`` considers, fastest first; the last one runs everywhere."""
+NAMES = ("cpu", "triton", "eager")
+"""Backends that can be asked for by name: one enters ORDER when it has been measured on hardware."""
 
 log = logging.getLogger("diinn_fast")
 _warned: set[str] = set()
@@ -38,8 +40,8 @@ class BackendError(RuntimeError):
 
 
 def check_name(name: str) -> str:
-    if name != "auto" and name not in ORDER:
-        raise BackendError(f"unknown backend {name!r}: choose one of auto, {', '.join(ORDER)}")
+    if name != "auto" and name not in NAMES:
+        raise BackendError(f"unknown backend {name!r}: choose one of auto, {', '.join(NAMES)}")
     return name
 
 
@@ -104,7 +106,7 @@ def conv3x3(name: str, padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def table() -> Iterator[dict[str, str]]:
     """One row per backend for ``diinn-fast info``."""
-    for name in ORDER:
+    for name in NAMES:
         backend = load(name)
         yield {
             "backend": name,

@@ -1,0 +1,13 @@
+"""Triton kernels of the decoder: one pass per query, nothing per query in memory but the output.
+
+- ``trig``: sines and cosines that cost a handful of instructions;
+- ``network``: what all kernels share: where a query lies, the gather, products, the output;
+- ``projected``: the decoder on LR-size content (forms ``content`` and ``modulation``);
+- ``direct``: the decoder on features (form ``direct``);
+- ``backward``: the element-wise part of the backward, and sums over the queries of each LR pixel;
+- ``tiles``: tile sizes per architecture, with their reasons;
+- ``launch``: from a ``Problem`` to launches.
+
+docs/kernels_triton.md explains the structure and what was tried. Nothing here imports CUDA: on CPU tensors the
+kernels run under ``TRITON_INTERPRET=1``.
+"""

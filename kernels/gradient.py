@@ -1,0 +1,259 @@
+"""Backward of the decode: recomputed slab after slab of queries, so that its memory is bounded; deterministic.
+
+A slab's sine arguments s, modulation k and q come from the forward kernel; then per layer, from the last to the first,
+
+    [dk | ds] from dq, s, k (one kernel);   dW += [dk | ds]^T r;   dq_prev = [dk | ds] W;   dC[LR pixel] += sum of dk
+
+with the framework's products (operands in the source's dtype, sums in float32). Slabs follow each other in a fixed
+order, and within a slab every LR pixel is summed by one program: two runs are bitwise equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+from diinn_fast.geometry import Window, local_offset, lr_range, nearest_index
+from diinn_fast.kernels.backward import split, sum_queries
+from diinn_fast.kernels.launch import Network, query_count
+from diinn_fast.kernels.tiles import divisor
+
+if TYPE_CHECKING:
+    from diinn_fast.ops import Problem
+
+SLAB = 16384
+"""Queries at a time: about 14 KiB each in 16 bit at H = 256 and 4 layers (direct form: 24 KiB), so 0.25 to 0.4 GB."""
+
+
+def backward(
+    problem: Problem, grad: Tensor, source: Tensor, weights: Sequence[Tensor], needs: Sequence[bool]
+) -> list[Tensor]:
+    """Gradients of [source, *weights], empty where not needed."""
+    network, inputs = Network(problem, source, weights), [source, *weights]
+    sums = Sums(network, needs)
+    if grad.numel():
+        for image in range(len(source)):
+            for slab, rows in _slabs(problem, grad[image]):
+                _Slab(network, slab, image, sums).run(rows)
+    grads = sums.finish(network)
+    return [v.new_empty(0) if g is None else g.reshape(v.shape).to(v.dtype) for v, g in zip(inputs, grads, strict=True)]
+
+
+def _slabs(problem: Problem, grad: Tensor) -> Iterator[tuple[Problem, Tensor]]:
+    """One image's queries in slabs, with the gradient of their output [queries, channels]."""
+    most = problem.chunk or SLAB
+    if problem.window is None:
+        assert problem.index is not None and problem.offset is not None
+        for start in range(0, problem.index.shape[1], most):
+            stop = start + most
+            part = replace(problem, index=problem.index[:, start:stop], offset=problem.offset[:, start:stop])
+            yield part, grad[start:stop]
+        return
+    y0, y1, x0, x1 = problem.window
+    across = min(most, x1 - x0)
+    down = max(1, most // across)
+    for y in range(y0, y1, down):
+        for x in range(x0, x1, across):
+            cut = Window(y, min(y + down, y1), x, min(x + across, x1))
+            rgb = grad[:, y - y0 : cut.y1 - y0, x - x0 : cut.x1 - x0]
+            yield replace(problem, window=cut), rgb.flatten(1).t()
+
+
+class Sums:
+    """Gradients in float32, in the kernels' layout; None where not needed."""
+
+    def __init__(self, network: Network, needs: Sequence[bool]) -> None:
+        n = network
+        shapes: list[Tensor | None] = [n.source, n.position, n.position_bias, n.hidden, n.hidden_bias]
+        shapes += [n.last, n.last_bias]
+        if n.form == "direct":
+            shapes += [n.content, n.content_bias] + ([] if n.first is None else [n.first, n.first_bias])
+        zeros = [
+            torch.zeros(v.shape, dtype=torch.float32, device=n.device) if need and v is not None else None
+            for v, need in zip(shapes, needs, strict=True)
+        ]
+        self.source, self.position, self.position_bias, self.hidden, self.hidden_bias, self.last, self.last_bias = (
+            zeros[:7]
+        )
+        self.content, self.content_bias, self.first, self.first_bias = (zeros[7:] + [None] * 4)[:4]
+        self.count = len(zeros)
+        self.taps = None  # gradient of each LR pixel's neighbourhood, [B, rows*columns, 9*depth]
+        if n.form == "direct" and self.source is not None:
+            batch, rows, columns, depth = n.source.shape
+            self.taps = self.source.new_zeros(batch, (rows - 2) * (columns - 2), 9 * depth)
+
+    def finish(self, network: Network) -> list[Tensor | None]:
+        """The gradients in the operator's order and layout."""
+        n, source, position, content, first = network, self.source, self.position, self.content, self.first
+        first_bias = self.first_bias
+        if n.form == "direct":
+            if source is not None and self.taps is not None:
+                batch, rows, columns, depth = source.shape
+                taps = self.taps.view(batch, rows - 2, columns - 2, 9, depth)
+                for tap in range(9):
+                    y, x = divmod(tap, 3)
+                    source[:, y : y + rows - 2, x : x + columns - 2] += taps[..., tap, :]
+                source = source[..., : n.features]
+            content = None if content is None else n.channel_major(content)
+            if n.first is not None:
+                position = None if position is None else n.channel_major(position)
+                first = None if first is None else n.channel_major(first.t()).t()
+                first_bias = None if first_bias is None else n.channel_major(first_bias[None])[0]
+        grads = [source, position, self.position_bias, self.hidden, self.hidden_bias, self.last, self.last_bias]
+        return [*grads, content, self.content_bias, first, first_bias][: self.count]
+
+
+class _Slab:
+    """The backward of one slab of one image's queries."""
+
+    def __init__(self, network: Network, problem: Problem, image: int, sums: Sums) -> None:
+        if problem.index is not None and problem.offset is not None:
+            problem = replace(problem, index=problem.index[image : image + 1], offset=problem.offset[image : image + 1])
+        self.network, self.problem, self.image, self.sums = network, problem, image, sums
+        self.queries = query_count(problem)
+        self.halo = 2 if network.form == "direct" else 0
+        self._locate()
+
+    def _locate(self) -> None:
+        """Position p [queries, 3] (float32) and flattened LR pixel of every query, and each LR pixel's rectangle."""
+        problem, device = self.problem, self.network.device
+        self.columns = self.network.source.shape[2] - self.halo
+        if problem.window is None:
+            assert problem.index is not None and problem.offset is not None
+            self.pixel, offset = problem.index[0], problem.offset[0].detach().float()
+        else:
+            y0, y1, x0, x1 = problem.window
+            (h, w), (height, width) = problem.lr, problem.size
+            i, j = nearest_index(y0, y1, h, height, device), nearest_index(x0, x1, w, width, device)
+            dy, dx = (
+                local_offset(y0, y1, i, h, height, torch.float32),
+                local_offset(x0, x1, j, w, width, torch.float32),
+            )
+            self.rows, self.row_start = _owners(y0, y1, h, height, i)
+            self.across, self.column_start = _owners(x0, x1, w, width, j)
+            offset = torch.stack([dy[:, None].expand(-1, len(dx)), dx.expand(len(dy), -1)], -1).flatten(0, 1)
+            self.pixel = ((i - problem.origin[0])[:, None] * self.columns + (j - problem.origin[1])).flatten()
+        self.position = F.pad(offset, (0, 1), value=problem.ratio)
+
+    def run(self, grad: Tensor) -> None:
+        """Add this slab's part to the sums, given the gradient of its output [queries, channels]."""
+        n, sums, width = self.network, self.sums, self.network.width
+        grad = grad.to(n.dtype).contiguous()
+        s, k, q = n.recompute(self.problem, self.image)
+        _add_product(sums.last, grad, q[-1])
+        _add_sum(sums.last_bias, grad)
+        dq, carry = product(grad, n.last), None
+        chain = n.form == "direct" and n.mode in (1, 2)  # k_i takes k_{i-1}
+        dks: list[Tensor] = []
+        for layer in reversed(range(n.layers)):
+            both = self._split(dq, carry, s[layer], k[layer])
+            dk, ds = both[:, :width], both[:, width:]
+            dks.insert(0, dk)
+            if n.form != "direct" and sums.source is not None:
+                self._to_pixels(sums.source[self.image].flatten(0, 1)[:, layer * width :], both, width)
+            if layer == 0:
+                break
+            weight = n.hidden[layer - 1]
+            total = None if sums.hidden is None else sums.hidden[layer - 1]
+            _add_sum(None if sums.hidden_bias is None else sums.hidden_bias[layer - 1], ds)
+            if n.form == "modulation":
+                _add_product(total, ds, q[layer - 1])
+                dq = product(ds, weight)
+            elif chain:
+                _add_product(None if total is None else total[:width], dk, k[layer - 1])
+                _add_product(None if total is None else total[width:], ds, q[layer - 1])
+                carry, dq = product(dk, weight[:width]), product(ds, weight[width:])
+            else:
+                _add_product(total, both, q[layer - 1])
+                dq = product(both, weight)
+        _add_sum(sums.position_bias, ds)
+        if n.form == "direct":
+            self._direct(dks, ds)
+        else:
+            _add_product(sums.position, ds.float(), self.position)
+
+    def _direct(self, dks: list[Tensor], ds: Tensor) -> None:
+        """From the gradients dk_i and ds_0 to content weights, features, and the sine layer of init_q."""
+        n, sums, width = self.network, self.sums, self.network.width
+        assert n.content is not None
+        padded = n.source[self.image].flatten(0, 1)  # [(rows+2) (columns+2), depth]
+        pitch = self.columns + 2
+        corner = self.pixel // self.columns * pitch + self.pixel % self.columns
+        x = torch.cat([padded[corner + tap // 3 * pitch + tap % 3] for tap in range(9)], dim=1)
+        modulated, position, argument = x, self.position, None
+        if n.first is not None and n.first_bias is not None:
+            argument = torch.addmm(n.first_bias, self.position, n.first.t())
+            position = torch.sin(argument)
+            modulated = (x.float() * position).to(n.dtype)
+        _add_product(sums.position, ds.float(), position)
+        dx = torch.zeros(x.shape, dtype=torch.float32, device=n.device)
+        for layer, dk in enumerate(dks):
+            rows = slice(layer * width, (layer + 1) * width)
+            _add_sum(None if sums.content_bias is None else sums.content_bias[rows], dk)
+            if rows.start < len(n.content):
+                _add_product(None if sums.content is None else sums.content[rows], dk, modulated)
+                dx += product(dk, n.content[rows])
+        if argument is not None:
+            dp = (dx * x + product(ds.float(), n.position)) * torch.cos(argument)
+            _add_product(sums.first, dp, self.position)
+            _add_sum(sums.first_bias, dp)
+            dx *= position
+        if sums.taps is not None:
+            self._to_pixels(sums.taps[self.image], dx, dx.shape[1])
+
+    def _split(self, dq: Tensor, carry: Tensor | None, s: Tensor, k: Tensor) -> Tensor:
+        n, block = self.network, 1024
+        both = k.new_empty(self.queries, 2 * n.width)
+        split[(triton.cdiv(s.numel(), block),)](
+            dq, carry, s, k, both, self.queries,
+            WIDTH=n.width, CARRY=carry is not None, MODULATION=n.form == "modulation", FAST=n.fast_sine, BLOCK=block,
+            enable_fp_fusion=True,
+        )  # fmt: skip
+        return both
+
+    def _to_pixels(self, target: Tensor, values: Tensor, features: int) -> None:
+        """target[LR pixel, :features] += the sum of values[:, :features] over its queries."""
+        if self.problem.window is None:
+            rows = values[:, :features].float()
+            if target.is_cuda:  # sorts; index_add_ and scatter_add_ would add atomically
+                target[:, :features].index_put_((self.pixel,), rows, accumulate=True)
+            else:
+                target[:, :features].scatter_add_(0, self.pixel[:, None].expand_as(rows), rows)
+            return
+        window, origin = self.problem.window, self.problem.origin
+        down, span, block = len(self.row_start) - 1, len(self.column_start) - 1, divisor(features, 256)
+        sum_queries[(down * span, features // block)](
+            values, values.stride(0), target, target.stride(0), self.row_start, self.column_start,
+            window.shape[1], self.rows - origin[0], self.across - origin[1], span, self.columns,
+            FEATURES=features, BF=block, BQ=16, enable_fp_fusion=True,
+        )  # fmt: skip
+
+
+def _owners(start: int, stop: int, n_in: int, n_out: int, index: Tensor) -> tuple[int, Tensor]:
+    """First LR index of the positions start <= Y < stop, and where each LR index's positions begin (and all end)."""
+    first, end = lr_range(start, stop, n_in, n_out)
+    return first, torch.searchsorted(index, torch.arange(first, end + 1, device=index.device))
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x [n, a] times weight [a, b]: float32 sums."""
+    if x.is_cuda and x.dtype != torch.float32:
+        return torch.mm(x, weight, out_dtype=torch.float32)
+    return torch.mm(x.float(), weight.float())
+
+
+def _add_product(total: Tensor | None, grad: Tensor, x: Tensor) -> None:
+    """total [out, in] += grad [n, out] transposed times x [n, in]."""
+    if total is not None:
+        total += product(grad.t(), x)
+
+
+def _add_sum(total: Tensor | None, grad: Tensor) -> None:
+    if total is not None:
+        total += grad.sum(0, dtype=torch.float32)

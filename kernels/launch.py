@@ -1,0 +1,175 @@
+"""From a ``Problem`` to a launch of a forward kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+from diinn_fast.geometry import _float32
+from diinn_fast.kernels import tiles
+from diinn_fast.kernels.direct import direct
+from diinn_fast.kernels.network import GEOMETRY
+from diinn_fast.kernels.projected import projected
+
+if TYPE_CHECKING:
+    from diinn_fast.ops import Problem
+
+LEAST = 16
+"""Fewest rows, columns and terms of a product on tensor cores."""
+
+
+class Network:
+    """Source and weights of one decode in the layout that the kernels take, and the launch of its forward kernel."""
+
+    def __init__(self, problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> None:
+        self.form, self.mode = problem.form, problem.mode
+        self.dtype, self.device = source.dtype, source.device
+        self.position, self.position_bias, self.hidden, self.hidden_bias, self.last, self.last_bias = (
+            v.detach().contiguous() for v in weights[:6]
+        )
+        self.position, self.position_bias = self.position.float(), self.position_bias.float()
+        self.hidden_bias, self.last_bias = self.hidden_bias.float(), self.last_bias.float()
+        self.hidden, self.last = self.hidden.to(self.dtype), self.last.to(self.dtype)
+        self.width, self.layers, self.channels = len(self.position), len(self.hidden) + 1, len(self.last)
+        self.source = source.detach().contiguous()
+        self.content: Tensor | None = None
+        self.content_bias: Tensor | None = None
+        self.first: Tensor | None = None
+        self.first_bias: Tensor | None = None
+        if self.form == "direct":
+            self._prepare_direct(*weights[6:])
+
+    def _prepare_direct(self, content: Tensor, bias: Tensor, *first: Tensor) -> None:
+        self.features = self.source.shape[-1]
+        self.depth = triton.cdiv(self.features, LEAST) * LEAST
+        self.source = F.pad(self.source, (0, self.depth - self.features))
+        self.content = self.tap_major(content.detach().to(self.dtype))
+        self.content_bias = bias.detach().float().contiguous()
+        if first:
+            self.position = self.tap_major(self.position)
+            self.first = self.tap_major(first[0].detach().float().t()).t().contiguous()
+            self.first_bias = self.tap_major(first[1].detach().float()[None])[0]
+
+    def tap_major(self, matrix: Tensor) -> Tensor:
+        """Columns from c*9 + tap to tap*depth + c, so that a tap's features are contiguous as in the source."""
+        taps = matrix.reshape(len(matrix), self.features, 9).transpose(1, 2)
+        return F.pad(taps, (0, self.depth - self.features)).flatten(1).contiguous()
+
+    def channel_major(self, matrix: Tensor) -> Tensor:
+        """The inverse of ``tap_major``."""
+        return matrix.view(len(matrix), 9, self.depth)[..., : self.features].transpose(1, 2).flatten(1)
+
+    @cached_property
+    def precision(self) -> str:
+        """Of float32 products: three TF32 products each (as accurate as float32), or one where the user allows it."""
+        return "tf32" if self.device.type == "cuda" and allows_tf32() else "tf32x3"
+
+    @property
+    def fast_sine(self) -> bool:
+        return self.dtype != torch.float32 or self.precision == "tf32"
+
+    def forward(self, problem: Problem) -> Tensor:
+        out = self.source.new_empty(problem.output_shape(len(self.source), self.channels))
+        if out.numel():
+            self._launch(problem, self.source, out, None)
+        return out
+
+    def recompute(self, problem: Problem, image: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Sine arguments s (float32), modulation k and q ``[L, queries, H]`` of one image's queries, row by row."""
+        shape = (self.layers, query_count(problem), self.width)
+        s = self.source.new_empty(shape, dtype=torch.float32)
+        slabs = s, self.source.new_empty(shape), self.source.new_empty(shape)
+        self._launch(problem, self.source[image : image + 1], None, slabs)
+        return slabs
+
+    def _launch(
+        self, problem: Problem, source: Tensor, out: Tensor | None, slabs: tuple[Tensor, Tensor, Tensor] | None
+    ) -> None:
+        tile = tiles.choose(self.form, architecture(self.device), self.dtype, self.width, slabs is not None)
+        numbers = _geometry(problem, source)
+        rows, columns = numbers["rows"], numbers["columns"]
+        points = problem.window is None
+        if points:
+            programs = triton.cdiv(columns, tile.ty * tile.tx)
+        else:
+            programs = triton.cdiv(rows, tile.ty) * triton.cdiv(columns, tile.tx)
+        padded = triton.next_power_of_2(max(LEAST, self.channels))
+        tensors: list[Tensor | None] = [source, self.position, self.position_bias, self.hidden, self.hidden_bias]
+        tensors += [F.pad(self.last, (0, 0, 0, padded - self.channels)), self.last_bias]
+        options = {
+            "WIDTH": self.width,
+            "LAYERS": self.layers,
+            "CHANNELS": self.channels,
+            "PADDED": padded,
+            "POINTS": points,
+            "KEEP": slabs is not None,
+            "PRECISION": self.precision,
+            "FAST": self.fast_sine,
+            "TY": tile.ty,
+            "TX": tile.tx,
+            "BN": tile.bn,
+            "STAGES": tile.stages,
+            "num_warps": tile.warps,
+            "enable_fp_fusion": True,
+        }
+        if self.form == "direct":
+            kernel = direct
+            tensors += [self.content, self.content_bias, self.first, self.first_bias]
+            init_q = self.first is not None
+            most = 32 if init_q else 64  # p' in float32 beside x: fewer features at a time
+            options |= {"DEPTH": self.depth, "BC": tiles.divisor(self.depth, most), "MODE": self.mode, "INIT_Q": init_q}
+        else:
+            kernel = projected
+            options["MODULATION"] = self.form == "modulation"
+        index, offset = problem.index, problem.offset
+        if index is not None and offset is not None:
+            index, offset = index.contiguous(), offset.detach().float().contiguous()
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            kernel[(programs * len(source),)](
+                *tensors, index, offset, out, *(slabs or (None, None, None)), **numbers, **options
+            )
+
+
+def query_count(problem: Problem) -> int:
+    """Queries per image."""
+    if problem.window is not None:
+        return problem.window.shape[0] * problem.window.shape[1]
+    assert problem.index is not None
+    return problem.index.shape[1]
+
+
+def architecture(device: torch.device) -> int:
+    """10 * major + minor of a CUDA device; 0 where kernels are interpreted."""
+    if device.type != "cuda":
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def _geometry(problem: Problem, source: Tensor) -> dict[str, Any]:
+    """The kernels' GEOMETRY arguments."""
+    (h, w), (height, width) = problem.lr, problem.size
+    y0, x0, rows, columns = 0, 0, 1, 0
+    if problem.window is not None:
+        y0, x0 = problem.window.y0, problem.window.x0
+        rows, columns = problem.window.shape
+    else:
+        assert problem.index is not None
+        columns = problem.index.shape[1]
+    scale, halo = (_float32(h / height), _float32(w / width)), 2 if problem.form == "direct" else 0
+    grid = source.shape[1] - halo, source.shape[2] - halo
+    values = (h, w, height, width, *scale, problem.ratio, *problem.origin, *grid, y0, x0, rows, columns)
+    return dict(zip(GEOMETRY, values, strict=True))
+
+
+def allows_tf32() -> bool:
+    """What the user's settings say of products on CUDA; "none" leaves it to the setting for everything."""
+    precision: str = torch.backends.cuda.matmul.fp32_precision
+    return (torch.backends.fp32_precision if precision == "none" else precision) == "tf32"

@@ -1,0 +1,147 @@
+"""What the decoder kernels share: where a query lies, products, activations, the output."""
+
+# ruff: noqa: RUF005 - Triton has no starred expressions
+
+import triton
+import triton.language as tl
+
+from diinn_fast.kernels.trig import INTERPRETED
+
+GEOMETRY = (
+    "h", "w", "height", "width", "scale_y", "scale_x", "ratio",  # LR and HR sizes, float32(h / H), float32(w / W)
+    "origin_y", "origin_x", "grid_rows", "grid_columns",  # the source's first LR pixel and size
+    "y0", "x0", "rows", "columns",  # the window; for points rows = 1, columns = N
+)  # fmt: skip
+"""Scalar arguments of the kernels that differ from image to image: no specialisation, or each size would compile."""
+
+
+@triton.jit
+def nearest(position, scale, n_in):
+    """LR index of HR positions along one axis: the float32 formula of ``geometry.nearest_index``, bit for bit."""
+    return tl.minimum(((position.to(tl.float32) + 0.5) * scale).to(tl.int64), n_in.to(tl.int64) - 1)
+
+
+@triton.jit
+def local(position, index, n_in, n_out):
+    """Local coordinate in LR half-pixels: numerator in int64, division rounded as IEEE says."""
+    numerator = (2 * position.to(tl.int64) + 1) * n_in - (2 * index + 1) * n_out
+    return tl.div_rn(numerator.to(tl.float32), tl.zeros_like(numerator).to(tl.float32) + n_out.to(tl.float32))
+
+
+@triton.jit
+def locate(
+    index, offset, h, w, height, width, scale_y, scale_x, origin_y, origin_x, grid_rows, grid_columns,
+    y0, x0, rows, columns, POINTS: tl.constexpr, TY: tl.constexpr, TX: tl.constexpr,
+):  # fmt: skip
+    """The queries of this program: image, number within the image, mask, source row and column, dy, dx.
+
+    A program has TY*TX points, or a tile of TY x TX pixels of the window: neighbours share LR pixels, so that their
+    gathers hit the cache. Queries past the end repeat the last one, masked.
+    """
+    m = tl.arange(0, TY * TX)
+    tiles_x = tl.cdiv(columns, TX)
+    tiles = tl.cdiv(rows, TY) * tiles_x if not POINTS else tl.cdiv(columns, TY * TX)
+    program = tl.program_id(0)
+    image = (program // tiles).to(tl.int64)
+    tile = program % tiles
+    if POINTS:
+        query = tile.to(tl.int64) * (TY * TX) + m
+        mask = query < columns
+        query = tl.minimum(query, columns.to(tl.int64) - 1)
+        at = image * columns + query
+        pixel = tl.load(index + at)
+        inside = (pixel >= 0) & (pixel < grid_rows.to(tl.int64) * grid_columns)
+        pixel = tl.where(inside, pixel, 0)
+        row, column = pixel // grid_columns, pixel % grid_columns
+        dy, dx = tl.load(offset + 2 * at), tl.load(offset + 2 * at + 1)
+        dy = tl.where(inside, dy, float("nan"))  # an index outside the source gives NaN, not another pixel
+    else:
+        y = tile // tiles_x * TY + m // TX
+        x = tile % tiles_x * TX + m % TX
+        mask = (y < rows) & (x < columns)
+        y, x = tl.minimum(y, rows - 1), tl.minimum(x, columns - 1)
+        query = y.to(tl.int64) * columns + x
+        y, x = y + y0, x + x0
+        i, j = nearest(y, scale_y, h), nearest(x, scale_x, w)
+        dy, dx = local(y, i, h, height), local(x, j, w, width)
+        row, column = i - origin_y, j - origin_x
+    return image, query, mask, row, column, dy, dx
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a b: operands in their own dtype, sums in float32."""
+    if INTERPRETED:  # whose bfloat16 products are wrong
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    else:
+        return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def transposed(matrix, row, column, PITCH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """``matrix[row : row+ROWS, column : column+COLUMNS]`` of a row-major matrix, transposed: [COLUMNS, ROWS]."""
+    n, k = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    return tl.load(matrix + (row + n)[None, :] * PITCH + (column + k)[:, None])
+
+
+@triton.jit
+def first_argument(position, bias, dy, dx, ratio, column, BN: tl.constexpr):
+    """Sine argument of layer 0, Q_0 (dy, dx, ratio) + b_0, for BN outputs from ``column``: float32 [BM, BN]."""
+    n = column + tl.arange(0, BN)
+    constant = tl.load(position + 3 * n + 2) * ratio + tl.load(bias + n)
+    s = dy[:, None] * tl.load(position + 3 * n)[None, :] + dx[:, None] * tl.load(position + 3 * n + 1)[None, :]
+    return s + constant[None, :]
+
+
+@triton.jit
+def store_output(
+    q, last, last_bias, out, image, query, mask, total, WIDTH: tl.constexpr, BN: tl.constexpr,
+    CHANNELS: tl.constexpr, PADDED: tl.constexpr, POINTS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """out = last q + bias; ``last`` is [PADDED, H], its surplus rows zero. ``total``: queries per image."""
+    CHUNKS: tl.constexpr = WIDTH // BN
+    rgb = tl.zeros([query.shape[0], PADDED], tl.float32)
+    for i in tl.static_range(CHUNKS):
+        rgb = dot(q[i], transposed(last, 0, i * BN, WIDTH, PADDED, BN), rgb, PRECISION)
+    channel = tl.arange(0, PADDED)
+    exists = channel < CHANNELS
+    rgb += tl.load(last_bias + channel, mask=exists, other=0.0)[None, :]
+    if POINTS:
+        at = (image * total + query[:, None]) * CHANNELS + channel[None, :]
+    else:
+        at = (image * CHANNELS + channel[None, :]) * total + query[:, None]
+    tl.store(out + at, narrow(rgb, out.dtype.element_ty), mask=mask[:, None] & exists[None, :])
+
+
+@triton.jit
+def keep(slab, value, layer, column, total, query, mask, WIDTH: tl.constexpr, BN: tl.constexpr):
+    """Write a [BM, BN] tile of a layer into a slab [layers, queries, H], for the backward."""
+    where = (layer * total + query)[:, None] * WIDTH + (column + tl.arange(0, BN))[None, :]
+    tl.store(slab + where, narrow(value, slab.dtype.element_ty), mask=mask[:, None])
+
+
+@triton.jit
+def narrow(x, DTYPE: tl.constexpr):
+    """float32 x rounded to the operands' dtype, half to even."""
+    if INTERPRETED and DTYPE.is_bf16():  # the interpreter cuts the low bits off instead
+        bits = x.to(tl.int32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+        x = tl.where(x == x, rounded.to(tl.float32, bitcast=True), x)
+    return x.to(DTYPE)
+
+
+@triton.jit
+def relu(x):
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def put(chunks, value, at, CHUNKS: tl.constexpr):
+    """The tuple with ``chunks[at]`` replaced: registers have no addresses, so a selection stands for an index.
+
+    (Rotating the tuple is cheaper but yields loop variables untouched, and the pipeliner then skips the loop.)
+    """
+    replaced = ()
+    for i in tl.static_range(CHUNKS):
+        replaced = replaced + (tl.where(at == i, value, chunks[i]),)
+    return replaced

@@ -1,0 +1,80 @@
+"""Tile sizes per architecture, operand dtype and form. Every figure is from code generation; nothing is timed yet.
+
+What bounds them: q and the next q in registers (BM * H * 2 operands over the program's threads, of 255 registers
+each), the weights of one step times ``stages`` in shared memory, and the weights' traffic: BM FLOP per byte read
+from L2, so that a large BM is worth a few spilled registers.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Tile(NamedTuple):
+    """How a forward kernel is cut: TY x TX queries per program, BN outputs at a time."""
+
+    ty: int
+    tx: int
+    bn: int
+    stages: int
+    warps: int
+
+
+INTERPRETER = Tile(2, 8, 64, 1, 4)
+"""Small, so that little is computed for queries that do not exist."""
+
+SIXTEEN_BIT = {
+    # K_i and Q_i for 64 outputs are 64 KiB a stage; two warpgroups of 64 queries, operand A from registers.
+    90: Tile(8, 16, 64, 2, 8),
+    # mma.sync; 3 stages of 16 KiB: 73 KiB, two programs on an 8.0, and within the 99 KiB of 8.6, 8.9 and 12.0.
+    80: Tile(8, 8, 32, 3, 4),
+}
+FLOAT32 = {
+    # Operands are twice as wide and split into two TF32 numbers: half the queries, 32 outputs at a time.
+    90: Tile(8, 8, 32, 2, 8),
+    # Nothing spilled, but 156 KiB: 8.0 only.
+    80: Tile(4, 8, 64, 2, 8),
+    # Within 99 KiB by loading weights without prefetching; with 32 outputs at a time 800 bytes would be spilled.
+    86: Tile(4, 8, 64, 1, 8),
+}
+DIRECT = {  # (architecture, bytes of an operand)
+    # 600 bytes spilled, for half the weights' traffic of 64 queries, which spill 40.
+    (90, 2): Tile(8, 16, 64, 2, 8),
+    (90, 4): Tile(8, 8, 32, 2, 8),
+    # 49 KiB, two programs per SM; 64 queries would spill 1.5 KiB.
+    (80, 2): Tile(4, 8, 64, 2, 4),
+    # Without prefetching nothing is spilled; with it, kilobytes.
+    (80, 4): Tile(4, 8, 64, 1, 8),
+}
+KEEP = {  # 16-bit forward kernels that also write slabs: addresses take registers, so fewer queries
+    90: Tile(8, 8, 64, 2, 8),
+    80: Tile(4, 8, 64, 2, 4),
+}
+
+
+def choose(form: str, architecture: int, dtype: torch.dtype, width: int, keep: bool = False) -> Tile:
+    """The tile for a form, an architecture (10 * major + minor, 0 for the interpreter), a dtype and a hidden width.
+
+    ``keep``: the kernel also writes what the backward needs. Architectures newer than 9.0 run as 8.x do.
+    """
+    family = 90 if architecture == 90 else 80
+    if architecture == 0:
+        tile = INTERPRETER
+    elif keep and dtype.itemsize == 2:
+        tile = KEEP[family]
+    elif form == "direct":
+        tile = DIRECT[family, dtype.itemsize]
+    elif dtype.itemsize == 2:
+        tile = SIXTEEN_BIT[family]
+    else:
+        tile = FLOAT32.get(architecture, FLOAT32[86])
+    return tile._replace(bn=divisor(width, tile.bn))
+
+
+def divisor(length: int, most: int) -> int:
+    """The largest power of two up to ``most`` that divides ``length``."""
+    while length % most:
+        most //= 2
+    return most
