@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from diinn_fast.kernels.network import narrow
-from diinn_fast.kernels.trig import cos, sin
+from .network import narrow
+from .trig import cos, sin
 
 
 @triton.jit(do_not_specialize=["queries"])

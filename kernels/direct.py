@@ -13,7 +13,7 @@ three [BM, H] activations are alive. For few queries, scales below 1, and init_q
 import triton
 import triton.language as tl
 
-from diinn_fast.kernels.network import (
+from .network import (
     GEOMETRY,
     dot,
     first_argument,
@@ -25,7 +25,7 @@ from diinn_fast.kernels.network import (
     store_output,
     transposed,
 )
-from diinn_fast.kernels.trig import sin
+from .trig import sin
 
 
 @triton.jit

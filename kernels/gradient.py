@@ -20,9 +20,10 @@ import triton
 from torch import Tensor
 
 from diinn_fast.geometry import Window, local_offset, lr_range, nearest_index
-from diinn_fast.kernels.backward import split, sum_queries
-from diinn_fast.kernels.launch import Network, query_count
-from diinn_fast.kernels.tiles import divisor
+
+from .backward import split, sum_queries
+from .launch import Network, query_count
+from .tiles import divisor
 
 if TYPE_CHECKING:
     from diinn_fast.ops import Problem

@@ -13,10 +13,11 @@ import triton
 from torch import Tensor
 
 from diinn_fast.geometry import _float32
-from diinn_fast.kernels import tiles
-from diinn_fast.kernels.direct import direct
-from diinn_fast.kernels.network import GEOMETRY
-from diinn_fast.kernels.projected import projected
+
+from . import tiles
+from .direct import direct
+from .network import GEOMETRY
+from .projected import projected
 
 if TYPE_CHECKING:
     from diinn_fast.ops import Problem

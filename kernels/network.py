@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-from diinn_fast.kernels.trig import INTERPRETED
+from .trig import INTERPRETED
 
 GEOMETRY = (
     "h", "w", "height", "width", "scale_y", "scale_x", "ratio",  # LR and HR sizes, float32(h / H), float32(w / W)

@@ -12,7 +12,7 @@ finished chunks gather in the tuple ``new``, which becomes q when a layer is com
 import triton
 import triton.language as tl
 
-from diinn_fast.kernels.network import (
+from .network import (
     GEOMETRY,
     dot,
     first_argument,
@@ -24,7 +24,7 @@ from diinn_fast.kernels.network import (
     store_output,
     transposed,
 )
-from diinn_fast.kernels.trig import sin
+from .trig import sin
 
 
 @triton.jit(do_not_specialize=GEOMETRY)
