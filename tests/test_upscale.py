@@ -194,7 +194,7 @@ def test_no_dark_fringe_with_the_bundled_model():
     seen = result.rgb[:, 8:-8, 8:36]  # away from the outer border; to the edge and two pixels of the input beyond
     assert float((seen - colour).abs().max()) < 0.05
     black = run_upscale(Image(colour * alpha), scale=3, device="cpu").rgb[:, 8:-8, 8:36]
-    assert float((black - colour).abs().max()) > 0.2, "without alpha, the black side must show"
+    assert float((black - colour).abs().max()) > 0.1, "without alpha, the black side must show"
 
 
 @pytest.mark.parametrize(("hr", "antialias"), [((20, 24), False), ((5, 6), True), ((5, 24), True)])
