@@ -35,6 +35,8 @@ X86 = {
     "kernels_avx2.cpp": ["-mavx2", "-mfma"],
 }
 """Sources compiled for one instruction set; which of them runs is decided at run time."""
+BF16 = {"kernels_avx512_bf16.cpp": ["-mavx512bf16", *X86["kernels_avx512.cpp"]]}
+"""Left out if the compiler (GCC before 10, Clang before 9) does not know the instructions."""
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1", "-fno-omit-frame-pointer"]
 
 
@@ -64,13 +66,16 @@ class BuildKernels(build_ext):
         if platform.machine().lower() in ("x86_64", "amd64"):
             flags.append("-DDIINN_X86_VARIANTS")
             sources += X86
+            if accepts(compiler, "-mavx512bf16"):
+                flags.append("-DDIINN_AVX512_BF16")
+                sources += BF16
         objects = target.parent.resolve() if sanitize else Path(self.build_temp).resolve()
         objects.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        jobs = []
+        jobs, options = [], {**X86, **BF16}
         for source in sources:
             built = objects / f"{Path(source).stem}.o"
-            jobs.append((built, [*compiler, *flags, *X86.get(source, []), "-c", str((FOLDER / source).resolve())]))
+            jobs.append((built, [*compiler, *flags, *options.get(source, []), "-c", str((FOLDER / source).resolve())]))
         run_jobs(jobs, objects)
         shared = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared", "-pthread"]
         link = [*compiler, *shared, *(SANITIZE if sanitize else []), *(str(built) for built, _ in jobs)]
@@ -85,6 +90,12 @@ def find_compiler() -> list[str]:
         if shutil.which(command.split()[0]):
             return command.split()
     raise RuntimeError("no C++ compiler found (install g++ or clang++, or set CXX, and reinstall)")
+
+
+def accepts(compiler: list[str], flag: str) -> bool:
+    """Whether the compiler knows the flag."""
+    command = [*compiler, flag, "-fsyntax-only", "-x", "c++", os.devnull]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def include_folders() -> list[str]:

@@ -5,7 +5,7 @@
 
 Draws mode, init_q, widths, layers, channels, sizes, batch, window or points, instruction set and threads; judges
 values, and in every third problem the gradients (of queries where relu is smooth), by plain PyTorch's own float32
-error. Prints the seed; a failure
+error; some without gradients are in bfloat16, judged by plain PyTorch's bfloat16. Prints the seed; a failure
 prints the problem's own seed, which repeats it alone (``--problems 1 --seed S``). Exit code 1 on a miss.
 """
 
@@ -26,7 +26,8 @@ from torch.overrides import TorchFunctionMode
 from diinn_fast.backends import cpu
 
 SLACK, FLOOR = 4.0, 4e-6
-"""A small output's error may be this many times plain float32's (it is a matter of luck), or FLOOR of its largest."""
+"""A small output's error may be this many times plain PyTorch's (it is a matter of luck), or FLOOR of its largest."""
+BF16_FLOOR = 2e-2
 
 
 def main() -> int:
@@ -68,8 +69,11 @@ def miss(seed: int) -> str | None:
     points = mode != 4 and rng.random() < 0.3
     isa = rng.choice(cpu._kernels().instruction_sets())
     threads = rng.randint(1, 3)
+    bf16 = not gradients and rng.random() < 0.3
+    if bf16:
+        decoder, features = decoder.bfloat16(), features.bfloat16()
     text = f"mode {mode} init_q {init_q} width {decoder.width} layers {len(decoder.K)} {channels}x{h}x{w} -> {size}"
-    text += f" batch {batch} window {window} points {points} {isa} threads {threads}"
+    text += f" batch {batch} window {window} points {points} {isa} threads {threads} bf16 {bf16}"
 
     count = rng.choice([1, 7, h * w + 1, 200])
     yx = torch.stack([torch.randint(n, (batch, count)) for n in size], dim=-1)
@@ -81,20 +85,22 @@ def miss(seed: int) -> str | None:
         whole = oracle(decoder, features, size, dtype=dtype)
         return torch.stack([whole[b][:, yx[b, :, 0], yx[b, :, 1]].T for b in range(batch)])
 
+    def decode(backend: str) -> Tensor:
+        if points:
+            return decoder.sample_pixels(features, yx, size, backend=backend)
+        return decoder(features, size, window=window, backend=backend)
+
     torch.set_num_threads(1)
     kinks = Kinks()
     with torch.set_grad_enabled(gradients):
-        plain = definition(torch.float32)
+        plain = decode("eager") if bf16 else definition(torch.float32)
         with kinks:
             exact = definition(torch.float64)
     torch.set_num_threads(threads)
     os.environ["DIINN_FAST_CPU_ISA"] = isa
     with torch.set_grad_enabled(gradients):
-        if points:
-            got = decoder.sample_pixels(features, yx, size, backend="cpu")
-        else:
-            got = decoder(features, size, window=window, backend="cpu")
-    if reason := wrong(got, plain, exact):
+        got = decode("cpu")
+    if reason := wrong(got, plain, exact, floor=BF16_FLOOR if bf16 else FLOOR):
         return f"values {reason}; {text}"
     if gradients:
         smooth = ~kinks.near(mode == 4)  # [B, rows, columns]
@@ -147,11 +153,11 @@ def cut(mask: Tensor, window: tuple[int, int, int, int] | None, size: tuple[int,
     return mask[:, top : top + y1 - y0, left : left + x1 - x0]
 
 
-def wrong(got: Tensor, plain: Tensor, exact: Tensor, scale: float = 0.0) -> str | None:
+def wrong(got: Tensor, plain: Tensor, exact: Tensor, scale: float = 0.0, floor: float = FLOOR) -> str | None:
     if got.shape != exact.shape:
         return f"shape {list(got.shape)} instead of {list(exact.shape)}"
     error, limit = (got - exact).abs().max().item(), SLACK * (plain - exact).abs().max().item()
-    limit += FLOOR * max(scale, exact.abs().max().item())
+    limit += floor * max(scale, exact.abs().max().item())
     return None if error <= limit else f"error {error:.1e} exceeds {limit:.1e}"
 
 

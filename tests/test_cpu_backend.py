@@ -319,6 +319,138 @@ def test_conv3x3_leaves_other_cases_to_the_framework():
     assert cpu.conv3x3(padded, weight.requires_grad_(), bias) is None
 
 
+@pytest.fixture
+def bf16(monkeypatch) -> list[torch.Tensor]:
+    """The bfloat16 kernel; the outputs it computed are listed."""
+    if not cpu._kernels().has_bf16():
+        pytest.skip("no AVX512_BF16")
+    monkeypatch.setenv("DIINN_FAST_CPU_ISA", "avx512")
+    assert cpu._self_check("avx512_bf16") is None
+    real, computed = cpu._forward_bf16, []
+    monkeypatch.setattr(cpu, "_forward_bf16", lambda *a: computed.append(real(*a)) or computed[-1])
+    return computed
+
+
+def _bf16_case(form: str, **sizes: int):
+    problem, source, weights = _operator_case(form, **sizes)
+    return problem, source.bfloat16(), [w.bfloat16() for w in weights]
+
+
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("mode", [1, 2, 3, 4])
+def test_bf16_values_are_within_twice_plain_pytorchs_bf16_error(mode, bf16, seed):
+    decoder = make_decoder(mode, width=64, channels=5).bfloat16().requires_grad_(False)
+    plain, ours = [], []
+    for n, (h, w, height, width) in enumerate([*GEOMETRIES, *(random_geometry(seed, mode) for _ in range(8))]):
+        features = torch.randn(3 if n % 2 else 1, 5, h, w).bfloat16()
+        exact = oracle(decoder, features, (height, width))
+        before = len(bf16)
+        got = decoder(features, (height, width), backend="cpu")
+        assert got.dtype == torch.bfloat16 and got.isfinite().all(), "not every output was written"
+        if len(bf16) > before:  # not the direct form
+            ours.append((got - exact).flatten())
+            plain.append((decoder(features, (height, width), backend="eager") - exact).flatten())
+    assert len(ours) >= 5
+    assert rms(torch.cat(ours)) <= 2 * rms(torch.cat(plain))
+    assert torch.cat(ours).abs().max() <= 3 * torch.cat(plain).abs().max()
+
+
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("form", ["content", "modulation"])
+@pytest.mark.parametrize("sizes", [{"width": 256}, {"width": 32, "layers": 2}, {"layers": 1}, {"width": 96}])
+def test_bf16_operator_on_a_tile_that_starts_elsewhere(form, sizes, bf16):
+    problem, source, weights = _bf16_case(form, **sizes)
+    weights[4], weights[5] = torch.randn(5, sizes.get("width", 64)).bfloat16() / 8, torch.randn(5).bfloat16()
+    exact = eager.forward(problem, source.double(), [w.double() for w in weights])
+    got, plain = cpu.forward(problem, source, weights), eager.forward(problem, source, weights)
+    assert bf16 and got.isfinite().all()
+    assert rms(got - exact) <= 1.1 * rms(plain - exact)  # RGB is not rounded before its sum
+
+
+def test_bf16_rounds_the_hidden_weights_and_no_others(bf16):
+    problem, source, weights = _operator_case("content")
+    source = source.bfloat16()
+    got = cpu.forward(problem, source, weights)
+    rounded = [w.bfloat16() if n == 2 else w for n, w in enumerate(weights)]
+    assert torch.equal(cpu.forward(problem, source, rounded), got)
+    for n in (0, 1, 3, 4, 5):
+        other = [w.bfloat16() if m == n else w for m, w in enumerate(weights)]
+        assert not torch.equal(cpu.forward(problem, source, other), got)
+    assert len(bf16) == 7
+
+
+@pytest.mark.parametrize("mode", [1, 2, 3, 4])
+def test_bf16_windows_threads_chunks_and_batches_do_not_change_a_bit(mode, bf16, threads):
+    decoder = make_decoder(mode, width=64, channels=5).bfloat16().requires_grad_(False)
+    features, (height, width) = torch.randn(3, 5, 7, 8).bfloat16(), (29, 37)
+    threads(2)
+    whole = decoder(features, (height, width), backend="cpu")
+    windows = [(0, 3, 0, width), (height - 2, height, 0, width), (0, height, 0, 2), (0, height, width - 1, width)]
+    windows += [(11, 12, 17, 18), (5, 23, 9, 30)]
+    for n in (1, 2, 3):
+        threads(n)
+        assert torch.equal(decoder(features, (height, width), n * 50, backend="cpu"), whole)
+        for y0, y1, x0, x1 in windows:
+            part = decoder(features, (height, width), window=(y0, y1, x0, x1), backend="cpu")
+            assert torch.equal(part, whole[:, :, y0:y1, x0:x1])
+    assert torch.equal(torch.cat([decoder(f[None], (height, width), backend="cpu") for f in features]), whole)
+    assert bf16
+
+
+@pytest.mark.parametrize("form", ["content", "modulation"])
+def test_bf16_points_equal_pixels(form, bf16):
+    problem, source, weights = _bf16_case(form)
+    whole = cpu.forward(problem, source, weights)
+    i, dy, j, dx = cpu._window_positions(problem, problem.window, *problem.grid(source))
+    index = (i[:, None] * source.shape[2] + j).flatten().expand(2, -1)
+    offset = torch.stack(torch.meshgrid(dy, dx, indexing="ij"), dim=-1).flatten(0, 1).expand(2, -1, 2)
+    points = type(problem)(**{**vars(problem), "window": None, "index": index, "offset": offset})
+    assert torch.equal(cpu.forward(points, source, weights), whole.flatten(2).transpose(1, 2))
+    assert len(bf16) == 2
+
+
+def test_bf16_large_arguments_and_nan_come_out_as_from_eager(bf16):
+    problem, source, weights = _bf16_case("content")
+    weights[0] *= 3e5  # arguments of the first sine beyond the vector sine's range
+    source[0, 1, 2, 70], source[0, 2, 2, 3], source[1, 1, 1, 200] = float("nan"), float("inf"), -float("inf")
+    got, want = cpu.forward(problem, source, weights), eager.forward(problem, source, weights)
+    assert bf16 and want.isnan().any() and not want.isnan().all()
+    assert torch.equal(got.isnan(), want.isnan())
+
+
+def test_bf16_elsewhere_is_computed_in_float32(bf16, monkeypatch):
+    """The direct form, float16, gradients and other instruction sets."""
+
+    def is_float32s(dtype: torch.dtype, form: str) -> bool:
+        problem, source, weights = _operator_case(form)
+        source, weights = source.to(dtype), [w.to(dtype) for w in weights]
+        want = cpu.forward(problem, source.float(), [w.float() for w in weights]).to(dtype)
+        return torch.equal(cpu.forward(problem, source, weights), want)
+
+    assert is_float32s(torch.bfloat16, "direct") and is_float32s(torch.float16, "content")
+    problem, source, weights = _bf16_case("content")
+    grad, needs = torch.randn(problem.output_shape(2, 3)).bfloat16(), [True] * 7
+    inexact = cpu.backward(problem, grad, source, weights, needs)
+    exact = cpu.backward(problem, grad.float(), source.float(), [w.float() for w in weights], needs)
+    assert all(torch.equal(a, b.bfloat16()) for a, b in zip(inexact, exact, strict=True))
+    monkeypatch.setenv("DIINN_FAST_CPU_ISA", "avx2")
+    assert is_float32s(torch.bfloat16, "content")
+    assert not bf16
+
+
+def test_a_wrong_bf16_kernel_leaves_the_float32_kernels_in_use(bf16, monkeypatch, caplog):
+    kernel = cpu._forward_bf16
+    monkeypatch.setattr(cpu, "_forward_bf16", lambda *a: kernel(*a) * 1.05)
+    monkeypatch.setattr(cpu, "_checked", {})
+    problem, source, weights = _bf16_case("content")
+    with caplog.at_level(logging.WARNING, "diinn_fast"):
+        got, again = (cpu.forward(problem, source, weights) for _ in range(2))
+    assert [r.getMessage().count("for bfloat16 are not used") for r in caplog.records] == [1]
+    assert cpu.unavailable() is None and len(bf16) == 1
+    assert torch.equal(got, again)
+    assert torch.equal(got, cpu.forward(problem, source.float(), [w.float() for w in weights]).bfloat16())
+
+
 def test_auto_takes_it_and_unsupported_cases_go_to_eager():
     problem, source, _ = _operator_case("content")
     assert backends.choose("auto", problem, source) is cpu

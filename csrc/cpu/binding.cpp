@@ -35,7 +35,8 @@ std::vector<std::string> instruction_sets() {
 
 Problem problem(const std::string& form, bool recurrent_k, std::array<std::int64_t, 7> shape, std::int64_t content_rows,
                 std::uintptr_t source, const std::vector<std::uintptr_t>& weights, float ratio,
-                std::array<std::int64_t, 3> queries, std::array<std::uintptr_t, 4> positions, int threads) {
+                std::array<std::int64_t, 3> queries, std::array<std::uintptr_t, 4> positions, int threads,
+                bool bfloat16) {
   Problem p{};
   p.form = form == "direct" ? Form::direct : form == "modulation" ? Form::modulation : Form::content;
   p.recurrent_k = recurrent_k;
@@ -48,7 +49,11 @@ Problem problem(const std::string& form, bool recurrent_k, std::array<std::int64
   p.channels = shape[6];
   p.content_rows = content_rows;
   p.threads = threads < 1 ? 1 : threads;
-  p.source = at<const float>(source);
+  if (bfloat16) {
+    p.source_bf16 = at<const std::uint16_t>(source);
+  } else {
+    p.source = at<const float>(source);
+  }
   for (std::size_t n = 0; n < weights.size() && n < kWeights; ++n) p.weights[n] = at<const float>(weights[n]);
   p.ratio = ratio;
   p.points = queries[0];
@@ -74,11 +79,18 @@ PYBIND11_MODULE(_cpu, m) {
   py::class_<Problem>(m, "Problem")
       .def(py::init(&problem), py::kw_only(), py::arg("form"), py::arg("recurrent_k"), py::arg("shape"),
            py::arg("content_rows"), py::arg("source"), py::arg("weights"), py::arg("ratio"), py::arg("queries"),
-           py::arg("positions"), py::arg("threads"));
+           py::arg("positions"), py::arg("threads"), py::arg("bfloat16") = false);
   m.def("forward", [](const std::string& name, const Problem& p, std::uintptr_t out) {
     const Kernels& k = kernels(name);
     py::gil_scoped_release release;
     k.forward(p, at<float>(out));
+  });
+  m.def(
+      "has_bf16", [] { return forward_bf16() != nullptr; }, "Whether this build and CPU have forward_bf16.");
+  m.def("forward_bf16", [](const Problem& p, std::uintptr_t out) {
+    if (!forward_bf16() || !p.source_bf16) throw std::invalid_argument("no bfloat16 kernel, or no bfloat16 source");
+    py::gil_scoped_release release;
+    forward_bf16()(p, at<std::uint16_t>(out));
   });
   m.def("backward", [](const std::string& name, const Problem& p, std::uintptr_t grad,
                        const std::vector<std::uintptr_t>& gradients) {

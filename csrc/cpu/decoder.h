@@ -31,6 +31,7 @@ struct Problem {
   int64_t content_rows;  // of the direct form's content weight: layers * width, in mode 1 width
   int threads;
   const float* source;  // [batch, rows, columns, layers * width], direct: [batch, rows + 2, columns + 2, channels]
+  const uint16_t* source_bf16;  // in its place, of forward_bf16 alone
   const float* weights[kWeights];
   float ratio;
   // Queries of one image: window_rows * window_columns, or points.
@@ -58,6 +59,11 @@ struct Kernels {
                   int64_t columns, int64_t channels, int64_t out_channels, int threads);
   void (*sine)(const float* x, float* sine, float* cosine, int64_t count);
 };
+
+// Forward from a bfloat16 source (not in the direct form) to a bfloat16 output; the hidden weights are rounded to
+// bfloat16. Null where the build or this CPU has none.
+typedef void ForwardBf16(const Problem&, uint16_t* out);
+ForwardBf16* forward_bf16();
 
 // Every instruction set that was compiled and that this CPU has, best first; ends with null.
 const Kernels* const* available_kernels();

@@ -13,7 +13,7 @@ struct Tile {
   int64_t count, rows;
   int64_t pixel[kMostRows];  // flattened LR pixel
   float dy[kMostRows], dx[kMostRows];
-  const float* content[kMostRows];  // [layers * width]: the source's, or computed (direct form)
+  const float* content[kMostRows];  // [layers * width]: the float32 source's, or computed (direct form)
 };
 
 // Places `count` queries from `first` on, of one image; `order` maps positions to points (null: as they come).
@@ -33,7 +33,7 @@ static inline void place(const Problem& p, int64_t image, int64_t first, int64_t
       t->dy[n] = p.row_offset[y];
       t->dx[n] = p.column_offset[x];
     }
-    if (p.form != Form::direct) {
+    if (p.form != Form::direct && p.source) {
       t->content[n] = p.source + (image * p.rows * p.columns + t->pixel[n]) * p.layers * p.width;
     }
   }

@@ -13,6 +13,9 @@ namespace diinn {
 const Kernels* kernels_avx512();
 const Kernels* kernels_avx2();
 #endif
+#ifdef DIINN_AVX512_BF16
+ForwardBf16 forward_avx512_bf16;
+#endif
 const Kernels* kernels_portable();
 
 const Kernels* const* available_kernels() {
@@ -31,6 +34,16 @@ const Kernels* const* available_kernels() {
     return list;
   }();
   return found.data();
+}
+
+ForwardBf16* forward_bf16() {
+#ifdef DIINN_AVX512_BF16
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16")) {
+    return forward_avx512_bf16;
+  }
+#endif
+  return nullptr;
 }
 
 void parallel_for(int64_t count, int threads, void (*task)(void*, int64_t, int), void* context) {
