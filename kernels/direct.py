@@ -15,15 +15,14 @@ import triton.language as tl
 
 from .network import (
     GEOMETRY,
-    dot,
     first_argument,
     keep,
     locate,
     narrow,
+    product,
     put,
     relu,
     store_output,
-    transposed,
 )
 from .trig import sin
 
@@ -45,7 +44,7 @@ def content_product(
         if INIT_Q:
             p = sin(first_argument(first, first_bias, dy, dx, ratio, step * BC, BC), FAST)
             x = narrow(x.to(tl.float32) * p, content.dtype.element_ty)
-        total = dot(x, transposed(content, content_row, step * BC, 9 * DEPTH, BN, BC), total, PRECISION)
+        total = product(x, content, content_row, step * BC, total, 9 * DEPTH, BN, BC, PRECISION)
     return total
 
 
@@ -59,7 +58,7 @@ def position_product(
     total = tl.zeros([dy.shape[0], BN], tl.float32)
     for step in tl.range(9 * DEPTH // BC, num_stages=STAGES):
         p = sin(first_argument(first, first_bias, dy, dx, ratio, step * BC, BC), FAST)
-        total = dot(p, transposed(position, row, step * BC, 9 * DEPTH, BN, BC), total, PRECISION)
+        total = product(p, position, row, step * BC, total, 9 * DEPTH, BN, BC, PRECISION)
     return total
 
 
@@ -125,7 +124,7 @@ def direct(
                 )  # fmt: skip
             for i in tl.static_range(CHUNKS):
                 r = k[i] if MODE <= 2 else q[i]
-                next_c = dot(r, transposed(weight, o_k * BN, i * BN, WIDTH, BN, BN), next_c, PRECISION)
+                next_c = product(r, weight, o_k * BN, i * BN, next_c, WIDTH, BN, BN, PRECISION)
             next_c = relu(next_c + tl.load(content_bias + layer * WIDTH + o_k * BN + n)[None, :])
             if KEEP:
                 keep(slab_k, next_c, layer, o_k * BN, total, query, mask, WIDTH, BN)
@@ -133,7 +132,7 @@ def direct(
         for o_q in tl.range(CHUNKS, num_stages=STAGES):
             next_s = tl.zeros([TY * TX, BN], tl.float32)
             for i in tl.static_range(CHUNKS):
-                next_s = dot(q[i], transposed(weight, WIDTH + o_q * BN, i * BN, WIDTH, BN, BN), next_s, PRECISION)
+                next_s = product(q[i], weight, WIDTH + o_q * BN, i * BN, next_s, WIDTH, BN, BN, PRECISION)
             next_s += tl.load(hidden_bias + (layer - 1) * WIDTH + o_q * BN + n)[None, :]
             chosen = next_k[0]
             for i in tl.static_range(1, CHUNKS):

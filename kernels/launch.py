@@ -93,49 +93,56 @@ class Network:
     def _launch(
         self, problem: Problem, source: Tensor, out: Tensor | None, slabs: tuple[Tensor, Tensor, Tensor] | None
     ) -> None:
-        tile = tiles.choose(self.form, architecture(self.device), self.dtype, self.width, slabs is not None)
+        points, keep, init_q = problem.window is None, slabs is not None, self.first is not None
+        tile = tiles.choose(self.form, architecture(self.device), self.dtype, self.width, keep)
         numbers = _geometry(problem, source)
         rows, columns = numbers["rows"], numbers["columns"]
-        points = problem.window is None
         if points:
             programs = triton.cdiv(columns, tile.ty * tile.tx)
         else:
             programs = triton.cdiv(rows, tile.ty) * triton.cdiv(columns, tile.tx)
-        padded = triton.next_power_of_2(max(LEAST, self.channels))
-        tensors: list[Tensor | None] = [source, self.position, self.position_bias, self.hidden, self.hidden_bias]
-        tensors += [F.pad(self.last, (0, 0, 0, padded - self.channels)), self.last_bias]
-        options = {
+        constants = {
             "WIDTH": self.width,
             "LAYERS": self.layers,
             "CHANNELS": self.channels,
-            "PADDED": padded,
             "POINTS": points,
-            "KEEP": slabs is not None,
+            "KEEP": keep,
             "PRECISION": self.precision,
             "FAST": self.fast_sine,
-            "TY": tile.ty,
-            "TX": tile.tx,
-            "BN": tile.bn,
-            "STAGES": tile.stages,
-            "num_warps": tile.warps,
-            "enable_fp_fusion": True,
-        }
+        } | tile_constants(tile, self.channels)
+        last = F.pad(self.last, (0, 0, 0, constants["PADDED"] - self.channels))
+        tensors: list[Tensor | None] = [source, self.position, self.position_bias, self.hidden, self.hidden_bias]
+        tensors += [last, self.last_bias]
         if self.form == "direct":
-            kernel = direct
             tensors += [self.content, self.content_bias, self.first, self.first_bias]
-            init_q = self.first is not None
-            most = 32 if init_q else 64  # p' in float32 beside x: fewer features at a time
-            options |= {"DEPTH": self.depth, "BC": tiles.divisor(self.depth, most), "MODE": self.mode, "INIT_Q": init_q}
+            constants |= direct_constants(self.depth, self.mode, init_q)
         else:
-            kernel = projected
-            options["MODULATION"] = self.form == "modulation"
+            constants["MODULATION"] = self.form == "modulation"
         index, offset = problem.index, problem.offset
         if index is not None and offset is not None:
             index, offset = index.contiguous(), offset.detach().float().contiguous()
+        kernel = direct if self.form == "direct" else projected
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             kernel[(programs * len(source),)](
-                *tensors, index, offset, out, *(slabs or (None, None, None)), **numbers, **options
+                *tensors, index, offset, out, *(slabs or (None, None, None)), **numbers, **constants, **options(tile)
             )
+
+
+def tile_constants(tile: tiles.Tile, channels: int) -> dict[str, Any]:
+    """Compile-time arguments of the forward kernels that follow from the tile and the output channels."""
+    padded = triton.next_power_of_2(max(LEAST, channels))
+    return {"PADDED": padded, "TY": tile.ty, "TX": tile.tx, "BN": tile.bn, "STAGES": tile.stages}
+
+
+def direct_constants(depth: int, mode: int, init_q: bool) -> dict[str, Any]:
+    """Compile-time arguments of the direct kernel alone."""
+    most = 32 if init_q else 64  # with init_q p' in float32 lies beside x: fewer features at a time
+    return {"DEPTH": depth, "BC": tiles.divisor(depth, most), "MODE": mode, "INIT_Q": init_q}
+
+
+def options(tile: tiles.Tile) -> dict[str, Any]:
+    """Compiler options. Fused multiply-add changes neither indices nor offsets, which multiply last."""
+    return {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
 
 
 def query_count(problem: Problem) -> int:

@@ -69,19 +69,20 @@ def locate(
 
 
 @triton.jit
-def dot(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a b: operands in their own dtype, sums in float32."""
-    if INTERPRETED:  # whose bfloat16 products are wrong
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
-    else:
-        return tl.dot(a, b, acc, input_precision=PRECISION)
+def product(
+    x, matrix, row, column, total,
+    PITCH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """total + x M^T for M = ``matrix[row : row+ROWS, column : column+COLUMNS]`` of a row-major matrix.
 
-
-@triton.jit
-def transposed(matrix, row, column, PITCH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """``matrix[row : row+ROWS, column : column+COLUMNS]`` of a row-major matrix, transposed: [COLUMNS, ROWS]."""
+    x is [BM, COLUMNS], total float32 [BM, ROWS]: operands in their own dtype, sums in float32.
+    """
     n, k = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
-    return tl.load(matrix + (row + n)[None, :] * PITCH + (column + k)[:, None])
+    m = tl.load(matrix + (row + n)[None, :] * PITCH + (column + k)[:, None])
+    if INTERPRETED:  # whose bfloat16 products are wrong
+        return tl.dot(x.to(tl.float32), m.to(tl.float32), total, input_precision="ieee")
+    else:
+        return tl.dot(x, m, total, input_precision=PRECISION)
 
 
 @triton.jit
@@ -102,7 +103,7 @@ def store_output(
     CHUNKS: tl.constexpr = WIDTH // BN
     rgb = tl.zeros([query.shape[0], PADDED], tl.float32)
     for i in tl.static_range(CHUNKS):
-        rgb = dot(q[i], transposed(last, 0, i * BN, WIDTH, PADDED, BN), rgb, PRECISION)
+        rgb = product(q[i], last, 0, i * BN, rgb, WIDTH, PADDED, BN, PRECISION)
     channel = tl.arange(0, PADDED)
     exists = channel < CHANNELS
     rgb += tl.load(last_bias + channel, mask=exists, other=0.0)[None, :]

@@ -14,15 +14,14 @@ import triton.language as tl
 
 from .network import (
     GEOMETRY,
-    dot,
     first_argument,
     keep,
     locate,
     narrow,
+    product,
     put,
     relu,
     store_output,
-    transposed,
 )
 from .trig import sin
 
@@ -69,9 +68,9 @@ def projected(
         k = tl.zeros([TY * TX, BN], tl.float32)
         s = tl.zeros([TY * TX, BN], tl.float32)
         for i in tl.static_range(CHUNKS):
-            s = dot(q[i], transposed(weight, SYNTHESIS + o * BN, i * BN, WIDTH, BN, BN), s, PRECISION)
+            s = product(q[i], weight, SYNTHESIS + o * BN, i * BN, s, WIDTH, BN, BN, PRECISION)
             if not MODULATION:
-                k = dot(q[i], transposed(weight, o * BN, i * BN, WIDTH, BN, BN), k, PRECISION)
+                k = product(q[i], weight, o * BN, i * BN, k, WIDTH, BN, BN, PRECISION)
         k += c.to(tl.float32)
         s += b[None, :]
         k = k if MODULATION else relu(k)

@@ -22,8 +22,8 @@ class Tile(NamedTuple):
     warps: int
 
 
-INTERPRETER = Tile(2, 8, 64, 1, 4)
-"""Small, so that little is computed for queries that do not exist."""
+INTERPRETER = Tile(8, 16, 64, 1, 4)
+"""Few programs, since each costs a Python call per operation."""
 
 SIXTEEN_BIT = {
     # K_i and Q_i for 64 outputs are 64 KiB a stage; two warpgroups of 64 queries, operand A from registers.

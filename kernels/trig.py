@@ -1,7 +1,7 @@
 """Sine and cosine for hot kernels (``tl.sin`` is libdevice's accurate one: a slow path of thousands of local loads).
 
 - ``fast``: the special-function unit after a reduction to [-pi, pi]; absolute error below 1.5e-6 for |x| < 1e4;
-- else: reduction to [-pi/2, pi/2] and an odd polynomial; absolute error below 1.5e-7 for |x| < 1e4.
+- else: reduction to [-pi/2, pi/2] and an odd polynomial; absolute error below 2.5e-7 for |x| < 1e4.
 
 Reduction subtracts n times pi (or 2 pi) in three parts (Cody and Waite); the first two have so few bits that their
 product with n is exact, with or without fused multiply-add. NaN and infinities give NaN.
@@ -30,7 +30,12 @@ S9 = tl.constexpr(2.60893255e-06)
 def sin(x, FAST: tl.constexpr):
     """Sine of float32 x."""
     if FAST:
-        return _special(x, 0)
+        n = (x * (0.5 * INVERSE_PI) + ROUND) - ROUND
+        r = ((x - n * (2 * PI_1)) - n * (2 * PI_2)) - n * (2 * PI_3)
+        if INTERPRETED:
+            return tl.sin(r)
+        else:
+            return tl.inline_asm_elementwise("sin.approx.ftz.f32 $0, $1;", "=f,f", [r], tl.float32, True, 1)
     else:
         shifted = x * INVERSE_PI + ROUND
         return _reduced(x, shifted - ROUND, shifted.to(tl.int32, bitcast=True) << 31)
@@ -40,7 +45,12 @@ def sin(x, FAST: tl.constexpr):
 def cos(x, FAST: tl.constexpr):
     """Cosine of float32 x."""
     if FAST:
-        return _special(x, 1)
+        n = (x * (0.5 * INVERSE_PI) + ROUND) - ROUND
+        r = ((x - n * (2 * PI_1)) - n * (2 * PI_2)) - n * (2 * PI_3)
+        if INTERPRETED:
+            return tl.cos(r)
+        else:
+            return tl.inline_asm_elementwise("cos.approx.ftz.f32 $0, $1;", "=f,f", [r], tl.float32, True, 1)
     else:
         # cos(x) = -(-1)^n sin(x - (n + 1/2) pi)
         shifted = x * INVERSE_PI - 0.5 + ROUND
@@ -54,15 +64,3 @@ def _reduced(x, n, sign):
     z = r * r
     value = r + r * z * (S3 + z * (S5 + z * (S7 + z * S9)))
     return (value.to(tl.int32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _special(x, COSINE: tl.constexpr):
-    n = (x * (0.5 * INVERSE_PI) + ROUND) - ROUND
-    r = ((x - n * (2 * PI_1)) - n * (2 * PI_2)) - n * (2 * PI_3)
-    if INTERPRETED:
-        return tl.cos(r) if COSINE else tl.sin(r)
-    elif COSINE:
-        return tl.inline_asm_elementwise("cos.approx.ftz.f32 $0, $1;", "=f,f", [r], tl.float32, is_pure=True, pack=1)
-    else:
-        return tl.inline_asm_elementwise("sin.approx.ftz.f32 $0, $1;", "=f,f", [r], tl.float32, is_pure=True, pack=1)
