@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -373,9 +374,9 @@ def test_as_a_process(folder, model):
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_ctrl_c_leaves_nothing_behind(folder, model):
-    run = process(
-        "upscale", "in.png", "out.png", "--size", 8000, 8000, "--weights", model, "--device", "cpu", "-v", cwd=folder
-    )
+    arguments = ("upscale", "in.png", "out.png", "--size", 8000, 8000, "--weights", model, "--device", "cpu", "-v")
+    # Shells start background jobs with SIGINT ignored, and children inherit that: a terminal's are not.
+    run = process(*arguments, cwd=folder, preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL))
     assert run.stderr is not None
     for line in run.stderr:
         if "by backend" in line:
