@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -122,10 +121,9 @@ class Network:
         if index is not None and offset is not None:
             index, offset = index.contiguous(), offset.detach().float().contiguous()
         kernel = direct if self.form == "direct" else projected
-        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            kernel[(programs * len(source),)](
-                *tensors, index, offset, out, *(slabs or (None, None, None)), **numbers, **constants, **options(tile)
-            )
+        kernel[(programs * len(source),)](
+            *tensors, index, offset, out, *(slabs or (None, None, None)), **numbers, **constants, **options(tile)
+        )
 
 
 def tile_constants(tile: tiles.Tile, channels: int) -> dict[str, Any]:

@@ -333,6 +333,12 @@ def check_compile_and_autocast():
             got = decoder(features, (7, 7), backend=TRITON)
         assert got.dtype == dtype
         assert rms(got - oracle(decoder, features, (7, 7))) < 0.02
+        problem, source, weights = spy(decoder, (7, 7))(features.detach().to(dtype).float())
+        grad, needs = torch.randn(1, 3, 7, 7), [True] * 7
+        want = triton.forward(problem, source, weights), *triton.backward(problem, grad, source, weights, needs)
+        with torch.autocast("cpu", dtype):  # is the decoder's business: inside the operator it changes nothing
+            again = triton.forward(problem, source, weights), *triton.backward(problem, grad, source, weights, needs)
+        assert all(torch.equal(a, b) for a, b in zip(again, want, strict=True))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -9,7 +9,8 @@ import importlib.util
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -63,18 +64,27 @@ def unsupported(problem: Problem, source: Tensor) -> str | None:
 
 
 def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    if _refused(problem, source, weights, gradients=False):
-        return eager.forward(problem, source, weights)
-    return _forward(problem, source, weights)
+    with _surroundings(source):
+        if _refused(problem, source, weights, gradients=False):
+            return eager.forward(problem, source, weights)
+        return _forward(problem, source, weights)
 
 
 def backward(
     problem: Problem, grad: Tensor, source: Tensor, weights: Sequence[Tensor], needs: Sequence[bool]
 ) -> list[Tensor]:
     """Gradients of [source, *weights], empty where not needed; recomputed in slabs, bitwise the same every time."""
-    if _refused(problem, source, weights, gradients=True):
-        return eager.backward(problem, grad, source, weights, needs)
-    return _backward(problem, grad, source, weights, needs)
+    with _surroundings(source):
+        if _refused(problem, source, weights, gradients=True):
+            return eager.backward(problem, grad, source, weights, needs)
+        return _backward(problem, grad, source, weights, needs)
+
+
+@contextmanager
+def _surroundings(source: Tensor) -> Iterator[None]:
+    """Launches go to the source's device; autocast, which reaches into operators, is off."""
+    with torch.cuda.device_of(source), torch.autocast(source.device.type, enabled=False):
+        yield
 
 
 def _forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
