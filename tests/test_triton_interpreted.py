@@ -74,11 +74,11 @@ def small_decoder(mode: int, init_q: bool = False, width: int = 64, channels: in
 def check_output_is_within_twice_plain_pytorchs_error(mode, init_q, seed):
     """All dtypes; in root mean square over odd, tiny, anisotropic, up- and down-scaling geometry."""
     decoder = small_decoder(mode, init_q)
-    geometries = [(1, 1, 3, 5), (3, 4, 7, 9)]
-    if not init_q:  # a tenth of the work
-        geometries += [(5, 4, 3, 2), random_geometry(seed, mode)]
     for dtype in FLOATS:
         ours, plain = [], []
+        geometries = [(1, 1, 3, 5), (3, 4, 7, 9)]
+        if dtype == torch.float32 and not init_q:  # a tenth of the work
+            geometries += [(5, 4, 3, 2), random_geometry(seed, mode)]
         for h, w, height, width in geometries:
             size = min(height, 14), min(width, 14)
             features = torch.randn(min(2, h), 20, h, w)
@@ -135,9 +135,11 @@ def away_from_kinks(decoder):
 @pytest.mark.parametrize(("mode", "init_q"), MODES)
 def check_gradients_are_within_twice_plain_pytorchs_error(mode, init_q):
     decoder = away_from_kinks(small_decoder(mode, init_q))
-    geometries = [(1, (2, 3), (5, 7))] if init_q else [(1, (2, 3), (5, 7)), (2, (3, 3), (2, 2))]
     for dtype in FLOATS:
         ours, plain = [], []
+        geometries = [(1, (2, 3), (5, 7))]
+        if dtype == torch.float32 and not init_q:
+            geometries.append((2, (3, 3), (2, 2)))  # down-scaling
         for batch, lr, size in geometries:
             decoder.to(dtype)
             features = torch.randn(batch, 20, *lr).to(dtype).requires_grad_()
