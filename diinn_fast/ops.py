@@ -73,6 +73,11 @@ def _problem(
     return Problem(form, mode, (h, w), (row, column), (height, width), cut, index, offset, chunk)
 
 
+def _dtypes_as_given(source: Tensor) -> torch.autocast:
+    """Autocast off: it reaches into operators, and would round positions and sine arguments to 16 bit."""
+    return torch.autocast(source.device.type, enabled=False)
+
+
 ARGUMENTS = (
     "Tensor source, Tensor[] weights, str form, int mode, SymInt[] geometry, "
     "Tensor? index, Tensor? offset, int chunk, str backend"
@@ -96,7 +101,9 @@ def _(
     backend: str,
 ) -> Tensor:
     problem = _problem(form, mode, geometry, index, offset, chunk)
-    return backends.choose(backend, problem, source).forward(problem, source, list(weights))
+    chosen = backends.choose(backend, problem, source)
+    with _dtypes_as_given(source):
+        return chosen.forward(problem, source, list(weights))
 
 
 @torch.library.register_fake("diinn_fast::decode")
@@ -121,7 +128,8 @@ def _(
 ) -> list[Tensor]:
     problem = _problem(form, mode, geometry, index, offset, chunk)
     chosen = backends.choose(backend, problem, source)
-    return chosen.backward(problem, grad, source, list(weights), list(needs))
+    with _dtypes_as_given(source):
+        return chosen.backward(problem, grad, source, list(weights), list(needs))
 
 
 @torch.library.register_fake("diinn_fast::decode_backward")

@@ -69,6 +69,26 @@ def test_conv3x3_is_a_convolution_however_it_is_cut(backend):
     assert torch.equal(part, whole[1:, 3:5, 4:7])
 
 
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_autocast_does_not_reach_into_the_operators(backend):
+    """Positions and sine arguments stay float32: the same inputs give the same bits with and without autocast."""
+    h = 32
+    matrices, vectors = (torch.randn(2, 2 * h, h), torch.randn(3, h)), (torch.randn(h, 3), torch.randn(h))
+    source = torch.randn(1, 3, 4, 3 * h).bfloat16().requires_grad_()
+    weights = [*vectors, matrices[0].bfloat16(), torch.randn(2, h), matrices[1].bfloat16(), torch.randn(3)]
+    window = diinn_fast.geometry.Window(0, 7, 0, 9)
+
+    def run():
+        settings = {"form": "content", "mode": 3, "lr": (3, 4), "size": (7, 9), "window": window, "backend": backend}
+        out = ops.decode(source, weights, **settings)
+        return out, *torch.autograd.grad(out.float().square().sum(), source)
+
+    plain = run()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = run()
+    assert all(torch.equal(a, b) for a, b in zip(plain, cast, strict=True))
+
+
 def test_two_backwards_are_bitwise_equal():
     decoder = make_decoder(3)
     features = torch.randn(2, 64, 6, 7, requires_grad=True)
