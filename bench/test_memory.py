@@ -8,9 +8,9 @@ from bench.conftest import Report
 
 
 def cases(full: bool) -> list[Case]:
-    sizes = [((48, 48), 2), ((48, 48), 4), ((90, 160), 4), ((180, 320), 4)]
+    sizes = [((48, 48), 4), ((90, 160), 4)]
     if full:
-        sizes += [((48, 48), 8), ((48, 48), 12), ((180, 320), 8), ((360, 640), 4)]
+        sizes += [((48, 48), s) for s in (2, 8, 12)] + [((180, 320), 4), ((180, 320), 8), ((360, 640), 4)]
     return [*(Case("decode", lr, s) for lr, s in sizes), Case("training", (48, 48), 4, batch=4)]
 
 
