@@ -93,7 +93,7 @@ class Board:
         rates = machine.rates(self.device)
         calls |= {name: call for name, (call, _) in rates.items()}
         samples = interleave(
-            calls, lambda call: machine.seconds(call, self.device), *((5.0, 50) if self.full else (1.0, 20))
+            calls, lambda call: machine.seconds(call, self.device), *((5.0, 50) if self.full else (0.7, 15))
         )
         record["rates"] = {
             name: {"flop_per_s": flops / summary(samples[name])["median"], **summary(samples[name])}
