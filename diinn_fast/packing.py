@@ -1,7 +1,7 @@
 """The decoder's parameters in the form that decode operators take: few dense tensors instead of eighteen 1x1 layers.
 
 H is the hidden width, L the number of layers (4), C the feature channels. All functions are autograd-visible, so
-that gradients of the packed tensors reach the parameters; they are called at every decode (under 1 ms) rather than
+that gradients of the packed tensors reach the parameters; they are called at every decode (about 1 ms) rather than
 cached, because writes through ``.data`` (EMA) would leave a cache stale.
 """
 

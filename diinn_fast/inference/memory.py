@@ -34,7 +34,7 @@ def check_memory(
     is always on the host.
     """
     pixels = lr[0] * lr[1]
-    # The decoder pads the features, which makes a second copy of them.
+    # The decoder holds, at most, a padded copy of the features beside them.
     work = pixels * item_bytes * max(ENCODER_FLOATS.get(type(encoder), 480), 2 * features) + CONSTANT_BYTES
     if device.type == "cpu":
         _compare(work + output_bytes, available_bytes(device), "memory", lr)
