@@ -34,7 +34,7 @@ def atomic_file(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        _publish(partial, target, overwrite)
+        publish(partial, target, overwrite)
     except OSError as error:
         raise ImageError(_explain(path, error)) from error
     finally:
@@ -42,14 +42,15 @@ def atomic_file(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
             partial.unlink(missing_ok=True)
 
 
-def _publish(partial: Path, target: Path, overwrite: bool) -> None:
+def publish(partial: Path, target: Path, overwrite: bool) -> None:
+    """Give a complete file its name, as a second one where hard links exist; ImageError if it may not replace."""
     if overwrite:
         with suppress(OSError):  # a new file has no mode to keep
             shutil.copymode(target, partial)
         os.replace(partial, target)
     else:
         _publish_new(partial, target)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def _publish_new(partial: Path, target: Path) -> None:
@@ -63,7 +64,7 @@ def _publish_new(partial: Path, target: Path) -> None:
         os.replace(partial, target)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the new name itself survive a power cut, where the system can (Windows cannot)."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
@@ -73,8 +74,12 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def is_disk_full(error: OSError) -> bool:
+    return error.errno in _DISK_FULL
+
+
 def _explain(path: Path, error: OSError) -> str:
-    if error.errno in _DISK_FULL:
+    if is_disk_full(error):
         return f"{path} could not be written, the disk is full: free some space or choose another folder."
     reason = error.strerror or str(error)
     return f"{path} could not be written ({reason}): check the folder and the disk, or choose another folder."
