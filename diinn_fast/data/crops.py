@@ -2,37 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"}
-
-
-def load_photos(folder: str | Path, min_side: int) -> dict[str, Tensor]:
-    """All images of a folder (by file name), decoded: uint8 ``[3, h, w]``.
-
-    Raises ValueError, naming the file, for one that cannot be decoded or is smaller than ``min_side`` pixels.
-    """
-    paths = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise ValueError(f"no images in {folder}: expected files ending in {', '.join(sorted(SUFFIXES))}")
-    photos = {}
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"{path} cannot be decoded: remove or repair it ({error})") from error
-        if min(pixels.shape[1:]) < min_side:
-            raise ValueError(f"{path} is {pixels.shape[2]}x{pixels.shape[1]} pixels: at least {min_side} are needed")
-        photos[path.name] = pixels
-    return photos
 
 
 def degrade(hr: Tensor, size: tuple[int, int]) -> Tensor:
