@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diinn_fast.geometry import _float32
 
-from . import tiles
+from . import tiles, tuned
 from .direct import direct
 from .network import GEOMETRY
 from .projected import projected
@@ -28,8 +28,11 @@ LEAST = 16
 class Network:
     """Source and weights of one decode in the layout that the kernels take, and the launch of its forward kernel."""
 
-    def __init__(self, problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> None:
-        self.form, self.mode = problem.form, problem.mode
+    def __init__(
+        self, problem: Problem, source: Tensor, weights: Sequence[Tensor], tile: tiles.Tile | None = None
+    ) -> None:
+        """``tile``: this one, whatever the tables and the tuned file say."""
+        self.form, self.mode, self.tile = problem.form, problem.mode, tile
         self.dtype, self.device = source.dtype, source.device
         self.position, self.position_bias, self.hidden, self.hidden_bias, self.last, self.last_bias = (
             v.detach().contiguous() for v in weights[:6]
@@ -93,7 +96,7 @@ class Network:
         self, problem: Problem, source: Tensor, out: Tensor | None, slabs: tuple[Tensor, Tensor, Tensor] | None
     ) -> None:
         points, keep, init_q = problem.window is None, slabs is not None, self.first is not None
-        tile = tiles.choose(self.form, architecture(self.device), self.dtype, self.width, keep)
+        tile = self.tile or tuned.tile(self.form, self.device, self.dtype, self.width, keep)
         numbers = _geometry(problem, source)
         rows, columns = numbers["rows"], numbers["columns"]
         if points:
@@ -149,14 +152,6 @@ def query_count(problem: Problem) -> int:
         return problem.window.shape[0] * problem.window.shape[1]
     assert problem.index is not None
     return problem.index.shape[1]
-
-
-def architecture(device: torch.device) -> int:
-    """10 * major + minor of a CUDA device; 0 where kernels are interpreted."""
-    if device.type != "cuda":
-        return 0
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
 
 
 def _geometry(problem: Problem, source: Tensor) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Tile sizes per architecture, operand dtype and form. Every figure is from code generation; nothing is timed yet.
 
+The tables are what runs unless ``tuned`` finds that this machine has measured a faster one among ``candidates``.
+
 What bounds them: q and the next q in registers (BM * H * 2 operands over the program's threads, of 255 registers
 each), the weights of one step times ``stages`` in shared memory, and the weights' traffic: BM FLOP per byte read
 from L2, so that a large BM is worth a few spilled registers.
@@ -53,13 +55,39 @@ KEEP = {  # 16-bit forward kernels that also write slabs: addresses take registe
     80: Tile(4, 8, 64, 2, 4),
 }
 
+CANDIDATES = {  # (family, bytes of an operand): what ``tune`` measures besides the tables' own choice
+    # Narrower products with one more stage; half the queries, so that two programs share an SM and one's sines run
+    # during the other's products.
+    (90, 2): [Tile(8, 16, 32, 3, 8), Tile(8, 16, 32, 2, 8), Tile(8, 8, 64, 2, 4), Tile(8, 8, 64, 2, 8),
+              Tile(8, 8, 32, 2, 4), Tile(8, 16, 64, 2, 8)],
+    (90, 4): [Tile(8, 8, 32, 1, 8), Tile(8, 8, 32, 3, 8), Tile(8, 16, 32, 2, 8)],
+    (80, 2): [Tile(8, 8, 32, 2, 4), Tile(4, 8, 64, 2, 4), Tile(8, 16, 32, 3, 8), Tile(8, 8, 64, 2, 8)],
+    (80, 4): [Tile(4, 8, 64, 1, 8), Tile(4, 8, 64, 2, 8), Tile(4, 8, 64, 1, 4)],
+    (0, 2): [INTERPRETER._replace(ty=16, tx=8)],
+    (0, 4): [INTERPRETER._replace(ty=16, tx=8)],
+}  # fmt: skip
+
+
+def candidates(form: str, architecture: int, dtype: torch.dtype, width: int, keep: bool = False) -> list[Tile]:
+    """Tiles of the same summation order as ``choose``'s, which comes first.
+
+    A sum runs over its terms in steps of 16 (TF32: 8), one after the other, whatever the tile; only float32's three
+    products per product are added up per block of BN, hence BN is kept there. On 9.0, 64 queries and more use the same
+    instruction. ``tune`` measures besides that the results are the same to the bit.
+    """
+    chosen = choose(form, architecture, dtype, width, keep)
+    found = [t._replace(bn=divisor(width, t.bn)) for t in CANDIDATES[_family(architecture), dtype.itemsize]]
+    if dtype.itemsize == 4:
+        found = [t for t in found if t.bn == chosen.bn]
+    return list(dict.fromkeys([chosen, *found]))
+
 
 def choose(form: str, architecture: int, dtype: torch.dtype, width: int, keep: bool = False) -> Tile:
     """The tile for a form, an architecture (10 * major + minor, 0 for the interpreter), a dtype and a hidden width.
 
     ``keep``: the kernel also writes what the backward needs. Architectures newer than 9.0 run as 8.x do.
     """
-    family = 90 if architecture == 90 else 80
+    family = _family(architecture)
     if architecture == 0:
         tile = INTERPRETER
     elif keep and dtype.itemsize == 2:
@@ -71,6 +99,10 @@ def choose(form: str, architecture: int, dtype: torch.dtype, width: int, keep: b
     else:
         tile = FLOAT32.get(architecture, FLOAT32[86])
     return tile._replace(bn=divisor(width, tile.bn))
+
+
+def _family(architecture: int) -> int:
+    return architecture if architecture in (0, 90) else 80
 
 
 def divisor(length: int, most: int) -> int:

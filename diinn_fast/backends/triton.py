@@ -127,7 +127,11 @@ def _check_tile(problem: Problem, source: Tensor) -> None:
 def _self_check(problem: Problem, source: Tensor, weights: Sequence[Tensor], gradients: bool) -> str | None:
     """Compare the very kernels of this decode with eager on a tiny image, once per device and kernel (milliseconds,
     as they must be compiled anyway): None, or why they are refused."""
-    key = (str(source.device), source.dtype, problem.form, problem.mode, gradients, *(v.shape for v in weights))
+    from diinn_fast.kernels.launch import allows_tf32
+
+    points, tf32 = problem.window is None, source.dtype == torch.float32 and allows_tf32()
+    shapes = (v.shape for v in weights)
+    key = (str(source.device), source.dtype, tf32, problem.form, problem.mode, points, gradients, *shapes)
     with _check_lock:
         if key not in _checked:
             if torch.cuda.is_current_stream_capturing():
@@ -139,11 +143,13 @@ def _self_check(problem: Problem, source: Tensor, weights: Sequence[Tensor], gra
 
 
 def compare_with_eager(problem: Problem, source: Tensor, weights: Sequence[Tensor], gradients: bool) -> str | None:
-    """Decode 3x4 to 7x9 pixels with random numbers in the shape of this decode's: why backends disagree, or None."""
+    """Decode 3x4 to 7x9 pixels (or as many points) with random numbers in the shape of this decode's: why backends
+    disagree, or None."""
     from diinn_fast.kernels.launch import allows_tf32
 
     draw = torch.Generator().manual_seed(0)
     lr, size = (3, 4), (7, 9)
+    count = size[0] * size[1]
 
     def like(tensor: Tensor, *shape: int) -> Tensor:
         values = torch.rand(shape or tensor.shape, generator=draw) * 2 - 1
@@ -152,9 +158,14 @@ def compare_with_eager(problem: Problem, source: Tensor, weights: Sequence[Tenso
     halo = 2 if problem.form == "direct" else 0
     small = like(source, 1, lr[0] + halo, lr[1] + halo, source.shape[-1])
     weights = [like(v) for v in weights]
-    window = Window(0, size[0], 0, size[1])
-    trial = replace(problem, lr=lr, origin=(0, 0), size=size, window=window, index=None, offset=None, chunk=0)
-    grad, needs = like(source, 1, len(weights[4]), *size), [True] * (1 + len(weights))
+    trial = replace(problem, lr=lr, origin=(0, 0), size=size, chunk=0)
+    if problem.window is None:
+        index = torch.randint(lr[0] * lr[1], (1, count), generator=draw).to(source.device)
+        trial = replace(trial, index=index, offset=like(weights[1], 1, count, 2))
+    else:
+        trial = replace(trial, window=Window(0, size[0], 0, size[1]))
+    grad = like(source, *trial.output_shape(1, len(weights[4])))
+    needs = [True] * (1 + len(weights))
     try:
         ours = _backward(trial, grad, small, weights, needs) if gradients else [_forward(trial, small, weights)]
     except Exception as error:

@@ -1,0 +1,174 @@
+"""Measure which tile is fastest here, and store it for ``tuned``: ``python -m diinn_fast.kernels.tune`` (a minute).
+
+Only tiles of the same summation order are tried, and one whose results differ in a single bit from the default's is
+left out: tuning never changes a picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diinn_fast.geometry import Window
+from diinn_fast.ops import Problem
+
+from . import tiles, tuned
+from .launch import Network
+
+FORMS = ("content", "modulation", "direct")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+NAMES = tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+GAIN = 1.02
+"""How much faster than the default a tile must be to replace it: less is noise."""
+
+Result = dict[str, Any]
+
+
+def work(form: str, dtype: torch.dtype, device: torch.device, lr: int, scale: int) -> tuple[Problem, Tensor, list]:
+    """A decode of the published size (64 features, 4 layers of 256) with random numbers."""
+    draw = torch.Generator().manual_seed(0)
+    width, layers, mode, size = 256, 4, {"modulation": 1}.get(form, 3), lr * scale
+
+    def random(*shape: int, to: torch.dtype = torch.float32) -> Tensor:
+        bound = (3 / shape[-1]) ** 0.5 if len(shape) > 1 else 0.1
+        return ((torch.rand(shape, generator=draw) * 2 - 1) * bound).to(device, to)
+
+    rows = width if form == "modulation" else 2 * width
+    weights = [random(width, 3), random(width), random(layers - 1, rows, width, to=dtype), random(layers - 1, width)]
+    weights += [random(3, width, to=dtype), random(3)]
+    if form == "direct":
+        source = (torch.rand(1, lr + 2, lr + 2, 64, generator=draw) * 2 - 1).to(device, dtype)
+        weights += [random(layers * width, 576, to=dtype), random(layers * width)]
+    else:
+        source = (torch.rand(1, lr, lr, layers * width, generator=draw) * 2 - 1).to(device, dtype)
+    window = Window(0, size, 0, size)
+    return Problem(form, mode, (lr, lr), (0, 0), (size, size), window, None, None, 0), source, weights
+
+
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    if device.type != "cuda":
+        begin = time.perf_counter()
+        call()
+        return time.perf_counter() - begin
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def compare(
+    form: str, dtype: torch.dtype, keep: bool, device: torch.device, lr: int, scale: int, rounds: int
+) -> Result:
+    """The best tile, the default, and what was tried: ``{tile: milliseconds, or why it is out}``."""
+    problem, source, weights = work(form, dtype, device, lr, scale)
+    choices = tiles.candidates(form, tuned.architecture(device), dtype, len(weights[0]), keep)
+    calls: dict[tiles.Tile, Callable[[], Any]] = {}
+    outcome: dict[tiles.Tile, str | float] = {}
+    reference: tuple[Tensor, ...] | None = None
+    for tile in choices:
+        network = Network(problem, source, weights, tile)
+
+        def call(network: Network = network) -> tuple[Tensor, ...]:
+            return network.recompute(problem, 0) if keep else (network.forward(problem),)
+
+        try:
+            result = call()
+        except Exception as error:  # more shared memory than the device has, or a compiler's failure
+            outcome[tile] = (str(error).splitlines() or [type(error).__name__])[0][:100]
+            continue
+        if reference is None:
+            reference = result
+        if all(torch.equal(a, b) for a, b in zip(result, reference, strict=True)):
+            calls[tile] = call
+        else:
+            outcome[tile] = "other results than the default"
+    samples: dict[tiles.Tile, list[float]] = {tile: [] for tile in calls}
+    for _ in range(rounds):
+        for tile, timed in calls.items():
+            samples[tile].append(seconds(timed, device))
+    times = {tile: 1e3 * statistics.median(values) for tile, values in samples.items() if values}
+    outcome |= times
+    best = min(times, key=lambda tile: times[tile], default=choices[0])
+    if choices[0] in times and times[choices[0]] < GAIN * times[best]:
+        best = choices[0]
+    return {"best": best, "default": choices[0], "tried": outcome}
+
+
+def tune(
+    device: torch.device,
+    forms: Sequence[str] = FORMS,
+    dtypes: Sequence[torch.dtype] = DTYPES,
+    budget: float = 60.0,
+    lr: int = 128,
+    scale: int = 4,
+    rounds: int = 15,
+) -> dict[str, Result]:
+    """Tune kernels, the most used first, until ``budget`` seconds are spent; each result is stored at once.
+
+    With no ``rounds`` everything is compiled, into Triton's cache on disk, and nothing is measured or stored.
+    """
+    found: dict[str, Result] = {}
+    begin = time.perf_counter()
+    for keep in (False, True):
+        for form in forms:
+            for dtype in dtypes:
+                if time.perf_counter() - begin > budget:
+                    return found
+                result = compare(form, dtype, keep, device, lr, scale, rounds)
+                label = tuned.name(form, dtype, 256, keep)
+                found[label] = result
+                if rounds:
+                    tuned.write(device, {label: result["best"]})
+                print(describe(label, result), flush=True)
+    return found
+
+
+def describe(label: str, result: Result) -> str:
+    """One line: the kernel, the best tile, and what every other one took."""
+    parts = [f"{tuple(tile)} {v if isinstance(v, str) else f'{v:.3f} ms'}" for tile, v in result["tried"].items()]
+    return f"{label}: {tuple(result['best'])}; " + ", ".join(parts)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m diinn_fast.kernels.tune", description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1 (cpu: the interpreter, to try this program)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="stop starting kernels after this long")
+    parser.add_argument("--forms", nargs="+", default=FORMS, choices=FORMS)
+    parser.add_argument("--dtypes", nargs="+", default=NAMES, choices=NAMES)
+    parser.add_argument("--lr", type=int, default=128, help="LR height and width")
+    parser.add_argument("--rounds", type=int, default=15, help="timings of each tile; 0: compile only")
+    parser.add_argument("--json", help="also write the figures to this file")
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("no CUDA device: tuning measures on the GPU that it is for", file=sys.stderr)
+        return 2
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    dtypes = [getattr(torch, name) for name in options.dtypes]
+    with torch.inference_mode():
+        found = tune(device, options.forms, dtypes, options.seconds, options.lr, rounds=options.rounds)
+    if options.json:
+        plain = {
+            label: {"best": r["best"], "default": r["default"], "tried": [[t, v] for t, v in r["tried"].items()]}
+            for label, r in found.items()
+        }
+        with open(options.json, "w") as file:
+            json.dump(plain, file, indent=1)
+    if options.rounds:
+        print(f"stored in {tuned.path(device)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
