@@ -106,7 +106,7 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
 def test_unfit_checkpoints_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.pth"
     torch.save({"state_dict": {}}, path)
-    with pytest.raises(CheckpointError, match="not a LIIF model"):
+    with pytest.raises(CheckpointError, match="not a state_dict"):
         LIIF.from_checkpoint(path)
     state = LIIF("edsr-baseline").state_dict()
     del state["imnet.layers.8.bias"]

@@ -1,5 +1,7 @@
-"""Methods that DIINN is measured against, for evaluation and benchmarks."""
+"""Methods that DIINN is measured against, for evaluation and benchmarks; trainable like it."""
 
+from diinn_fast.baselines.bicubic import bicubic
 from diinn_fast.baselines.liif import LIIF
+from diinn_fast.baselines.metasr import MetaSR
 
-__all__ = ["LIIF"]
+__all__ = ["LIIF", "MetaSR", "bicubic"]

@@ -1,6 +1,7 @@
 """LIIF, the local implicit image function (Chen, Liu & Wang, CVPR 2021, arXiv 2012.09161), in plain PyTorch.
 
-The published configuration: feature unfolding, local ensemble, cell decoding, and an MLP of five layers.
+The published configuration: feature unfolding, local ensemble, cell decoding, and an MLP of five layers. The first
+layer's product with the 3x3 neighbourhood is the same for all queries of one LR pixel, and is done once per LR pixel.
 """
 
 from __future__ import annotations
@@ -9,30 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diinn_fast.baselines import checkpoint
+from diinn_fast.baselines.project import CHUNK, MLP, bands, check_pixels, grid_queries, linear, project
 from diinn_fast.encoders import make_encoder
 from diinn_fast.geometry import check_size, local_offset
-from diinn_fast.model import CheckpointError, fit
 
-BSIZE = 30_000
-"""Queries at a time, as in the authors' evaluation: about 2.3 KB each for every tensor of unfolded features."""
+WIDTH = 256
+"""Hidden units of the MLP."""
 
-
-class MLP(nn.Module):
-    """ReLU network ``[..., in] -> [..., 3]``; the layers carry the published names ``layers.{0,2,4,6,8}``."""
-
-    def __init__(self, in_features: int, hidden: Sequence[int] = (256, 256, 256, 256), out_features: int = 3) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for width in hidden:
-            layers += [nn.Linear(in_features, width), nn.ReLU()]
-            in_features = width
-        self.layers = nn.Sequential(*layers, nn.Linear(in_features, out_features))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+Axis = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class LIIF(nn.Module):
@@ -47,7 +35,7 @@ class LIIF(nn.Module):
     def __init__(self, encoder: str | nn.Module = "edsr-baseline") -> None:
         super().__init__()
         self.encoder = make_encoder(encoder)
-        self.imnet = MLP(getattr(self.encoder, "out_channels", 64) * 9 + 4)
+        self.imnet = MLP(getattr(self.encoder, "out_channels", 64) * 9 + 4, [WIDTH] * 4, 3)
 
     def forward(self, x: Tensor, size: Sequence[int], bsize: int | None = None) -> Tensor:
         """SR image at ``size`` (H, W); ``bsize`` limits the queries processed at a time."""
@@ -55,46 +43,73 @@ class LIIF(nn.Module):
 
     def decode(self, features: Tensor, size: Sequence[int], bsize: int | None = None) -> Tensor:
         """RGB ``[B, 3, H, W]`` of features ``[B, C, h, w]``."""
-        batch, _, h, w = features.shape
+        batch, (h, w) = features.shape[0], features.shape[-2:]
         height, width = check_size(size, (h, w))
-        unfolded = F.unfold(features, 3, padding=1).transpose(1, 2)  # [B, h*w, 9C], a view
-        unfolded = unfolded.contiguous()
-        rows, columns = (surrounding(*n, features.device, features.dtype) for n in ((h, height), (w, width)))
-        cell = torch.tensor([2 * h / height, 2 * w / width], dtype=features.dtype, device=features.device)
-        parts = []
-        for query in torch.arange(height * width, device=features.device).split(bsize or BSIZE):
-            y, x = query // width, query % width
-            predictions, areas = [], []
-            for i, dy in rows:
-                for j, dx in columns:
-                    position = torch.stack([dy[y], dx[x]], dim=-1)
-                    pixel = i[y] * w + j[x]
-                    inputs = [unfolded[:, pixel], position.expand(batch, -1, -1), cell.expand(batch, len(query), 2)]
-                    predictions.append(self.imnet(torch.cat(inputs, dim=-1)))
-                    areas.append(position.prod(dim=-1).abs() + 1e-9)
-            total = sum(areas)
-            # Each prediction has the area of the opposite corner.
-            weighted = [p * (area / total)[:, None] for p, area in zip(predictions, reversed(areas), strict=True)]
-            parts.append(sum(weighted))
-        return torch.cat(parts, dim=1).transpose(1, 2).reshape(batch, 3, height, width)
+        rows, columns = self._axes(features, (height, width))
+        parts: list[list[Tensor]] = [[] for _ in range(batch)]
+        for band in bands(features, (height, width), WIDTH):
+            above, below = int(rows[0][0][band.start]), int(rows[1][0][band.stop - 1]) + 1
+            content = self._project(features, (height, width), slice(above, below))
+            for y, x in grid_queries(band, width, bsize or CHUNK, features.device):
+                for image in range(batch):
+                    parts[image].append(self._colours(content[image], y, x, rows, columns, above))
+        return torch.stack([torch.cat(part) for part in parts]).transpose(1, 2).reshape(batch, 3, height, width)
+
+    def sample_pixels(self, features: Tensor, yx: Tensor, size: Sequence[int]) -> Tensor:
+        """RGB ``[B, N, 3]`` of the HR pixels yx ``[B, N, 2]`` int64 (row, column): equals ``decode`` at those."""
+        check_pixels(yx, features)
+        h, w = features.shape[-2:]
+        rows, columns = self._axes(features, check_size(size, (h, w)))
+        content = self._project(features, size, slice(0, h))
+        images = [
+            torch.cat([self._colours(c, *part.unbind(-1), rows, columns, 0) for part in points.split(CHUNK)])
+            for c, points in zip(content, yx, strict=True)
+        ]
+        return torch.stack(images)
+
+    @staticmethod
+    def _axes(features: Tensor, size: tuple[int, int]) -> tuple[Axis, Axis]:
+        """Both LR pixels around each HR row, and around each HR column."""
+        rows, columns = (
+            surrounding(n_in, n_out, features.device, features.dtype)
+            for n_in, n_out in zip(features.shape[-2:], size, strict=True)
+        )
+        return rows, columns
+
+    def _project(self, features: Tensor, size: Sequence[int], rows: slice) -> Tensor:
+        """First layer without its position part, of every LR pixel of some rows: ``[B, rows, w, WIDTH]``.
+
+        The cell is the same for all queries, and joins the bias.
+        """
+        (h, w), (height, width) = features.shape[-2:], size
+        first = self.imnet.linear(0)
+        cell = first.weight.new_tensor([2 * h / height, 2 * w / width])
+        return project(features, first.weight[:, :-4], first.bias + first.weight[:, -2:] @ cell, rows)
+
+    def _colours(self, content: Tensor, y: Tensor, x: Tensor, rows: Axis, columns: Axis, origin: int) -> Tensor:
+        """RGB ``[n, 3]`` of HR pixels (y, x) of one image; ``content`` ``[rows, w, WIDTH]`` starts at row ``origin``."""
+        pixels, offsets = [], []
+        for i, dy in rows:
+            for j, dx in columns:
+                pixels.append((i[y] - origin) * content.shape[1] + j[x])
+                offsets.append(torch.stack([dy[y], dx[x]], dim=-1))
+        position = torch.cat(offsets)  # [4n, 2]
+        gathered = content.flatten(0, 1).index_select(0, torch.cat(pixels))
+        hidden = torch.addmm(gathered, position, self.imnet.linear(0).weight[:, -4:-2].t()).relu_()
+        for layer in range(1, 4):
+            hidden = linear(hidden, self.imnet.linear(layer)).relu_()
+        predictions = self.imnet.linear(4)(hidden).view(4, -1, 3)
+        area = position.view(4, -1, 2).prod(dim=-1).abs() + 1e-9
+        # Each prediction has the area of the opposite corner.
+        return (predictions * (area.flip(0) / area.sum(0))[..., None]).sum(0)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> LIIF:
-        """Model from the authors' file, a mapping with ``model.sd``. Raises CheckpointError if it does not fit."""
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            state = {k: v for k, v in content["model"]["sd"].items() if "_mean." not in k}  # mean shifts, unused
-        except Exception as error:  # damaged pickles raise anything
-            raise CheckpointError(f"checkpoint {path} is not a LIIF model that can be read: {error}") from error
-        with torch.device("meta"):
-            model = cls("edsr-baseline" if "encoder.head.0.weight" in state else "rdn")
-        fit(model, state, path)
-        return model
+        """Model from the authors' file (``model.sd``) or a training checkpoint. Raises CheckpointError."""
+        return checkpoint.load(cls, path)
 
 
-def surrounding(
-    n_in: int, n_out: int, device: torch.device, dtype: torch.dtype
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def surrounding(n_in: int, n_out: int, device: torch.device, dtype: torch.dtype) -> Axis:
     """Both LR pixels around each HR position of one axis: (index, offset in LR half-pixels), each ``[n_out]``.
 
     They are floor(t) and floor(t) + 1 for a position ``t = (Y + 0.5) * n_in / n_out - 0.5`` in LR pixels, clamped to
