@@ -1,0 +1,384 @@
+"""The GPU backends where they run: values, gradients, bits, and what PyTorch does around an operator.
+
+On a machine with a CUDA device all ``check_`` functions below run there, at the published size. Elsewhere some of
+them run once in Triton's interpreter, small, so that they are known to work before a GPU is at hand. By hand:
+
+    python -m pytest tests/test_on_device.py -o addopts= -o python_functions=check_*
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_decoder, oracle
+from torch import Tensor
+
+from diinn_fast import backends, ops
+from diinn_fast.geometry import Window
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+WIDTH, CHANNELS = (256, 64) if DEVICE == "cuda" else (32, 16)
+PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
+MODES = [(mode, init_q) for mode in (1, 2, 3, 4) for init_q in (False, True)]
+needs_cuda = pytest.mark.skipif(DEVICE != "cuda", reason="needs a CUDA device")
+
+
+def fused() -> list[str]:
+    """Backends with kernels for DEVICE; the interpreter stands in for a GPU."""
+    names = [n for n in backends.NAMES if "cuda" in backends.load(n).DEVICES and n != "eager"]
+    return [n for n in names if backends.load(n).unavailable() is None]
+
+
+@pytest.mark.skipif(not HAS_TRITON and DEVICE == "cpu", reason="Triton is not installed")
+def test_on_the_device_or_in_the_interpreter():
+    command = [sys.executable, "-m", "pytest", __file__, "-o", "python_functions=check_*", "-p", "no:cacheprovider"]
+    environment = dict(os.environ)
+    if DEVICE == "cpu":
+        environment |= {"TRITON_INTERPRET": "1"}
+        command += ["-k", "mode3-float16 or distributed"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    print(run.stdout)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@contextmanager
+def precision(name: str) -> Iterator[torch.dtype]:
+    """The dtype of a precision, with products in float32 as the precision says, for both libraries."""
+    settings = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [s.fp32_precision for s in settings]
+    for setting in settings:
+        setting.fp32_precision = "tf32" if name == "tf32" else "ieee"
+    try:
+        yield torch.float32 if name == "tf32" else getattr(torch, name)
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.fp32_precision = value
+
+
+def rms(error: Tensor) -> float:
+    return float(error.detach().double().square().mean().sqrt())
+
+
+def random_features(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape).to(DEVICE, dtype)
+
+
+def network(mode: int, init_q: bool = False, channels: int = CHANNELS):
+    return make_decoder(mode, init_q, WIDTH, channels).to(DEVICE)
+
+
+def away_from_kinks(decoder):
+    """Biases so large that rounding takes no relu's argument across zero, half of them off."""
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.mul_(0.25)
+        for layer in decoder.K:
+            bias = layer[0].bias
+            bias.copy_(torch.where(torch.rand_like(bias) < 0.5, -4.0, 4.0))
+    return decoder
+
+
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh memory is full of NaN: what a kernel leaves unwritten shows."""
+    new_empty, empty = Tensor.new_empty, torch.empty
+
+    def filled(values: Tensor) -> Tensor:
+        return values.fill_(float("nan")) if values.is_floating_point() else values
+
+    monkeypatch.setattr(Tensor, "new_empty", lambda self, *a, **o: filled(new_empty(self, *a, **o)))
+    monkeypatch.setattr(torch, "empty", lambda *a, **o: filled(empty(*a, **o)))
+
+
+def task(decoder, features: Tensor, size: tuple[int, int], backend: str, direct: bool):
+    """The operator on the whole source: a function of the window (or of points), and one for its gradients."""
+    h, w = features.shape[-2:]
+    with torch.no_grad():
+        source, weights, form = decoder._source(features, slice(0, h), slice(0, w), direct, backend)
+    module = backends.load(backend)
+
+    def problem(window: Window | None, index: Tensor | None = None, offset: Tensor | None = None) -> ops.Problem:
+        return ops.Problem(form, decoder.mode, (h, w), (0, 0), size, window, index, offset, 0)
+
+    def forward(*where) -> Tensor:
+        return module.forward(problem(*where), source, weights)
+
+    def backward(grad: Tensor, *where) -> list[Tensor]:
+        return module.backward(problem(*where), grad, source, weights, [True] * (1 + len(weights)))
+
+    return forward, backward
+
+
+def cases(function):
+    """For every backend, mode, with and without init_q, and precision; the last part of the id is the precision."""
+    values = [
+        pytest.param(b, m, i, p, id=f"{b}-mode{m}{'-init_q' if i else ''}-{p}")
+        for b in fused()
+        for m, i in MODES
+        for p in PRECISIONS
+    ]
+    return pytest.mark.parametrize(("backend", "mode", "init_q", "name"), values)(function)
+
+
+# -- numbers: every mode, init_q, precision and form ------------------------------------------------------------------
+
+
+@cases
+def check_values(backend, mode, init_q, name, monkeypatch, caplog):
+    """Within twice plain PyTorch's error of the same dtype, in root mean square: odd, tiny, anisotropic, down-scaling
+    (the direct form), batch, windows; with poisoned outputs."""
+    decoder = network(mode, init_q)
+    sizes = [(2, (3, 4), (13, 18), None), (1, (1, 1), (3, 5), None), (1, (5, 6), (21, 17), (3, 20, 9, 17))]
+    sizes.append((1, (6, 5), (4, 4), None))
+    if DEVICE == "cuda":
+        sizes.append((1, (24, 31), (75, 111), None))
+    ours, plain = [], []
+    with precision(name) as dtype, torch.no_grad():
+        for batch, lr, size, window in sizes:
+            features = random_features(batch, CHANNELS, *lr).to(dtype)
+            exact = oracle(decoder, features, size, window)
+            plain.append((oracle(decoder, features, size, window, dtype=dtype) - exact).flatten())
+            with monkeypatch.context() as patch:
+                poison(patch)
+                got = decoder.to(dtype)(features, size, window=window, backend=backend)
+            decoder.float()
+            assert got.dtype == dtype and got.isfinite().all()
+            ours.append((got - exact).flatten())
+    assert rms(torch.cat(ours)) <= 2 * rms(torch.cat(plain)) + 1e-8
+    assert not caplog.records  # the self-check found nothing
+
+
+@cases
+def check_points(backend, mode, init_q, name):
+    """More and fewer points than LR pixels (both forms): as plain PyTorch, values and gradients."""
+    if mode == 4:
+        return  # refused: its last layer needs a grid
+    decoder = away_from_kinks(network(mode, init_q))
+    with precision(name) as dtype:
+        decoder.to(dtype)
+        for count in (9, 150):
+            features = random_features(2, CHANNELS, 4, 5).to(dtype).requires_grad_()
+            yx = torch.stack([torch.randint(0, n, (2, count)) for n in (13, 16)], dim=-1).to(DEVICE)
+            inputs = [features, *decoder.parameters()]
+            got, want = (decoder.sample_pixels(features, yx, (13, 16), backend=b) for b in (backend, "eager"))
+            grad = torch.randn(got.shape).to(got)
+            pairs = [(got, want), *zip(*(torch.autograd.grad(v, inputs, grad) for v in (got, want)), strict=True)]
+            limit = {"float32": 1e-5, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 5e-2}[name]
+            for a, b in pairs:
+                assert rms(a - b) <= limit * rms(b) + 1e-8
+
+
+@cases
+def check_gradients(backend, mode, init_q, name, monkeypatch):
+    """Within twice plain PyTorch's error of the same dtype, up- and down-scaling; all of memory poisoned."""
+    decoder, ours, plain = away_from_kinks(network(mode, init_q)), [], []
+    with precision(name) as dtype:
+        for batch, lr, size in [(2, (3, 4), (11, 9)), (1, (4, 3), (3, 3))]:
+            decoder.to(dtype)
+            features = random_features(batch, CHANNELS, *lr).to(dtype).requires_grad_()
+            inputs = [features, *decoder.parameters()]
+            exact = oracle(decoder, features, size)
+            grad = torch.randn_like(exact).to(dtype)
+            want = torch.autograd.grad(exact, inputs, grad.double())
+            in_dtype = torch.autograd.grad(oracle(decoder, features, size, dtype=dtype), inputs, grad)
+            with monkeypatch.context() as patch:
+                poison(patch)
+                got = torch.autograd.grad(decoder(features, size, backend=backend), inputs, grad)
+            for a, b, c in zip(got, in_dtype, want, strict=True):
+                assert a.dtype == dtype and a.shape == c.shape
+                ours.append(((a - c) / rms(c)).flatten())
+                plain.append(((b - c) / rms(c)).flatten())
+            decoder.float()
+    assert rms(torch.cat(ours)) <= 2 * rms(torch.cat(plain)) + 1e-7
+
+
+@cases
+def check_bits(backend, mode, init_q, name):
+    """Two runs, forward and backward, agree to the bit; on a device, windows and points agree with the whole too."""
+    decoder, size = network(mode, init_q), (13, 18) if DEVICE == "cuda" else (5, 7)
+    with precision(name) as dtype:
+        features = random_features(2, CHANNELS, 4, 5).to(dtype)
+        decoder.to(dtype)
+        for direct in (True,) if init_q else (False, True):
+            forward, backward = task(decoder, features, size, backend, direct)
+            everything = Window(0, size[0], 0, size[1])
+            whole = forward(everything)
+            assert torch.equal(forward(everything), whole)
+            grad = torch.randn_like(whole)
+            for a, b in zip(backward(grad, everything), backward(grad, everything), strict=True):
+                assert torch.equal(a, b)
+            if DEVICE == "cuda":  # NumPy's products depend on a row's place
+                for cut in (Window(0, 1, 0, 18), Window(3, 13, 5, 6), Window(5, 9, 0, 17), Window(12, 13, 17, 18)):
+                    assert torch.equal(forward(cut), whole[:, :, cut.y0 : cut.y1, cut.x0 : cut.x1])
+
+
+# -- the surroundings -------------------------------------------------------------------------------------------------
+
+every_backend = pytest.mark.parametrize("backend", fused())
+
+
+@every_backend
+def check_surroundings_autocast(backend):
+    """fp32 parameters, 16-bit operands; the gradients are float32."""
+    decoder, features = network(3), random_features(1, CHANNELS, 5, 4).requires_grad_()
+    for dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast(DEVICE, dtype):
+            got = decoder(features, (11, 13), backend=backend)
+        assert got.dtype == dtype
+        assert rms(got - oracle(decoder, features, (11, 13))) < 0.02 * rms(got)
+        grads = torch.autograd.grad(got.float().square().mean(), [features, *decoder.parameters()])
+        assert all(g.dtype == torch.float32 and g.isfinite().all() for g in grads)
+
+
+@every_backend
+def check_surroundings_compile(backend):
+    decoder, features = network(3), random_features(1, CHANNELS, 5, 4).requires_grad_()
+    compiler = "inductor" if DEVICE == "cuda" else "aot_eager"
+
+    def decode(x: Tensor) -> Tensor:
+        return decoder(x, (11, 13), backend=backend)
+
+    compiled = torch.compile(decode, fullgraph=True, backend=compiler)
+    with precision("float32"):
+        torch.testing.assert_close(compiled(features), decode(features), rtol=1e-4, atol=1e-5)
+        got, want = (torch.autograd.grad(f(features).square().sum(), features)[0] for f in (compiled, decode))
+        assert rms(got - want) <= 1e-3 * rms(want)
+
+
+@every_backend
+def check_surroundings_operator(backend):
+    decoder, features = network(3), random_features(1, CHANNELS, 2, 3)
+    with torch.no_grad():
+        source, weights, form = decoder._source(features, slice(0, 2), slice(0, 3), False, backend)
+    inputs = source.detach().requires_grad_(), [w.detach().requires_grad_() for w in weights]
+    arguments = (*inputs, form, 3, [2, 3, 0, 0, 4, 5, 0, 4, 0, 5], None, None, 0, backend)
+    torch.library.opcheck(torch.ops.diinn_fast.decode.default, arguments)
+
+
+@every_backend
+def check_surroundings_far_corner(backend):
+    """Of an output of more than 2^32 elements."""
+    decoder, features = network(3), random_features(1, CHANNELS, 40, 50)
+    size, window = (70_000, 80_000), (69_997, 70_000, 79_991, 80_000)
+    with precision("float32"), torch.no_grad():
+        exact = oracle(decoder, features, size, window)
+        plain = oracle(decoder, features, size, window, torch.float32) - exact
+        assert rms(decoder(features, size, window=window, backend=backend) - exact) <= 2 * rms(plain) + 1e-8
+
+
+def _train(rank: int, world: int, backend: str, folder: str) -> None:
+    """One step of one rank on its part of a batch; rank 0 leaves the gradients."""
+    device = torch.device(DEVICE, rank) if DEVICE == "cuda" else torch.device("cpu")
+    if DEVICE == "cuda":
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group(
+        "nccl" if DEVICE == "cuda" else "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world
+    )
+    decoder, features, target = (v.to(device) for v in torch.load(f"{folder}/job.pt", weights_only=False))
+    model = torch.nn.parallel.DistributedDataParallel(decoder, device_ids=[rank] if DEVICE == "cuda" else None)
+    share = slice(rank * len(features) // world, (rank + 1) * len(features) // world)
+    (model(features[share], target.shape[-2:], backend=backend) - target[share]).square().mean().backward()
+    if rank == 0:
+        torch.save([p.grad.cpu() for p in decoder.parameters()], f"{folder}/grads.pt")
+    torch.distributed.destroy_process_group()
+
+
+@every_backend
+def check_surroundings_distributed(backend, tmp_path: Path):
+    """Data parallel over all devices: the gradients of one device on the whole batch."""
+    world = max(1, torch.cuda.device_count()) if DEVICE == "cuda" else 1
+    decoder, features = away_from_kinks(network(3)).cpu(), torch.randn(2 * world, CHANNELS, 4, 3)
+    target = torch.randn(2 * world, 3, 9, 10)
+    torch.save((decoder, features, target), tmp_path / "job.pt")
+    torch.multiprocessing.spawn(_train, (world, backend, str(tmp_path)), nprocs=world)
+    got = torch.load(tmp_path / "grads.pt", weights_only=True)
+    decoder.to(DEVICE)
+    loss = (decoder(features.to(DEVICE), (9, 10), backend=backend) - target.to(DEVICE)).square().mean()
+    for a, b in zip(got, torch.autograd.grad(loss, list(decoder.parameters())), strict=True):
+        assert rms(a - b.cpu()) <= 1e-4 * rms(b)
+
+
+@needs_cuda
+@every_backend
+def check_surroundings_graph(backend):
+    """Captured in a CUDA graph and replayed on other features: the bits of a plain call."""
+    decoder, static = network(3).half(), random_features(1, CHANNELS, 24, 24).half()
+
+    def decode() -> Tensor:
+        with torch.no_grad():
+            return decoder(static, (96, 96), backend=backend)
+
+    out, replay = capture(decode)
+    for _ in range(2):
+        static.normal_()
+        replay()
+        assert torch.equal(out, decode())
+
+
+def capture(call: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+    """A call's static output, and what refreshes it."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = call()
+    return out, graph.replay
+
+
+@needs_cuda
+@every_backend
+def check_surroundings_streams(backend):
+    """Work goes to the current stream: here behind a copy that comes late."""
+    decoder, other = network(3).half(), random_features(1, CHANNELS, 24, 24).half()
+    features, side = torch.zeros_like(other), torch.cuda.Stream()
+    with torch.no_grad():
+        want = decoder(other, (96, 96), backend=backend)
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(100_000_000)
+            features.copy_(other)
+            got = decoder(features, (96, 96), backend=backend)
+        side.synchronize()
+    assert torch.equal(got, want)
+
+
+@needs_cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@every_backend
+def check_surroundings_second_device(backend):
+    """Tensors decide where the work is done, not the current device."""
+    decoder, features = network(3), random_features(1, CHANNELS, 5, 4)
+    with precision("float32"), torch.no_grad():
+        want = decoder(features, (11, 13), backend=backend)
+        got = decoder.to("cuda:1")(features.to("cuda:1"), (11, 13), backend=backend)
+    assert got.device.index == 1
+    torch.testing.assert_close(got.to(want.device), want, rtol=1e-4, atol=1e-5)
+
+
+@needs_cuda
+@every_backend
+def check_surroundings_large_output(backend):
+    """More than 2^31 elements, written for real: each corner is what its window gives."""
+    side = 27_000
+    if torch.cuda.mem_get_info()[0] < 12 << 30:
+        pytest.skip("needs 12 GiB of GPU memory")
+    decoder, features = network(3).half(), random_features(1, CHANNELS, 30, 30).half()
+    forward, _ = task(decoder, features, (side, side), backend, direct=False)
+    whole = forward(Window(0, side, 0, side))
+    assert whole.numel() > 1 << 31
+    for y in (0, side - 9):
+        for x in (0, side - 7):
+            assert torch.equal(forward(Window(y, y + 9, x, x + 7)), whole[:, :, y : y + 9, x : x + 7])
