@@ -65,6 +65,14 @@ class DIINN(
             size = size_for_scale(x.shape[-2:], scale)
         return self.decoder(self.encoder(x), size, bsize, backend=backend)
 
+    def decode(self, features: Tensor, size: Sequence[int]) -> Tensor:
+        """RGB ``[B, 3, H, W]`` of ``encoder``'s features at ``size``."""
+        return self.decoder(features, size)
+
+    def sample_pixels(self, features: Tensor, yx: Tensor, size: Sequence[int]) -> Tensor:
+        """RGB ``[B, N, 3]`` of the HR pixels yx, int64 ``[B, N, 2]``; not in mode 4."""
+        return self.decoder.sample_pixels(features, yx, size)
+
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> DIINN:
         """Model from a file: official Lightning checkpoint, plain state_dict (``.pt``), or safetensors.
@@ -130,7 +138,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
         declared = dict(content.get("hyper_parameters") or {})
         content = content["state_dict"]
     elif isinstance(content, Mapping) and isinstance(content.get("ema"), Mapping):
-        content = content["ema"]  # a run of diinn_fast.training
+        content = content["ema"]  # a run of version 0.1
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()) or not content:
         raise CheckpointError(f"checkpoint {path} is not a state_dict: it should map parameter names to tensors")
     state = {str(k): v for k, v in content.items() if k not in ("sub", "div")}

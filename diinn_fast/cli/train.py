@@ -1,10 +1,99 @@
-"""``diinn-fast train``: see ``diinn_fast.training``, which has the options."""
+"""``diinn-fast train``: train a model on a folder of photographs, or go on with a run."""
 
 from __future__ import annotations
 
-from diinn_fast import training
+import importlib.util
+import re
+from pathlib import Path
+
+from diinn_fast.cli.common import Refused, make_parser
+from diinn_fast.data import DataError, write_pack
+
+EXAMPLE = """\
+  diinn-fast train --config paper --data DIV2K --out runs/paper
+  diinn-fast train --data PHOTOS --out runs/edsr --steps 40000 --model.lr 1e-4
+  diinn-fast train --out runs/edsr                                goes on where it stopped
+  torchrun --nproc-per-node 4 -m diinn_fast train --config paper --data DIV2K --out runs/paper
+
+in stretches on different machines:
+  diinn-fast train --data PHOTOS --pack photos.tar --pack-size 40MiB
+  diinn-fast train --from-run run.safetensors --data photos.tar --minutes 20 --export-run run.safetensors
+
+Every other option of a configuration can be given by its name, such as --model.schedule cosine or
+--trainer.accumulate_grad_batches 2; --print_config shows all of them."""
 
 
 def main(arguments: list[str]) -> int:
-    training.main([a for a in arguments if a != "--debug"])
+    parser = make_parser(
+        "train",
+        "--data FOLDER [--config NAME] [--out RUN] [options]",
+        "Train a model. RUN gets last.ckpt, best.ckpt, config.yaml, log.jsonl, TensorBoard's files and model/, a model "
+        "folder for upscale. A run that is there already goes on.",
+        EXAMPLE,
+    )
+    parser.add_argument("--data", metavar="FOLDER", help="photographs: a folder (DIV2K's too), or a training pack")
+    parser.add_argument("--val", metavar="FOLDER", help="photographs to validate on (default: some are held out)")
+    parser.add_argument("--config", metavar="NAME", help="paper, edsr-baseline (default), quick, or a YAML file")
+    parser.add_argument("--out", metavar="RUN", type=Path, help="folder of the run (default: runs/NAME)")
+    parser.add_argument("--steps", metavar="N", help="train until step N")
+    parser.add_argument("--minutes", metavar="M", help="stop after so many minutes; the run can go on later")
+    parser.add_argument("--precision", metavar="P", help="32-true, 16-mixed or bf16-mixed")
+    parser.add_argument("--seed", metavar="N", help="of first weights and crops")
+    parser.add_argument("--from-run", metavar="FILE", type=Path, help="go on from a run file")
+    parser.add_argument("--export-run", metavar="FILE", type=Path, help="write a run file at the end")
+    parser.add_argument(
+        "--pack", metavar="FILE", type=Path, help="write a training pack of the photographs; no training"
+    )
+    parser.add_argument("--pack-size", metavar="SIZE", default="40MiB", help="most that the pack may take (40MiB)")
+    options, rest = parser.parse_known_args(arguments)
+    try:
+        if options.pack:
+            return _pack(options.data, options.pack, options.pack_size)
+        for name in ("lightning", "jsonargparse", "tensorboard"):
+            if importlib.util.find_spec(name) is None:
+                raise Refused(f"training needs {name}: pip install 'diinn_fast[train]'")
+        return _train(options, rest)
+    except DataError as error:
+        raise Refused(str(error)) from error
+
+
+def _train(options, rest: list[str]) -> int:  # type: ignore[no-untyped-def]
+    from diinn_fast.training.portable import write_run
+    from diinn_fast.training.run import DEFAULT, train
+
+    out = options.out or Path("runs") / Path(options.config or DEFAULT).stem
+    short = {
+        "--data.folder": options.data,
+        "--data.val_folder": options.val,
+        "--trainer.max_steps": options.steps,
+        "--trainer.precision": options.precision,
+        "--checkpoints.stop_after": options.minutes,
+        "--seed_everything": options.seed,
+        "--data.seed": options.seed,
+    }
+    overrides = [f"{name}={value}" for name, value in short.items() if value is not None]
+    if options.minutes is None:
+        overrides.append("--checkpoints.stop_after=null")  # an earlier command's limit is not this one's
+    try:
+        step, stopped = train(out, options.config, [*overrides, *rest], options.from_run)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    if stopped:
+        print(f"stopped at step {step}, {stopped}: diinn-fast train --out {out} goes on")
+    else:
+        print(f"trained {step} steps: {out / 'model'} is the model")
+    if options.export_run:
+        size = write_run(out, options.export_run)
+        print(f"wrote {options.export_run}, {size / 2**20:.1f} MiB")
+    return 130 if stopped == "interrupted" else 0
+
+
+def _pack(source: str | None, path: Path, size: str) -> int:
+    if source is None:
+        raise Refused("no photographs to pack: give --data FOLDER")
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(KiB|MiB|GiB)", size)
+    if not match:
+        raise Refused(f"--pack-size {size} is not a size: give one such as 40MiB")
+    most = int(float(match[1]) * 1024 ** {"KiB": 1, "MiB": 2, "GiB": 3}[match[2]])
+    print(f"wrote {path}, {write_pack(source, path, most) / 2**20:.1f} MiB")
     return 0

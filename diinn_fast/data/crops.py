@@ -1,7 +1,8 @@
-"""Training data: a folder of photographs to LR crops and HR samples, determined by seed and step number alone."""
+"""Training samples: HR crops determined by seed and step number alone, and LR crops made from them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,56 +17,100 @@ def degrade(hr: Tensor, size: tuple[int, int]) -> Tensor:
     return ((lr.clamp(0, 1) * 255).round() / 255).view(*hr.shape[:-2], *size)
 
 
-class Group(NamedTuple):
-    """Crops of one scale; values in [0, 1]."""
+class Crops(NamedTuple):
+    """HR crops of one scale, as a loader hands them over: bytes, so that little travels to the device."""
+
+    hr: Tensor  # uint8 [B, 3, S, S]
+    lr_size: int
+    yx: Tensor | None  # int64 [B, N, 2]: sampled HR pixels; None: all of them
+
+
+class Pairs(NamedTuple):
+    """What a model is trained on; values in [0, 1]."""
 
     lr: Tensor  # [B, 3, n, n]
     size: tuple[int, int]  # of the HR crops
-    yx: Tensor  # int64 [B, N, 2], sampled HR pixels
-    rgb: Tensor  # [B, N, 3], their colours
+    yx: Tensor | None
+    target: Tensor  # colours of the sampled pixels [B, N, 3], or the HR crops [B, 3, S, S]
+
+
+def make_pairs(crops: Crops) -> Pairs:
+    """LR crops (see ``degrade``) and targets, on the device where the crops are."""
+    hr = crops.hr.float() / 255
+    height, width = hr.shape[-2:]
+    target = hr
+    if crops.yx is not None:
+        flat = crops.yx[..., 0] * width + crops.yx[..., 1]
+        target = hr.flatten(2).gather(2, flat[:, None].expand(-1, 3, -1)).transpose(1, 2)
+    return Pairs(degrade(hr, (crops.lr_size, crops.lr_size)), (height, width), crops.yx, target)
 
 
 class CropSampler:
-    """Groups of random crops: in each its own scale, uniform in [1, 4], and N sampled HR pixels per crop (as LIIF).
+    """The crops of every training step, in groups of one scale each.
 
-    Of ``candidates`` random places the one with most texture is taken, since large parts of photographs are smooth.
+    Each step has ``batch`` crops of every scale in ``scales`` (the paper: 2, 3, 4), or, where that is None, of
+    ``groups`` scales drawn uniformly from [1, ``max_scale``] (as LIIF). A crop is ``round(lr_size * scale)`` HR pixels
+    wide, and flipped and transposed at random; ``samples`` of its pixels are drawn, or None for all. Of ``candidates``
+    random places the one with most texture is taken, since large parts of photographs are smooth.
+
+    Photos are uint8 ``[h, w, 3]``, each as likely as any other. Crop k of a group depends on seed, step, group and k
+    only: runs can stop and go on anywhere, and every rank of several takes its share of the same batch.
     """
 
     def __init__(
-        self, photos: list[Tensor], lr_size: int, samples: int, max_scale: float = 4.0, candidates: int = 3
+        self,
+        photos: Sequence[np.ndarray],
+        *,
+        lr_size: int = 48,
+        batch: int = 16,
+        scales: Sequence[float] | None = None,
+        groups: int = 1,
+        max_scale: float = 4.0,
+        samples: int | None = None,
+        candidates: int = 1,
+        seed: int = 0,
     ) -> None:
-        self.photos, self.lr_size, self.samples = photos, lr_size, samples
-        self.max_scale, self.candidates = max_scale, candidates
+        self.photos, self.lr_size, self.batch, self.samples = photos, lr_size, batch, samples
+        self.scales, self.groups, self.max_scale = scales, groups, max_scale
+        self.candidates, self.seed = candidates, seed
 
-    def groups(self, seed: int, step: int, count: int, batch: int) -> list[Group]:
-        """``count`` groups of ``batch`` crops for a step."""
-        rng = np.random.default_rng((seed, step))
-        return [self._group(rng, batch) for _ in range(count)]
+    def step(self, step: int, rank: int = 0, ranks: int = 1) -> list[Crops]:
+        """The groups of a step, or the share of one of several ranks."""
+        found = []
+        for group in range(len(self.scales or range(self.groups))):
+            if self.scales:
+                scale = self.scales[group]
+            else:
+                scale = np.random.default_rng((self.seed, step, group)).uniform(1.0, self.max_scale)
+            side = round(self.lr_size * scale)
+            share = range(rank * self.batch // ranks, (rank + 1) * self.batch // ranks)
+            crops = [self._crop(np.random.default_rng((self.seed, step, group, k)), side) for k in share]
+            hr = torch.from_numpy(np.stack([crop for crop, _ in crops]))
+            yx = torch.from_numpy(np.stack([yx for _, yx in crops])) if self.samples else None
+            found.append(Crops(hr, self.lr_size, yx))
+        return found
 
-    def _group(self, rng: np.random.Generator, batch: int) -> Group:
-        side = round(self.lr_size * rng.uniform(1.0, self.max_scale))
-        hr = torch.stack([self._crop(rng, side) for _ in range(batch)])
-        picks = np.stack([rng.choice(side * side, min(self.samples, side * side), replace=False) for _ in range(batch)])
-        flat = torch.from_numpy(picks)
-        rgb = hr.flatten(2).gather(2, flat[:, None].expand(-1, 3, -1)).transpose(1, 2)
-        yx = torch.stack([flat // side, flat % side], dim=-1)
-        return Group(degrade(hr, (self.lr_size, self.lr_size)), (side, side), yx, rgb)
+    def _crop(self, rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
+        """HR crop ``[3, side, side]`` and pixels ``[N, 2]`` of it."""
+        places = [self._place(rng, side) for _ in range(self.candidates)]
+        crop = places[0] if len(places) == 1 else max(places, key=texture)
+        flip_rows, flip_columns, transpose = rng.random(3) < 0.5
+        if flip_rows:
+            crop = crop[::-1]
+        if flip_columns:
+            crop = crop[:, ::-1]
+        crop = crop.transpose((2, 1, 0) if transpose else (2, 0, 1))
+        count = min(self.samples or 0, side * side)
+        picks = rng.choice(side * side, count, replace=False) if count else np.empty(0, np.int64)
+        return np.ascontiguousarray(crop), np.stack([picks // side, picks % side], axis=-1)
 
-    def _crop(self, rng: np.random.Generator, side: int) -> Tensor:
-        """HR crop ``[3, side, side]`` in [0, 1], randomly flipped and transposed."""
-        best, most = None, -1.0
-        for _ in range(self.candidates):
-            photo = self.photos[rng.integers(len(self.photos))]
-            y, x = (int(rng.integers(n - side + 1)) for n in photo.shape[1:])
-            crop = photo[:, y : y + side, x : x + side]
-            texture = float(crop[1, :, 1:].float().sub(crop[1, :, :-1].float()).abs().mean())
-            if texture > most:
-                best, most = crop, texture
-        assert best is not None
-        if rng.random() < 0.5:
-            best = best.flip(1)
-        if rng.random() < 0.5:
-            best = best.flip(2)
-        if rng.random() < 0.5:
-            best = best.transpose(1, 2)
-        return best.float() / 255
+    def _place(self, rng: np.random.Generator, side: int) -> np.ndarray:
+        photo = self.photos[int(rng.integers(len(self.photos)))]
+        y, x = (int(rng.integers(n - side + 1)) for n in photo.shape[:2])
+        return photo[y : y + side, x : x + side]
+
+
+def texture(crop: np.ndarray) -> float:
+    """Mean absolute difference of horizontal neighbours in every other row of the green channel of ``[h, w, 3]``."""
+    green = crop[::2, :, 1].astype(np.int16)
+    return float(np.abs(green[:, 1:] - green[:, :-1]).mean()) if green.shape[1] > 1 else 0.0

@@ -1,0 +1,93 @@
+"""What is kept of a run, and when it ends early: ``last.ckpt``, ``best.ckpt``, Ctrl-C, a limit of time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+from diinn_fast.imageio.atomic import atomic_file
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that appear complete or not at all, beside the good ones; loading executes no code."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(Path(path), overwrite=True) as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+
+class Checkpoints(Checkpoint):
+    """Saves ``last.ckpt`` regularly and at the end, ``best.ckpt`` whenever the validation is better than ever.
+
+    Ctrl-C (or SIGTERM) ends training after the step that runs, with its state saved; a second one ends it at once.
+
+    Args:
+        every: steps between two states of last.ckpt; a crash loses no more than these.
+        minutes: the same in minutes, whichever comes first.
+        stop_after: minutes after which training ends, as at Ctrl-C.
+    """
+
+    def __init__(self, every: int = 500, minutes: float = 10.0, stop_after: float | None = None) -> None:
+        self.every, self.minutes, self.stop_after = every, minutes, stop_after
+        self.best = float("-inf")
+        self.stopped = ""  # why training ended early
+        self._signal, self._before = "", {}  # type: tuple[str, dict[int, Any]]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin = self._saved = time.monotonic()
+        self._step = trainer.global_step
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._signal:
+            raise KeyboardInterrupt
+        self._signal = "interrupted"
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        step = trainer.global_step
+        if step == self._step:
+            return  # gradients are still being accumulated
+        self._step, now = step, time.monotonic()
+        over = self.stop_after is not None and now - self._begin >= self.stop_after * 60
+        stop, late = self._signal or ("time is over" if over else ""), now - self._saved >= self.minutes * 60
+        if trainer.world_size > 1:  # clocks and signals differ between ranks
+            stop, late = trainer.strategy.broadcast((stop, late))
+        if stop:
+            self.stopped, trainer.should_stop = stop, True
+        if stop or late or step % self.every == 0 or step == trainer.max_steps:
+            self._save(trainer, "last")
+            self._saved = time.monotonic()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        score = trainer.callback_metrics.get("val/psnr")
+        if score is not None and not trainer.sanity_checking and float(score) > self.best:
+            self.best = float(score)
+            self._save(trainer, "best")
+
+    def _save(self, trainer: L.Trainer, name: str) -> None:
+        trainer.save_checkpoint(os.path.join(trainer.default_root_dir, f"{name}.ckpt"))

@@ -1,0 +1,174 @@
+"""On what a model is trained: a folder of photographs or a training pack, some of it held out for validation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from diinn_fast.data import Crops, CropSampler, DataError, decode_all, list_photos
+from diinn_fast.data.images import Photo
+
+
+class PhotoData(L.LightningDataModule):
+    """Crops of photographs, a function of seed and step alone; PSNR of validation photos at some scales.
+
+    Args:
+        folder: folder of photographs (DIV2K's layout is recognised), or a training pack (.tar).
+        val_folder: photographs to validate on; else some of the training ones are held out.
+        lr_size: side of the LR crops, in pixels.
+        batch: crops of each scale in a step, all ranks together.
+        scales: scales of every step; none: drawn from [1, max_scale].
+        groups: scales drawn for a step.
+        max_scale: largest scale drawn.
+        samples: HR pixels that the loss sees of a crop; none: all.
+        candidates: random places of which the one with most texture becomes the crop.
+        hold_out: photographs held out for validation where val_folder is not given.
+        val_scales: scales of the validation.
+        val_size: side of the central squares that are validated on; none: whole photographs.
+        workers: processes that prepare crops; 0: the training process itself.
+        seed: of the crops.
+        memory: bytes of decoded photographs to keep in memory; more come from a memory-mapped file.
+        cache: folder of that file.
+    """
+
+    def __init__(
+        self,
+        folder: str = "",
+        val_folder: str | None = None,
+        lr_size: int = 48,
+        batch: int = 16,
+        scales: list[float] | None = None,
+        groups: int = 1,
+        max_scale: float = 4.0,
+        samples: int | None = None,
+        candidates: int = 1,
+        hold_out: int = 6,
+        val_scales: list[float] = [2, 3, 4],  # noqa: B006 jsonargparse shows it
+        val_size: int | None = None,
+        workers: int = 0,
+        seed: int = 0,
+        memory: int = 2 << 30,
+        cache: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.folder, self.val_folder, self.hold_out = folder, val_folder, hold_out
+        self.val_scales, self.val_size, self.workers = val_scales, val_size, workers
+        self.side = round(lr_size * max(scales or [max_scale]))
+        self.sampling: dict[str, Any] = {
+            "lr_size": lr_size,
+            "batch": batch,
+            "scales": scales,
+            "groups": groups,
+            "max_scale": max_scale,
+            "samples": samples,
+            "candidates": candidates,
+            "seed": seed,
+        }
+        self.memory = memory
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        self.cache = Path(cache) if cache else Path(home) / "diinn_fast"
+        self.sampler: CropSampler | None = None
+
+    def prepare_data(self) -> None:
+        """Decode everything, so that bad files are named now; what is too large for memory, for the other ranks too."""
+        self._load()
+
+    def setup(self, stage: str) -> None:
+        self._load()
+
+    def _load(self) -> None:
+        if self.sampler:
+            return
+        if not self.folder:
+            raise DataError("no photographs to train on: give --data FOLDER")
+        training, validation = self._split()
+        if self.val_folder is None and not training:
+            raise DataError(f"{self.folder} has too few photographs to hold out {self.hold_out}: see --data.hold_out")
+        pixels = decode_all(training, self.side, self.memory, self.cache)
+        self.validation = decode_all(validation, self.val_size or 1, self.memory, self.cache)
+        self.sampler = CropSampler(pixels, **self.sampling)
+
+    def _split(self) -> tuple[list[Photo], list[Photo]]:
+        """Training and validation photos; those held out are spread evenly over the names."""
+        photos = list_photos(self.folder, "train")
+        if self.val_folder is not None:
+            return photos, list_photos(self.val_folder, "valid")
+        if not self.hold_out:
+            return photos, []
+        held = photos[:: max(1, len(photos) // self.hold_out)][: self.hold_out]
+        names = {photo.name for photo in held}
+        return [photo for photo in photos if photo.name not in names], held
+
+    def train_dataloader(self) -> DataLoader:
+        assert self.sampler and self.trainer
+        trainer = self.trainer
+        if self.sampler.batch % trainer.world_size:
+            raise DataError(
+                f"a batch of {self.sampler.batch} crops cannot be shared by {trainer.world_size} processes: "
+                "choose a multiple with --data.batch"
+            )
+        start = trainer.global_step * trainer.accumulate_grad_batches
+        return DataLoader(
+            Steps(self.sampler, trainer.global_rank, trainer.world_size),
+            batch_size=None,
+            sampler=CountFrom(start),
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.workers > 0,
+        )
+
+    def val_dataloader(self) -> DataLoader | list[Any]:
+        if not self.validation:
+            return []
+        assert self.trainer
+        rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        pairs = [(photo, scale) for photo in self.validation for scale in self.val_scales]
+        return DataLoader(Scored(pairs[rank::ranks], self.val_size), batch_size=None)
+
+
+class Steps(Dataset):
+    """Item n: the crops of step n."""
+
+    def __init__(self, sampler: CropSampler, rank: int, ranks: int) -> None:
+        self.sampler, self.rank, self.ranks = sampler, rank, ranks
+
+    def __getitem__(self, step: int) -> list[Crops]:
+        return self.sampler.step(step, self.rank, self.ranks)
+
+
+class CountFrom(Sampler[int]):
+    """All steps from one on: training goes on where it stopped, and has no epochs."""
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+
+    def __iter__(self) -> Iterator[int]:
+        step = self.start
+        while True:
+            yield step
+            step += 1
+
+
+class Scored(Dataset):
+    """HR photo ``[1, 3, H, W]`` (whole, or its central square) and a scale."""
+
+    def __init__(self, pairs: list[tuple[np.ndarray, float]], side: int | None) -> None:
+        self.pairs, self.side = pairs, side
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, n: int) -> tuple[Tensor, float]:
+        photo, scale = self.pairs[n]
+        if self.side:
+            y, x = ((size - self.side) // 2 for size in photo.shape[:2])
+            photo = photo[y : y + self.side, x : x + self.side]
+        return torch.from_numpy(np.ascontiguousarray(photo.transpose(2, 0, 1)))[None], float(scale)

@@ -1,0 +1,40 @@
+"""Models that can be trained, by name. Each is ``[B, 3, h, w]`` to RGB at any size, and offers
+
+- ``encoder(lr)``: features ``[B, C, h, w]``;
+- ``decode(features, size)``: RGB ``[B, 3, H, W]``;
+- ``sample_pixels(features, yx, size)``: RGB ``[B, N, 3]`` of HR pixels yx, int64 ``[B, N, 2]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from diinn_fast.model import DIINN
+
+
+def _diinn(encoder: str, mode: int, init_q: bool) -> nn.Module:
+    return DIINN(mode, init_q, encoder)
+
+
+def _liif(encoder: str, mode: int, init_q: bool) -> nn.Module:
+    from diinn_fast.baselines import LIIF
+
+    return LIIF(encoder)
+
+
+def _metasr(encoder: str, mode: int, init_q: bool) -> nn.Module:
+    from diinn_fast.baselines import MetaSR
+
+    return MetaSR(encoder)
+
+
+MODELS: dict[str, Callable[[str, int, bool], nn.Module]] = {"diinn": _diinn, "liif": _liif, "metasr": _metasr}
+
+
+def make_model(arch: str = "diinn", encoder: str = "rdn", mode: int = 3, init_q: bool = False) -> nn.Module:
+    """An untrained model; ``mode`` and ``init_q`` are DIINN's alone."""
+    if arch not in MODELS:
+        raise ValueError(f"unknown model {arch!r}: choose one of {', '.join(MODELS)}")
+    return MODELS[arch](encoder, mode, init_q)

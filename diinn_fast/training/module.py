@@ -1,0 +1,167 @@
+"""What is trained: a model, its loss, optimiser and schedule, and its scores on the validation photos."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from functools import partial
+from statistics import fmean
+from typing import Any, Literal
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diinn_fast.data import Crops, Pairs, degrade, make_pairs
+from diinn_fast.training.models import make_model
+
+REWARM = 200
+"""Steps over which the rate rises again where Adam's moments start from nothing (see ``portable``)."""
+
+
+class Diverged(FloatingPointError):
+    """Training cannot go on: a loss or a weight is not a finite number."""
+
+
+class SRModule(L.LightningModule):
+    """L1 loss between a model's output and HR crops (or sampled HR pixels), mean over the step's scales.
+
+    Checkpoints have the official layout: ``net.*``, ``sub``, ``div``; hyper-parameters ``arch``, ``mode``, ``init_q``.
+
+    Args:
+        arch: diinn, liif or metasr.
+        mode: DIINN's formulation, 1 to 4.
+        init_q: DIINN's initial modulation of content by position.
+        encoder: rdn or edsr-baseline.
+        lr: peak learning rate of Adam.
+        betas: Adam's decay rates.
+        schedule: step multiplies the rate by lr_gamma every lr_step steps; cosine goes down to lr_final of the peak at
+            the last step.
+        lr_step: steps between reductions of schedule step.
+        lr_gamma: factor of each reduction of schedule step.
+        lr_final: last rate of schedule cosine, as a fraction of the peak.
+        warmup: steps in which the rate rises linearly.
+        fp32_from: fraction of the steps after which a run in mixed precision goes on in float32.
+    """
+
+    def __init__(
+        self,
+        arch: str = "diinn",
+        mode: int = 3,
+        init_q: bool = False,
+        encoder: str = "rdn",
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        schedule: Literal["step", "cosine", "constant"] = "constant",
+        lr_step: int = 10_000,
+        lr_gamma: float = 0.5,
+        lr_final: float = 0.01,
+        warmup: int = 0,
+        fp32_from: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = make_model(arch, encoder, mode, init_q)
+        encoder_net: Any = self.net.encoder
+        encoder_net.to(memory_format=torch.channels_last)  # as its activations are
+        self.register_buffer("sub", torch.full((1, 1, 1, 1), 0.5))
+        self.register_buffer("div", torch.full((1, 1, 1, 1), 0.5))
+        self._recent: deque[float] = deque()  # losses since the last one logged
+        self.moments_from = -REWARM  # step at which Adam's moments were last empty; at first the warm-up is `warmup`'s
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """[0, 1] to the network's [-1, 1]."""
+        return (image - 0.5) / 0.5
+
+    def forward(self, lr: Tensor, size: tuple[int, int]) -> Tensor:
+        """SR image of an LR one, both in [0, 1]."""
+        return (self.net(self.normalise(lr), size) * 0.5 + 0.5).clamp(0, 1)
+
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        if self.hparams["mode"] == 4 and self.hparams["arch"] == "diinn" and data and data.sampling["samples"]:
+            raise ValueError("mode 4 cannot be sampled at points: train it on whole crops, --data.samples null")
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: list[Crops], batch_idx: int) -> Tensor:
+        step = self.global_step
+        full = step >= self.hparams["fp32_from"] * self.total_steps
+        with torch.autocast(self.device.type, enabled=False):
+            groups = [make_pairs(crops) for crops in batch]
+            lr = self.normalise(torch.cat([pairs.lr for pairs in groups]))
+        if full:
+            with torch.autocast(self.device.type, enabled=False):
+                loss = self.loss(lr, groups)
+        else:
+            loss = self.loss(lr, groups)
+        if not math.isfinite(value := loss.item()):
+            raise Diverged(
+                f"loss is {value} at step {step}: the last good state is kept; train on from it with a lower --model.lr"
+            )
+        if self._recent.maxlen != (window := self.trainer.log_every_n_steps):
+            self._recent = deque(maxlen=window)
+        self._recent.append(value)
+        self.log("train/l1", fmean(self._recent), prog_bar=True)
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss
+
+    def loss(self, lr: Tensor, groups: list[Pairs]) -> Tensor:
+        """Mean over groups of L1, in normalised units; the LR crops of all groups are encoded together."""
+        net: Any = self.net
+        features = net.encoder(lr).split([len(pairs.lr) for pairs in groups])
+        losses = []
+        for feature, pairs in zip(features, groups, strict=True):
+            if pairs.yx is None:
+                rgb = net.decode(feature, pairs.size)
+            else:
+                rgb = net.sample_pixels(feature, pairs.yx, pairs.size)
+            losses.append(F.l1_loss(rgb.float(), self.normalise(pairs.target)))
+        return torch.stack(losses).mean()
+
+    @property
+    def total_steps(self) -> float:
+        return self.trainer.max_steps if self.trainer.max_steps > 0 else math.inf
+
+    def rate_factor(self, step: int) -> float:
+        """Learning rate of a step, as a fraction of the peak."""
+        h = self.hparams
+        factor = min(1.0, (step + 1) / max(1, h["warmup"])) * min(1.0, (step - self.moments_from + 1) / REWARM)
+        if h["schedule"] == "step":
+            factor *= h["lr_gamma"] ** (step // h["lr_step"])
+        elif h["schedule"] == "cosine":
+            progress = (step - h["warmup"]) / max(1, self.total_steps - h["warmup"])
+            factor *= h["lr_final"] + (1 - h["lr_final"]) * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
+        return factor
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), self.hparams["lr"], betas=self.hparams["betas"])
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate_factor(step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # -- validation ----------------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: tuple[Tensor, float], batch_idx: int) -> None:
+        """RGB PSNR of one photo at one scale, protocol ``liif-div2k``: a border of scale + 6 pixels left out."""
+        hr, scale = batch[0].float() / 255, batch[1]
+        h, w = (round(n / scale) for n in hr.shape[-2:])
+        with torch.autocast(self.device.type, enabled=False):
+            sr = self(degrade(hr, (h, w)), hr.shape[-2:])
+        shave = int(scale) + 6
+        error = (sr - hr)[..., shave:-shave, shave:-shave].double().square().mean()
+        score = -10 * torch.log10(error).float()
+        log = partial(self.log, on_epoch=True, sync_dist=True, batch_size=1)
+        log(f"val/psnr_x{scale:g}", score)
+        log("val/psnr", score, prog_bar=True)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if bad := [name for name, value in self.named_parameters() if not value.isfinite().all()]:
+            raise Diverged(f"{bad[0]} is not finite after step {self.global_step - 1}: the last good state is kept")
+        checkpoint["hyper_parameters"] = {k: v for k, v in self.hparams.items() if not k.startswith("_")}
+        checkpoint["moments_from"] = self.moments_from
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.moments_from = checkpoint.get("moments_from", -REWARM)
