@@ -2,11 +2,13 @@
 
 An encoder is any ``nn.Module`` ``[B, 3, h, w] -> [B, C, h, w]`` that states its channels as ``out_channels``
 (64 is assumed otherwise). Zero padding, stride 1: the LR grid is kept. Features keep the memory format that is faster
-for convolutions, so they may come back in channels_last.
+for convolutions, so they may come back in channels_last. One that states its ``receptive_radius`` (LR pixels on each
+side that a feature depends on) can be computed in tiles.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,6 +18,10 @@ from torch import Tensor, nn
 WIDEST = 256
 """Input channels that one 3x3 convolution sums for inference on the CPU. With more than 320 the convolution library
 splits the sum at places that depend on the image's width, and tiles of an image would differ in the last bit."""
+
+LEAST_PIXELS = 1024
+"""Fewest pixels of a tile (the whole of a smaller image): below 20480 numbers PyTorch takes another convolution,
+which sums in another order."""
 
 
 def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
@@ -32,6 +38,15 @@ def fast_layout(x: Tensor) -> Tensor:
     """
     fast = x.dtype != torch.float64 if x.device.type == "cpu" else x.is_cuda and x.element_size() == 2
     return x.contiguous(memory_format=torch.channels_last) if fast else x
+
+
+def convolution_radius(encoder: nn.Module) -> int:
+    """LR pixels on each side that a feature depends on, for an encoder that is one chain of its convolutions.
+
+    The sum of their radii; a skip connection sees less, not more. (Of convolutions in parallel it is a bound.)
+    """
+    convolutions = [m for m in encoder.modules() if isinstance(m, nn.Conv2d)]
+    return sum(max(d * (k - 1) // 2 for k, d in zip(c.kernel_size, c.dilation, strict=True)) for c in convolutions)
 
 
 class DenseConv(nn.Module):
@@ -61,19 +76,67 @@ class RDB(nn.Module):
     def _infer(self, x: Tensor) -> Tensor:
         """The same sums in groups of at most WIDEST input channels, which also halves what concatenations copy."""
         full: list[Tensor] = []  # groups that are complete
-        group = [x]
+        group = x
         steps: Any = self.convs
         for conv in (step.conv[0] for step in steps):
-            *_, last = parts = [*full, torch.cat(group, dim=1)]
-            total, start = conv.bias.view(1, -1, 1, 1), 0
-            for part in parts:
-                weight = conv.weight[:, start : start + part.shape[1]]
-                total = F.conv2d(part, weight, padding=1) + total
-                start += part.shape[1]
-            if last.shape[1] + conv.out_channels > WIDEST:
-                full, group = parts, []
-            group.append(torch.relu_(total))
-        return self.LFF(torch.cat([*full, *group], dim=1)).add_(x)
+            grown = torch.relu_(_sum_of_convs([*full, group], conv))
+            if group.shape[1] + grown.shape[1] > WIDEST:
+                full, group = [*full, group], grown
+            else:
+                group = torch.cat((group, grown), dim=1)
+        return _sum_of_convs([*full, group], self.LFF).add_(x)
+
+    def in_pieces(self, x: Tensor, work_bytes: int) -> Tensor:
+        """The block without gradients, in nearly square pieces whose dense features take at most ``work_bytes``.
+
+        Each piece reads as many pixels around it as there are convolutions: bitwise the whole on the CPU.
+        """
+        height, width = x.shape[-2:]
+        pixels = max(LEAST_PIXELS, work_bytes // (x.shape[0] * x.element_size() * self.dense_floats))
+        if height * width <= pixels:
+            return self(x)
+        halo = len(self.convs)
+        side = int(pixels**0.5)
+        rows = height if height <= side else max(side, pixels // width) - 2 * halo
+        columns = width if width <= side else max(side, pixels // height) - 2 * halo
+        out: Tensor | None = None
+        for i0, i1 in _equal_parts(height, max(rows, halo)):
+            top, bottom = max(i0 - halo, 0), min(i1 + halo, height)
+            for j0, j1 in _equal_parts(width, max(columns, halo)):
+                left, right = max(j0 - halo, 0), min(j1 + halo, width)
+                piece = self(fast_layout(x[:, :, top:bottom, left:right]))
+                out = torch.empty_like(x, dtype=piece.dtype) if out is None else out
+                out[:, :, i0:i1, j0:j1] = piece[:, :, i0 - top : i1 - top, j0 - left : j1 - left]
+        assert out is not None
+        return out
+
+    @property
+    def dense_floats(self) -> int:
+        """Numbers per pixel that `_infer` holds: all dense features, the last group twice, two sums."""
+        return self.LFF.in_channels + min(WIDEST, self.LFF.in_channels) + 2 * self.LFF.out_channels
+
+
+def _sum_of_convs(parts: list[Tensor], conv: nn.Conv2d) -> Tensor:
+    """``conv(cat(parts))``, one part after the other."""
+    assert conv.bias is not None
+    total, start = conv.bias.view(1, -1, 1, 1), 0
+    for part in parts:
+        weight = conv.weight[:, start : start + part.shape[1]]
+        total = _add(F.conv2d(part, weight, padding=conv.padding), total)
+        start += part.shape[1]
+    return total
+
+
+def _add(product: Tensor, total: Tensor) -> Tensor:
+    """Their sum, in product's place unless autocast made it narrower."""
+    return product.add_(total) if product.dtype == total.dtype else product + total
+
+
+def _equal_parts(length: int, most: int) -> list[tuple[int, int]]:
+    """``range(length)`` cut into the fewest parts of at most ``most``, nearly equal."""
+    count = -(-length // most)
+    cuts = [length * n // count for n in range(count + 1)]
+    return list(pairwise(cuts))
 
 
 class RDN(nn.Module):
@@ -87,15 +150,32 @@ class RDN(nn.Module):
         self.RDBs = nn.ModuleList(RDB(channels, growth, convs) for _ in range(blocks))
         self.GFF = nn.Sequential(nn.Conv2d(blocks * channels, channels, 1), conv3x3(channels, channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """LR image ``[B, 3, h, w]`` in [-1, 1] -> features ``[B, 64, h, w]``."""
+    @property
+    def receptive_radius(self) -> int:
+        return convolution_radius(self)
+
+    def forward(self, x: Tensor, work_bytes: int | None = None) -> Tensor:
+        """LR image ``[B, 3, h, w]`` in [-1, 1] -> features ``[B, 64, h, w]``.
+
+        ``work_bytes`` bounds what the dense features of a block take (without gradients).
+        """
         shallow = self.SFENet1(fast_layout(x))
         x = self.SFENet2(shallow)
-        outputs = []
-        for block in self.RDBs:
-            x = block(x)
-            outputs.append(x)
-        return self.GFF(torch.cat(outputs, dim=1)) + shallow
+        if torch.is_grad_enabled():
+            outputs = []
+            for block in self.RDBs:
+                x = block(x)
+                outputs.append(x)
+            return self.GFF(torch.cat(outputs, dim=1)) + shallow
+        fusion, channels = self.GFF[0], self.out_channels
+        assert isinstance(fusion, nn.Conv2d) and fusion.bias is not None
+        total = fusion.bias.view(1, -1, 1, 1)
+        for n, block in enumerate(self.RDBs):  # summed as they come, so that no block's output has to be kept
+            assert isinstance(block, RDB)
+            x = block(x) if work_bytes is None else block.in_pieces(x, work_bytes)
+            total = _add(F.conv2d(x, fusion.weight[:, n * channels : (n + 1) * channels]), total)
+        del x
+        return self.GFF[1](total).add_(shallow)
 
 
 class ResBlock(nn.Module):
@@ -117,6 +197,10 @@ class EDSR(nn.Module):
         self.out_channels = channels
         self.head = nn.Sequential(conv3x3(3, channels))
         self.body = nn.Sequential(*(ResBlock(channels) for _ in range(blocks)), conv3x3(channels, channels))
+
+    @property
+    def receptive_radius(self) -> int:
+        return convolution_radius(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """LR image ``[B, 3, h, w]`` in [-1, 1] -> features ``[B, 64, h, w]``."""

@@ -153,6 +153,51 @@ def test_tiles_with_the_whole_halo_are_bitwise_the_image() -> None:
             assert torch.equal(tile[..., left - start : right - start], whole[..., left:right])
 
 
+@pytest.mark.parametrize("work_bytes", [1, 1 << 20])
+def test_pieces_of_dense_blocks_are_bitwise_the_whole(work_bytes: int) -> None:
+    """Sizes with a short side included, whose pieces are long."""
+    rdn = RDN(blocks=1, convs=4)
+    for size in ((40, 61), (9, 140), (130, 11), (5, 7)):
+        x = torch.rand(1, 3, *size)
+        with torch.inference_mode():
+            assert torch.equal(rdn(x, work_bytes), rdn(x))
+
+
+def test_pieces_hold_what_they_say() -> None:
+    """The dense features of one piece, and of no more, are computed at a time."""
+    block, most = RDB(channels=64, growth=64, convs=2), 0
+    infer = block._infer
+
+    def counted(x: Tensor) -> Tensor:
+        nonlocal most
+        most = max(most, x[0, 0].numel() * block.dense_floats * 4)
+        return infer(x)
+
+    block._infer = counted
+    with torch.inference_mode():
+        block.in_pieces(fast_layout(torch.rand(1, 64, 90, 70)), 3 << 20)
+    assert 1 << 20 < most <= 3 << 20
+
+
+@pytest.mark.parametrize(("encoder", "radius"), [(RDN, 131), (EDSR, 34)])
+def test_receptive_radius_of_the_published_encoders(encoder: type, radius: int) -> None:
+    with torch.device("meta"):
+        assert encoder().receptive_radius == radius
+
+
+def test_a_pixel_reaches_exactly_the_receptive_radius(encoder: nn.Module) -> None:
+    """In float64, where nothing of a changed pixel is lost to rounding."""
+    encoder, radius = encoder.double(), encoder.receptive_radius
+    with torch.inference_mode():
+        for parameter in encoder.parameters():
+            parameter.abs_()  # no ReLU is idle
+        x = torch.rand(1, 3, 1, 2 * radius + 5, dtype=torch.float64)
+        poked = x.clone()
+        poked[..., radius + 2] += 10
+        reached = (encoder(poked) != encoder(x)).any(dim=1)[0, 0].nonzero()
+    assert (int(reached.min()), int(reached.max())) == (2, 2 * radius + 2)
+
+
 def test_layout_is_chosen_by_device_and_dtype() -> None:
     x = torch.rand(1, 3, 4, 5)
     assert fast_layout(x).is_contiguous(memory_format=torch.channels_last)
