@@ -51,7 +51,18 @@ TRITON = "triton"
 
 
 def test_kernels_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", __file__, "-o", "python_functions=check_*", "-p", "no:cacheprovider"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        __file__,
+        "-o",
+        "addopts=-q",
+        "-o",
+        "python_functions=check_*",
+        "-p",
+        "no:cacheprovider",
+    ]
     run = subprocess.run(
         [*command, "-x", "--durations=8"], env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True
     )

@@ -1,0 +1,216 @@
+"""Who is measured on a GPU: the official formulation as users run it, plain PyTorch at its best, and our backends.
+
+As ``peers``, but a peer here is a formulation *and* a precision: on a GPU the choice of precision is most of the speed.
+Positions and indices of the official formulation are made once, on the device: they are not what is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.cases import Case
+from bench.machine import free_bytes
+from bench.peers import decode_by_convolutions, official_encoder
+from diinn_fast import DIINN, ImplicitDecoder, backends, reference
+from diinn_fast.ops import Problem
+
+Call = Callable[[], object]
+
+CHUNK = 1 << 18
+"""Queries at a time of the plain PyTorch peers: large, because launches are what small chunks would wait for."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """``form``: official, eager, conv, or the name of one of our backends; ``precision``: float32 is the user's default
+    (convolutions in TF32), exact is float32 throughout; 16 bit is autocast, or for decode the tensors' own dtype."""
+
+    form: str
+    precision: str
+    compiled: bool = False  # torch.compile, mode max-autotune
+    captured: bool = False  # in a CUDA graph
+
+    @property
+    def name(self) -> str:
+        """``official``, ``eager`` and ``conv`` are what tables compare with: the first of each form bears its name."""
+        plain = {"official": "float32", "eager": "float16", "conv": "float16"}.get(self.form)
+        parts = [self.form] + ([] if self.precision == plain else [self.precision])
+        return "-".join(parts + ["compiled"] * self.compiled + ["graph"] * self.captured)
+
+    @property
+    def title(self) -> str:
+        forms = {"official": "official formulation", "eager": "plain PyTorch, projected"}
+        forms["conv"] = "plain PyTorch, projected, 1x1 conv NHWC"
+        precision = {"float32": "fp32 (TF32 conv)", "exact": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+        extra = ", torch.compile max-autotune" * self.compiled + ", CUDA graph" * self.captured
+        return f"{forms.get(self.form, f'diinn_fast (backend {self.form})')}, {precision[self.precision]}{extra}"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32 if self.precision in ("float32", "exact") else getattr(torch, self.precision)
+
+
+def fused(device: str) -> list[str]:
+    """Our backends with kernels that take tensors on this device (in Triton's interpreter, on the CPU too)."""
+    found = []
+    for name in backends.NAMES:
+        backend = backends.load(name)
+        if name == "eager" or backend.unavailable():
+            continue
+        problem = Problem("content", 3, (1, 1), (0, 0), (1, 1), None, None, None, 0)
+        if backend.unsupported(problem, torch.empty(1, 1, 1, 1024, device=device)) is None:
+            found.append(name)
+    return found
+
+
+def peers_of(case: Case) -> list[Peer]:
+    """All but the compiled ones, which take minutes to compile: ``compiled_of``."""
+    found = [Peer("official", "float32"), Peer("official", "bfloat16"), Peer("eager", "float16")]
+    if case.kind == "decode":
+        found.append(Peer("conv", "float16"))
+    for name in fused(case.device):
+        found += [Peer(name, p) for p in ("float16", "bfloat16", "exact")]
+        if case.kind != "training" and case.device == "cuda":
+            found.append(Peer(name, "float16", captured=True))
+    return found
+
+
+def compiled_of(case: Case) -> list[Peer]:
+    found = [Peer("official", "bfloat16", compiled=True), Peer("official", "float32", compiled=True)]
+    return found + ([Peer("conv", "float16", compiled=True)] if case.kind == "decode" else [])
+
+
+def left_out(case: Case, peer: Peer) -> str | None:
+    """Why a peer is not tried on this case, or None."""
+    need, free = case.official_bytes(), free_bytes(case.device)
+    if peer.form == "official" and (need := need * peer.dtype.itemsize // 4) > 0.9 * free:
+        return f"would need {need / 2**30:.1f} GiB, {free / 2**30:.1f} are free"
+    return None
+
+
+def build(case: Case, peer: Peer) -> Call:
+    """A function of no arguments that does the case's work once; random numbers are the same for every peer."""
+    torch.manual_seed(0)
+    work = {"decode": _decode, "model": _model, "training": _training}[case.kind](case, peer)
+    return capture(work) if peer.captured else work
+
+
+def _decoder(decoder: ImplicitDecoder, case: Case, peer: Peer) -> Callable[[Tensor], Tensor]:
+    """Features to RGB in the peer's form."""
+    size = case.size
+    function: Callable[[Tensor], Tensor]
+    if peer.form == "official":
+        function = official(decoder, case)
+    elif peer.form == "conv":
+        function = lambda features: decode_by_convolutions(decoder, features, size, CHUNK)  # noqa: E731
+    else:
+        chunk = CHUNK if peer.form == "eager" else None
+        function = lambda features: decoder(features, size, chunk, backend=peer.form)  # noqa: E731
+    return torch.compile(function, mode="max-autotune") if peer.compiled else function
+
+
+def official(decoder: ImplicitDecoder, case: Case) -> Callable[[Tensor], Tensor]:
+    """``reference.decode`` with indices and positions made beforehand."""
+    (h, w), (height, width) = case.lr, case.size
+    weights = decoder.state_dict(keep_vars=True)
+    p, i, j = reference.position((h, w), case.size, torch.arange(height), torch.arange(width), torch.float32)
+    position = p.to(case.device, decoder.last_layer.weight.dtype)[None]
+    rows, columns = i.to(case.device), j.to(case.device)
+
+    def decode(features: Tensor) -> Tensor:
+        batch, channels = features.shape[:2]
+        unfolded = F.unfold(features, 3, padding=1).view(batch, channels * 9, h, w)
+        x = unfolded.index_select(2, rows).index_select(3, columns)
+        return reference.network(weights, x, position.expand(batch, -1, -1, -1), case.mode)
+
+    return decode
+
+
+def _surroundings(case: Case, peer: Peer) -> AbstractContextManager[Any]:
+    return torch.autocast(case.device, peer.dtype, enabled=peer.dtype != torch.float32)
+
+
+def _exactly(peer: Peer, call: Call) -> Call:
+    """The call with TF32 off for ``exact``; everything else runs with PyTorch's own defaults."""
+    if peer.precision != "exact":
+        return call
+    conv = torch.backends.cudnn.conv
+
+    def exact() -> object:
+        before = conv.fp32_precision
+        conv.fp32_precision = "ieee"
+        try:
+            return call()
+        finally:
+            conv.fp32_precision = before
+
+    return exact
+
+
+def _decode(case: Case, peer: Peer) -> Call:
+    features, decoder = torch.rand(case.batch, 64, *case.lr) * 2 - 1, ImplicitDecoder(64, mode=case.mode)
+    # The official formulation in 16 bit is run by autocast, ours and plain PyTorch by their tensors' dtype.
+    dtype = torch.float32 if peer.form == "official" else peer.dtype
+    features, decode = features.to(case.device, dtype), _decoder(decoder.to(case.device, dtype), case, peer)
+
+    @torch.inference_mode()
+    def call() -> Tensor:
+        with _surroundings(case, replace(peer, precision="float32") if dtype == peer.dtype else peer):
+            return decode(features)
+
+    return _exactly(peer, call)
+
+
+def _model(case: Case, peer: Peer) -> Call:
+    image = (torch.rand(case.batch, 3, *case.lr) * 2 - 1).to(case.device)
+    model = DIINN(mode=case.mode, encoder=case.encoder).to(case.device).eval()
+    decode = _decoder(model.decoder, case, peer)
+
+    @torch.inference_mode()
+    def call() -> Tensor:
+        with _surroundings(case, peer):
+            encode = official_encoder(model.encoder, image) if peer.form == "official" else model.encoder(image)
+            return decode(encode)
+
+    return _exactly(peer, call)
+
+
+def _training(case: Case, peer: Peer) -> Call:
+    """Forward and backward of the decoder: float32 parameters, gradients for the features and all of them."""
+    features = (torch.rand(case.batch, 64, *case.lr) * 2 - 1).to(case.device).requires_grad_()
+    target = (torch.rand(case.batch, 3, *case.size) * 2 - 1).to(case.device)
+    decoder = ImplicitDecoder(64, mode=case.mode).to(case.device)
+    decode, inputs = _decoder(decoder, case, peer), [features, *decoder.parameters()]
+
+    def step() -> Sequence[Tensor]:
+        with _surroundings(case, peer):
+            out = decode(features)
+        return torch.autograd.grad(F.l1_loss(out.float(), target), inputs)
+
+    return _exactly(peer, step)
+
+
+def capture(call: Call) -> Call:
+    """The call recorded in a CUDA graph: replaying it costs one launch."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = call()
+
+    def replay() -> object:
+        graph.replay()
+        return out
+
+    return replay
