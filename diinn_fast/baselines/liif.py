@@ -62,7 +62,7 @@ class LIIF(nn.Module):
         rows, columns = self._axes(features, check_size(size, (h, w)))
         content = self._project(features, size, slice(0, h))
         images = [
-            torch.cat([self._colours(c, *part.unbind(-1), rows, columns, 0) for part in points.split(CHUNK)])
+            torch.cat([self._colours(c, part[:, 0], part[:, 1], rows, columns, 0) for part in points.split(CHUNK)])
             for c, points in zip(content, yx, strict=True)
         ]
         return torch.stack(images)
@@ -87,7 +87,7 @@ class LIIF(nn.Module):
         return project(features, first.weight[:, :-4], first.bias + first.weight[:, -2:] @ cell, rows)
 
     def _colours(self, content: Tensor, y: Tensor, x: Tensor, rows: Axis, columns: Axis, origin: int) -> Tensor:
-        """RGB ``[n, 3]`` of HR pixels (y, x) of one image; ``content`` ``[rows, w, WIDTH]`` starts at row ``origin``."""
+        """RGB ``[n, 3]`` of HR pixels (y, x) of one image; content ``[rows, w, WIDTH]`` starts at row ``origin``."""
         pixels, offsets = [], []
         for i, dy in rows:
             for j, dx in columns:

@@ -17,6 +17,7 @@ from diinn_fast.inference import UpscaleError
 
 COMMANDS = {
     "upscale": "enlarge pictures by any factor, or to any size",
+    "eval": "score models on folders of HR images: tables, plots, crop sheets",
     "train": "train a model on a folder of photographs",
     "convert": "turn a checkpoint into a model folder",
     "info": "show versions, devices, models and backends",

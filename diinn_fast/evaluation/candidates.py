@@ -1,0 +1,94 @@
+"""What is evaluated: bicubic, or a model by bundled name, folder or checkpoint, whichever architecture it is of."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from diinn_fast.baselines import LIIF, MetaSR, bicubic
+from diinn_fast.baselines.checkpoint import layers_of, read_state
+from diinn_fast.inference.errors import UpscaleError
+from diinn_fast.inference.weights import load_weights
+from diinn_fast.model import DEFAULT_WEIGHTS, DIINN, bundled_names
+
+Upscale = Callable[[Tensor, tuple[int, int]], Tensor]
+"""LR ``[1, 3, h, w]`` in [0, 1] and the HR size, to SR ``[1, 3, H, W]``, about [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    label: str
+    """Its name in tables."""
+    upscale: Upscale
+    weights: str
+    """Fingerprint of the weights, so that rows of other weights under the same label are not taken for these."""
+    model: nn.Module | None = None
+
+
+def load_candidate(spec: str, device: torch.device) -> Candidate:
+    """A candidate by ``bicubic``, ``bundled``, a bundled model's name, a path, or ``LABEL=`` and one of these.
+
+    A checkpoint's architecture (DIINN, LIIF, Meta-SR) is read from its tensors. Raises UpscaleError or
+    CheckpointError.
+    """
+    label, _, source = spec.rpartition("=")
+    if source == "bicubic":
+        return Candidate(label or "bicubic", bicubic, "-")
+    model = load_model(source).to(device).eval().requires_grad_(False)
+
+    def upscale(lr: Tensor, size: tuple[int, int]) -> Tensor:
+        return model((lr - 0.5) / 0.5, size) * 0.5 + 0.5
+
+    return Candidate(label or default_label(source), upscale, fingerprint(model), model)
+
+
+def load_model(source: str) -> nn.Module:
+    path = Path(source)
+    if source == "bundled" or source in bundled_names() or not path.is_file():
+        return load_weights(DEFAULT_WEIGHTS if source == "bundled" else source)
+    layers = layers_of(read_state(path))
+    if layers:
+        return (LIIF if layers > 2 else MetaSR).from_checkpoint(path)
+    return load_weights(source)
+
+
+def default_label(source: str) -> str:
+    """``DEFAULT_WEIGHTS`` for ``bundled``, else the last part of the path that says something."""
+    if source == "bundled":
+        return DEFAULT_WEIGHTS
+    parts = [re.sub(r"\.(ckpt|pt|pth|safetensors)$", "", part) for part in Path(source).parts]
+    while len(parts) > 1 and re.fullmatch(
+        r"(last|best|model|checkpoints|export|epoch.*|step.*|version_\d+)", parts[-1]
+    ):
+        parts.pop()
+    return parts[-1]
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Ten hexadecimal digits that depend on every weight."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:10]
+
+
+def describe(model: nn.Module) -> str:
+    """``DIINN mode 3``, ``LIIF``, ..."""
+    if isinstance(model, DIINN):
+        return f"DIINN mode {model.decoder.mode}{' init_q' if model.decoder.init_q else ''}"
+    return type(model).__name__
+
+
+def unique(candidates: list[Candidate]) -> list[Candidate]:
+    labels = [c.label for c in candidates]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UpscaleError(f"two models are called {label!r}: name them, as in --models first=PATH second=PATH")
+    return candidates

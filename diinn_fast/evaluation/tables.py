@@ -1,0 +1,144 @@
+"""The command's work: from its options to files. ``TABLES`` are the tables of the DIINN paper."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from diinn_fast.data import DataError
+from diinn_fast.evaluation import plots, report
+from diinn_fast.evaluation.candidates import Candidate, describe, load_candidate, unique
+from diinn_fast.evaluation.results import Results, Row, means, write_summary_csv
+from diinn_fast.evaluation.run import DataSet, evaluate, open_set
+from diinn_fast.evaluation.sheets import write_sheets
+from diinn_fast.imageio.atomic import atomic_file
+from diinn_fast.inference.devices import pick_device
+from diinn_fast.inference.errors import UpscaleError
+from diinn_fast.metrics import PROTOCOLS, Protocol, missing_for
+
+
+class Table(NamedTuple):
+    """Scales of a table of the paper, and its protocol where that is not the data set's usual one."""
+
+    scales: tuple[float, ...]
+    protocol: str | None = None
+
+
+TABLES = {
+    "in-scale": Table((2, 3, 4)),
+    "between": Table((2.5, 3.5)),
+    "beyond": Table((6, 8, 10, 15), "diinn-test"),
+    "runtime": Table((2, 3, 4, 6, 8)),
+    "ablation": Table((2, 3, 4)),
+}
+
+
+def quality(options: argparse.Namespace) -> int:
+    """Evaluate, then write ``summary.md``, ``summary.csv``, plots and crop sheets into ``options.out``."""
+    if not options.data:
+        raise UpscaleError("no data: give folders of HR images, as in --data Set5 Set14")
+    preset = TABLES[options.table or "in-scale"]
+    scales = tuple(options.scales or preset.scales)
+    if bad := [s for s in scales if not (math.isfinite(s) and s >= 1)]:
+        raise UpscaleError(f"scale {bad[0]:g} cannot be measured: HR images are reduced, by factors of 1 and more")
+    device = pick_device(options.device)
+    sets = _open_sets(options, preset)
+    candidates = unique([load_candidate(spec, device) for spec in _specs(options)])
+    options.out.mkdir(parents=True, exist_ok=True)
+    if problem := plots.missing():
+        print(f"diinn-fast: {problem}", file=sys.stderr)
+    results = Results(options.out)
+    try:
+        evaluate(candidates, sets, scales, results, device, options.quiet)
+    finally:  # an interrupted run has its tables too
+        rows = results.current({c.label: c.weights for c in candidates})
+        text = report.markdown(rows)
+        if options.table == "ablation":
+            text += "\n" + ablation_table(candidates, rows)
+        with atomic_file(options.out / "summary.md", overwrite=True) as file:
+            file.write(text.encode())
+        write_summary_csv(rows, options.out / "summary.csv")
+    if not options.quiet:
+        print(text)
+    written = [options.out / "summary.md", options.out / "summary.csv"]
+    if not plots.missing():
+        written += plots.plot_scales(rows, options.out)
+    at = options.sheet_scale or (4.0 if 4.0 in scales else max(scales))
+    for data in sets:
+        written += write_sheets(candidates, data, at, options.sheets, results, options.out, device)
+    if not options.quiet:
+        print("\n".join(f"wrote {path}" for path in written))
+    return 0
+
+
+def _open_sets(options: argparse.Namespace, preset: Table) -> list[DataSet]:
+    sets = []
+    for folder in options.data:
+        usual = "liif-div2k" if folder.resolve().name.upper().startswith("DIV2K") else "liif-benchmark"
+        protocol: Protocol = PROTOCOLS[options.protocol or preset.protocol or usual]
+        metrics = tuple(options.metrics or protocol.metrics)
+        if problem := missing_for(metrics):
+            raise UpscaleError(problem)
+        sets.append(open_set(folder, protocol, metrics))
+    names = [data.name for data in sets]
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise DataError(f"two folders are called {twice[0]!r}: rename one of them")
+    return sets
+
+
+def _specs(options: argparse.Namespace) -> list[str]:
+    if options.table != "ablation":
+        return options.models
+    if options.runs is None:
+        raise UpscaleError("no runs: give the folder that holds the ablation's runs, as in --runs ablation")
+    return [f"{label}={path}" for label, path in find_runs(options.runs)]
+
+
+def find_runs(folder: Path) -> list[tuple[str, Path]]:
+    """Name and model of every run in a folder: its ``last.ckpt``, or a model folder."""
+    found = []
+    for run in sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []:
+        if (run / "last.ckpt").is_file():
+            found.append((run.name, run / "last.ckpt"))
+        elif (run / "config.json").is_file():
+            found.append((run.name, run))
+    if not found:
+        raise UpscaleError(f"no runs in {folder}: expected folders with last.ckpt or config.json")
+    return found
+
+
+def ablation_table(candidates: list[Candidate], rows: list[Row]) -> str:
+    """A row per run: its mode, its size, and its PSNR on every set and scale; the best in bold."""
+    scores = {(m.set, m.scale, m.model): m.psnr for m in means(rows)}
+    places = list(dict.fromkeys((s, scale) for s, scale, _ in scores))
+    columns = [report.cells([scores.get((*place, c.label)) for c in candidates], "psnr") for place in places]
+    body = []
+    for n, c in enumerate(candidates):
+        assert c.model is not None
+        size = f"{sum(p.numel() for p in c.model.parameters()):,}"
+        body.append([c.label, describe(c.model), size, *(column[n] for column in columns)])
+    header = ["run", "network", "parameters", *(f"{name} x{scale}" for name, scale in places)]
+    return "## Ablation: PSNR, dB\n\n" + report.table(header, body) + "\n"
+
+
+def runtime(options: argparse.Namespace) -> int:
+    """Write ``runtime-<encoder>.md`` and ``.csv``."""
+    from diinn_fast.evaluation import runtime as measure
+
+    device = pick_device(options.device)
+    scales = tuple(options.scales or TABLES["runtime"].scales)
+    if options.encoder not in ("rdn", "edsr-baseline"):
+        raise UpscaleError(f"encoder {options.encoder!r} is unknown: choose rdn or edsr-baseline")
+    timings = measure.measure(options.encoder, scales, device, quiet=options.quiet)
+    text = measure.markdown(options.encoder, timings, device)
+    options.out.mkdir(parents=True, exist_ok=True)
+    stem = options.out / f"runtime-{options.encoder}"
+    stem.with_suffix(".md").write_text(text, encoding="utf-8")
+    measure.write_csv(timings, stem.with_suffix(".csv"))
+    if not options.quiet:
+        print(text)
+        print(f"wrote {stem}.md\nwrote {stem}.csv")
+    return 0
