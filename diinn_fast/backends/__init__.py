@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 ORDER = ("cpu", "eager")
 """Backends that ``auto`` considers, fastest first; the last one runs everywhere."""
-NAMES = ("cpu", "triton", "eager")
+NAMES = ("cpu", "triton", "cuda", "eager")
 """Backends that can be asked for by name: one enters ORDER when it has been measured on hardware."""
 
 log = logging.getLogger("diinn_fast")

@@ -1,0 +1,166 @@
+// The instructions of instructions.h on a CPU, as the PTX ISA documents them: fragments lane by lane, descriptors bit
+// by bit. Sums are float32, added in the order of k.
+#pragma once
+
+#include <math.h>
+
+#include "../layout.h"
+#include "../platform.h"
+#include "machine.h"
+
+namespace diinn {
+
+// -- numbers of 16 bits
+// ------------------------------------------------------------------------------------------------
+
+struct Float16 {
+  static float widen(uint16_t bits) {
+    const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+    const float magnitude = exponent == 31  ? (mantissa ? NAN : INFINITY)
+                            : exponent == 0 ? ldexpf(static_cast<float>(mantissa), -24)
+                                            : ldexpf(static_cast<float>(mantissa + 1024), exponent - 25);
+    return bits & 0x8000 ? -magnitude : magnitude;
+  }
+  static uint16_t narrow(float x) {
+    const uint16_t sign = static_cast<uint16_t>(bit_cast<uint32_t>(x) >> 16 & 0x8000);
+    const float magnitude = fabsf(x);
+    if (!(magnitude == magnitude)) return 0x7FFF;
+    if (magnitude >= 65520.0f) return sign | 0x7C00;
+    int exponent = -14;  // of the last place: 2^(exponent - 10)
+    if (magnitude >= ldexpf(1.0f, -14)) exponent = ilogbf(magnitude);
+    const int units = static_cast<int>(nearbyintf(ldexpf(magnitude, 10 - exponent)));  // half to even, exact before
+    return static_cast<uint16_t>(sign | ((exponent + 14) * 1024 + units));
+  }
+};
+
+struct BFloat16 {
+  static float widen(uint16_t bits) { return bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+  static uint16_t narrow(float x) {
+    const uint32_t bits = bit_cast<uint32_t>(x);
+    if (x != x) return 0x7FFF;
+    return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+  }
+};
+
+template <class T>
+const float* widened() {  // of all bit patterns
+  static const std::vector<float> table = [] {
+    std::vector<float> values(1 << 16);
+    for (int i = 0; i < 1 << 16; ++i) values[i] = T::widen(static_cast<uint16_t>(i));
+    return values;
+  }();
+  return table.data();
+}
+
+template <class T>
+uint32_t pack(float low, float high) {
+  return T::narrow(low) | static_cast<uint32_t>(T::narrow(high)) << 16;
+}
+template <class T>
+void unpack(uint32_t both, float& low, float& high) {
+  low = widened<T>()[both & 0xFFFF];
+  high = widened<T>()[both >> 16];
+}
+
+inline float sine_unit(float x) { return sinf(x); }
+inline float cosine_unit(float x) { return cosf(x); }
+
+inline Vector16 load_16(const void* from) {
+  if (reinterpret_cast<uintptr_t>(from) % 16) Machine::current_machine()->fail("16-byte load from a crooked address");
+  Vector16 v;
+  memcpy(&v, from, sizeof v);
+  return v;
+}
+
+// -- threads
+// -----------------------------------------------------------------------------------------------------------
+
+inline Machine& machine() { return *Machine::current_machine(); }
+inline int thread_index() { return machine().fiber().thread; }
+inline int block_index() { return machine().block_index(); }
+inline int block_count() { return machine().block_count(); }
+inline void sync_block() {
+  Machine& m = machine();
+  m.meet(m.own_block().everyone, m.threads(), 128, nullptr, [](Machine::Meeting&) {});
+}
+inline uint32_t shared_address(const void* pointer) {
+  const ptrdiff_t offset = static_cast<const char*>(pointer) - machine().own_block().shared;
+  if (offset < 0 || offset >= static_cast<ptrdiff_t>(machine().shared_bytes())) machine().fail("not in shared memory");
+  return static_cast<uint32_t>(offset);
+}
+template <class Work>
+void meet_warp(void* contribution, Work work) {
+  Machine& m = machine();
+  const int thread = thread_index();
+  m.meet(m.own_block().warps[thread / 32], 32, thread % 32, contribution, work);
+}
+
+// -- portable tensor cores
+// ---------------------------------------------------------------------------------------------
+
+// The destination is NaN from the call on, and filled as late as the waits allow.
+inline void copy_async(void* shared, const void* global) {
+  if (shared_address(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16) machine().fail("crooked copy");
+  memset(shared, 0xFF, 16);
+  machine().fiber().copies.back().push_back({shared, global});
+}
+inline void copy_commit() { machine().fiber().copies.emplace_back(); }
+template <int kLeft>
+void copy_wait() {
+  auto& groups = machine().fiber().copies;
+  while (groups.size() > kLeft + 1) {
+    for (const auto& copy : groups.front()) memcpy(copy.to, copy.from, 16);
+    groups.erase(groups.begin());
+  }
+}
+
+inline void load_matrices(uint32_t (&r)[4], const void* row) {
+  struct Lane {
+    uint32_t* r;
+    const char* row;
+  } own{r, static_cast<const char*>(row)};
+  if (shared_address(row) % 16) machine().fail("crooked ldmatrix");
+  meet_warp(&own, [](Machine::Meeting& meeting) {
+    for (int lane = 0; lane < 32; ++lane) {
+      for (int matrix = 0; matrix < 4; ++matrix) {
+        const char* from = static_cast<Lane*>(meeting.slot[8 * matrix + lane / 4])->row;
+        memcpy(&static_cast<Lane*>(meeting.slot[lane])->r[matrix], from + 4 * (lane % 4), 4);
+      }
+    }
+  });
+}
+
+template <class T>
+void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  struct Lane {
+    float* d;
+    const uint32_t* a;
+    uint32_t b[2];
+  } own{d, a, {b0, b1}};
+  meet_warp(&own, [](Machine::Meeting& meeting) {
+    float matrix_a[16][16], matrix_b[16][8], sums[16][8];
+    for (int lane = 0; lane < 32; ++lane) {
+      const Lane& l = *static_cast<Lane*>(meeting.slot[lane]);
+      for (int r = 0; r < 4; ++r) {
+        float* to = &matrix_a[lane / 4 + 8 * (r % 2)][2 * (lane % 4) + 8 * (r / 2)];
+        unpack<T>(l.a[r], to[0], to[1]);
+      }
+      for (int r = 0; r < 2; ++r) {
+        const int k = 2 * (lane % 4) + 8 * r;
+        unpack<T>(l.b[r], matrix_b[k][lane / 4], matrix_b[k + 1][lane / 4]);
+      }
+      for (int v = 0; v < 4; ++v) sums[lane / 4 + 8 * (v / 2)][2 * (lane % 4) + v % 2] = l.d[v];
+    }
+    for (int m = 0; m < 16; ++m) {
+      for (int k = 0; k < 16; ++k) {
+        for (int n = 0; n < 8; ++n) sums[m][n] += matrix_a[m][k] * matrix_b[k][n];
+      }
+    }
+    for (int lane = 0; lane < 32; ++lane) {
+      float* to = static_cast<Lane*>(meeting.slot[lane])->d;
+      for (int v = 0; v < 4; ++v) to[v] = sums[lane / 4 + 8 * (v / 2)][2 * (lane % 4) + v % 2];
+    }
+  });
+}
+
+}  // namespace diinn

@@ -1,0 +1,99 @@
+// The kernels on the emulated machine, as a shared library for the tests: launch.cu's interface, on host memory, and
+// the layouts' functions.
+#include "../portable.h"
+
+namespace diinn {
+
+static int emulated_blocks = 2;
+static uint64_t emulated_seed = 0;
+
+template <class Kernel>
+std::string emulate(const Decode& d, int cluster) {
+  const auto body = [&](char* memory) { Kernel(d, *reinterpret_cast<typename Kernel::Shared*>(memory)).run(); };
+  const int blocks = (emulated_blocks + cluster - 1) / cluster * cluster;
+  return Machine().run(blocks, Kernel::kThreads, cluster, sizeof(typename Kernel::Shared), emulated_seed, body);
+}
+
+template <class T, bool kModulation>
+std::string forward(const Decode& d) {
+  if (d.kept_s) return emulate<Portable<T, kModulation, true>>(d, 1);
+  return emulate<Portable<T, kModulation, false>>(d, 1);
+}
+
+template <class T>
+std::string forward(const Decode& d) {
+  return d.modulation ? forward<T, true>(d) : forward<T, false>(d);
+}
+
+}  // namespace diinn
+
+using namespace diinn;
+
+static int answer(const std::string& error, char* message, int64_t length) {
+  snprintf(message, static_cast<size_t>(length), "%s", error.c_str());
+  return error.empty() ? 0 : 1;
+}
+
+extern "C" {
+
+int64_t diinn_decode_bytes() { return sizeof(Decode); }
+int64_t diinn_packed_bytes(const Decode* d) { return 2 * packed_elements(*d); }
+
+// How many blocks the next decodes run on, and in which order their warps.
+void diinn_emulate_on(int blocks, uint64_t seed) { emulated_blocks = blocks, emulated_seed = seed; }
+
+void diinn_emulate_pack(const Decode* d) {
+  for (int64_t piece = 0; piece < packed_elements(*d) / 8; ++piece) pack_piece(*d, piece);
+}
+
+int diinn_forward(const Decode* d, char* message, int64_t length) {
+  diinn_emulate_pack(d);
+  return answer(d->operand == kFloat16 ? forward<Float16>(*d) : forward<BFloat16>(*d), message, length);
+}
+
+void diinn_emulate_narrow(const float* from, uint16_t* to, int64_t count, int type) {
+  for (int64_t i = 0; i < count; ++i) to[i] = type == kFloat16 ? Float16::narrow(from[i]) : BFloat16::narrow(from[i]);
+}
+void diinn_emulate_widen(const uint16_t* from, float* to, int64_t count, int type) {
+  for (int64_t i = 0; i < count; ++i) to[i] = type == kFloat16 ? Float16::widen(from[i]) : BFloat16::widen(from[i]);
+}
+void diinn_emulate_reduce(const float* from, float* to, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = reduce(from[i]);
+}
+
+// Where the queries lie: per query of all tiles LR element, output element (-1: none), number, and dy, dx.
+int64_t diinn_emulate_locate(const Decode* d, int64_t* places, float* offsets) {
+  int64_t count = 0;
+  for (int64_t tile = 0; tile < tile_count(*d); ++tile) {
+    for (int m = 0; m < kTile; ++m, ++count) {
+      if (!places) continue;
+      const Query query = locate(*d, tile, m);
+      const int64_t place[3] = {query.content, query.out, query.number};
+      memcpy(places + 3 * count, place, sizeof place);
+      offsets[2 * count] = query.dy;
+      offsets[2 * count + 1] = query.dx;
+    }
+  }
+  return count;
+}
+
+// A small kernel with a mistake, for tests of the emulation: 64 threads reverse 1 KB of copied numbers.
+// 0: none, 1: no barrier, 2: a barrier that not all threads reach, 3: copies not waited for, 4: a misaligned copy.
+int diinn_emulate_mistake(int mistake, uint64_t seed, char* message, int64_t length) {
+  alignas(16) static char input[1024 + 16], output[1024];
+  for (int i = 0; i < 1024; ++i) input[i] = static_cast<char>(i * 7);
+  std::string error = Machine().run(1, 64, 1, 2048, seed, [&](char* memory) {
+    const int t = thread_index();
+    copy_async(memory + 16 * t, input + 16 * t + (mistake == 4));
+    copy_commit();
+    if (mistake != 3) copy_wait<0>();
+    if (mistake != 1 && (mistake != 2 || t < 63)) sync_block();
+    memcpy(output + 16 * t, memory + 16 * (63 - t), 16);
+    copy_wait<0>();
+  });
+  for (int t = 0; t < 64 && error.empty(); ++t) {
+    if (memcmp(output + 16 * t, input + 16 * (63 - t), 16)) error = "wrong";
+  }
+  return answer(error, message, length);
+}
+}

@@ -1,0 +1,85 @@
+// The kernels and their launchers: a C interface on addresses, sizes and a stream. A launcher returns 0, or an error
+// code with its text in `message`. Loading this library needs no driver.
+#include <cuda_runtime.h>
+#include <stdio.h>
+
+#include "portable.h"
+
+namespace diinn {
+
+__global__ void pack_weights(const __grid_constant__ Decode d) {
+  const int64_t piece = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (piece < packed_elements(d) / 8) pack_piece(d, piece);
+}
+
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::kThreads, 1) decode_kernel(const __grid_constant__ Decode d) {
+  extern __shared__ __align__(1024) char memory[];
+  Kernel(d, *reinterpret_cast<typename Kernel::Shared*>(memory)).run();
+}
+
+class Launch {
+ public:
+  Launch(const Decode& decode, char* message, int64_t length)
+      : d(decode), stream_(static_cast<cudaStream_t>(decode.stream)), message_(message), length_(length) {}
+
+  int forward() {
+    if (!check(cudaSetDevice(d.device), "choosing the device")) return code_;
+    const int64_t pieces = packed_elements(d) / 8;
+    pack_weights<<<static_cast<unsigned>((pieces + 255) / 256), 256, 0, stream_>>>(d);
+    if (!check(cudaGetLastError(), "packing the weights")) return code_;
+    return d.operand == kFloat16 ? forward_form<Float16>() : forward_form<BFloat16>();
+  }
+
+ private:
+  template <class T>
+  int forward_form() {
+    return d.modulation ? forward_kept<T, true>() : forward_kept<T, false>();
+  }
+  template <class T, bool kModulation>
+  int forward_kept() {
+    return d.kept_s ? start<Portable<T, kModulation, true>>() : start<Portable<T, kModulation, false>>();
+  }
+
+  template <class Kernel>
+  int start() {
+    constexpr int bytes = sizeof(typename Kernel::Shared);
+    int processors = 0;
+    if (!check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, d.device), "asking the device") ||
+        !check(cudaFuncSetAttribute(decode_kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+               "reserving shared memory")) {
+      return code_;
+    }
+    const int64_t tiles = tile_count(d);
+    const unsigned blocks = static_cast<unsigned>(tiles < processors ? tiles : processors);
+    decode_kernel<Kernel><<<blocks, Kernel::kThreads, bytes, stream_>>>(d);
+    check(cudaGetLastError(), "starting the decode");
+    return code_;
+  }
+
+  bool check(cudaError_t error, const char* doing) {
+    if (error != cudaSuccess) {
+      code_ = static_cast<int>(error);
+      snprintf(message_, static_cast<size_t>(length_), "%s failed: %s", doing, cudaGetErrorString(error));
+    }
+    return error == cudaSuccess;
+  }
+
+  const Decode& d;
+  cudaStream_t stream_;
+  char* message_;
+  int64_t length_;
+  int code_ = 0;
+};
+
+}  // namespace diinn
+
+extern "C" {
+
+int64_t diinn_decode_bytes() { return sizeof(diinn::Decode); }
+int64_t diinn_packed_bytes(const diinn::Decode* d) { return 2 * diinn::packed_elements(*d); }
+
+int diinn_forward(const diinn::Decode* d, char* message, int64_t length) {
+  return diinn::Launch(*d, message, length).forward();
+}
+}

@@ -1,0 +1,138 @@
+// The decoder on mma.sync, for every GPU from compute capability 8.0: forms content and modulation, and with kKeep the
+// recomputation of the backward.
+//
+// A block of 8 warps takes tiles of 64 queries. q [64, 256] lies in shared memory; a layer's [64, 512] sums (256 in
+// modulation form) are in registers: warp w has 32 outputs, k and s, of all 64 queries. So no two warps want the same
+// weights, no two lanes the same fragment: each thread streams exactly the bytes that it will itself read through a
+// ring of kSlots steps in shared memory (cp.async), and weights need no barrier. Barriers stand only where q changes
+// hands.
+#pragma once
+
+#include "network.h"
+
+namespace diinn {
+
+template <class T, bool kModulation, bool kKeep>
+struct Portable {
+  static constexpr int kThreads = 32 * kPortableWarps;
+  static constexpr int kBlocks = kModulation ? 4 : 8;  // of 8 columns, a warp's: k (content form) and s of 32 outputs
+  static constexpr int kPieces = kBlocks / 2;          // 16 bytes of weights per thread and step
+  static constexpr int kSteps = kWidth / kStep;        // of a layer
+  static constexpr int kSlots = 4;
+  static constexpr int kRows = kTile / 16;  // blocks of 16 queries
+
+  struct Shared {
+    char q[kTile * kWidth * 2];
+    Vector16 ring[kSlots][kPieces][kThreads];
+    Query queries[kTile];
+  };
+
+  const Decode& d;
+  Shared& shared;
+  const int thread, lane, warp, unit;  // unit: the first of the thread's 8 outputs
+  int64_t ahead = 0;                   // the next step to fetch, of all layers' steps in a circle
+
+  DIINN_DEVICE Portable(const Decode& decode, Shared& memory)
+      : d(decode),
+        shared(memory),
+        thread(thread_index()),
+        lane(thread % 32),
+        warp(thread / 32),
+        unit(32 * warp + 8 * (lane % 4)) {}
+
+  DIINN_DEVICE void fetch(int slot) {
+    const Vector16* from =
+        static_cast<const Vector16*>(d.packed) + ((ahead * kPortableWarps + warp) * kPieces) * 32 + lane;
+    DIINN_UNROLL
+    for (int p = 0; p < kPieces; ++p) copy_async(&shared.ring[slot][p][thread], from + 32 * p);
+    copy_commit();
+    ahead = ahead + 1 == (d.layers - 1) * kSteps ? 0 : ahead + 1;
+  }
+
+  // Query of the thread's row `half` (0: lane / 4, 1: lane / 4 + 8) in block i.
+  DIINN_DEVICE int row(int i, int half) const { return 16 * i + lane / 4 + 8 * half; }
+
+  DIINN_DEVICE void set_q(int query, const Vector16& q) {
+    *reinterpret_cast<Vector16*>(shared.q + portable_q(query, unit / 8)) = q;
+  }
+  DIINN_DEVICE void load_q(int i, int step, uint32_t (&a)[4]) const {
+    load_matrices(a, shared.q + portable_q(16 * i + lane % 16, 2 * step + lane / 16));
+  }
+
+  DIINN_DEVICE void first_layer() {
+    const FirstLayer first(d, unit);
+    DIINN_UNROLL
+    for (int i = 0; i < 2 * kRows; ++i) {
+      const int query = row(i / 2, i % 2);
+      set_q(query, first.template run<T, kModulation, kKeep>(d, shared.queries[query], unit));
+    }
+  }
+
+  DIINN_DEVICE void hidden_layer(int layer) {
+    float sums[kRows][kBlocks][4] = {};
+    DIINN_UNROLL_BY(kSlots)
+    for (int step = 0; step < kSteps; ++step) {
+      const int slot = step % kSlots;
+      copy_wait<kSlots - 2>();
+      Vector16 weights[kPieces];
+      DIINN_UNROLL
+      for (int p = 0; p < kPieces; ++p) weights[p] = shared.ring[slot][p][thread];
+      fetch((slot + kSlots - 1) % kSlots);  // its numbers went into the previous step's products
+      DIINN_UNROLL
+      for (int i = 0; i < kRows; ++i) {
+        uint32_t a[4];
+        load_q(i, step, a);
+        DIINN_UNROLL
+        for (int b = 0; b < kBlocks; ++b) {
+          multiply<T>(sums[i][b], a, weights[b / 2].word[b % 2 * 2], weights[b / 2].word[b % 2 * 2 + 1]);
+        }
+      }
+    }
+    Vector16 content[2 * kRows];  // on its way while the last products end
+    DIINN_UNROLL
+    for (int i = 0; i < 2 * kRows; ++i) content[i] = load_content(d, shared.queries[row(i / 2, i % 2)], layer, unit);
+    sync_block();  // everyone has read q
+    float bias[8];
+    load_floats(d.hidden_bias + (layer - 1) * kWidth + unit, bias);
+    DIINN_UNROLL
+    for (int i = 0; i < 2 * kRows; ++i) {
+      const int half = i % 2, query = row(i / 2, half);
+      float k[8], s[8];
+      DIINN_UNROLL
+      for (int j = 0; j < 8; ++j) {
+        const int block = j / 2, v = 2 * half + j % 2;
+        k[j] = kModulation ? 0.0f : sums[i / 2][block][v];
+        s[j] = sums[i / 2][kBlocks - 4 + block][v] + bias[j];
+      }
+      set_q(query, activate<T, kModulation, kKeep>(d, layer, shared.queries[query], unit, content[i], k, s));
+    }
+    sync_block();
+  }
+
+  DIINN_DEVICE void output() {
+    for (int job = warp; job < kRows * channel_blocks(d.channels); job += kPortableWarps) {
+      const int i = job % kRows;
+      write_output<T>(d, job / kRows, lane, shared.queries[row(i, 0)], shared.queries[row(i, 1)],
+                      [&](int step, uint32_t(&a)[4]) { load_q(i, step, a); });
+    }
+  }
+
+  DIINN_DEVICE void run() {
+    DIINN_UNROLL
+    for (int slot = 0; slot < kSlots - 1; ++slot) fetch(slot);
+    const int64_t tiles = tile_count(d);
+    for (int64_t tile = block_index(); tile < tiles; tile += block_count()) {
+      if (thread < kTile) shared.queries[thread] = locate(d, tile, thread);
+      sync_block();
+      first_layer();
+      sync_block();
+      DIINN_ROLLED
+      for (int layer = 1; layer < d.layers; ++layer) hidden_layer(layer);
+      if (!kKeep) output();
+      sync_block();  // everyone is done with this tile's q and queries
+    }
+    copy_wait<0>();
+  }
+};
+
+}  // namespace diinn

@@ -1,0 +1,91 @@
+"""A decode as the CUDA kernels' C interface takes it: mirrors ``struct Decode`` of csrc/cuda/decode.h."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from diinn_fast.geometry import _float32
+
+if TYPE_CHECKING:
+    from diinn_fast.ops import Problem
+
+WIDTH, MOST_LAYERS, MOST_CHANNELS = 256, 16, 32
+TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+PORTABLE, HOPPER = 0, 1
+
+_INT64, _INT32, _FLOAT, _POINTER = ctypes.c_int64, ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
+
+
+class Decode(ctypes.Structure):
+    _fields_ = [
+        *((name, _INT64) for name in ("batch", "lr_h", "lr_w", "hr_h", "hr_w")),
+        *((name, _INT64) for name in ("origin_y", "origin_x", "grid_rows", "grid_columns")),
+        *((name, _INT64) for name in ("y0", "x0", "rows", "columns")),
+        *((name, _FLOAT) for name in ("scale_y", "scale_x", "ratio")),
+        *((name, _INT32) for name in ("layers", "channels", "operand", "output", "modulation")),
+        ("source", _POINTER),
+        *((name, _INT64) for name in ("source_image", "source_row", "source_column")),
+        *((name, _POINTER) for name in ("position", "position_bias", "hidden", "hidden_bias", "last", "last_bias")),
+        *((name, _POINTER) for name in ("index", "offset", "out")),
+        *((name, _INT64) for name in ("out_image", "out_channel", "out_row", "out_column")),
+        *((name, _POINTER) for name in ("packed", "kept_s", "kept_k", "kept_q")),
+        *((name, _INT32) for name in ("kernel", "device")),
+        ("stream", _POINTER),
+    ]
+    alive: list[Tensor]
+    """What the pointers point to."""
+
+
+def describe(problem: Problem, source: Tensor, weights: Sequence[Tensor], out: Tensor | None) -> Decode:
+    """The decode without work space, kernel, device and stream. ``out`` None: to be recomputed into slabs."""
+    source = _aligned(source.detach())
+    position, position_bias, hidden, hidden_bias, last, last_bias = (v.detach() for v in weights[:6])
+    exact = [_aligned(v.float()) for v in (position, position_bias, hidden_bias, last_bias)]
+    matrices = [_aligned(v.to(source.dtype)) for v in (hidden, last)]
+    (h, w), (height, width) = problem.lr, problem.size
+    decode = Decode()
+    decode.alive = [source, *exact, *matrices]
+    decode.batch, decode.grid_rows, decode.grid_columns = source.shape[:3]
+    decode.lr_h, decode.lr_w, decode.hr_h, decode.hr_w = h, w, height, width
+    decode.origin_y, decode.origin_x = problem.origin
+    decode.scale_y, decode.scale_x, decode.ratio = _float32(h / height), _float32(w / width), problem.ratio
+    decode.layers, decode.channels = len(hidden) + 1, len(last)
+    decode.operand, decode.modulation = TYPES[source.dtype], int(problem.form == "modulation")
+    decode.source = source.data_ptr()
+    decode.source_image, decode.source_row, decode.source_column = source.stride()[:3]
+    decode.position, decode.position_bias, decode.hidden_bias, decode.last_bias = (v.data_ptr() for v in exact)
+    decode.hidden, decode.last = (v.data_ptr() for v in matrices)
+    if problem.window is not None:
+        decode.y0, decode.x0 = problem.window.y0, problem.window.x0
+        decode.rows, decode.columns = problem.window.shape
+    else:
+        assert problem.index is not None and problem.offset is not None
+        index, offset = problem.index.contiguous(), problem.offset.detach().float().contiguous()
+        decode.alive += [index, offset]
+        decode.index, decode.offset = index.data_ptr(), offset.data_ptr()
+        decode.rows, decode.columns = 1, index.shape[1]
+    if out is not None:
+        decode.alive.append(out)
+        decode.out, decode.output = out.data_ptr(), TYPES[out.dtype]
+        if problem.window is not None:
+            decode.out_image, decode.out_channel, decode.out_row, decode.out_column = out.stride()
+        else:
+            decode.out_image, decode.out_column, decode.out_channel = out.stride()
+    return decode
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Contiguous, at an address that 16-byte loads can take."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
+def packed_bytes(decode: Decode) -> int:
+    """Size of the work space that holds the weights as the kernels read them."""
+    hidden = (decode.layers - 1) * (1 if decode.modulation else 2) * WIDTH * WIDTH
+    return 2 * (hidden + (decode.channels + 7) // 8 * 8 * WIDTH)

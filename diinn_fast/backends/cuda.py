@@ -1,0 +1,193 @@
+"""Backend ``cuda``: the fused decoder in CUDA C++ (csrc/cuda), for NVIDIA GPUs of compute capability 8.0 and up.
+
+float16 and bfloat16 operands with float32 sums. Compiled with nvcc at first use, once per architecture, unless the
+installation did it (``_nvcc``); no CUDA headers of the framework are involved. Not yet run on hardware: what is proven,
+and how, is in docs/kernels.md.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from diinn_fast.backends import BackendError, _cuda, _nvcc, eager, triton
+from diinn_fast.geometry import Window, lr_range
+
+if TYPE_CHECKING:
+    from diinn_fast.ops import Problem
+
+DEVICES = ("cuda",)
+DTYPES = "float16, bfloat16"
+NOTE = "CUDA C++, fused; all modes without init_q, forward; not yet run on hardware, therefore only by name"
+
+log = logging.getLogger("diinn_fast")
+_lock = threading.Lock()
+_checked: dict[tuple, str | None] = {}
+
+
+def unavailable() -> str | None:
+    if not torch.cuda.is_available():
+        return "PyTorch sees no CUDA device (it needs an NVIDIA GPU, its driver and a CUDA build of PyTorch)"
+    if torch.version.hip:
+        return "it is written for NVIDIA GPUs, this is a ROCm build of PyTorch"
+    if _nvcc.nvcc() is None and _nvcc.built(_nvcc.architecture(*torch.cuda.get_device_capability())) is None:
+        return "its kernels are not compiled and nvcc was not found (install the CUDA toolkit, or set CUDA_HOME)"
+    return None
+
+
+def unsupported(problem: Problem, source: Tensor) -> str | None:
+    if source.device.type != "cuda":
+        return f"it needs tensors on a CUDA device, got {source.device}"
+    if (capability := torch.cuda.get_device_capability(source.device)) < (8, 0):
+        return f"it needs compute capability 8.0 or higher, {source.device} has {capability[0]}.{capability[1]}"
+    return _unsuited(problem, source)
+
+
+def _unsuited(problem: Problem, source: Tensor) -> str | None:
+    """``unsupported`` as far as it does not depend on the device."""
+    if source.dtype not in (torch.float16, torch.bfloat16):
+        return f"it computes in {DTYPES}, got {source.dtype}: convert the model, use autocast, or backend 'triton'"
+    if problem.form == "direct":
+        return "it has no direct form (init_q, down-scaling, few points): use backend 'triton'"
+    return None
+
+
+def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    with torch.cuda.device_of(source):
+        if (other := _other(problem, source, weights)) is not None:
+            return other.forward(problem, source, weights)
+        return _forward(problem, source, weights)
+
+
+def backward(
+    problem: Problem, grad: Tensor, source: Tensor, weights: Sequence[Tensor], needs: Sequence[bool]
+) -> list[Tensor]:
+    """Gradients of [source, *weights], empty where not needed: by the Triton kernels, else by plain PyTorch."""
+    return _fallback(problem, source).backward(problem, grad, source, weights, needs)
+
+
+def _forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    out = source.new_empty(problem.output_shape(source.shape[0], weights[4].shape[0]))
+    if out.numel():
+        decode = _cuda.describe(problem, source, weights, out)
+        decode.kernel = _kernel(source)
+        _launch("diinn_forward", decode, source)
+    return out
+
+
+def _launch(name: str, decode: _cuda.Decode, source: Tensor) -> None:
+    """Start a launcher of csrc/cuda on the current stream, with work space for the packed weights."""
+    packed = torch.empty(_cuda.packed_bytes(decode), dtype=torch.uint8, device=source.device)
+    decode.packed = packed.data_ptr()
+    if source.is_cuda:
+        decode.device, decode.stream = source.device.index, torch.cuda.current_stream(source.device).cuda_stream
+    message = ctypes.create_string_buffer(400)
+    library = _library(_architecture(source))
+    if getattr(library, name)(ctypes.byref(decode), message, len(message)):
+        raise BackendError(f"the CUDA kernels failed: {message.value.decode(errors='replace')}")
+
+
+def _architecture(source: Tensor) -> str:
+    return _nvcc.architecture(*torch.cuda.get_device_capability(source.device))
+
+
+def _kernel(source: Tensor) -> int:
+    """Which forward kernel: wgmma exists on Hopper alone."""
+    return _cuda.HOPPER if _architecture(source) == "90a" else _cuda.PORTABLE
+
+
+def _library(arch: str) -> ctypes.CDLL:
+    with _lock:
+        return _load(arch)
+
+
+@cache
+def _load(arch: str) -> ctypes.CDLL:
+    path = _nvcc.built(arch)
+    if path is None:
+        log.warning("compiling the CUDA kernels for sm_%s into %s: once, about ten seconds", arch, _nvcc.cache())
+        try:
+            path = _nvcc.compile_library(arch, _nvcc.cache())
+        except _nvcc.CompileError as error:
+            raise BackendError(f"backend 'cuda' cannot run: {error}") from error
+    return interface(path)
+
+
+def interface(path: object) -> ctypes.CDLL:
+    """A compiled library with its functions' types; its struct must be the one that ``_cuda`` mirrors."""
+    library = ctypes.CDLL(str(path))
+    library.diinn_decode_bytes.restype = ctypes.c_int64
+    if library.diinn_decode_bytes() != ctypes.sizeof(_cuda.Decode):
+        raise BackendError(f"{path} was compiled from other sources: remove it")
+    library.diinn_forward.argtypes = [ctypes.POINTER(_cuda.Decode), ctypes.c_char_p, ctypes.c_int64]
+    return library
+
+
+def _fallback(problem: Problem, source: Tensor) -> ModuleType:
+    return eager if triton.unavailable() or triton.unsupported(problem, source) else triton
+
+
+def _other(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> ModuleType | None:
+    """The backend that must do it instead: said at debug level where the kernels do not apply, loudly where they are
+    wrong."""
+    width, layers, channels = weights[0].shape[0], len(weights[2]) + 1, len(weights[4])
+    if width != _cuda.WIDTH or layers > _cuda.MOST_LAYERS or channels > _cuda.MOST_CHANNELS:
+        why = f"width {width} (not {_cuda.WIDTH}), {layers} layers or {channels} channels"
+        log.debug("backend 'cuda' hands a decode on: its kernels do not take %s", why)
+        return _fallback(problem, source)
+    _check_tile(problem, source)
+    return _fallback(problem, source) if _self_check(problem, source, weights) else None
+
+
+def _check_tile(problem: Problem, source: Tensor) -> None:
+    """The kernels read where the window says: it must lie inside the source."""
+    if problem.window is None:
+        return
+    y0, y1, x0, x1 = problem.window
+    rows, columns = problem.grid(source)
+    top, bottom = lr_range(y0, y1, problem.lr[0], problem.size[0])
+    left, right = lr_range(x0, x1, problem.lr[1], problem.size[1])
+    i, j = problem.origin
+    if top < i or bottom > i + rows or left < j or right > j + columns:
+        raise IndexError(f"window {tuple(problem.window)} needs LR pixels outside the source's {rows}x{columns} tile")
+
+
+def _self_check(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> str | None:
+    """Compare the kernel of this decode with eager on a tiny image, once per device and kernel: why it is refused."""
+    key = (str(source.device), source.dtype, problem.form, *(v.shape for v in weights))
+    with torch.no_grad():
+        if key not in _checked:
+            if source.is_cuda and torch.cuda.is_current_stream_capturing():
+                return None  # comparing would synchronise, which a CUDA graph cannot record
+            _checked[key] = compare_with_eager(problem, source, weights)
+            if reason := _checked[key]:
+                log.warning("the CUDA kernels are not used on %s: %s", source.device, reason)
+        return _checked[key]
+
+
+def compare_with_eager(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> str | None:
+    """Decode 3x4 to 7x9 pixels with random numbers in the shape of this decode's: why backends disagree, or None."""
+    draw = torch.Generator().manual_seed(0)
+    lr, size = (3, 4), (7, 9)
+
+    def like(tensor: Tensor, *shape: int) -> Tensor:
+        values = torch.rand(shape or tensor.shape, generator=draw) * 2 - 1
+        return (values * 3**0.5 / values.shape[-1] ** 0.5 if values.ndim > 1 and not shape else values).to(tensor)
+
+    small, weights = like(source, 1, *lr, source.shape[-1]), [like(v) for v in weights]
+    window = Window(0, size[0], 0, size[1])
+    trial = replace(problem, lr=lr, origin=(0, 0), size=size, window=window, index=None, offset=None, chunk=0)
+    ours, theirs = _forward(trial, small, weights), eager.forward(trial, small, weights)
+    difference, length = (float(v.double().norm()) for v in (ours - theirs, theirs))
+    if difference <= (5e-2 if source.dtype == torch.bfloat16 else 1e-2) * length:
+        return None
+    return f"in their self-check they differ from plain PyTorch by {difference / length:.1e}"
