@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diinn_fast.baselines import LIIF
+from diinn_fast.baselines import LIIF, project
 from diinn_fast.baselines.liif import surrounding
 from diinn_fast.model import CheckpointError
 
@@ -67,6 +67,44 @@ def test_equals_the_formulation_by_coordinates(size: tuple[int, int]) -> None:
             torch.testing.assert_close(ours, literal(model, features, size), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("size", [(12, 15), (11, 7), (9, 23)])
+def test_bands_make_no_difference(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
+    model, features = LIIF(Channels()).double(), torch.randn(1, 6, 9, 5, dtype=torch.float64)
+    with torch.inference_mode():
+        whole = model.decode(features, size)
+        monkeypatch.setattr(project, "BAND_BYTES", 1)
+        torch.testing.assert_close(model.decode(features, size), whole, rtol=1e-12, atol=1e-12)
+
+
+def test_sampled_pixels_are_those_of_decode() -> None:
+    model, features = LIIF(Channels()).double(), torch.randn(2, 6, 4, 5, dtype=torch.float64)
+    yx = torch.stack([torch.randint(0, 9, (2, 40)), torch.randint(0, 14, (2, 40))], dim=-1)
+    whole = model.decode(features, (9, 14))
+    want = torch.stack([whole[n, :, yx[n, :, 0], yx[n, :, 1]].t() for n in range(2)])
+    torch.testing.assert_close(model.sample_pixels(features, yx, (9, 14)), want, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="int64"):
+        model.sample_pixels(features, yx.double(), (9, 14))
+
+
+def test_gradients_are_those_of_the_formulation() -> None:
+    model = LIIF(Channels()).double()
+    features = torch.randn(1, 6, 4, 5, dtype=torch.float64, requires_grad=True)
+    inputs = [features, *model.imnet.parameters()]
+    ours = torch.autograd.grad(model.decode(features, (9, 11)).square().sum(), inputs)
+    want = torch.autograd.grad(literal(model, features, (9, 11)).square().sum(), inputs)
+    for a, b in zip(ours, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_float32_is_as_exact_as_the_formulation() -> None:
+    """64 queries and more, in the form that products have in float32 on the CPU."""
+    model, features = LIIF(Channels()), torch.randn(1, 6, 7, 6)
+    with torch.no_grad():
+        exact = literal(model.double(), features.double(), (20, 24))
+        error = (model.float().decode(features, (20, 24)) - exact).abs().max()
+    assert error < 2e-6
+
+
 def test_forward_is_encoder_then_decode_and_differentiable() -> None:
     model = LIIF(Channels())
     x = torch.rand(1, 3, 5, 4)
@@ -98,15 +136,25 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
     model = LIIF("edsr-baseline")
     path = tmp_path / "liif.pth"
     state = model.state_dict() | {"encoder.sub_mean.weight": torch.eye(3)}  # the published file has unused layers
-    torch.save({"model": {"name": "liif", "args": {"local_ensemble": True}, "sd": state}}, path)
-    loaded = LIIF.from_checkpoint(path)
-    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in model.state_dict().items())
+    published = {"model": {"name": "liif", "args": {"local_ensemble": True}, "sd": state}}
+    lightning = {"state_dict": {f"net.{k}": v for k, v in model.state_dict().items()}, "hyper_parameters": {}}
+    for content in (published, lightning):
+        torch.save(content, path)
+        loaded = LIIF.from_checkpoint(path)
+        assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in model.state_dict().items())
 
 
 def test_unfit_checkpoints_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.pth"
-    torch.save({"state_dict": {}}, path)
-    with pytest.raises(CheckpointError, match="not a state_dict"):
+    for content in ({"state_dict": {}}, {"model": {"sd": {}}}, {"model": {"sd": {"a": 1}}}):
+        torch.save(content, path)
+        with pytest.raises(CheckpointError, match="not a state_dict"):
+            LIIF.from_checkpoint(path)
+    torch.save({"decoder.K.0.0.weight": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match="not a LIIF model"):
+        LIIF.from_checkpoint(path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="cannot be read"):
         LIIF.from_checkpoint(path)
     state = LIIF("edsr-baseline").state_dict()
     del state["imnet.layers.8.bias"]
