@@ -90,5 +90,5 @@ def unique(candidates: list[Candidate]) -> list[Candidate]:
     labels = [c.label for c in candidates]
     for label in labels:
         if labels.count(label) > 1:
-            raise UpscaleError(f"two models are called {label!r}: name them, as in --models first=PATH second=PATH")
+            raise UpscaleError(f"two models are called {label!r}: name them, as LABEL=MODEL")
     return candidates

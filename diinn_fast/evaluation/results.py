@@ -36,7 +36,7 @@ class Row:
 
 
 COLUMNS = [field.name for field in fields(Row)]
-DIGITS = {"psnr": 4, "ssim": 6, "lr_psnr": 4, "seconds": 3}
+DIGITS = {"psnr": 4, "ssim": 6, "lr_psnr": 4, "seconds": 5}
 
 
 class Results:
