@@ -1,119 +1,326 @@
-"""Data, metrics and the training loop of the bundled model, on small pictures made here."""
+"""Training runs: they learn, stop and go on exactly, survive what happens to processes, and say what is wrong."""
 
+from __future__ import annotations
+
+import importlib.util
 import json
 import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
+from train_small import SMALL, assert_same_state, checkpoint, make_photos, one_thread, run
 
-from diinn_fast import DIINN, data, evaluate, metrics, training
+from diinn_fast import DIINN, CheckpointError
+from diinn_fast.cli import main
+from diinn_fast.training.module import REWARM, Diverged, SRModule
+from diinn_fast.training.portable import plain_config, read_run, write_run
+from diinn_fast.training.run import config_names, config_path
 
-
-@pytest.fixture
-def photos(tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for n in range(3):
-        pixels = rng.integers(150, 256, (70 + n, 90, 3), dtype=np.uint8)  # bright: a first thing to learn
-        Image.fromarray(pixels).resize((220, 210), Image.Resampling.BICUBIC).save(folder / f"{n}.png")
-    return folder
+ROOT = Path(__file__).parents[1]
+MIB = 2**20
 
 
-def test_degrade_is_pillows_antialiased_bicubic():
-    hr = torch.rand(3, 37, 50)
-    lr = data.degrade(hr, (12, 17))
-    pil = Image.fromarray((hr.permute(1, 2, 0).numpy() * 255 + 0.5).astype(np.uint8))
-    want = np.asarray(pil.resize((17, 12), Image.Resampling.BICUBIC)).astype(np.float32) / 255
-    assert np.abs(lr.permute(1, 2, 0).numpy() - want).max() < 2.5 / 255
-    assert torch.equal((lr * 255).round(), lr * 255) or ((lr * 255).round() - lr * 255).abs().max() < 1e-4
+@pytest.fixture(scope="module", autouse=True)
+def threads():
+    with one_thread():
+        yield
 
 
-def test_samples_are_the_hr_pixels_and_depend_on_seed_and_step_only(photos):
-    pool = list(data.load_photos(photos, 64).values())
-    sampler = data.CropSampler(pool, lr_size=16, samples=50)
-    groups, again, other = (sampler.groups(1, step, 3, 2) for step in (7, 7, 8))
-    for group, twin in zip(groups, again, strict=True):
-        assert torch.equal(group.lr, twin.lr) and torch.equal(group.rgb, twin.rgb) and group.size == twin.size
-        assert group.lr.shape == (2, 3, 16, 16) and group.rgb.shape == (*group.yx.shape[:2], 3)
-        assert 16 <= group.size[0] <= 64 and group.yx.max() < group.size[0]
-    assert not torch.equal(groups[0].rgb, other[0].rgb)
-    code = torch.tensor([65536, 256, 1])  # one number per colour
-    colours = torch.cat([(photo.flatten(1).T.long() * code).sum(1) for photo in pool])
-    assert torch.isin(((groups[0].rgb * 255).round().long() * code).sum(-1), colours).all()
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return make_photos(tmp_path_factory.mktemp("training") / "photos")
 
 
-def test_bad_photos_are_reported_by_name(photos):
-    Image.new("RGB", (40, 300)).save(photos / "narrow.png")
-    with pytest.raises(ValueError, match=r"narrow\.png is 40x300"):
-        data.load_photos(photos, 64)
-    (photos / "narrow.png").write_bytes((photos / "0.png").read_bytes()[:2000])
-    with pytest.raises(ValueError, match=r"narrow\.png cannot be decoded"):
-        data.load_photos(photos, 64)
-    with pytest.raises(ValueError, match="no images"):
-        data.load_photos(photos.parent, 64)
+@pytest.fixture(scope="module")
+def whole(photos):
+    """A run of six steps without any incident."""
+    out = photos.parent / "whole"
+    assert run(photos, out) == (6, "")
+    return out
 
 
-def run(photos, out, steps, *more):
-    arguments = ["--data", photos, "--out", out, "--steps", steps, "--every", 3, "--lr-size", 8, "--samples", 16]
-    training.main([str(a) for a in [*arguments, "--hold-out", 0, "--groups", 2, *more]])
-    return torch.load(out / "last.pt", weights_only=True)
+def rows(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
-def test_an_interrupted_run_resumes_exactly(photos, tmp_path, monkeypatch):
-    whole = run(photos, tmp_path / "whole", 6)
-    step, calls = training.train_step, []
+def interrupt_at(monkeypatch, step: int) -> None:
+    original = SRModule.training_step
 
-    def dies(*arguments):
-        calls.append(0)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return step(*arguments)
+    def training_step(self, batch, batch_idx):
+        if self.global_step == step:
+            os.kill(os.getpid(), signal.SIGINT)  # the step ends all the same
+        return original(self, batch, batch_idx)
 
-    monkeypatch.setattr(training, "train_step", dies)
-    with pytest.raises(KeyboardInterrupt):
-        run(photos, tmp_path / "parts", 6)
-    monkeypatch.setattr(training, "train_step", step)
-    resumed = run(photos, tmp_path / "parts", 6)
-    for name, value in whole["model"].items():
-        assert torch.equal(resumed["model"][name], value), name
-    assert [json.loads(row)["step"] for row in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()] == [3, 6]
+    monkeypatch.setattr(SRModule, "training_step", training_step)
 
 
-def test_training_lowers_the_loss_and_exports_a_model(photos, tmp_path, monkeypatch):
-    losses, step = [], training.train_step
-    monkeypatch.setattr(training, "train_step", lambda *a: losses.append(step(*a)) or losses[-1])
-    run(photos, tmp_path / "run", 24, "--rate", 0.02)  # the warm-up is 200 steps long
-    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
-    model = DIINN.from_pretrained(tmp_path / "run" / "model")
-    with torch.no_grad():
-        assert model(torch.zeros(1, 3, 8, 8), (20, 20)).isfinite().all()
+def test_an_interrupted_run_goes_on_to_the_same_bits(photos, whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)  # not where a checkpoint is due
+        assert run(photos, tmp_path) == (4, "interrupted")
+    assert checkpoint(tmp_path / "last.ckpt")["global_step"] == 4
+    assert run(photos, tmp_path) == (6, "")
+    assert_same_state(checkpoint(whole / "last.ckpt"), checkpoint(tmp_path / "last.ckpt"))
+    figures = [[{k: v for k, v in row.items() if k != "time"} for row in rows(out)] for out in (whole, tmp_path)]
+    assert [r for r in figures[0] if "val/psnr" in r] == [r for r in figures[1] if "val/psnr" in r]
+    assert [r["train/lr"] for r in figures[0] if "train/lr" in r] == [
+        r["train/lr"] for r in figures[1] if "train/lr" in r
+    ]
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(photos, tmp_path, monkeypatch):
-    run(photos, tmp_path / "run", 3)
-    monkeypatch.setattr(training, "train_step", lambda *a: math.nan)
-    with pytest.raises(SystemExit, match="loss is nan at step 3"):
-        run(photos, tmp_path / "run", 6)
-    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 3
+def test_a_run_without_config_goes_on_with_its_own_and_further(photos, whole, tmp_path):
+    assert run(photos, tmp_path) == (6, "")
+    from diinn_fast.training.run import train
+
+    assert train(tmp_path, overrides=["--trainer.max_steps=8"]) == (8, "")
+    assert train(tmp_path) == (8, "")  # done already: the same again changes nothing
+    assert checkpoint(tmp_path / "last.ckpt")["hyper_parameters"]["encoder"] == "edsr-baseline"
 
 
-def test_psnr_y_is_luma_without_the_border():
-    hr = torch.rand(1, 3, 20, 30)
-    sr = hr.clone()
-    sr[..., :2, :] = 0  # the border is left out
-    assert metrics.psnr_y(sr, hr, 2) == math.inf
-    sr = hr + torch.tensor([0.1, 0.0, 0.0]).view(3, 1, 1)
-    assert metrics.psnr_y(sr, hr, 2) == pytest.approx(-20 * math.log10(0.1 * 65.738 / 256), abs=1e-3)
+def test_training_lowers_the_loss_and_leaves_a_model_folder(photos, tmp_path):
+    run(photos, tmp_path, "--trainer.max_steps=30", "--model.lr=1e-3", "--ema.decay=0.5", "--checkpoints.every=100")
+    losses = [row["train/l1"] for row in rows(tmp_path) if "train/l1" in row]
+    assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
+    state = checkpoint(tmp_path / "last.ckpt")
+    model = DIINN.from_pretrained(tmp_path / "model")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state["state_dict"][f"net.{name}"])
+        assert not value.any() or not torch.equal(value, state["current_model_state"][f"net.{name}"])
+    assert list((tmp_path / "tensorboard").iterdir())
+    best = max(row["val/psnr"] for row in rows(tmp_path) if "val/psnr" in row)
+    assert checkpoint(tmp_path / "best.ckpt")["callbacks"]["Checkpoints"]["best"] == pytest.approx(best, abs=1e-3)
 
 
-def test_bicubic_scores_as_an_independent_computation(photos):
-    image = data.load_photos(photos, 64)["0.png"]
-    hr = image[:, :208, :220].permute(1, 2, 0).numpy().astype(np.float64) / 255
-    lr = data.degrade(image[None, :, :208, :220].float() / 255, (52, 55))
-    sr = torch.nn.functional.interpolate(lr, (208, 220), mode="bicubic", antialias=True).clamp(0, 1)
-    difference = (sr[0].permute(1, 2, 0).double().numpy() - hr) @ np.array([65.738, 129.057, 25.064]) / 256
-    want = -10 * np.log10((difference[4:-4, 4:-4] ** 2).mean())
-    assert evaluate.mean_psnr_y(evaluate.bicubic, [image], 4) == pytest.approx(want, abs=1e-4)
+def test_averaged_weights_are_those_of_the_formula(photos, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        SRModule, "on_train_batch_end", lambda self, *_: seen.append(self.net.decoder.last_layer.weight.clone())
+    )
+    run(photos, tmp_path, "--ema.decay=0.3")
+    average = seen[0]
+    for n, value in enumerate(seen[1:], start=1):
+        average = average.lerp(value, 1 - min(0.3, (1 + n) / (10 + n)))
+    got = checkpoint(tmp_path / "last.ckpt")["state_dict"]["net.decoder.last_layer.weight"]
+    torch.testing.assert_close(got, average, rtol=1e-6, atol=1e-8)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_state(photos, tmp_path, monkeypatch):
+    original = SRModule.loss
+    monkeypatch.setattr(
+        SRModule, "loss", lambda self, *a: original(self, *a) * (math.nan if self.global_step == 4 else 1)
+    )
+    with pytest.raises(Diverged, match="loss is nan at step 4"):
+        run(photos, tmp_path)
+    assert checkpoint(tmp_path / "last.ckpt")["global_step"] == 3
+
+
+def test_weights_that_are_not_finite_never_replace_good_ones(photos, tmp_path, monkeypatch):
+    original = SRModule.on_save_checkpoint
+
+    def on_save_checkpoint(self, content):
+        if self.global_step == 6:
+            self.net.decoder.last_layer.bias.data[0] = math.inf  # as a gradient that overflowed would leave it
+        original(self, content)
+
+    monkeypatch.setattr(SRModule, "on_save_checkpoint", on_save_checkpoint)
+    with pytest.raises(Diverged, match=r"last_layer\.bias is not finite after step 5"):
+        run(photos, tmp_path)
+    assert checkpoint(tmp_path / "last.ckpt")["global_step"] == 3
+
+
+KILLED = """
+import os, signal, sys, torch
+sys.path[:0] = ["tests", "."]
+from pathlib import Path
+from train_small import run
+torch.set_num_threads(1)
+save, saves = torch.save, []
+def dies(content, file):
+    saves.append(content)
+    if len(saves) < 3:
+        return save(content, file)
+    file.write(bytes(1000))
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+torch.save = dies
+run(Path(sys.argv[1]), Path(sys.argv[2]), "--checkpoints.every=2", "--trainer.val_check_interval=100")
+"""
+
+
+def test_kill_9_in_the_middle_of_a_save_loses_the_interval_and_no_more(photos, whole, tmp_path):
+    done = subprocess.run([sys.executable, "-c", KILLED, photos, tmp_path], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert rows(tmp_path)[-1]["step"] == 5  # figures of the step are written after its checkpoint
+    assert checkpoint(tmp_path / "last.ckpt")["global_step"] == 4
+    assert run(photos, tmp_path) == (6, "")
+    assert_same_state(checkpoint(whole / "last.ckpt"), checkpoint(tmp_path / "last.ckpt"))
+
+
+def test_time_limits_end_a_run_in_good_order(photos, tmp_path):
+    assert run(photos, tmp_path, "--checkpoints.stop_after=0") == (1, "time is over")
+    assert run(photos, tmp_path, "--checkpoints.stop_after=0") == (2, "time is over")
+    run(photos, tmp_path / "often", "--checkpoints.minutes=0", "--checkpoints.every=100", "--trainer.max_steps=2")
+    assert checkpoint(tmp_path / "often" / "last.ckpt")["global_step"] == 2
+
+
+def test_checkpoints_that_hold_code_are_not_loaded(photos, whole, tmp_path, capfd):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("code from a checkpoint ran",))
+
+    torch.save({**checkpoint(whole / "last.ckpt"), "hook": Evil()}, tmp_path / "last.ckpt")
+    with pytest.raises(Exception, match="Weights only load failed"):
+        run(photos, tmp_path)
+    assert "ran" not in capfd.readouterr().out
+
+
+# -- mixed precision, samplers, schedules ------------------------------------------------------------------------------
+
+
+def test_mixed_precision_goes_over_to_float32(photos, tmp_path, monkeypatch):
+    seen = []
+    original = DIINN.sample_pixels
+
+    def sample_pixels(self, *arguments):
+        rgb = original(self, *arguments)
+        seen.append(rgb.dtype)
+        return rgb
+
+    monkeypatch.setattr(DIINN, "sample_pixels", sample_pixels)
+    run(photos, tmp_path, "--trainer.precision=bf16-mixed", "--model.fp32_from=0.5", "--data.groups=1")
+    assert seen == [torch.bfloat16] * 3 + [torch.float32] * 3
+
+
+def test_the_papers_sampler_trains_mode_4_which_cannot_be_sampled(photos, tmp_path):
+    crops = ["--data.samples=null", "--data.scales=[2, 3]", "--trainer.max_steps=1", "--trainer.gradient_clip_val=0.5"]
+    assert run(photos, tmp_path / "whole crops", "--model.mode=4", *crops) == (1, "")
+    with pytest.raises(ValueError, match="samples null"):
+        run(photos, tmp_path / "samples", "--model.mode=4")
+
+
+def module_at(max_steps: int, **arguments) -> SRModule:
+    module = SRModule(encoder="edsr-baseline", **arguments)
+    module.trainer = type("Trainer", (), {"max_steps": max_steps})()
+    return module
+
+
+def test_schedules():
+    step = module_at(50_000, schedule="step", lr_step=10_000, lr_gamma=0.5)
+    assert [step.rate_factor(n) for n in (0, 9_999, 10_000, 49_999)] == [1, 1, 0.5, 0.5**4]
+    cosine = module_at(1010, schedule="cosine", warmup=10, lr_final=0.1)
+    assert [round(cosine.rate_factor(n), 6) for n in (0, 4, 10, 510, 1010)] == [0.1, 0.5, 1, 0.55, 0.1]
+    cosine.moments_from = 510
+    assert cosine.rate_factor(510) == pytest.approx(0.55 / REWARM)
+
+
+# -- run files ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_file_goes_on_elsewhere_and_is_small(photos, whole, tmp_path):
+    file = tmp_path / "run.safetensors"
+    assert write_run(whole, file) == file.stat().st_size < 15 * MIB
+    state, original = read_run(file), checkpoint(whole / "last.ckpt")
+    for name, value in original["current_model_state"].items():
+        assert torch.equal(state["current_model_state"][name], value)
+        torch.testing.assert_close(state["state_dict"][name], original["state_dict"][name], rtol=1e-3, atol=1e-6)
+    assert run(photos, tmp_path / "out", "--trainer.max_steps=9", from_run=file) == (9, "")
+    rates = [(row["step"], row["train/lr"]) for row in rows(tmp_path / "out") if "train/lr" in row]
+    assert [step for step, _ in rates] == [7, 8, 9] and rates[0][1] == 0 and rates[2][1] < 1e-6 * REWARM
+    with pytest.raises(ValueError, match="holds a run already"):
+        run(photos, tmp_path / "out", from_run=file)
+    write_run(tmp_path / "out", file)  # and from there again
+    assert read_run(file)["global_step"] == 9 and read_run(file)["averaging_state"]["n_averaged"] == 9
+
+
+def test_run_files_that_are_none_are_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    (tmp_path / "b.safetensors").write_bytes(b"12345678901234567890")
+    for name, message in (("a", "is not a run file"), ("b", "cannot be read"), ("c", "cannot be read")):
+        with pytest.raises(CheckpointError, match=message):
+            read_run(tmp_path / f"{name}.safetensors")
+    with pytest.raises(CheckpointError, match="holds no run"):
+        write_run(tmp_path, tmp_path / "x.safetensors")
+
+
+def test_a_run_file_names_no_classes():
+    config = {"trainer": {"max_steps": 5, "callbacks": [{"class_path": "x.Y"}], "logger": {"class_path": "x.Z"}}}
+    assert plain_config(config) == {"trainer": {"max_steps": 5}}
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_configurations_by_name(tmp_path):
+    assert {"paper", "edsr-baseline", "quick"} <= set(config_names())
+    with pytest.raises(ValueError, match="edsr-baseline"):
+        config_path("papre")
+
+
+@pytest.mark.parametrize("name", ["paper", "edsr-baseline", "quick"])
+def test_configurations_are_accepted_and_print_themselves(name, photos, capsys):
+    assert main(["train", "--config", name, "--data", str(photos), "--steps", "7", "--print_config"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["data"]["folder"] == str(photos) and shown["trainer"]["max_steps"] == 7
+    assert shown["model"]["encoder"] == {"paper": "rdn"}.get(name, "edsr-baseline")
+
+
+def test_the_command_trains_goes_on_and_writes_a_run_file(photos, tmp_path, capsys):
+    out, file = tmp_path / "run", tmp_path / "run.safetensors"
+    config = tmp_path / "small.yaml"
+    config.write_text("{}")
+    command = ["train", "--data", str(photos), "--out", str(out), "--minutes", "0", "--export-run", str(file)]
+    assert main([*command, "--config", str(config), *SMALL]) == 0
+    assert f"stopped at step 1, time is over: diinn-fast train --out {out} goes on" in capsys.readouterr().out
+    elsewhere = ["train", "--from-run", str(file), "--data", str(photos), "--out", str(tmp_path / "elsewhere")]
+    assert main([*elsewhere, "--steps", "2"]) == 0
+    assert "trained 2 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "papre", "--steps", "1"], "no configuration 'papre'"),
+        (["--model.learning_rate", "1", "--steps", "1"], "learning_rate"),
+        (["--model.encoder", "resnet", "--steps", "1"], "unknown encoder 'resnet'"),
+        (["--config", "empty"], "give --steps"),
+        (["--steps", "1", "--data.batch", "0"], "at least"),
+        (["--pack", "x.tar", "--pack-size", "big"], "such as 40MiB"),
+    ],
+)
+def test_wrong_usage_is_one_sentence(arguments, message, photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").write_text("{}")
+    assert main(["train", "--data", str(photos), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("diinn-fast: ") and error.count("\n") == 1
+    assert not list(tmp_path.glob("runs/*/last.ckpt"))
+
+
+def test_bad_photographs_are_named_before_the_first_step(photos, tmp_path, capsys):
+    for n in range(4):
+        shutil.copy(photos / "0.png", tmp_path / f"z{n}.png")
+    Image.new("RGB", (20, 300)).save(tmp_path / "narrow.png")
+    (tmp_path / "broken.png").write_bytes((photos / "0.png").read_bytes()[:2000])
+    assert main(["train", "--config", "quick", "--data", str(tmp_path), "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "narrow.png is 20x300 pixels" in error
+    (tmp_path / "narrow.png").unlink()
+    assert main(["train", "--config", "quick", "--data", str(tmp_path), "--data.hold_out", "0"]) == 2
+    assert "broken.png cannot be decoded" in capsys.readouterr().err
+
+
+def test_without_lightning_the_error_says_what_to_install(photos, capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lightning" else find(name))
+    assert main(["train", "--data", str(photos)]) == 2
+    assert "pip install 'diinn_fast[train]'" in capsys.readouterr().err

@@ -15,10 +15,11 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from diinn_fast.imageio.atomic import atomic_file
+from diinn_fast.training.portable import read_run
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that appear complete or not at all, beside the good ones; loading executes no code."""
+    """Checkpoints that appear complete or not at all; loading executes no code, and takes run files too."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -26,6 +27,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        if Path(path).suffix == ".safetensors":
+            return read_run(path)
         return torch.load(path, map_location=map_location, weights_only=True)
 
 
@@ -79,6 +82,7 @@ class Checkpoints(Checkpoint):
             stop, late = trainer.strategy.broadcast((stop, late))
         if stop:
             self.stopped, trainer.should_stop = stop, True
+            trainer.limit_val_batches = 0  # no last validation: whoever stops wants to stop now
         if stop or late or step % self.every == 0 or step == trainer.max_steps:
             self._save(trainer, "last")
             self._saved = time.monotonic()

@@ -59,6 +59,11 @@ class PhotoData(L.LightningDataModule):
         cache: str | None = None,
     ) -> None:
         super().__init__()
+        counts = {"lr_size": lr_size, "batch": batch, "groups": groups, "candidates": candidates, "samples": samples}
+        if small := [f"--data.{name} is {n}" for name, n in counts.items() if n is not None and n < 1]:
+            raise DataError(f"{small[0]}: it must be at least 1")
+        if max_scale < 1 or min(scales or [1]) < 1:
+            raise DataError("a scale of training is smaller than 1: there is nothing to learn about reduced pictures")
         self.folder, self.val_folder, self.hold_out = folder, val_folder, hold_out
         self.val_scales, self.val_size, self.workers = val_scales, val_size, workers
         self.side = round(lr_size * max(scales or [max_scale]))

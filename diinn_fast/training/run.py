@@ -114,7 +114,7 @@ def train(
     if cli.trainer.is_global_zero:
         out.mkdir(parents=True, exist_ok=True)
         with atomic_file(saved, overwrite=True) as file:
-            file.write(cli.parser.dump(cli.config, skip_none=False).encode())
+            file.write(cli.parser.dump(cli.config, skip_unset=False).encode())
     source = last if last.exists() else from_run
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=source and str(source), weights_only=True)
     if cli.trainer.is_global_zero and last.exists() and cli.model.hparams["arch"] == "diinn":
@@ -131,5 +131,5 @@ def _quieten() -> None:
     """Leave out what Lightning says about itself, and advice that does not apply here."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (".*num_workers.*", ".*args parameter is intended.*", ".*Grad strides do not match.*"):
+    for message in (".*num_workers", ".*args parameter is intended", ".*Grad strides do not match", ".*LeafSpec"):
         warnings.filterwarnings("ignore", message)
