@@ -79,24 +79,36 @@ class ImplicitDecoder(nn.Module):
         bsize: int | None = None,
         *,
         window: Sequence[int] | None = None,
+        tile: tuple[tuple[int, int], tuple[int, int]] | None = None,
         backend: str | None = None,
     ) -> Tensor:
         """RGB ``[B, 3, H, W]`` of features ``[B, C, h, w]`` at HR ``size`` (H, W).
 
-        ``window`` (y0, y1, x0, x1) returns exactly that part of the whole, ``[B, 3, y1-y0, x1-x0]``. ``bsize`` limits
-        the queries processed at a time. Output dtype: autocast's, else the input's.
+        ``window`` (y0, y1, x0, x1) returns exactly that part of the whole, ``[B, 3, y1-y0, x1-x0]``. ``tile`` ((h, w),
+        (i, j)) says that the features are a part of those of an image of h x w, from row i and column j on; it must
+        hold the `lr_window` of the window. ``bsize`` limits the queries processed at a time. Output dtype: autocast's,
+        else the input's.
         """
         features = self._check_features(features)
-        lr = features.shape[-2], features.shape[-1]
+        lr, origin = tile or ((features.shape[-2], features.shape[-1]), (0, 0))
         size = check_size(size, lr)
         cut = check_window(window, size)
+        if tile is not None:
+            self._check_tile(features, lr, origin, size, cut)
         if bsize is not None and bsize < 1:
             raise ValueError(f"bsize must be at least 1 query, got {bsize}")
         if self.mode == 4 and min(size) < 2:
             raise ValueError(f"mode 4 needs an output of at least 2x2 pixels, got {size[0]}x{size[1]}")
         if not self._needs_grad(features):
-            return self._decode_in_bands(features, size, cut, bsize or 0, backend)
-        return self._decode_window(features, size, cut, bsize or 0, backend)
+            return self._decode_in_bands(features, lr, origin, size, cut, bsize or 0, backend)
+        return self._decode_window(features, lr, origin, size, cut, bsize or 0, backend)
+
+    def lr_window(self, window: Sequence[int], lr: tuple[int, int], size: Sequence[int]) -> Window:
+        """Rows and columns of the features of an image of size ``lr`` that decoding ``window`` looks at."""
+        size = check_size(size, lr)
+        rows, columns = self._lr_ranges(check_window(window, size), lr, size)
+        top, left = max(rows.start - 1, 0), max(columns.start - 1, 0)
+        return Window(top, min(rows.stop + 1, lr[0]), left, min(columns.stop + 1, lr[1]))
 
     def sample(self, features: Tensor, coords: Tensor, size: Sequence[int], *, backend: str | None = None) -> Tensor:
         """RGB ``[B, N, 3]`` at coords ``[B, N, 2]``, (y, x) in [-1, 1], as if on an HR grid of ``size``.
@@ -154,35 +166,44 @@ class ImplicitDecoder(nn.Module):
             branch.append(k)
         return torch.cat(branch, dim=-1)
 
-    def _source(
-        self, features: Tensor, rows: slice, columns: slice, direct: bool, backend: str | None
-    ) -> tuple[Tensor, list[Tensor], str]:
-        """Source, weights and form of the operator for the given LR rows and columns."""
-        padded = _with_border(features, rows, columns).permute(0, 2, 3, 1).contiguous()
+    def _lr_ranges(self, window: Window, lr: tuple[int, int], size: tuple[int, int]) -> tuple[slice, slice]:
+        """LR rows and columns that are nearest to a window's queries."""
+        y0, y1, x0, x1 = _grow(window, size) if self.mode == 4 else window
+        return slice(*lr_range(y0, y1, lr[0], size[0])), slice(*lr_range(x0, x1, lr[1], size[1]))
+
+    def _source(self, padded: Tensor, direct: bool, backend: str | None) -> tuple[Tensor, list[Tensor], str]:
+        """Source, weights and form of the operator for features with one pixel around."""
+        padded = padded.permute(0, 2, 3, 1).contiguous()
         if direct:
-            content = self._cast(pack_content(self), features.dtype)
-            weights = self._cast(pack(self, modulation=False), features.dtype)
+            content = self._cast(pack_content(self), padded.dtype)
+            weights = self._cast(pack(self, modulation=False), padded.dtype)
             return padded, [*weights, *(v for v in content if v is not None)], "direct"
         modulation = self.mode in (1, 2)
-        weights = self._cast(pack(self, modulation), features.dtype)
+        weights = self._cast(pack(self, modulation), padded.dtype)
         return self.project(padded, backend), list(weights), "modulation" if modulation else "content"
 
     def _decode_window(
-        self, features: Tensor, size: tuple[int, int], window: Window, chunk: int, backend: str | None
+        self,
+        features: Tensor,
+        lr: tuple[int, int],
+        origin: tuple[int, int],
+        size: tuple[int, int],
+        window: Window,
+        chunk: int,
+        backend: str | None,
     ) -> Tensor:
-        (h, w), (height, width) = features.shape[-2:], size
         # The form depends on the whole output, never on the window: windows must agree with it to the last bit.
-        direct = self.init_q or height * width < h * w
+        direct = self.init_q or size[0] * size[1] < lr[0] * lr[1]
         grown = _grow(window, size) if self.mode == 4 else window
-        rows = slice(*lr_range(grown.y0, grown.y1, h, height))
-        columns = slice(*lr_range(grown.x0, grown.x1, w, width))
-        source, weights, form = self._source(features, rows, columns, direct, backend)
+        rows, columns = self._lr_ranges(window, lr, size)
+        padded = _with_border(features, rows, columns, lr, origin)
+        source, weights, form = self._source(padded, direct, backend)
         out = decode(
             source,
             weights,
             form=form,
             mode=self.mode,
-            lr=(h, w),
+            lr=lr,
             origin=(rows.start, columns.start),
             size=size,
             window=grown,
@@ -192,21 +213,30 @@ class ImplicitDecoder(nn.Module):
         return _sum_taps(out, window, size) if self.mode == 4 else out
 
     def _decode_in_bands(
-        self, features: Tensor, size: tuple[int, int], window: Window, chunk: int, backend: str | None
+        self,
+        features: Tensor,
+        lr: tuple[int, int],
+        origin: tuple[int, int],
+        size: tuple[int, int],
+        window: Window,
+        chunk: int,
+        backend: str | None,
     ) -> Tensor:
         """Without gradients: in bands of rows whose content (and, in mode 4, nine taps) stay under BAND_BYTES."""
-        batch, (h, w) = features.shape[0], features.shape[-2:]
+        batch, columns = features.shape[0], self._lr_ranges(window, lr, size)[1]
         item = max(features.element_size(), 4)  # 16-bit content may be computed with in float32
-        row_bytes = batch * w * len(self.K) * self.width * item * h / size[0]
+        content = batch * (columns.stop - columns.start) * len(self.K) * self.width * item  # of an LR row
+        row_bytes = content * lr[0] / size[0]
         if self.mode == 4:
-            row_bytes += batch * 27 * size[1] * item
+            row_bytes += batch * 27 * (window.x1 - window.x0) * item
         step = max(1, int(BAND_BYTES / row_bytes))
         if step >= window.y1 - window.y0:
-            return self._decode_window(features, size, window, chunk, backend)
+            return self._decode_window(features, lr, origin, size, window, chunk, backend)
         out = features.new_empty(batch, 3, *window.shape)
         for y in range(window.y0, window.y1, step):
             band = Window(y, min(y + step, window.y1), window.x0, window.x1)
-            out[:, :, y - window.y0 : band.y1 - window.y0] = self._decode_window(features, size, band, chunk, backend)
+            part = self._decode_window(features, lr, origin, size, band, chunk, backend)
+            out[:, :, y - window.y0 : band.y1 - window.y0] = part
         return out
 
     def _decode_points(
@@ -214,7 +244,7 @@ class ImplicitDecoder(nn.Module):
     ) -> Tensor:
         (h, w), points = features.shape[-2:], index.shape[1]
         direct = self.init_q or points < h * w
-        source, weights, form = self._source(features, slice(0, h), slice(0, w), direct, backend)
+        source, weights, form = self._source(F.pad(features, (1, 1, 1, 1)), direct, backend)
         pixel = index[..., 0] * w + index[..., 1]
         return decode(
             source,
@@ -257,6 +287,17 @@ class ImplicitDecoder(nn.Module):
             )
         return features
 
+    def _check_tile(
+        self, features: Tensor, lr: tuple[int, int], origin: tuple[int, int], size: tuple[int, int], window: Window
+    ) -> None:
+        top, bottom, left, right = self.lr_window(window, lr, size)
+        i, j, (rows, columns) = *origin, features.shape[-2:]
+        if not (i <= top and bottom <= i + rows and j <= left and right <= j + columns):
+            raise ValueError(
+                f"window {tuple(window)} needs features of LR rows {top} to {bottom} and columns {left} to {right}, "
+                f"the tile has {i} to {i + rows} and {j} to {j + columns}"
+            )
+
     def _check_points(self, points: Tensor, features: Tensor) -> None:
         if self.mode == 4:
             raise ValueError("mode 4 cannot be sampled at points: its 3x3 last layer needs the whole grid")
@@ -279,13 +320,16 @@ def _conv3x3(padded: Tensor, weight: Tensor, bias: Tensor, backend: str | None) 
     return F.conv2d(padded.permute(0, 3, 1, 2), kernel, bias.to(padded.dtype)).permute(0, 2, 3, 1).contiguous()
 
 
-def _with_border(features: Tensor, rows: slice, columns: slice) -> Tensor:
-    """``features[..., rows, columns]`` with one pixel around: its neighbours, zeros outside the image."""
-    h, w = features.shape[-2:]
+def _with_border(features: Tensor, rows: slice, columns: slice, lr: tuple[int, int], origin: tuple[int, int]) -> Tensor:
+    """The image's ``features[..., rows, columns]`` with one pixel around: its neighbours, zeros outside the image.
+
+    ``features`` are those of the image of size ``lr`` from ``origin`` on.
+    """
+    (h, w), (i, j) = lr, origin
     top, left = max(rows.start - 1, 0), max(columns.start - 1, 0)
     bottom, right = min(rows.stop + 1, h), min(columns.stop + 1, w)
     pad = (int(columns.start == 0), int(columns.stop == w), int(rows.start == 0), int(rows.stop == h))
-    return F.pad(features[:, :, top:bottom, left:right], pad)
+    return F.pad(features[:, :, top - i : bottom - i, left - j : right - j], pad)
 
 
 def _grow(window: Window, size: tuple[int, int]) -> Window:

@@ -164,6 +164,29 @@ def test_bands_of_rows_are_bitwise_the_whole(mode, monkeypatch):
         assert torch.equal(decoder(features, (31, 20)), whole)
 
 
+@pytest.mark.parametrize(("mode", "init_q"), MODES)
+def test_windows_from_a_tile_of_the_features_are_bitwise_the_whole(mode, init_q, seed):
+    """The tile holds no more than the rows and columns that `lr_window` names; all else is as good as lost."""
+    decoder = make_decoder(mode, init_q, width=64)
+    for h, w, height, width in [(7, 9, 23, 31), (9, 8, 4, 3), *(random_geometry(seed, mode) for _ in range(4))]:
+        features = torch.randn(2, 64, h, w)
+        with torch.no_grad():
+            whole = decoder(features, (height, width))
+            rows, columns = (sorted({0, n, *(seed.randint(0, n) for _ in range(2))}) for n in (height, width))
+            for y0, y1 in pairwise(rows):
+                for x0, x1 in pairwise(columns):
+                    i0, i1, j0, j1 = decoder.lr_window((y0, y1, x0, x1), (h, w), (height, width))
+                    tile = features[:, :, i0:i1, j0:j1].clone()
+                    part = decoder(tile, (height, width), window=(y0, y1, x0, x1), tile=((h, w), (i0, j0)))
+                    assert torch.equal(part, whole[:, :, y0:y1, x0:x1])
+
+
+def test_a_tile_that_lacks_a_border_is_refused():
+    decoder = make_decoder(3, width=64)
+    with torch.no_grad(), pytest.raises(ValueError, match="needs features of LR rows 1 to 5 and columns 0 to 4"):
+        decoder(torch.randn(1, 64, 3, 9), (20, 18), window=(4, 8, 0, 6), tile=((10, 9), (1, 0)))
+
+
 def test_window_gradients_add_up():
     decoder = make_decoder(3).double()
     features = torch.randn(1, 64, 4, 5, dtype=torch.float64, requires_grad=True)
