@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from diinn_fast import backends
-from diinn_fast.geometry import MAX_LENGTH
+from diinn_fast.encoders import RDN
+from diinn_fast.geometry import MAX_LENGTH, Window
 from diinn_fast.imageio import Image, bleed_alpha
+from diinn_fast.inference.bicubic import resize_bicubic
 from diinn_fast.inference.devices import PRECISIONS, pick_device, pick_precision
 from diinn_fast.inference.errors import UpscaleError
 from diinn_fast.inference.kinds import as_request
@@ -146,7 +147,7 @@ class Upscaler:
         """
         parts = self._ensemble(rgb, hr, bar) if self.self_ensemble else self._decode(rgb, hr, rows, bar)
         for y, band in parts:
-            yield y, (band * 0.5 + 0.5).clamp_(0, 1)
+            yield y, to_unit(band)
 
     @torch.inference_mode()
     def _decode(
@@ -155,20 +156,41 @@ class Upscaler:
         """Bands of the network's raw output, in [-1, 1] or slightly beyond."""
         height, width = hr
         step = rows or max(1, BAND_PIXELS // width)
-        # One memory layout for all inputs: convolutions round differently in another.
-        x = rgb.to(self.device, torch.float32).contiguous()[None]
-        with self._autocast():
-            features = self.model.encoder((x - 0.5) / 0.5)
+        features = self.encode(rgb)
         for y in range(0, height, step):
-            stop = min(y + step, height)
-            with self._autocast():
-                band = self.model.decoder(features, hr, window=(y, stop, 0, width), backend=self.backend)
-            band = band[0].float()
-            if not torch.isfinite(band).all():
-                raise FloatingPointError(self._not_finite())
+            band = self.decode(features, hr, (y, min(y + step, height), 0, width))
             if bar is not None:
                 bar.update(band[0].numel())
             yield y, band
+
+    @torch.inference_mode()
+    def encode(self, rgb: Tensor, work_bytes: int | None = None) -> Tensor:
+        """Features ``[1, C, h, w]`` of an LR picture ``[3, h, w]`` in [0, 1]; ``work_bytes`` as of `encoders.RDN`."""
+        # One memory layout for all inputs: convolutions round differently in another.
+        x = rgb.to(self.device, torch.float32).contiguous()[None]
+        encoder = self.model.encoder
+        limit = {"work_bytes": work_bytes} if work_bytes is not None and isinstance(encoder, RDN) else {}
+        with self._autocast():
+            return encoder((x - 0.5) / 0.5, **limit)
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        features: Tensor,
+        hr: tuple[int, int],
+        window: Sequence[int],
+        tile: tuple[tuple[int, int], tuple[int, int]] | None = None,
+    ) -> Tensor:
+        """The network's raw output ``[3, rows, columns]`` in a window; ``tile`` as of `ImplicitDecoder.forward`.
+
+        In [-1, 1] or slightly beyond; FloatingPointError if it is not finite.
+        """
+        with self._autocast():
+            band = self.model.decoder(features, hr, window=window, tile=tile, backend=self.backend)
+        band = band[0].float()
+        if not torch.isfinite(band).all():
+            raise FloatingPointError(self._not_finite())
+        return band
 
     @torch.inference_mode()
     def _ensemble(self, rgb: Tensor, hr: tuple[int, int], bar: tqdm | None) -> Iterator[tuple[int, Tensor]]:
@@ -191,12 +213,14 @@ class Upscaler:
             rgb = bleed_alpha(rgb, picture.alpha)
         out = torch.empty(colours + (picture.alpha is not None), *hr, dtype=dtype)
         if picture.alpha is not None:
-            _store(out[colours:], _resize_alpha(picture.alpha, hr))
+            for y in range(0, hr[0], step := max(1, BAND_PIXELS // hr[1])):
+                window = Window(y, min(y + step, hr[0]), 0, hr[1])
+                store(out[colours:, y : window.y1], resize_bicubic(picture.alpha, hr, window))
         pixels = hr[0] * hr[1] * (8 if self.self_ensemble else 1)
         with tqdm(total=pixels, unit="px", unit_scale=True, delay=1, leave=False, disable=not progress) as bar:
             for y, band in self.bands(rgb, hr, bar=bar):
                 band = band.mean(0, keepdim=True) if picture.grey else band
-                _store(out[:colours, y : y + band.shape[1]], band)
+                store(out[:colours, y : y + band.shape[1]], band)
         return out
 
     def _autocast(self) -> torch.autocast:
@@ -222,13 +246,13 @@ class Upscaler:
         return f'the network gave NaN or infinity in {name}: use --precision fp32 (precision="fp32")'
 
 
-def _store(target: Tensor, band: Tensor) -> None:
+def to_unit(band: Tensor) -> Tensor:
+    """The network's raw output in [0, 1]."""
+    return (band * 0.5 + 0.5).clamp_(0, 1)
+
+
+def store(target: Tensor, band: Tensor) -> None:
     """Write samples in [0, 1] as they are, or as integers rounded half up."""
     if not target.is_floating_point():
         band = band * torch.iinfo(target.dtype).max + 0.5
     target.copy_(band.cpu().to(target.dtype))
-
-
-def _resize_alpha(alpha: Tensor, hr: tuple[int, int]) -> Tensor:
-    smaller = hr[0] < alpha.shape[1] or hr[1] < alpha.shape[2]
-    return F.interpolate(alpha[None].float(), hr, mode="bicubic", antialias=smaller)[0].clamp_(0, 1)
