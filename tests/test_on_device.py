@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ from conftest import make_decoder, oracle
 from torch import Tensor
 
 from diinn_fast import backends, ops
-from diinn_fast.geometry import Window
+from diinn_fast.backends import eager
+from diinn_fast.geometry import Window, local_offset, nearest_index
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -110,23 +112,18 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", lambda *a, **o: filled(empty(*a, **o)))
 
 
-def task(decoder, features: Tensor, size: tuple[int, int], backend: str, direct: bool):
-    """The operator on the whole source: a function of the window (or of points), and one for its gradients."""
-    h, w = features.shape[-2:]
-    with torch.no_grad():
-        source, weights, form = decoder._source(features, slice(0, h), slice(0, w), direct, backend)
-    module = backends.load(backend)
+def operands(decoder, features: Tensor, size: tuple[int, int]) -> tuple[ops.Problem, Tensor, list[Tensor]]:
+    """The (problem, source, weights) with which this decoder calls a backend."""
+    seen = []
 
-    def problem(window: Window | None, index: Tensor | None = None, offset: Tensor | None = None) -> ops.Problem:
-        return ops.Problem(form, decoder.mode, (h, w), (0, 0), size, window, index, offset, 0)
+    def forward(problem: ops.Problem, source: Tensor, weights: list[Tensor]) -> Tensor:
+        seen.append((problem, source, weights))
+        return source.new_zeros(problem.output_shape(len(source), len(weights[4])))
 
-    def forward(*where) -> Tensor:
-        return module.forward(problem(*where), source, weights)
-
-    def backward(grad: Tensor, *where) -> list[Tensor]:
-        return module.backward(problem(*where), grad, source, weights, [True] * (1 + len(weights)))
-
-    return forward, backward
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(eager, "forward", forward)
+        decoder(features, size, backend="eager")
+    return seen[0]
 
 
 def cases(function):
@@ -215,21 +212,38 @@ def check_gradients(backend, mode, init_q, name, monkeypatch):
 @cases
 def check_bits(backend, mode, init_q, name):
     """Two runs, forward and backward, agree to the bit; on a device, windows and points agree with the whole too."""
-    decoder, size = network(mode, init_q), (13, 18) if DEVICE == "cuda" else (5, 7)
+    decoder, module = network(mode, init_q), backends.load(backend)
+    sizes = [(13, 18), (3, 5)] if DEVICE == "cuda" else [(5, 7)]  # projected and direct form
     with precision(name) as dtype:
-        features = random_features(2, CHANNELS, 4, 5).to(dtype)
         decoder.to(dtype)
-        for direct in (True,) if init_q else (False, True) if DEVICE == "cuda" else (False,):
-            forward, backward = task(decoder, features, size, backend, direct)
-            everything = Window(0, size[0], 0, size[1])
-            whole = forward(everything)
-            assert torch.equal(forward(everything), whole)
-            grad = torch.randn_like(whole)
-            for a, b in zip(backward(grad, everything), backward(grad, everything), strict=True):
+        for size in sizes:
+            problem, source, weights = operands(decoder, random_features(2, CHANNELS, 4, 5).to(dtype), size)
+            whole = module.forward(problem, source, weights)
+            assert torch.equal(module.forward(problem, source, weights), whole)
+            arguments = problem, torch.randn_like(whole), source, weights, [True] * (1 + len(weights))
+            for a, b in zip(module.backward(*arguments), module.backward(*arguments), strict=True):
                 assert torch.equal(a, b)
             if DEVICE == "cuda":  # NumPy's products depend on a row's place
-                for cut in (Window(0, 1, 0, 18), Window(3, 13, 5, 6), Window(5, 9, 0, 17), Window(12, 13, 17, 18)):
-                    assert torch.equal(forward(cut), whole[:, :, cut.y0 : cut.y1, cut.x0 : cut.x1])
+                (height, width), middle = size, size[0] // 2
+                for cut in ((0, 1, 0, width), (middle, height, 1, 3), (height - 1, height, width - 1, width)):
+                    part = module.forward(replace(problem, window=Window(*cut)), source, weights)
+                    assert torch.equal(part, whole[:, :, cut[0] : cut[1], cut[2] : cut[3]])
+                assert torch.equal(module.forward(as_points(problem), source, weights), whole.flatten(2).mT)
+
+
+def as_points(problem: ops.Problem) -> ops.Problem:
+    """The same queries as points."""
+    assert problem.window is not None
+    y0, y1, x0, x1 = problem.window
+    (h, w), (height, width) = problem.lr, problem.size
+    i, j = nearest_index(y0, y1, h, height), nearest_index(x0, x1, w, width)
+    dy, dx = (
+        local_offset(y0, y1, i, h, height, torch.float32),
+        local_offset(x0, x1, j, w, width, torch.float32),
+    )
+    index = (i[:, None] * w + j).flatten().expand(2, -1).to(DEVICE)
+    offset = torch.stack([v.flatten() for v in torch.meshgrid(dy, dx, indexing="ij")], -1).expand(2, -1, -1).to(DEVICE)
+    return replace(problem, window=None, index=index, offset=offset)
 
 
 # -- the surroundings -------------------------------------------------------------------------------------------------
@@ -268,10 +282,9 @@ def check_surroundings_compile(backend):
 @every_backend
 def check_surroundings_operator(backend):
     decoder, features = network(3), random_features(1, CHANNELS, 2, 3)
-    with torch.no_grad():
-        source, weights, form = decoder._source(features, slice(0, 2), slice(0, 3), False, backend)
+    problem, source, weights = operands(decoder, features, (4, 5))
     inputs = source.detach().requires_grad_(), [w.detach().requires_grad_() for w in weights]
-    arguments = (*inputs, form, 3, [2, 3, 0, 0, 4, 5, 0, 4, 0, 5], None, None, 0, backend)
+    arguments = (*inputs, problem.form, 3, [2, 3, 0, 0, 4, 5, 0, 4, 0, 5], None, None, 0, backend)
     torch.library.opcheck(torch.ops.diinn_fast.decode.default, arguments)
 
 
@@ -387,9 +400,14 @@ def check_surroundings_large_output(backend):
     if torch.cuda.mem_get_info()[0] < 12 << 30:
         pytest.skip("needs 12 GiB of GPU memory")
     decoder, features = network(3).half(), random_features(1, CHANNELS, 30, 30).half()
-    forward, _ = task(decoder, features, (side, side), backend, direct=False)
-    whole = forward(Window(0, side, 0, side))
+    problem, source, weights = operands(decoder, features, (60, 60))
+
+    def decode(*window: int) -> Tensor:
+        part = replace(problem, size=(side, side), window=Window(*window))
+        return backends.load(backend).forward(part, source, weights)
+
+    whole = decode(0, side, 0, side)
     assert whole.numel() > 1 << 31
     for y in (0, side - 9):
         for x in (0, side - 7):
-            assert torch.equal(forward(Window(y, y + 9, x, x + 7)), whole[:, :, y : y + 9, x : x + 7])
+            assert torch.equal(decode(y, y + 9, x, x + 7), whole[:, :, y : y + 9, x : x + 7])

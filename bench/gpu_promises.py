@@ -1,0 +1,92 @@
+"""What the GPU kernels are meant to reach, and what a run measured of it. Figures that miss are shown, not hidden."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+Records = dict[str, dict[str, Any]]
+OURS = ("-bfloat16", "-float16", "-exact", "-graph")
+
+
+def judge(folder: Path, run: str) -> list[dict[str, Any]]:
+    """Every promise with its measurement, or None where this run has none: ``{what, wanted, got, met}``."""
+    decode, model, training, memory = (load(folder, s, run) for s in ("decode", "model", "training", "memory"))
+    found = []
+
+    def add(what: str, wanted: float, got: float | None, least: bool = True) -> None:
+        met = None if got is None else (got >= wanted if least else got <= wanted)
+        found.append({"what": what, "wanted": f"{'>=' if least else '<='} {wanted:g}", "got": got, "met": met})
+
+    for name in ("decode-512x512-x4", "decode-384x384-x4"):
+        record = decode.get(name, {})
+        add(f"{name}: of the bf16 matmul rate", 0.45, fraction(record))
+        add(f"{name}: x official, its default", 10, ratio(record, ["official"]))
+        add(f"{name}: x official, autocast or compiled", 5, ratio(record, others(record)))
+        add(f"{name}: x best plain PyTorch projected", 2, ratio(record, plain(record)))
+    huge = memory.get("decode-1024x1024-x8", {}).get("peers", {})
+    extra = min((v["extra"] for k, v in huge.items() if k.endswith("float16")), default=None)
+    content = 1024 * 1024 * 1024 * 2
+    beyond = None if extra is None else (extra - content) / 2**30
+    add("8192x8192 from 1024x1024: GiB beyond output and content", 1.0, beyond, least=False)
+    step = training.get("training-48x48-x4", {})
+    add("training step: x official under autocast", 4, ratio(step, ["official-bfloat16"]))
+    peers = memory.get("training-48x48-x4", {}).get("peers", {})
+    least = min(
+        (v["extra"] for k, v in peers.items() if k.endswith(OURS) and not k.startswith("official")), default=None
+    )
+    base = peers.get("official-bfloat16", {}).get("extra")
+    add(
+        "training step: part of the official's memory under autocast",
+        1 / 8,
+        least / base if least and base else None,
+        False,
+    )
+    for scale in (2, 3, 4, 6, 8):
+        name = f"model-rdn-48x48-x{scale}"
+        add(f"{name}: x official, its default", 3, ratio(model.get(name, {}), ["official"]))
+    return found
+
+
+def load(folder: Path, suite: str, run: str) -> Records:
+    """The records of this run, by name."""
+    path = folder / f"{suite}.json"
+    content = json.loads(path.read_text()) if path.exists() else {}
+    return {r["name"]: r for r in content.get("records", [])} if content.get("run") == run else {}
+
+
+def ours(record: dict[str, Any]) -> float | None:
+    """The least median of our 16-bit peers, in seconds."""
+    forms = ("official", "eager", "conv")
+    peers = record.get("peers", {}).items()
+    return min((v["median"] for k, v in peers if not k.startswith(forms) and "float16" in k), default=None)
+
+
+def others(record: dict[str, Any]) -> list[str]:
+    """The official formulation under autocast and compiled."""
+    return [k for k in record.get("peers", {}) if k.startswith("official-")]
+
+
+def plain(record: dict[str, Any]) -> list[str]:
+    return [k for k in record.get("peers", {}) if k.startswith(("eager", "conv"))]
+
+
+def ratio(record: dict[str, Any], names: list[str]) -> float | None:
+    """How many times faster ours is than the fastest of the named peers."""
+    times = [record["peers"][n]["median"] for n in names if n in record.get("peers", {})]
+    own = ours(record)
+    return min(times) / own if times and own else None
+
+
+def fraction(record: dict[str, Any]) -> float | None:
+    own = ours(record)
+    peers = record.get("peers", {}).values()
+    return next((v["fraction"]["torch.mm"] for v in peers if own and v["median"] == own), None)
+
+
+def line(promise: dict[str, Any]) -> str:
+    """One promise as text."""
+    state = {None: "-", True: "met", False: "MISSED"}[promise["met"]]
+    got = "not measured" if promise["got"] is None else f"{promise['got']:.3g}"
+    return f"{state:7} {promise['what']:64} {promise['wanted']:>8}   {got}"
