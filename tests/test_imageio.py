@@ -623,9 +623,7 @@ def test_what_can_be_refused_is_refused_beforehand(tmp_path):
     refused(check("folder.png", overwrite=True), "not a plain file")
     refused(check("new.png", height=0), "at least 1 x 1")
     refused(check("new.jpg", like=to_image(noise(4))), "alpha", "PNG, TIFF or WebP")
-    refused(check("new.tif", 40_000, 40_000), "4 GiB", "PNG")
-    check("new.tif", 40_000, 40_000, like=to_image(noise(1)))()
-    refused(check("new.tif", 30_000, 30_000, like=to_image(noise(2, 16))), "4 GiB")
+    check("new.tif", 100_000, 100_000)()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="folder permissions work differently")

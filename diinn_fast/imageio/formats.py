@@ -47,13 +47,9 @@ MAX_SIDE: dict[str, int] = {
     "PNG": 2**31 - 1,
     "JPEG": 65_500,  # the format's field goes to 65,535, libjpeg stops here
     "WebP": 16_383,
-    "TIFF": 2**32 - 1,  # the bound that bites is TIFF_MAX_BYTES
+    "TIFF": 2**32 - 1,
 }
 """Longest side in pixels of each format, as far as it can really be written."""
-
-TIFF_MAX_BYTES = 2**32 - 2**24
-"""Most sample bytes in a classic TIFF: its offsets have 32 bits; 16 MiB are left for tags, the profile and
-what Deflate adds to noise."""
 
 
 def format_of(path: Path) -> str:
@@ -98,12 +94,6 @@ def check_writable(
         )
     if kind == "JPEG" and like is not None and like.alpha is not None:
         raise ImageError(f"{path} cannot hold the alpha channel, JPEG has none: write PNG, TIFF or WebP.")
-    channels, bits = (3, 8) if like is None else stored_layout(kind, like)
-    size = height * width * channels * bits // 8
-    if kind == "TIFF" and size > TIFF_MAX_BYTES:
-        raise ImageError(
-            f"{path} would hold {size:,} bytes and a classic TIFF ends at 4 GiB: write PNG or choose a smaller scale."
-        )
 
 
 def stored_layout(kind: str, image: Image) -> tuple[int, int]:

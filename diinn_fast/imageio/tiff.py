@@ -1,93 +1,175 @@
-"""Write a classic (32-bit offsets) TIFF of 8 or 16 bits: Deflate strips with horizontal prediction.
+"""TIFF and BigTIFF through tifffile: pure Python, needs NumPy alone, holds one tile at a time and reads by region.
 
-Pillow writes no 16-bit colour; the subset needed here is smaller than a dependency. Source: TIFF 6.0
-(Adobe, 1992), sections 2, 8, 14, 18, and Technical Note 2002 on Deflate.
+libvips is as fast, but maps its raw input, which counts as resident memory (205 MiB against 19 for 8192 x 8192).
+Tiles are compressed here, by threads, so that the bytes do not depend on which codecs are installed.
 """
 
 from __future__ import annotations
 
-import struct
 import zlib
-from fractions import Fraction
-from typing import BinaryIO
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, BinaryIO
 
 import numpy as np
 
-_SHORT, _LONG, _RATIONAL, _UNDEFINED = 3, 4, 5, 7
-_STRUCT_CODE = {_SHORT: "H", _LONG: "I", _RATIONAL: "I", _UNDEFINED: "B"}
-_DEFLATE, _HORIZONTAL_PREDICTION = 8, 2
-_MIN_IS_BLACK, _RGB = 1, 2
-_UNASSOCIATED_ALPHA = 2
+from diinn_fast.imageio.layout import WORKERS, Layout, Progress, Read, in_order
+from diinn_fast.version import __version__
+
+TILE = 256
+CLASSIC_MAX_BYTES = 2**32 - 2**26
+"""Most sample bytes of a TIFF with 32-bit offsets; the rest is for tags and what Deflate adds to noise."""
+
+_UNTILED_SIDE = 1024
 _STRIP_BYTES = 2**20
-
-_Tag = tuple[int, int, tuple[int, ...] | bytes]
-
-
-def write_tiff(file: BinaryIO, samples: np.ndarray, icc: bytes | None, dpi: tuple[float, float] | None) -> None:
-    """Write `samples` [h, w, c], uint8 or uint16, c = grey, grey + alpha, RGB, RGB + alpha."""
-    height, width, channels = samples.shape
-    rows = max(1, min(height, _STRIP_BYTES // (width * channels * samples.itemsize)))
-    file.write(b"II*\0" + bytes(4))  # the offset of the tags is known at the end
-    offsets, counts = [], []
-    for top in range(0, height, rows):
-        strip = zlib.compress(_predict(samples[top : top + rows]), 6)
-        offsets.append(file.tell())
-        counts.append(len(strip))
-        file.write(strip)
-    colours = 3 if channels >= 3 else 1
-    tags: list[_Tag] = [
-        (256, _LONG, (width,)),
-        (257, _LONG, (height,)),
-        (258, _SHORT, (8 * samples.itemsize,) * channels),
-        (259, _SHORT, (_DEFLATE,)),
-        (262, _SHORT, (_RGB if colours == 3 else _MIN_IS_BLACK,)),
-        (273, _LONG, tuple(offsets)),
-        (277, _SHORT, (channels,)),
-        (278, _LONG, (rows,)),
-        (279, _LONG, tuple(counts)),
-        (284, _SHORT, (1,)),
-        (317, _SHORT, (_HORIZONTAL_PREDICTION,)),
-    ]
-    if dpi is not None:
-        tags += [
-            (282, _RATIONAL, _rational(dpi[0])),
-            (283, _RATIONAL, _rational(dpi[1])),
-            (296, _SHORT, (2,)),
-        ]
-    if channels > colours:
-        tags.append((338, _SHORT, (_UNASSOCIATED_ALPHA,)))
-    if icc is not None:
-        tags.append((34675, _UNDEFINED, icc))
-    _write_tags(file, sorted(tags, key=lambda tag: tag[0]))
+_JOB = "diinn_fast job "
 
 
-def _predict(strip: np.ndarray) -> bytes:
-    """Little-endian differences to the pixel on the left, modulo 2**bits."""
-    differences = strip.copy()
-    differences[:, 1:] -= strip[:, :-1]
-    return differences.astype(differences.dtype.newbyteorder("<"), copy=False).tobytes()
+def write_tiff(
+    file: BinaryIO,
+    layout: Layout,
+    read: Read,
+    *,
+    levels: Sequence[tuple[Layout, Read]] = (),
+    compress: bool = True,
+    progress: Progress | None = None,
+) -> None:
+    """Write tiles of 256 x 256 (strips up to a side of 1024): memory of `tiff_bytes` and what `read` returns.
+
+    Deflate with horizontal prediction of integers; BigTIFF where 32-bit offsets may not reach.
+
+    Args:
+        file: new file, open for reading and writing.
+        layout, read: the picture.
+        levels: reduced pictures, stored as SubIFDs of the first, where viewers look for a pyramid.
+        compress: False: raw tiles.
+        progress: told of rows, those of the levels included.
+    """
+    import tifffile
+
+    pages = [(layout, read), *levels]
+    rows = sum(page.height for page, _ in pages)
+    big = sum(_tiled_bytes(page) for page, _ in pages) > CLASSIC_MAX_BYTES
+    done = 0
+    with tifffile.TiffWriter(file, bigtiff=big, byteorder="<") as writer:
+        for number, (page, page_read) in enumerate(pages):
+            options = _page_options(page, compress)
+            if number == 0:
+                options |= _metadata(layout)
+                if levels:
+                    options["subifds"] = len(levels)
+            else:
+                options["subfiletype"] = 1
+            told = _teller(progress, done, rows)
+            writer.write(
+                _segments(page, page_read, compress, told),
+                shape=page.shape if page.channels > 1 else page.shape[:2],
+                dtype=page.stored,
+                metadata=None,
+                maxworkers=1,
+                **options,
+            )
+            done += page.height
 
 
-def _rational(value: float) -> tuple[int, int]:
-    fraction = Fraction(value).limit_denominator(10_000)
-    return fraction.numerator, fraction.denominator
+def tiff_bytes(layout: Layout) -> int:
+    """Most bytes that `write_tiff` holds: 1.1 x the most measured, and the tables of offsets."""
+    segment = max(TILE * TILE * layout.channels * layout.stored.itemsize, min(_STRIP_BYTES, layout.nbytes))
+    tiles = layout.height * layout.width // TILE**2
+    return 6 * WORKERS * segment + 150 * tiles + 2**23
 
 
-def _write_tags(file: BinaryIO, tags: list[_Tag]) -> None:
-    """Write the image file directory at the end and point the header at it."""
-    file.write(bytes(file.tell() % 2))  # offsets must be even
-    directory = file.tell()
-    overflow_at = directory + 2 + 12 * len(tags) + 4
-    entries, overflow = b"", b""
-    for number, kind, values in tags:
-        data = values if isinstance(values, bytes) else struct.pack(f"<{len(values)}{_STRUCT_CODE[kind]}", *values)
-        count = len(values) // (2 if kind == _RATIONAL else 1)
-        if len(data) > 4:
-            field = struct.pack("<I", overflow_at + len(overflow))
-            overflow += data + bytes(len(data) % 2)
-        else:
-            field = data.ljust(4, b"\0")
-        entries += struct.pack("<HHI", number, kind, count) + field
-    file.write(struct.pack("<H", len(tags)) + entries + bytes(4) + overflow)
-    file.seek(4)
-    file.write(struct.pack("<I", directory))
+def tiff_job(file: BinaryIO) -> str | None:
+    """The fingerprint that `write_tiff` stored, None if there is none or this is no TIFF."""
+    import tifffile
+
+    with suppress(tifffile.TiffFileError, ValueError, KeyError, IndexError), tifffile.TiffFile(file) as tiff:
+        description = tiff.pages.first.description
+        if description.startswith(_JOB):
+            return description.removeprefix(_JOB)
+    return None
+
+
+def _metadata(layout: Layout) -> dict[str, Any]:
+    options: dict[str, Any] = {"software": f"diinn_fast {__version__}"}
+    if layout.job:
+        options["description"] = _JOB + layout.job
+    if layout.icc is not None:
+        options["iccprofile"] = layout.icc
+    if layout.dpi is not None:
+        options |= {"resolution": layout.dpi, "resolutionunit": "INCH"}
+    return options
+
+
+def _page_options(layout: Layout, compress: bool) -> dict[str, Any]:
+    options: dict[str, Any] = {"photometric": "RGB" if layout.channels >= 3 else "MINISBLACK"}
+    if layout.channels > 1:
+        options["planarconfig"] = "CONTIG"
+    if layout.alpha:
+        options["extrasamples"] = ["UNASSALPHA"]
+    if compress:
+        options |= {"compression": "ADOBE_DEFLATE", "predictor": 2 if _predicted(layout) else None}
+    if _is_tiled(layout):
+        options["tile"] = (TILE, TILE)
+    else:
+        options["rowsperstrip"] = _strip_rows(layout)
+    return options
+
+
+def _segments(layout: Layout, read: Read, compress: bool, told: Callable[[int], None]) -> Iterator[bytes]:
+    """Encoded tiles or strips in the order of the file."""
+    height, width = layout.height, layout.width
+    rows, columns = (TILE, TILE) if _is_tiled(layout) else (_strip_rows(layout), width)
+
+    def encode(place: tuple[int, int]) -> bytes:
+        y, x = place
+        samples = read(y, min(y + rows, height), x, min(x + columns, width))
+        if _is_tiled(layout):
+            below, right = rows - samples.shape[0], columns - samples.shape[1]
+            samples = np.pad(samples, ((0, below), (0, right), (0, 0)), mode="edge")
+        samples = samples.astype(layout.stored, copy=False)
+        if not compress:
+            return samples.tobytes()
+        if _predicted(layout):
+            samples = np.diff(samples, axis=1, prepend=samples.dtype.type(0))
+        return zlib.compress(samples.tobytes(), 6)
+
+    places = ((y, x) for y in range(0, height, rows) for x in range(0, width, columns))
+    per_row = -(-width // columns)
+    for number, segment in enumerate(in_order(encode, places), 1):
+        yield segment
+        if number % per_row == 0:
+            told(min(number // per_row * rows, height))
+
+
+def _teller(progress: Progress | None, before: int, rows: int) -> Callable[[int], None]:
+    def told(done: int) -> None:
+        if progress is not None:
+            progress(before + done, rows)
+
+    return told
+
+
+def _predicted(layout: Layout) -> bool:
+    return layout.stored.kind == "u"
+
+
+def _is_tiled(layout: Layout) -> bool:
+    return max(layout.height, layout.width) > _UNTILED_SIDE
+
+
+def _strip_rows(layout: Layout) -> int:
+    return max(1, min(layout.height, _STRIP_BYTES // layout.row_bytes))
+
+
+def _tiled_bytes(layout: Layout) -> int:
+    """Sample bytes with what fills up the last tiles."""
+    if not _is_tiled(layout):
+        return layout.nbytes
+    rows, columns = (-(-side // TILE) * TILE for side in (layout.height, layout.width))
+    return rows * columns * layout.channels * layout.stored.itemsize
+
+
+def tiff_size(layout: Layout) -> int:
+    """Most bytes of the file apart from its levels: Deflate of noise adds 5 bytes per 16 KiB."""
+    return int(_tiled_bytes(layout) * 1.001) + 32 * (layout.height // TILE + 1) * (layout.width // TILE + 1) + 2**16

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import torch
 
 from diinn_fast.imageio.atomic import atomic_file
 from diinn_fast.imageio.formats import Image, ImageError, check_writable, format_of, stored_layout
-from diinn_fast.imageio.png import write_png16
+from diinn_fast.imageio.layout import Layout
+from diinn_fast.imageio.png import write_png
 from diinn_fast.imageio.tiff import write_tiff
 
 _log = logging.getLogger(__name__)
@@ -50,15 +52,19 @@ def write_image(path: str | os.PathLike[str], image: Image, *, overwrite: bool =
     check_writable(path, *image.rgb.shape[1:], overwrite=overwrite, like=image)
     channels, bits = stored_layout(kind, image)
     samples = _quantise(path, image, channels, bits)
-    icc = _fitting_profile(path, image, channels)
-    dpi = _usable_dpi(image.dpi)
+    icc = fitting_profile(path, image.icc, channels)
+    dpi = usable_dpi(image.dpi)
     with atomic_file(path, overwrite=overwrite) as file:
-        if kind == "TIFF":
-            write_tiff(file, samples, icc, dpi)
-        elif bits == 16:
-            write_png16(file, samples, icc, dpi)
+        if kind in ("PNG", "TIFF"):
+            layout = Layout(samples.shape[0], samples.shape[1], channels, samples.dtype.name, icc, dpi)
+            write = write_png if kind == "PNG" else write_tiff
+            write(file, layout, partial(_window, samples))
         else:
             file.write(_encode_with_pillow(path, kind, samples, icc, dpi, quality))
+
+
+def _window(samples: np.ndarray, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+    return samples[y0:y1, x0:x1]
 
 
 def _check_image(path: Path, image: Image) -> None:
@@ -90,15 +96,16 @@ def _quantise(path: Path, image: Image, channels: int, bits: int) -> np.ndarray:
     return samples
 
 
-def _fitting_profile(path: Path, image: Image, channels: int) -> bytes | None:
+def fitting_profile(path: Path, icc: bytes | None, channels: int) -> bytes | None:
     """The ICC profile, unless it describes grey and the file gets three channels, which readers reject."""
-    if image.icc is not None and image.icc[16:20] == b"GRAY" and channels >= 3:
+    if icc is not None and icc[16:20] == b"GRAY" and channels >= 3:
         _log.warning("%s is written as RGB without the grey ICC profile of the input.", path)
         return None
-    return image.icc
+    return icc
 
 
-def _usable_dpi(dpi: tuple[float, float] | None) -> tuple[float, float] | None:
+def usable_dpi(dpi: tuple[float, float] | None) -> tuple[float, float] | None:
+    """The resolution, unless it is nothing that a picture can have."""
     if dpi is None or not all(math.isfinite(value) and 1 <= value <= _MAX_DPI for value in dpi):
         return None
     return dpi
