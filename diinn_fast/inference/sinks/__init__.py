@@ -11,12 +11,21 @@ The data lives in the folder `part` (made by the caller beside the output, remov
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from diinn_fast.imageio import ImageError
-from diinn_fast.inference.sinks.base import SampleSink
-from diinn_fast.inference.sinks.layout import Layout, Progress, Sink, SinkOptions
+from diinn_fast.imageio.layout import Layout, Progress
+from diinn_fast.imageio.png import png_bytes, png_job, png_size
+from diinn_fast.imageio.tiff import tiff_bytes, tiff_job, tiff_size
+from diinn_fast.imageio.write import fitting_profile, usable_dpi
 from diinn_fast.inference.sinks.npy import NpySink, npy_header
+from diinn_fast.inference.sinks.png import PngSink
+from diinn_fast.inference.sinks.protocol import Sink, SinkOptions
+from diinn_fast.inference.sinks.tiff import TiffSink, tiff_levels
+from diinn_fast.inference.sinks.zarr import OmeZarrSink, ZarrSink, zarr_bytes, zarr_job, zarr_size
 
 __all__ = [
     "Layout",
@@ -66,29 +75,54 @@ def open_sink(
     """
     path, options = Path(path), options or SinkOptions()
     kind = _check_kind(path, layout)
+    layout = replace(layout, icc=fitting_profile(path, layout.icc, layout.channels), dpi=usable_dpi(layout.dpi))
     return _SINKS[kind](path, layout, options, part=part, resume=resume, overwrite=overwrite)
 
 
 def disk_bytes(path: PathLike, layout: Layout, options: SinkOptions | None = None) -> tuple[int, int]:
     """Worst case in bytes: (what `part` holds beside the final form, the final form)."""
-    kind = _check_kind(Path(path), layout)
+    kind, options = _check_kind(Path(path), layout), options or SinkOptions()
     if kind == "npy":
         return 0, layout.nbytes + len(npy_header(layout))
-    raise NotImplementedError
+    if kind == "png":
+        return layout.nbytes, png_size(layout)
+    if kind == "tiff":
+        levels = tiff_levels(layout) if options.pyramid else []
+        raw = sum(level.nbytes for level in levels)
+        return layout.nbytes + raw, sum(tiff_size(level) for level in [layout, *levels])
+    return 0, zarr_size(layout, kind)
 
 
 def finish_bytes(path: PathLike, layout: Layout, options: SinkOptions | None = None) -> int:
-    """Most memory in bytes that `Sink.finish` holds, whatever the size of the picture."""
-    _check_kind(Path(path), layout)
-    return 0
+    """Most memory in bytes that `Sink.finish` holds; grows with the length of a row at most."""
+    kind = _check_kind(Path(path), layout)
+    if kind == "npy":
+        return 0
+    if kind == "png":
+        return png_bytes(layout)
+    return tiff_bytes(layout) if kind == "tiff" else zarr_bytes(layout)
 
 
 def read_job(path: PathLike) -> str | None:
     """Fingerprint of the job (`Layout.job`) found in a finished output; None if it has none or cannot be read."""
+    path, kind = Path(path), sink_kind(path)
+    if kind in ("zarr", "ome-zarr"):
+        return zarr_job(path)
+    with suppress(OSError), open(path, "rb") as file:
+        if kind == "png":
+            return png_job(file)
+        if kind == "tiff":
+            return tiff_job(file)
     return None
 
 
-_SINKS: dict[str, type[SampleSink]] = {"npy": NpySink}
+_SINKS: dict[str, Callable[..., Sink]] = {
+    "npy": NpySink,
+    "png": PngSink,
+    "tiff": TiffSink,
+    "zarr": ZarrSink,
+    "ome-zarr": OmeZarrSink,
+}
 
 
 def _check_kind(path: Path, layout: Layout) -> str:

@@ -14,7 +14,8 @@ import numpy as np
 from diinn_fast.imageio import ImageError
 from diinn_fast.imageio.atomic import is_disk_full, publish, sync_folder
 from diinn_fast.imageio.formats import already_exists
-from diinn_fast.inference.sinks.layout import Layout, Progress, SinkOptions
+from diinn_fast.imageio.layout import Layout, Progress
+from diinn_fast.inference.sinks.protocol import SinkOptions
 from diinn_fast.inference.sinks.samples import SampleFile
 
 

@@ -8,8 +8,9 @@ from typing import BinaryIO
 
 import numpy as np
 
+from diinn_fast.imageio.layout import Layout, Progress
 from diinn_fast.inference.sinks.base import SampleSink
-from diinn_fast.inference.sinks.layout import Layout, Progress, SinkOptions
+from diinn_fast.inference.sinks.protocol import SinkOptions
 from diinn_fast.inference.sinks.samples import SampleFile
 
 

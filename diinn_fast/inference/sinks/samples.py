@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diinn_fast.inference.sinks.layout import Layout
+from diinn_fast.imageio.layout import Layout
 
 
 class SampleFile:

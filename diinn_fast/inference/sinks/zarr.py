@@ -1,0 +1,333 @@
+"""Zarr v3 through zarr-python, the reference implementation; OME-Zarr 0.5 is a group of such arrays with metadata.
+
+The store grows in `part` chunk by chunk, marked incomplete, and is renamed when it is complete. Sources: Zarr v3 core
+specification; OME-Zarr 0.5 specification (ngff.openmicroscopy.org), sections 2.3 to 2.6.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import threading
+from contextlib import suppress
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diinn_fast.imageio import ImageError
+from diinn_fast.imageio.atomic import sync_folder
+from diinn_fast.imageio.formats import already_exists
+from diinn_fast.imageio.layout import Layout, Progress, halve, levels_below
+from diinn_fast.inference.sinks.base import system_errors
+from diinn_fast.inference.sinks.protocol import SinkOptions
+
+CHUNK = 512
+_SMALLEST_LEVEL = 256
+_CHANNELS = {1: ["grey"], 2: ["grey", "alpha"], 3: ["red", "green", "blue"], 4: ["red", "green", "blue", "alpha"]}
+_COLOURS = {"grey": "FFFFFF", "alpha": "FFFFFF", "red": "FF0000", "green": "00FF00", "blue": "0000FF"}
+
+
+class ZarrSink:
+    """One array [H, W] (grey) or [H, W, C] in chunks of 512 x 512 pixels, zstd.
+
+    The attribute "diinn_fast" has: complete (bool), job, and where known icc (base64) and dpi [horizontal, vertical].
+    """
+
+    unit = (CHUNK, CHUNK)
+    multiscale = False
+
+    def __init__(
+        self, path: Path, layout: Layout, options: SinkOptions, *, part: Path, resume: bool, overwrite: bool
+    ) -> None:
+        self.path = path
+        self.target = Path(os.path.realpath(path))
+        self.layout = layout
+        self.options = options
+        self.part = part
+        self.overwrite = overwrite
+        self.store = part / "final"
+        self._lock = threading.Lock()  # windows within one chunk are read, changed and written
+        self._written: set[Path] = set()
+        self.array: Any = None
+        zarr = import_zarr(path)
+        with system_errors(path, part):
+            if not resume:
+                _remove(self.store)
+                self._create(zarr)
+            elif self.store.exists():
+                self._open(zarr)
+            elif not self._published():
+                raise self._nothing_to_resume()
+
+    def write(self, y: int, x: int, samples: np.ndarray) -> None:
+        if self.array is None:
+            raise ImageError(f"{self.path} is finished already: nothing more can be written.")
+        rows, columns, channels = samples.shape
+        full = self.layout
+        inside = 0 <= y <= y + rows <= full.height and 0 <= x <= x + columns <= full.width
+        if not inside or channels != full.channels or samples.dtype != np.dtype(full.dtype):
+            raise ValueError(f"samples {samples.shape} {samples.dtype} at ({y}, {x}) do not fit into {full.shape}")
+        with system_errors(self.path, self.part), self._lock:
+            self._put(self.array, y, x, samples)
+            folder = self.store / "0" if self.multiscale else self.store
+            for row, column in product(
+                range(y // CHUNK, -(-(y + rows) // CHUNK)), range(x // CHUNK, -(-(x + columns) // CHUNK))
+            ):
+                self._written.add(folder / self._chunk_name(row, column))
+
+    def flush(self) -> None:
+        with self._lock:
+            written, self._written = self._written, set()
+        with system_errors(self.path, self.part):
+            folders = {self.store}
+            for file in written:
+                if file.exists():  # a chunk of zeros has no file
+                    _sync(file)
+                folders |= {folder for folder in file.parents if self.store in folder.parents}
+            for folder in folders:
+                if folder.exists():
+                    sync_folder(folder)
+
+    def finish(self, progress: Progress | None = None) -> None:
+        with system_errors(self.path, self.part):
+            if not self.store.exists() and self._published():
+                return
+            if not self.overwrite and os.path.lexists(self.target):
+                raise already_exists(self.path)
+            zarr = import_zarr(self.path)
+            self._make_levels(zarr, progress)
+            node = zarr.open(store=str(self.store), mode="r+")
+            node.attrs["diinn_fast"] = self._state(complete=True)
+            for file in self.store.rglob("*"):
+                if file.suffix == ".partial":  # of a chunk that a killed process was writing
+                    file.unlink()
+                elif file.is_dir():
+                    sync_folder(file)
+                else:
+                    _sync(file)
+            self._publish()
+
+    def close(self) -> None:
+        self.array = None
+
+    def _create(self, zarr: Any) -> None:
+        self.array = self._create_array(zarr, self.store, self.layout, {"diinn_fast": self._state(complete=False)})
+
+    def _open(self, zarr: Any) -> None:
+        try:
+            self.array = zarr.open_array(store=str(self.store), mode="r+")
+        except (FileNotFoundError, ValueError, KeyError):
+            raise self._nothing_to_resume() from None
+        if self.array.shape != self._shape(self.layout) or self.array.dtype != self.layout.stored:
+            raise self._nothing_to_resume()
+
+    def _make_levels(self, zarr: Any, progress: Progress | None) -> None:
+        """Nothing: one array has no levels."""
+
+    def _shape(self, layout: Layout) -> tuple[int, ...]:
+        return layout.shape if layout.channels > 1 else layout.shape[:2]
+
+    def _chunk_name(self, row: int, column: int) -> str:
+        return f"c/{row}/{column}" + ("/0" if self.layout.channels > 1 else "")
+
+    def _put(self, array: Any, y: int, x: int, samples: np.ndarray) -> None:
+        values = samples if self.layout.channels > 1 else samples[..., 0]
+        array[y : y + samples.shape[0], x : x + samples.shape[1]] = values
+
+    def _dimensions(self, layout: Layout) -> list[str]:
+        return ["y", "x", "c"][: len(self._shape(layout))]
+
+    def _create_array(self, zarr: Any, store: Path, layout: Layout, attributes: dict[str, Any]) -> Any:
+        shape, names = self._shape(layout), self._dimensions(layout)
+        return zarr.create_array(
+            store=str(store),
+            shape=shape,
+            dtype=layout.stored,
+            chunks=tuple(side if name == "c" else min(CHUNK, side) for side, name in zip(shape, names, strict=True)),
+            compressors=zarr.codecs.ZstdCodec(level=3) if self.options.compress else None,
+            fill_value=0,
+            zarr_format=3,
+            dimension_names=names,
+            attributes=attributes,
+            overwrite=True,
+        )
+
+    def _state(self, *, complete: bool) -> dict[str, Any]:
+        state: dict[str, Any] = {"complete": complete, "job": self.layout.job}
+        if self.layout.icc is not None:
+            state["icc"] = base64.b64encode(self.layout.icc).decode()
+        if self.layout.dpi is not None:
+            state["dpi"] = list(self.layout.dpi)
+        return state
+
+    def _published(self) -> bool:
+        state = zarr_attributes(self.target).get("diinn_fast", {})
+        return state == self._state(complete=True)
+
+    def _publish(self) -> None:
+        """Rename the store; a folder cannot be replaced in one step, so the old one moves aside first."""
+        if os.path.lexists(self.target):
+            if self.target.exists() and not zarr_attributes(self.target, any_version=True):
+                raise ImageError(f"{self.path} exists and is no Zarr store: choose another name.")
+            old = self.part / "final.old"
+            _remove(old)
+            os.rename(self.target, old)
+        os.rename(self.store, self.target)
+        sync_folder(self.target.parent)
+
+    def _nothing_to_resume(self) -> ImageError:
+        return ImageError(f"{self.part} holds no samples of this output: delete it and start again without resuming.")
+
+
+class OmeZarrSink(ZarrSink):
+    """OME-Zarr 0.5: a group of arrays [C, H, W], each half the one before, until both sides are at most 256.
+
+    A level is the mean of 2 x 2 samples of the one before (`imageio.layout.halve`).
+    """
+
+    multiscale = True
+
+    def _create(self, zarr: Any) -> None:
+        state = {"diinn_fast": self._state(complete=False)}
+        zarr.create_group(store=str(self.store), zarr_format=3, attributes=state, overwrite=True)
+        self.array = self._create_array(zarr, self.store / "0", self.layout, {})
+        # The specification wants every level that the metadata names to exist, even before it has its samples.
+        levels = levels_below(self.layout, _SMALLEST_LEVEL)
+        for number, level in enumerate(levels, 1):
+            self._create_array(zarr, self.store / str(number), level, {})
+        group = zarr.open_group(store=str(self.store), mode="r+")
+        group.attrs["ome"] = self._ome(1 + len(levels))
+
+    def _open(self, zarr: Any) -> None:
+        group, self.store = self.store, self.store / "0"
+        try:
+            super()._open(zarr)
+        finally:
+            self.store = group
+
+    def _make_levels(self, zarr: Any, progress: Progress | None) -> None:
+        levels = levels_below(self.layout, _SMALLEST_LEVEL)
+        rows, done = sum(level.height for level in levels), 0
+        above, full = zarr.open_array(store=str(self.store / "0"), mode="r"), self.layout
+        for number, level in enumerate(levels, 1):
+            array = zarr.open_array(store=str(self.store / str(number)), mode="r+")
+            for y in range(0, level.height, CHUNK):
+                for x in range(0, level.width, CHUNK):
+                    self._put(array, y, x, self._halved(above, full, level, y, x))
+                if progress is not None:
+                    progress(done + min(y + CHUNK, level.height), rows)
+            done, above, full = done + level.height, array, level
+
+    def _halved(self, above: Any, full: Layout, level: Layout, y: int, x: int) -> np.ndarray:
+        """One chunk of a level, of four of the level above, one after the other."""
+        rows, columns = min(CHUNK, level.height - y), min(CHUNK, level.width - x)
+        chunk = np.empty((rows, columns, level.channels), level.dtype)
+        half = CHUNK // 2
+        for row, column in product(range(0, rows, half), range(0, columns, half)):
+            top, left = 2 * (y + row), 2 * (x + column)
+            block = above[:, top : min(top + CHUNK, full.height), left : min(left + CHUNK, full.width)]
+            chunk[row : row + half, column : column + half] = halve(np.moveaxis(block, 0, 2))
+        return chunk
+
+    def _shape(self, layout: Layout) -> tuple[int, ...]:
+        return layout.channels, layout.height, layout.width
+
+    def _chunk_name(self, row: int, column: int) -> str:
+        return f"c/0/{row}/{column}"
+
+    def _put(self, array: Any, y: int, x: int, samples: np.ndarray) -> None:
+        array[:, y : y + samples.shape[0], x : x + samples.shape[1]] = np.moveaxis(samples, 2, 0)
+
+    def _dimensions(self, layout: Layout) -> list[str]:
+        return ["c", "y", "x"]
+
+    def _ome(self, count: int) -> dict[str, Any]:
+        top = 1 if self.layout.stored.kind == "f" else int(np.iinfo(self.layout.stored).max)
+        window = {"min": 0, "max": top, "start": 0, "end": top}
+        datasets = []
+        for level in range(count):
+            shift = (2**level - 1) / 2  # of the first sample's centre, in pixels of level 0
+            scale = {"type": "scale", "scale": [1.0, float(2**level), float(2**level)]}
+            steps = [scale, {"type": "translation", "translation": [0.0, shift, shift]}] if level else [scale]
+            datasets.append({"path": str(level), "coordinateTransformations": steps})
+        return {
+            "version": "0.5",
+            "multiscales": [
+                {
+                    "name": self.target.name.removesuffix(".ome.zarr"),
+                    "axes": [
+                        {"name": "c", "type": "channel"},
+                        {"name": "y", "type": "space"},
+                        {"name": "x", "type": "space"},
+                    ],
+                    "datasets": datasets,
+                    "type": "mean",
+                    "metadata": {"description": "mean of 2 x 2 samples of the level before, integers rounded half up"},
+                }
+            ],
+            "omero": {
+                "channels": [
+                    {"label": name, "color": _COLOURS[name], "active": name != "alpha", "window": window}
+                    for name in _CHANNELS[self.layout.channels]
+                ],
+                "rdefs": {"model": "greyscale" if self.layout.channels < 3 else "color"},
+            },
+        }
+
+
+def import_zarr(path: Path) -> Any:
+    try:
+        import zarr
+        import zarr.codecs
+    except ImportError:
+        raise ImageError(f"{path} needs the package zarr: pip install 'diinn_fast[big]'.") from None
+    return zarr
+
+
+def zarr_attributes(store: Path, *, any_version: bool = False) -> dict[str, Any]:
+    """Attributes of a store's root, read without zarr; empty if it has none or is no Zarr v3 store.
+
+    With `any_version`, something not empty for every store, of Zarr v2 too.
+    """
+    if any_version and any((store / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup")):
+        return {"zarr": True}
+    with suppress(OSError, ValueError):
+        attributes = json.loads((store / "zarr.json").read_bytes()).get("attributes", {})
+        return attributes if isinstance(attributes, dict) else {}
+    return {}
+
+
+def zarr_job(store: Path) -> str | None:
+    state = zarr_attributes(store).get("diinn_fast")
+    if not isinstance(state, dict) or not state.get("complete"):
+        return None
+    return str(state.get("job") or "") or None
+
+
+def zarr_size(layout: Layout, kind: str) -> int:
+    """Most bytes of the store: chunks at the border are whole, noise grows a little, each chunk has a file."""
+    levels = levels_below(layout, _SMALLEST_LEVEL) if kind == "ome-zarr" else []
+    chunk = CHUNK * CHUNK * layout.channels * layout.stored.itemsize
+    count = sum(-(-level.height // CHUNK) * -(-level.width // CHUNK) for level in [layout, *levels])
+    return count * (int(chunk * 1.001) + 2**13) + 2**20
+
+
+def zarr_bytes(layout: Layout) -> int:
+    """Most bytes that `finish` holds: 1.1 x the most measured, chunks read, halved and compressed."""
+    return 8 * CHUNK * CHUNK * layout.channels * layout.stored.itemsize + 2**25
+
+
+def _sync(file: Path) -> None:
+    with open(file, "r+b") as opened:
+        os.fsync(opened.fileno())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
