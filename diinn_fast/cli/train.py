@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 
@@ -78,6 +79,8 @@ def _train(options, rest: list[str]) -> int:  # type: ignore[no-untyped-def]
         step, stopped = train(out, options.config, [*overrides, *rest], options.from_run)
     except ValueError as error:
         raise Refused(str(error)) from error
+    if int(os.environ.get("RANK", 0)) > 0:  # the first of several processes speaks for all
+        return 0
     if stopped:
         print(f"stopped at step {step}, {stopped}: diinn-fast train --out {out} goes on")
     else:

@@ -135,8 +135,11 @@ class PhotoData(L.LightningDataModule):
             return []
         assert self.trainer
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
-        pairs = [(photo, scale) for photo in self.validation for scale in self.val_scales]
-        return DataLoader(Scored(pairs[rank::ranks], self.val_size), batch_size=None)
+        share = self.validation[rank::ranks]
+        missing = len(self.validation[::ranks]) - len(share)  # every rank has as many: others wait for the same sums
+        photos = [(photo, 1.0) for photo in share] + [(self.validation[0], 0.0)] * missing
+        items = [(photo, scale, weight) for photo, weight in photos for scale in self.val_scales]
+        return DataLoader(Scored(items, self.val_size), batch_size=None)
 
 
 class Steps(Dataset):
@@ -163,17 +166,17 @@ class CountFrom(Sampler[int]):
 
 
 class Scored(Dataset):
-    """HR photo ``[1, 3, H, W]`` (whole, or its central square) and a scale."""
+    """HR photo ``[1, 3, H, W]`` (whole, or its central square), scale, and its weight in the mean."""
 
-    def __init__(self, pairs: list[tuple[np.ndarray, float]], side: int | None) -> None:
-        self.pairs, self.side = pairs, side
+    def __init__(self, items: list[tuple[np.ndarray, float, float]], side: int | None) -> None:
+        self.items, self.side = items, side
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.items)
 
-    def __getitem__(self, n: int) -> tuple[Tensor, float]:
-        photo, scale = self.pairs[n]
+    def __getitem__(self, n: int) -> tuple[Tensor, float, float]:
+        photo, scale, weight = self.items[n]
         if self.side:
             y, x = ((size - self.side) // 2 for size in photo.shape[:2])
             photo = photo[y : y + self.side, x : x + self.side]
-        return torch.from_numpy(np.ascontiguousarray(photo.transpose(2, 0, 1)))[None], float(scale)
+        return torch.from_numpy(np.ascontiguousarray(photo.transpose(2, 0, 1)))[None], float(scale), weight

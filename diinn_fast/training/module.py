@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from functools import partial
 from statistics import fmean
 from typing import Any, Literal
 
@@ -100,7 +99,8 @@ class SRModule(L.LightningModule):
             raise Diverged(
                 f"loss is {value} at step {step}: the last good state is kept; train on from it with a lower --model.lr"
             )
-        if self._recent.maxlen != (window := self.trainer.log_every_n_steps):
+        window: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self._recent.maxlen != window:
             self._recent = deque(maxlen=window)
         self._recent.append(value)
         self.log("train/l1", fmean(self._recent), prog_bar=True)
@@ -142,18 +142,28 @@ class SRModule(L.LightningModule):
 
     # -- validation ----------------------------------------------------------------------------------------------------
 
-    def validation_step(self, batch: tuple[Tensor, float], batch_idx: int) -> None:
+    def on_validation_epoch_start(self) -> None:
+        self._scores: dict[float, Tensor] = {}
+
+    def validation_step(self, batch: tuple[Tensor, float, float], batch_idx: int) -> None:
         """RGB PSNR of one photo at one scale, protocol ``liif-div2k``: a border of scale + 6 pixels left out."""
-        hr, scale = batch[0].float() / 255, batch[1]
+        hr, scale, weight = batch[0].float() / 255, batch[1], batch[2]
         h, w = (round(n / scale) for n in hr.shape[-2:])
         with torch.autocast(self.device.type, enabled=False):
             sr = self(degrade(hr, (h, w)), hr.shape[-2:])
         shave = int(scale) + 6
-        error = (sr - hr)[..., shave:-shave, shave:-shave].double().square().mean()
-        score = -10 * torch.log10(error).float()
-        log = partial(self.log, on_epoch=True, sync_dist=True, batch_size=1)
-        log(f"val/psnr_x{scale:g}", score)
-        log("val/psnr", score, prog_bar=True)
+        error = (sr - hr)[..., shave:-shave, shave:-shave].square().mean()
+        score = torch.stack([-10 * torch.log10(error), torch.ones_like(error)]) * weight
+        self._scores[scale] = self._scores.get(scale, 0) + score
+
+    def on_validation_epoch_end(self) -> None:
+        """Means over all ranks' photos, by scale (``val/psnr_x2``) and of the scales (``val/psnr``)."""
+        totals = torch.stack([self._scores[scale] for scale in sorted(self._scores)])
+        totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
+        means = totals[:, 0] / totals[:, 1]
+        for scale, mean in zip(sorted(self._scores), means, strict=True):
+            self.log(f"val/psnr_x{scale:g}", mean)
+        self.log("val/psnr", means.mean(), prog_bar=True)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
