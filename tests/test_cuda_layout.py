@@ -26,7 +26,7 @@ FOLDER = Path(__file__).parents[1] / "csrc" / "cuda"
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 pytestmark = pytest.mark.skipif(COMPILER is None or os.name == "nt", reason="no C++ compiler (GCC or Clang)")
 
-KERNELS = {"portable": "86"}
+KERNELS = {"portable": "86", "hopper": "90a"}
 H = _cuda.WIDTH
 DTYPES = [torch.float16, torch.bfloat16]
 

@@ -3,6 +3,9 @@
 #include <cuda_runtime.h>
 #include <stdio.h>
 
+#ifdef DIINN_HOPPER  // compiled for sm_90a
+#include "hopper.h"
+#endif
 #include "portable.h"
 
 namespace diinn {
@@ -17,6 +20,15 @@ __global__ void __launch_bounds__(Kernel::kThreads, 1) decode_kernel(const __gri
   extern __shared__ __align__(1024) char memory[];
   Kernel(d, *reinterpret_cast<typename Kernel::Shared*>(memory)).run();
 }
+
+#ifdef DIINN_HOPPER
+template <class Kernel>
+__global__ void __cluster_dims__(Kernel::kCluster, 1, 1) __launch_bounds__(Kernel::kThreads, 1)
+    decode_clusters(const __grid_constant__ Decode d) {
+  extern __shared__ __align__(1024) char memory[];
+  Kernel(d, *reinterpret_cast<typename Kernel::Shared*>(memory)).run();
+}
+#endif
 
 class Launch {
  public:
@@ -38,6 +50,7 @@ class Launch {
   }
   template <class T, bool kModulation>
   int forward_kept() {
+    if (d.kernel == kHopper) return start_hopper<T, kModulation>();
     return d.kept_s ? start<Portable<T, kModulation, true>>() : start<Portable<T, kModulation, false>>();
   }
 
@@ -55,6 +68,39 @@ class Launch {
     decode_kernel<Kernel><<<blocks, Kernel::kThreads, bytes, stream_>>>(d);
     check(cudaGetLastError(), "starting the decode");
     return code_;
+  }
+
+  template <class T, bool kModulation>
+  int start_hopper() {
+#ifdef DIINN_HOPPER
+    using Kernel = Hopper<T, kModulation>;
+    constexpr int bytes = sizeof(typename Kernel::Shared);
+    const auto kernel = decode_clusters<Kernel>;
+    cudaLaunchAttribute cluster;
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = Kernel::kCluster;
+    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = Kernel::kCluster;
+    config.blockDim = Kernel::kThreads;
+    config.dynamicSmemBytes = bytes;
+    config.stream = stream_;
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+    int resident = 0;  // clusters that the device holds at once: more would run in a second wave
+    if (!check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+               "reserving shared memory") ||
+        !check(cudaOccupancyMaxActiveClusters(&resident, kernel, &config), "asking the device")) {
+      return code_;
+    }
+    const int64_t jobs = divide_up(tile_count(d), Kernel::kTilesAtOnce);
+    config.gridDim = static_cast<unsigned>(Kernel::kCluster * (jobs < resident ? jobs : resident));
+    check(cudaLaunchKernelEx(&config, kernel, d), "starting the decode");
+    return code_;
+#else
+    check(cudaErrorInvalidDeviceFunction, "choosing the Hopper kernel, which was not compiled,");
+    return code_;
+#endif
   }
 
   bool check(cudaError_t error, const char* doing) {

@@ -16,8 +16,6 @@ DIINN_BOTH float reduce(float x) {
 DIINN_DEVICE float sine(float x) { return sine_unit(reduce(x)); }
 DIINN_DEVICE float cosine(float x) { return cosine_unit(reduce(x)); }
 
-DIINN_BOTH float relu(float x) { return x < 0.0f ? 0.0f : x; }  // keeps NaN
-
 // 8 numbers of the source: content, or modulation.
 DIINN_DEVICE Vector16 load_content(const Decode& d, const Query& query, int layer, int unit) {
   return load_16(static_cast<const uint16_t*>(d.source) + query.content + layer * kWidth + unit);

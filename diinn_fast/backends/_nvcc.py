@@ -72,8 +72,8 @@ def command(arch: str) -> list[str]:
     compiler = nvcc()
     if compiler is None:
         raise CompileError("nvcc was not found (install the CUDA toolkit, or set CUDA_HOME)")
-    target = f"-gencode=arch=compute_{arch},code=sm_{arch}"
-    return [compiler, *FLAGS, target, str(sources() / "launch.cu")]
+    target = [f"-gencode=arch=compute_{arch},code=sm_{arch}", *(["-DDIINN_HOPPER"] if arch == "90a" else [])]
+    return [compiler, *FLAGS, *target, str(sources() / "launch.cu")]
 
 
 def compile_library(arch: str, folder: Path) -> Path:

@@ -65,6 +65,8 @@ void unpack(uint32_t both, float& low, float& high) {
 inline float sine_unit(float x) { return sinf(x); }
 inline float cosine_unit(float x) { return cosf(x); }
 
+inline float relu(float x) { return x < 0.0f ? 0.0f : x; }
+
 inline Vector16 load_16(const void* from) {
   if (reinterpret_cast<uintptr_t>(from) % 16) Machine::current_machine()->fail("16-byte load from a crooked address");
   Vector16 v;
@@ -159,6 +161,147 @@ void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     for (int lane = 0; lane < 32; ++lane) {
       float* to = static_cast<Lane*>(meeting.slot[lane])->d;
       for (int v = 0; v < 4; ++v) to[v] = sums[lane / 4 + 8 * (v / 2)][2 * (lane % 4) + v % 2];
+    }
+  });
+}
+
+// -- Hopper
+// ------------------------------------------------------------------------------------------------------------
+
+template <int kCount>
+void registers_down() {}
+template <int kCount>
+void registers_up() {}
+
+inline void cluster_sync() {
+  Machine& m = machine();
+  m.meet(m.everywhere, m.threads() * m.cluster(), 128, nullptr, [](Machine::Meeting&) {});
+}
+inline void named_barrier_sync(int barrier, int threads) {
+  Machine& m = machine();
+  m.meet(m.own_block().named[barrier], threads, 128, nullptr, [](Machine::Meeting&) {});
+}
+inline void named_barrier_arrive(int barrier, int threads) {
+  Machine::Meeting& meeting = machine().own_block().named[barrier];
+  if (++meeting.arrived == threads) {
+    meeting.arrived = 0;
+    ++meeting.round;
+  }
+  machine().moved();
+}
+
+struct Barrier {
+  int32_t count, missing;  // arrivals of a phase
+  int64_t bytes;           // expected and not there; below 0 when copies are faster than the expectation
+  uint32_t phase;
+  void update() {
+    if (missing == 0 && bytes == 0) missing = count, phase ^= 1;
+  }
+  void arrive() {
+    if (missing == 0) machine().fail("more arrivals at a barrier than it was made for");
+    --missing;
+    update();
+    machine().moved();
+  }
+};
+inline void barrier_init(Barrier& barrier, int count) { barrier = {count, count, 0, 0}; }
+inline void barrier_init_fence() {}
+inline void barrier_arrive_expect(Barrier& barrier, int bytes) {
+  barrier.bytes += bytes;
+  barrier.arrive();
+}
+template <class V>
+V& at_block(V& shared, int rank) {
+  Machine& m = machine();
+  if (m.ended(rank)) m.fail("a signal to a block that has ended");
+  return *reinterpret_cast<V*>(m.block[rank].shared + shared_address(&shared));
+}
+inline void barrier_arrive_at(Barrier& barrier, int rank) { at_block(barrier, rank).arrive(); }
+inline void barrier_wait(Barrier& barrier, uint32_t parity) {
+  machine().wait_until([&] { return barrier.phase != parity; });
+}
+
+// The destination is NaN from the call on; each block has its copy at a time of its own.
+inline void copy_multicast(void* shared, const void* global, int bytes, Barrier& barrier, int blocks) {
+  if (shared_address(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16 || bytes % 16) {
+    machine().fail("crooked bulk copy");
+  }
+  for (int rank = 0; rank < machine().cluster(); ++rank) {
+    if (!(blocks >> rank & 1)) continue;
+    char* to = &at_block(*static_cast<char*>(shared), rank);
+    Barrier* signal = &at_block(barrier, rank);
+    memset(to, 0xFF, bytes);
+    machine().later([=] {
+      memcpy(to, global, bytes);
+      signal->bytes -= bytes;
+      signal->update();
+    });
+  }
+}
+
+// A warpgroup's products are computed at once from what shared memory holds then, but appear in the registers, which
+// are NaN meanwhile, only at the wait; by then neither the weights nor the operands may have changed.
+inline void products_fence() { machine().fiber().products.fenced = true; }
+inline void products_commit() { machine().fiber().products.committed = true; }
+inline void products_wait(float (&d)[64]) {
+  Machine::Products& own = machine().fiber().products;
+  if (own.d != d || !own.committed) machine().fail("a wait for products that were not committed");
+  for (const auto& seen : own.seen) {
+    if (memcmp(seen.from, seen.bytes.data(), seen.bytes.size())) machine().fail("operands overwritten during products");
+  }
+  memcpy(d, own.sums, sizeof own.sums);
+  own = Machine::Products();
+}
+
+template <class T>
+void multiply_group(float (&d)[64], const uint32_t* a, uint64_t descriptor, bool add) {
+  struct Lane {
+    float* sums;
+    const uint32_t* a;
+  };
+  Machine& m = machine();
+  Machine::Products& own = m.fiber().products;
+  if (!own.fenced) m.fail("products without a fence");
+  if (own.d != nullptr && own.d != d) m.fail("two sets of sums at once");
+  if (own.d == nullptr) memcpy(own.sums, d, sizeof own.sums);
+  own.d = d, own.committed = false;
+  if (!add) memset(own.sums, 0, sizeof own.sums);
+  memset(d, 0xFF, sizeof d);
+  own.watch(a, 16);
+  if (descriptor >> 62 != 1 || (descriptor >> 49 & 7) != 0) m.fail("a descriptor of another layout");
+  const uint32_t start = (descriptor & 0x3FFF) << 4, stride = (descriptor >> 32 & 0x3FFF) << 4;
+  const char* memory = m.own_block().shared;
+  if (m.fiber().thread % 128 == 0) {
+    for (int group = 0; group < 16; ++group) own.watch(memory + (start & ~127u) + group * stride, 1024);
+  }
+  Lane lane{own.sums, a};
+  const int thread = m.fiber().thread;
+  m.meet(m.own_block().groups[thread / 128], 128, thread % 128, &lane, [=](Machine::Meeting& meeting) {
+    static float matrix_a[64][16], matrix_b[16][128], sums[64][128];
+    const auto row = [](int t) { return t / 32 * 16 + t % 32 / 4; };
+    for (int t = 0; t < 128; ++t) {
+      const Lane& l = *static_cast<Lane*>(meeting.slot[t]);
+      for (int r = 0; r < 4; ++r) {
+        float* to = &matrix_a[row(t) + 8 * (r % 2)][2 * (t % 4) + 8 * (r / 2)];
+        unpack<T>(l.a[r], to[0], to[1]);
+      }
+      for (int v = 0; v < 64; ++v) sums[row(t) + 8 * (v / 2 % 2)][8 * (v / 4) + 2 * (t % 4) + v % 2] = l.sums[v];
+    }
+    for (int n = 0; n < 128; ++n) {
+      for (int k = 0; k < 16; ++k) {
+        uint16_t bits;
+        memcpy(&bits, memory + swizzle_128(start + n / 8 * stride + n % 8 * 128 + 2 * k), 2);
+        matrix_b[k][n] = widened<T>()[bits];
+      }
+    }
+    for (int i = 0; i < 64; ++i) {
+      for (int k = 0; k < 16; ++k) {
+        for (int n = 0; n < 128; ++n) sums[i][n] += matrix_a[i][k] * matrix_b[k][n];
+      }
+    }
+    for (int t = 0; t < 128; ++t) {
+      float* to = static_cast<Lane*>(meeting.slot[t])->sums;
+      for (int v = 0; v < 64; ++v) to[v] = sums[row(t) + 8 * (v / 2 % 2)][8 * (v / 4) + 2 * (t % 4) + v % 2];
     }
   });
 }

@@ -1,5 +1,6 @@
 // The kernels on the emulated machine, as a shared library for the tests: launch.cu's interface, on host memory, and
 // the layouts' functions.
+#include "../hopper.h"
 #include "../portable.h"
 
 namespace diinn {
@@ -16,6 +17,7 @@ std::string emulate(const Decode& d, int cluster) {
 
 template <class T, bool kModulation>
 std::string forward(const Decode& d) {
+  if (d.kernel == kHopper) return emulate<Hopper<T, kModulation>>(d, Hopper<T, kModulation>::kCluster);
   if (d.kept_s) return emulate<Portable<T, kModulation, true>>(d, 1);
   return emulate<Portable<T, kModulation, false>>(d, 1);
 }

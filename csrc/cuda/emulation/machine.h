@@ -23,10 +23,25 @@ class Machine {
     void* to;
     const void* from;
   };
+  struct Products {  // wgmma under way
+    struct Watched {
+      const void* from;
+      std::vector<char> bytes;
+    };
+    float* d = nullptr;
+    float sums[64];
+    bool fenced = false, committed = false;
+    std::vector<Watched> seen;
+    void watch(const void* from, size_t count) {
+      const char* bytes = static_cast<const char*>(from);
+      seen.push_back({from, std::vector<char>(bytes, bytes + count)});
+    }
+  };
   struct Fiber {
     int thread, rank;  // in its block; of its block in the cluster
     bool started = false, done = false;
     std::vector<std::vector<Copy>> copies{1};  // cp.async groups under way; the last one is not committed
+    Products products;
     ucontext_t context;
     jmp_buf place;
     char* stack;
@@ -41,10 +56,6 @@ class Machine {
     Meeting everyone, named[16];
     std::vector<Meeting> warps, groups;
   };
-  struct Event {
-    std::function<void()> happen;
-  };
-
   static constexpr size_t kStack = 128 << 10;
 
   // Runs `kernel` on blocks * threads threads, cluster after cluster; returns what went wrong, or an empty string.
@@ -68,6 +79,7 @@ class Machine {
         block[r].groups.resize((threads + 127) / 128);
       }
       everywhere = Meeting();
+      ended_.assign(cluster, 0);
       fibers_.assign(threads * cluster, Fiber());
       for (int i = 0; i < threads * cluster; ++i) {
         fibers_[i].thread = i % threads, fibers_[i].rank = i / threads;
@@ -75,8 +87,12 @@ class Machine {
       }
       schedule();
       if (error_.empty() && !events_.empty()) error_ = "a block ended while copies into it were under way";
+      for (const Block& one : block) {
+        for (const Meeting& barrier : one.named) {
+          if (error_.empty() && barrier.arrived) error_ = "a block ended with threads counted at a named barrier";
+        }
+      }
       events_.clear();
-      pending.clear();
     }
     current_machine() = nullptr;
     return error_;
@@ -122,7 +138,9 @@ class Machine {
       wait_until([&] { return meeting.round != round; });
     }
   }
-  void later(std::function<void()> happen) { events_.push_back({std::move(happen)}); }
+  void moved() { ++progress_; }
+  bool ended(int rank) const { return ended_[rank] == threads_; }
+  void later(std::function<void()> happen) { events_.push_back(std::move(happen)); }
   uint32_t draw(uint32_t below) {
     random_ = random_ * 6364136223846793005ull + 1442695040888963407ull;
     return static_cast<uint32_t>((random_ >> 33) % below);
@@ -130,7 +148,6 @@ class Machine {
 
   std::vector<Block> block;
   Meeting everywhere;  // of the whole cluster
-  std::vector<std::function<void()>> pending;
 
  private:
   static void enter() {
@@ -138,6 +155,7 @@ class Machine {
     (*machine->kernel_)(machine->own_block().shared);
     if (machine->now_->copies.size() > 1) machine->fail("a thread ended while its copies were under way");
     machine->now_->done = true;
+    ++machine->ended_[machine->now_->rank];
     ++machine->progress_;
     _longjmp(machine->scheduler_, 1);
   }
@@ -175,9 +193,9 @@ class Machine {
       if (!alive) return;
       for (size_t i = 0; i < events_.size();) {
         if (draw(3) == 0 || idle > 0) {
-          Event event = std::move(events_[i]);
+          const std::function<void()> happen = std::move(events_[i]);
           events_.erase(events_.begin() + i);
-          event.happen();
+          happen();
           ++progress_;
           if (!error_.empty()) return;
         } else {
@@ -203,8 +221,9 @@ class Machine {
   uint64_t random_ = 1, progress_ = 0;
   const std::function<void(char*)>* kernel_ = nullptr;
   std::string error_;
+  std::vector<int> ended_;  // threads, per block
   std::vector<Fiber> fibers_;
-  std::vector<Event> events_;
+  std::vector<std::function<void()>> events_;  // copies on their way
   Fiber* now_ = nullptr;
   jmp_buf scheduler_;
 };
