@@ -8,10 +8,13 @@ from typing import Any
 from diinn_fast.geometry import size_for_scale
 
 # Multiply-adds of the decoder, mode 3: in the least arithmetic known (content products once per LR pixel), as the
-# formulation writes it (everything per HR pixel), and of LIIF's decoder.
+# formulation writes it (everything per HR pixel). Of LIIF's decoder, as written, and with its first layer done once per
+# LR pixel; of Meta-SR's, with its last layer done once per LR pixel.
 PROJECTED_PER_HR, PROJECTED_PER_LR = 394_752, 589_824
 WRITTEN_PER_HR = 984_576
 LIIF_PER_HR = 1_383_424
+LIIF_PROJECTED_PER_HR, LIIF_PROJECTED_PER_LR = 791_552, 147_456
+METASR_PER_HR, METASR_PER_LR = 1_536, 444_096
 ENCODER_PER_LR = {"rdn": 21_964_480, "edsr-baseline": 1_218_240}
 """Multiply-adds per LR pixel of an encoder: its convolution weights."""
 
@@ -59,15 +62,19 @@ class Case:
         return f"{what[self.kind]}: {h}x{w} to {height}x{width} (x{self.scale:g}{batch})"
 
     def flops(self, peer: str) -> float:
-        """Useful floating point operations: for all forms of DIINN those of the least arithmetic."""
-        if peer == "liif":
-            macs = self.queries * LIIF_PER_HR
+        """Useful floating point operations: for all forms of one function those of the least arithmetic."""
+        if peer.startswith("liif"):
+            macs = self.queries * LIIF_PROJECTED_PER_HR + self.lr_pixels * LIIF_PROJECTED_PER_LR
+        elif peer == "metasr":
+            macs = self.queries * METASR_PER_HR + self.lr_pixels * METASR_PER_LR
         else:
             macs = self.queries * PROJECTED_PER_HR + self.lr_pixels * PROJECTED_PER_LR
         return self._with_rest(macs)
 
     def performed_flops(self, peer: str) -> float:
         """Operations that a peer really does: what decides how long it will take."""
+        if peer == "liif-unfolded":
+            return self._with_rest(self.queries * LIIF_PER_HR)
         return self._with_rest(self.queries * WRITTEN_PER_HR) if peer.startswith("official") else self.flops(peer)
 
     def _with_rest(self, macs: float) -> float:

@@ -17,7 +17,8 @@ from torch import Tensor
 from bench.cases import Case
 from bench.machine import free_bytes
 from diinn_fast import DIINN, ImplicitDecoder, backends, reference
-from diinn_fast.baselines import LIIF
+from diinn_fast.baselines import LIIF, MetaSR
+from diinn_fast.baselines.liif import surrounding
 from diinn_fast.encoders import EDSR, RDN
 from diinn_fast.geometry import area_ratio, local_offset, nearest_index
 from diinn_fast.packing import pack, pack_content
@@ -30,6 +31,8 @@ TITLES = {
     "eager": "plain PyTorch, projected (backend eager)",
     "conv": "plain PyTorch, projected, 1x1 conv NHWC",
     "liif": "LIIF (another function)",
+    "liif-unfolded": "LIIF, its authors' formulation",
+    "metasr": "Meta-SR (another function)",
     "bicubic": "bicubic (another function)",
 }
 PLAIN = ("eager", "conv")
@@ -98,9 +101,14 @@ def _decoder(case: Case, peer: str) -> Callable[[Tensor], Tensor]:
     size, mode = case.size, case.mode
     if peer == "bicubic":
         return lambda features: F.interpolate(features[:, :3], size, mode="bicubic")
-    if peer == "liif":
+    if peer.startswith("liif"):
         liif = _to(case, LIIF(torch.nn.Identity()))
+        if peer == "liif-unfolded":
+            return lambda features: unfolded_liif(liif, features, size)
         return lambda features: liif.decode(features, size)
+    if peer == "metasr":
+        metasr = _to(case, MetaSR(torch.nn.Identity()))
+        return lambda features: metasr.decode(features, size)
     decoder = _to(case, ImplicitDecoder(64, mode=mode))
     return _form(decoder, peer, size)
 
@@ -136,9 +144,11 @@ def _training(case: Case, peer: str) -> Call:
     target = _to(case, torch.rand(case.batch, 3, *case.size) * 2 - 1)
     decoder: Any
     decode: Callable[[Tensor], Tensor]
-    if peer == "liif":
+    if peer.startswith("liif"):
         decoder = _to(case, LIIF(torch.nn.Identity()))
-        decode = partial(decoder.decode, size=case.size, bsize=case.queries)
+        decode = partial(decoder.decode, size=case.size)
+        if peer == "liif-unfolded":
+            decode = partial(unfolded_liif, decoder, size=case.size, chunk=case.queries)
     else:
         decoder = _to(case, ImplicitDecoder(64, mode=case.mode))
         decode = _form(decoder, peer, case.size)
@@ -148,6 +158,35 @@ def _training(case: Case, peer: str) -> Call:
         return torch.autograd.grad(F.l1_loss(decode(features), target), inputs)
 
     return step
+
+
+def unfolded_liif(liif: LIIF, features: Tensor, size: tuple[int, int], chunk: int = 30_000) -> Tensor:
+    """LIIF in its authors' order of work: four times per query all 580 inputs are gathered and multiplied.
+
+    Chunks of 30,000 queries as in their evaluation.
+    """
+    batch, (h, w), (height, width) = features.shape[0], features.shape[-2:], size
+    unfolded = F.unfold(features, 3, padding=1).transpose(1, 2).contiguous()  # [B, h*w, 9C]
+    rows, columns = (surrounding(*n, features.device, features.dtype) for n in ((h, height), (w, width)))
+    cell = torch.tensor([2 * h / height, 2 * w / width], dtype=features.dtype, device=features.device)
+    parts = []
+    for query in torch.arange(height * width, device=features.device).split(chunk):
+        y, x = query // width, query % width
+        predictions, areas = [], []
+        for i, dy in rows:
+            for j, dx in columns:
+                position = torch.stack([dy[y], dx[x]], dim=-1)
+                inputs = [
+                    unfolded[:, i[y] * w + j[x]],
+                    position.expand(batch, -1, -1),
+                    cell.expand(batch, len(query), 2),
+                ]
+                predictions.append(liif.imnet(torch.cat(inputs, dim=-1)))
+                areas.append(position.prod(dim=-1).abs() + 1e-9)
+        total = torch.stack(areas).sum(0)
+        weighted = [p * (a / total)[:, None] for p, a in zip(predictions, reversed(areas), strict=True)]
+        parts.append(torch.stack(weighted).sum(0))
+    return torch.cat(parts, dim=1).transpose(1, 2).reshape(batch, 3, height, width)
 
 
 def official_encoder(encoder: torch.nn.Module, x: Tensor) -> Tensor:

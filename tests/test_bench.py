@@ -16,6 +16,7 @@ from bench.machine import rates
 from bench.table import markdown_table, rows, text_table
 from bench.timing import Replay, interleave, rounds_for, summary
 from diinn_fast import ImplicitDecoder
+from diinn_fast.baselines import LIIF
 from diinn_fast.encoders import EDSR, RDN, make_encoder
 
 SMALL = Case("decode", (5, 6), 2.5)
@@ -32,7 +33,11 @@ def test_flops_are_those_of_the_layers() -> None:
     case = Case("decode", (48, 48), 4)
     assert case.performed_flops("official") == 2 * per_query * 192**2
     assert case.flops("official") == case.flops("cpu") == 2 * ((per_query - content) * 192**2 + content * 48**2)
-    assert case.flops("liif") == 2 * LIIF_PER_HR * 192**2
+    assert case.performed_flops("liif-unfolded") == 2 * LIIF_PER_HR * 192**2
+    linear = [p.numel() for p in LIIF(torch.nn.Identity()).imnet.parameters() if p.ndim == 2]
+    assert 4 * sum(linear) == LIIF_PER_HR
+    projected = 4 * (sum(linear[1:]) + 2 * 256) * 192**2 + 576 * 256 * 48**2
+    assert case.flops("liif") == case.flops("liif-unfolded") == case.performed_flops("liif") == 2 * projected
     for name, macs in ENCODER_PER_LR.items():
         assert macs == convolution_weights(make_encoder(name))
         whole = Case("model", (48, 48), 4, encoder=name)
@@ -53,6 +58,14 @@ def test_all_forms_of_diinn_compute_the_same(case: Case) -> None:
     assert isinstance(first, torch.Tensor) and first.shape[-2:] == case.size and len(others) >= 1
     for other in others:
         torch.testing.assert_close(other, first, rtol=1e-4, atol=1e-5)
+
+
+def test_both_forms_of_liif_compute_the_same() -> None:
+    decoded = [peers.build(SMALL, peer)() for peer in ("liif", "liif-unfolded")]
+    torch.testing.assert_close(*decoded, rtol=1e-4, atol=1e-5)
+    case = Case("training", (4, 5), 2, batch=2)
+    for a, b in zip(*(peers.build(case, peer)() for peer in ("liif", "liif-unfolded")), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
 
 def test_all_forms_of_diinn_have_the_same_gradients() -> None:

@@ -92,11 +92,17 @@ def test_psnr_of_every_protocol_is_its_published_rule(sr, hr, name, scale):
     assert got == {"psnr": pytest.approx(literal_score(spoiled, hr, scale, name), abs=0.002)}
 
 
+def test_only_basicsr_rounds_the_output(hr):
+    for name, protocol in PROTOCOLS.items():
+        found = score(hr + 0.3 / 255, hr, 2, protocol, ("psnr",), (48, 60))["psnr"]
+        assert (found > 100) == (name == "basicsr")
+
+
 def test_sizes_cut_or_keep_the_image():
     liif, diinn = PROTOCOLS["liif-benchmark"], PROTOCOLS["diinn-test"]
     assert liif.sizes(256, 255, 3) == ((85, 85), (255, 255))
     assert liif.sizes(321, 481, 2.5) == ((128, 192), (320, 480))
-    assert liif.sizes(30, 33, 3.3) == ((9, 10), (30, 33))  # 33 / 3.3 is a little below 10 in floating point
+    assert liif.sizes(55, 33, 1.1) == ((50, 30), (55, 33))  # both quotients are a little smaller in floating point
     assert diinn.sizes(256, 255, 3) == ((85, 85), (256, 255))
     assert diinn.sizes(256, 228, 15) == ((17, 15), (256, 228))
 
