@@ -19,7 +19,9 @@ from PIL import Image
 from train_small import SMALL, assert_same_state, checkpoint, make_photos, one_thread, run
 
 from diinn_fast import DIINN, CheckpointError
+from diinn_fast.baselines import LIIF, MetaSR
 from diinn_fast.cli import main
+from diinn_fast.training import ablation
 from diinn_fast.training.module import REWARM, Diverged, SRModule
 from diinn_fast.training.portable import plain_config, read_run, write_run
 from diinn_fast.training.run import config_names, config_path
@@ -221,6 +223,33 @@ def test_schedules():
     assert cosine.rate_factor(510) == pytest.approx(0.55 / REWARM)
 
 
+def test_baselines_train_by_the_same_command(photos, tmp_path):
+    for arch, model in (("liif", LIIF), ("metasr", MetaSR)):
+        for name, more in (("sampled", []), ("crops", ["--data.samples=null", "--data.scales=[2]"])):
+            out = tmp_path / arch / name
+            assert run(photos, out, f"--model.arch={arch}", "--trainer.max_steps=1", *more) == (1, "")
+        state = checkpoint(out / "last.ckpt")["state_dict"]
+        for key, value in model.from_checkpoint(out / "last.ckpt").state_dict().items():
+            assert torch.equal(value, state[f"net.{key}"])
+
+
+def test_the_ablation_trains_all_formulations_and_goes_on(photos, tmp_path, monkeypatch, capsys):
+    config = tmp_path / "small.yaml"
+    config.write_text("{}")
+    crops = ["--data.samples=null", "--data.scales=[2]", "--data.batch=1", "--model.encoder=edsr-baseline"]
+    command = ["--data", str(photos), "--out", str(tmp_path), "--config", str(config), *SMALL, *crops]
+    command += ["--trainer.max_steps=2", "--trainer.val_check_interval=2"]
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 0)
+        assert ablation.main(command) == 130
+    assert ablation.main(command) == 0
+    table = (tmp_path / "ablation.csv").read_text().splitlines()
+    assert table[0] == "mode,init_q,steps,x2" and len(table) == 8
+    scores = [float(line.split(",")[-1]) for line in table[1:]]
+    assert len(set(scores)) == 7 and all(math.isfinite(s) for s in scores)
+    assert "| 4 | no | 2 |" in (tmp_path / "ablation.md").read_text() and "| 4 | no | 2 |" in capsys.readouterr().out
+
+
 # -- run files ---------------------------------------------------------------------------------------------------------
 
 
@@ -266,7 +295,7 @@ def test_configurations_by_name(tmp_path):
         config_path("papre")
 
 
-@pytest.mark.parametrize("name", ["paper", "edsr-baseline", "quick"])
+@pytest.mark.parametrize("name", config_names())
 def test_configurations_are_accepted_and_print_themselves(name, photos, capsys):
     assert main(["train", "--config", name, "--data", str(photos), "--steps", "7", "--print_config"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)

@@ -84,7 +84,8 @@ def _train(options, rest: list[str]) -> int:  # type: ignore[no-untyped-def]
     if stopped:
         print(f"stopped at step {step}, {stopped}: diinn-fast train --out {out} goes on")
     else:
-        print(f"trained {step} steps: {out / 'model'} is the model")
+        model = out / "model"
+        print(f"trained {step} steps: {model if model.exists() else out / 'last.ckpt'} is the model")
     if options.export_run:
         size = write_run(out, options.export_run)
         print(f"wrote {options.export_run}, {size / 2**20:.1f} MiB")

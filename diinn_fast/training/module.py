@@ -146,7 +146,7 @@ class SRModule(L.LightningModule):
         self._scores: dict[float, Tensor] = {}
 
     def validation_step(self, batch: tuple[Tensor, float, float], batch_idx: int) -> None:
-        """RGB PSNR of one photo at one scale, protocol ``liif-div2k``: a border of scale + 6 pixels left out."""
+        """RGB PSNR of one photo at one scale, as the authors validate: HR whole, a border of scale + 6 left out."""
         hr, scale, weight = batch[0].float() / 255, batch[1], batch[2]
         h, w = (round(n / scale) for n in hr.shape[-2:])
         with torch.autocast(self.device.type, enabled=False):
