@@ -25,7 +25,8 @@ once; training keeps every layer's inputs."""
 
 @dataclass(frozen=True)
 class Case:
-    """``kind``: decode (features to RGB), model (LR image to RGB), training (decoder forward and backward)."""
+    """``kind``: decode (features to RGB), model (LR image to RGB), training (decoder forward and backward; with an
+    encoder, of the whole model)."""
 
     kind: str
     lr: tuple[int, int]
@@ -51,15 +52,20 @@ class Case:
     @property
     def name(self) -> str:
         """Short and unique: ``decode-48x48-x4``."""
-        parts = [self.kind, self.encoder, f"{self.lr[0]}x{self.lr[1]}", f"x{self.scale:g}"]
+        batch = f"batch{self.batch}" if self.kind == "training" and self.encoder else ""
+        parts = [self.kind, self.encoder, f"{self.lr[0]}x{self.lr[1]}", f"x{self.scale:g}", batch]
         return "-".join(p for p in parts if p)
 
     @property
     def title(self) -> str:
         (h, w), (height, width) = self.lr, self.size
-        what = {"decode": "decode", "model": f"{self.encoder} and decoder", "training": "decoder, forward and backward"}
+        what = "decode" if self.kind == "decode" else "decoder"
+        if self.encoder:
+            what = f"{self.encoder} and {what}"
+        if self.kind == "training":
+            what += ", forward and backward"
         batch = f", batch {self.batch}" if self.batch > 1 else ""
-        return f"{what[self.kind]}: {h}x{w} to {height}x{width} (x{self.scale:g}{batch})"
+        return f"{what}: {h}x{w} to {height}x{width} (x{self.scale:g}{batch})"
 
     def flops(self, peer: str) -> float:
         """Useful floating point operations: for all forms of one function those of the least arithmetic."""

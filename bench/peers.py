@@ -19,7 +19,7 @@ from bench.machine import free_bytes
 from diinn_fast import DIINN, ImplicitDecoder, backends, reference
 from diinn_fast.baselines import LIIF, MetaSR
 from diinn_fast.baselines.liif import surrounding
-from diinn_fast.encoders import EDSR, RDN
+from diinn_fast.encoders import EDSR, RDN, make_encoder
 from diinn_fast.geometry import area_ratio, local_offset, nearest_index
 from diinn_fast.packing import pack, pack_content
 
@@ -139,8 +139,9 @@ def _model(case: Case, peer: str) -> Call:
 
 
 def _training(case: Case, peer: str) -> Call:
-    """Forward and backward of the decoder: gradients for the features and all weights."""
-    features = _to(case, torch.rand(case.batch, 64, *case.lr) * 2 - 1).requires_grad_()
+    """Forward and backward of the decoder: gradients for the features and all weights. With an encoder, of the whole
+    model on LR images: gradients for all weights."""
+    source = _to(case, torch.rand(case.batch, 3 if case.encoder else 64, *case.lr) * 2 - 1)
     target = _to(case, torch.rand(case.batch, 3, *case.size) * 2 - 1)
     decoder: Any
     decode: Callable[[Tensor], Tensor]
@@ -152,10 +153,20 @@ def _training(case: Case, peer: str) -> Call:
     else:
         decoder = _to(case, ImplicitDecoder(64, mode=case.mode))
         decode = _form(decoder, peer, case.size)
-    inputs = [features, *decoder.parameters()]
+    inputs = [*decoder.parameters()]
+    encode: Callable[[Tensor], Tensor] = torch.nn.Identity()
+    if case.encoder:
+        encoder = _to(case, make_encoder(case.encoder))
+        inputs += encoder.parameters()
+        if peer.startswith("official"):
+            encode = partial(official_encoder, encoder)
+        else:
+            encode = encoder.to(memory_format=torch.channels_last)  # as training sets it up
+    else:
+        inputs.append(source.requires_grad_())
 
     def step() -> Sequence[Tensor]:
-        return torch.autograd.grad(F.l1_loss(decode(features), target), inputs)
+        return torch.autograd.grad(F.l1_loss(decode(encode(source)), target), inputs)
 
     return step
 

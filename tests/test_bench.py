@@ -68,8 +68,9 @@ def test_both_forms_of_liif_compute_the_same() -> None:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
 
-def test_all_forms_of_diinn_have_the_same_gradients() -> None:
-    case = Case("training", (4, 5), 2, batch=2)
+@pytest.mark.parametrize("encoder", ["", "edsr-baseline"])
+def test_all_forms_of_diinn_have_the_same_gradients(encoder: str) -> None:
+    case = Case("training", (4, 5), 2, batch=2, encoder=encoder)
     names = [p for p in peers.names(case, full=False) if p != "liif"]
     first, *others = (peers.build(case, peer)() for peer in names)
     for other in others:
