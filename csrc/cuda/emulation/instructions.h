@@ -216,7 +216,10 @@ V& at_block(V& shared, int rank) {
   if (m.ended(rank)) m.fail("a signal to a block that has ended");
   return *reinterpret_cast<V*>(m.block[rank].shared + shared_address(&shared));
 }
-inline void barrier_arrive_at(Barrier& barrier, int rank) { at_block(barrier, rank).arrive(); }
+inline void barrier_arrive_at(Barrier& barrier, int rank) {
+  at_block(barrier, rank).arrive();
+  machine().dawdle();
+}
 inline void barrier_wait(Barrier& barrier, uint32_t parity) {
   machine().wait_until([&] { return barrier.phase != parity; });
 }
@@ -289,8 +292,9 @@ void multiply_group(float (&d)[64], const uint32_t* a, uint64_t descriptor, bool
     }
     for (int n = 0; n < 128; ++n) {
       for (int k = 0; k < 16; ++k) {
+        const uint32_t plain = start + n / 8 * stride + n % 8 * 128 + 2 * k;
         uint16_t bits;
-        memcpy(&bits, memory + swizzle_128(start + n / 8 * stride + n % 8 * 128 + 2 * k), 2);
+        memcpy(&bits, memory + (plain ^ (plain >> 7 & 7) << 4), 2);
         matrix_b[k][n] = widened<T>()[bits];
       }
     }

@@ -115,6 +115,13 @@ class Machine {
   void yield() {
     if (_setjmp(now_->place) == 0) _longjmp(scheduler_, 1);
   }
+  // Now and then a thread is slow to go on after a signal, so that others act on it first.
+  void dawdle() {
+    for (uint32_t rounds = draw(4) == 0 ? draw(40) : 0; rounds > 0; --rounds) {
+      ++progress_;
+      yield();
+    }
+  }
   template <class Condition>
   void wait_until(Condition condition) {
     while (!condition()) yield();
