@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,8 +15,14 @@ from diinn_fast.decoder import BAND_BYTES
 from diinn_fast.encoders import EDSR, RDN
 from diinn_fast.inference.errors import UpscaleError
 
-ENCODER_FLOATS = {EDSR: 480, RDN: 4000}
-"""Peak floats per LR pixel while encoding: 1.05 x the worst measured (CPU, torch 2.13), features included."""
+MIB = 1 << 20
+
+ENCODER_FLOATS: dict[type, int] = {EDSR: 280, RDN: 1500}
+"""Peak floats per LR pixel while encoding in one piece: 1.05 x the worst measured (CPU, torch 2.13), features
+included."""
+
+PIECES_FLOATS: dict[type, int] = {EDSR: 272, RDN: 300}
+"""The same under a memory bound, where freed memory is given back, and without RDN's dense features."""
 
 CONSTANT_BYTES = 2 * BAND_BYTES
 """Content of the decoder's band and its temporaries."""
@@ -35,12 +43,56 @@ def check_memory(
     """
     pixels = lr[0] * lr[1]
     # The decoder holds, at most, a padded copy of the features beside them.
-    work = pixels * item_bytes * max(ENCODER_FLOATS.get(type(encoder), 480), 2 * features) + CONSTANT_BYTES
+    work = pixels * item_bytes * max(encoder_floats(encoder), 2 * features) + CONSTANT_BYTES
     if device.type == "cpu":
         _compare(work + output_bytes, available_bytes(device), "memory", lr)
     else:
         _compare(output_bytes, available_bytes(torch.device("cpu")), "memory", lr)
         _compare(work, available_bytes(device), f"memory on {device}", lr)
+
+
+def encoder_floats(encoder: nn.Module, *, in_pieces: bool = False) -> int:
+    """Peak floats per LR pixel of an encoder; of an unknown one, a guess."""
+    return (PIECES_FLOATS if in_pieces else ENCODER_FLOATS).get(type(encoder), 480)
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes of ``"1.5GiB"``, ``"600MiB"``, ``"800000KiB"`` or a whole number of bytes; UpscaleError otherwise."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMG])(?:i?B)?|B)?\s*", str(text), re.IGNORECASE)
+    if found is None:
+        raise UpscaleError(f"memory size {text!r} is not understood: write it as 600MiB or 1.5GiB")
+    return int(float(found[1]) * 1024 ** " KMG".index((found[2] or " ").upper()))
+
+
+def size_text(size: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"
+
+
+def resident_bytes() -> int:
+    """What this process holds of memory now; 0 where the system does not say."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def give_back_freed_memory() -> None:
+    """Make glibc return freed memory to the system at once, without which a process holds up to 1.5 times its needs.
+
+    Allocations from 1 MiB on become mappings of their own. Elsewhere than on Linux nothing happens.
+    """
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL("libc.so.6")
+        library.mallopt(M_MMAP_THRESHOLD, MIB)
+        library.malloc_trim(0)
+
+
+M_MMAP_THRESHOLD = -3
 
 
 def _compare(needed: int, available: int | None, what: str, lr: tuple[int, int]) -> None:

@@ -1,0 +1,273 @@
+"""How an output of any size is made within a memory bound: which tiles, which blocks, what it will hold and take.
+
+A *tile* is a window of the HR grid whose LR pixels are encoded at once, with as many LR pixels around them as the
+encoder's receptive radius (the halo), so that its features are those of the whole image. A tile is written in
+*blocks*, and a block is decoded in *strips* of rows whose content is small. Tiles and blocks begin and end at multiples
+of the sink's unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+from torch import nn
+
+from diinn_fast.decoder import ImplicitDecoder
+from diinn_fast.encoders import LEAST_PIXELS, RDN
+from diinn_fast.geometry import Window
+from diinn_fast.inference.errors import UpscaleError
+from diinn_fast.inference.memory import MIB, encoder_floats, size_text
+
+BLOCK_PIXELS = 1 << 20
+"""Most output pixels of a block, unless the sink's unit is larger: about a second's work of a CPU."""
+STRIP_BYTES = 64 * MIB
+"""Most content and temporaries of a strip."""
+QUEUE = 2
+"""Blocks that may wait for the writer; one more is being written, and one made."""
+MOST_TILES = 1024
+"""Most tiles along an axis that are considered."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a plan is made for: everything but the bound."""
+
+    encoder: nn.Module
+    decoder: ImplicitDecoder
+    lr: tuple[int, int]
+    hr: tuple[int, int]
+    pixel_bytes: int  # of an output pixel
+    unit: tuple[int, int] = (1, 1)
+    halo: int | None = None  # LR pixels; None: exact
+    workers: int = 1  # processes that share the tiles
+    item: int = 4  # bytes of a number in the encoder's dtype
+
+    @cached_property
+    def axes(self) -> tuple[dict[int, tuple[int, int, int]], dict[int, tuple[int, int, int]]]:
+        """See `_axis`."""
+        return _axis(self, 0), _axis(self, 1)
+
+    @cached_property
+    def radius(self) -> int | None:
+        """LR pixels read around a tile; None: not known, the image must be encoded in one piece."""
+        exact = getattr(self.encoder, "receptive_radius", None)
+        return exact if exact is None or self.halo is None else min(self.halo, exact)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Numbers that say how to cut; with the same numbers every process cuts alike."""
+
+    lr: tuple[int, int]
+    hr: tuple[int, int]
+    unit: tuple[int, int]
+    radius: int  # LR pixels read around a tile
+    tiles: tuple[int, int]  # count down and across
+    block: tuple[int, int]  # most HR rows and columns
+    strip: int  # HR rows decoded at a time
+    work_bytes: int  # dense features of RDN
+    peak_bytes: int  # beyond what the process held before
+
+    def tile_windows(self) -> list[Window]:
+        rows, columns = (cuts(*axis) for axis in zip(self.hr, self.unit, self.tiles, strict=True))
+        return [Window(y0, y1, x0, x1) for y0, y1 in pairwise(rows) for x0, x1 in pairwise(columns)]
+
+    def blocks(self, tile: Window) -> list[Window]:
+        return list(split(tile, *self.block))
+
+    def region(self, needed: Window) -> Window:
+        """LR rows and columns to encode for the features of the LR window ``needed``."""
+        (h, w), r = self.lr, self.radius
+        i0, i1, j0, j1 = needed
+        return Window(max(i0 - r, 0), min(i1 + r, h), max(j0 - r, 0), min(j1 + r, w))
+
+    def encoded_pixels(self, decoder: ImplicitDecoder) -> int:
+        """LR pixels encoded in all, halos included."""
+        regions = (self.region(decoder.lr_window(tile, self.lr, self.hr)) for tile in self.tile_windows())
+        return sum(r.shape[0] * r.shape[1] for r in regions)
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in self.__dict__.items()}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Plan:
+        values: Any = {name: tuple(v) if isinstance(v, list) else int(v) for name, v in fields.items()}
+        return cls(**values)
+
+
+def cuts(length: int, unit: int, count: int) -> list[int]:
+    """``[0, ..., length]``: ``count`` nearly equal parts that begin at multiples of ``unit``."""
+    units = -(-length // unit)
+    return [min(length, unit * (units * n // count)) for n in range(count + 1)]
+
+
+def split(window: Window, rows: int, columns: int) -> Iterator[Window]:
+    """The window in parts of at most that size, row by row."""
+    y0, y1, x0, x1 = window
+    for y in range(y0, y1, rows):
+        for x in range(x0, x1, columns):
+            yield Window(y, min(y + rows, y1), x, min(x + columns, x1))
+
+
+def make_plan(task: Task, free: int) -> Plan:
+    """The plan that encodes the fewest pixels and holds at most ``free`` bytes beyond what the process has now.
+
+    Raises UpscaleError if there is none.
+    """
+    block, strip, blocks_bytes, strip_bytes = _blocks(task, free)
+    best: tuple[float, int, Plan] | None = None
+    for share in (0.15, 0.3, 0.5) if isinstance(task.encoder, RDN) else (0.0,):
+        work = int((free - blocks_bytes) * share)
+        pixels = _most_pixels(task, free - blocks_bytes, work, strip_bytes)
+        found = _fewest_pixels(task, pixels, block)
+        if found is None:
+            continue
+        cost, tiles, largest = found
+        cost *= _cost_of_pieces(task.encoder, largest, work)
+        count = tiles[0] * tiles[1]
+        if best is None or (cost, count) < best[:2]:
+            peak = blocks_bytes + max(_encoding(task, largest, work), _decoding(task, largest, strip_bytes))
+            best = cost, count, Plan(task.lr, task.hr, task.unit, task.radius or 0, tiles, block, strip, work, peak)
+    if best is None:
+        raise UpscaleError("too little memory")
+    return best[2]
+
+
+def smallest_bound(task: Task, base: int) -> int:
+    """Fewest bytes, in steps of 16 MiB, for which there is a plan, given that the process holds ``base``."""
+    low, high = 0, 1 << 50  # no plan with low * step, a plan with high
+    while high - low > 16 * MIB:
+        middle = (low + high) // 2
+        try:
+            make_plan(task, middle)
+            high = middle
+        except UpscaleError:
+            low = middle
+    return -(-(base + high) // (16 * MIB)) * 16 * MIB
+
+
+def plan_within(task: Task, base: int, bound: int) -> Plan:
+    """The plan for a process that holds ``base`` bytes and may hold ``bound``; UpscaleError says what would do."""
+    try:
+        return make_plan(task, bound - base)
+    except UpscaleError:
+        least = smallest_bound(task, base)
+        raise UpscaleError(
+            f"this upscale cannot be done within {size_text(bound)} of memory: the smallest bound that works is "
+            f"{least // MIB} MiB (--max-memory {least // MIB}MiB)"
+        ) from None
+
+
+# -- blocks ----------------------------------------------------------------------------------------------------------
+
+
+def _blocks(task: Task, free: int) -> tuple[tuple[int, int], int, int, int]:
+    """Block (rows, columns), strip (rows), bytes of all blocks alive, bytes of a strip."""
+    (height, width), (unit_y, unit_x) = task.hr, task.unit
+    budget = min(STRIP_BYTES, max(free // 6, MIB))
+    most = max(1, min(BLOCK_PIXELS, budget // (task.pixel_bytes * (QUEUE + 2))))
+    columns = min(width, max(1, most // max(unit_y, 512)))
+    while columns > 64 and _strip_bytes(task, max(1, height // task.lr[0]), columns) > budget:
+        columns = columns * 3 // 4
+    columns = max(1, columns // unit_x) * unit_x
+    rows = max(1, most // min(columns, width) // unit_y) * unit_y
+    block = min(rows, -(-height // unit_y) * unit_y), min(columns, -(-width // unit_x) * unit_x)
+    strip = block[0]
+    while strip > 1 and _strip_bytes(task, strip, block[1]) > budget:
+        strip = (strip + 1) // 2
+    alive = min(block[0], height) * min(block[1], width) * task.pixel_bytes * (QUEUE + 2)
+    return block, strip, alive, _strip_bytes(task, strip, block[1])
+
+
+def _strip_bytes(task: Task, rows: int, columns: int) -> int:
+    """What decoding so many HR rows and columns holds beside the features: content, and the output a few times."""
+    (h, w), (height, width), decoder = task.lr, task.hr, task.decoder
+    rows, columns = min(rows, height), min(columns, width)
+    lr_rows, lr_columns = (min(n, math.ceil(m * n / out) + 3) for m, n, out in ((rows, h, height), (columns, w, width)))
+    floats = 3 * decoder.in_channels  # with a border of one, channels last
+    if not decoder.init_q and height * width >= h * w:
+        floats += len(decoder.K) * decoder.width * (3 if decoder.mode in (1, 2) else 1)
+    taps = 3 * 27 if decoder.mode == 4 else 0
+    return 4 * (lr_rows * lr_columns * floats + rows * columns * (5 * 3 + taps))
+
+
+# -- tiles -----------------------------------------------------------------------------------------------------------
+
+
+def _encoding(task: Task, pixels: int, work: int) -> int:
+    """Bytes that encoding so many LR pixels holds at most; of RDN, the dense features take ``work`` of them."""
+    return int(pixels * encoder_floats(task.encoder, in_pieces=True) * task.item) + work
+
+
+def _decoding(task: Task, pixels: int, strip_bytes: int) -> int:
+    return pixels * task.decoder.in_channels * max(task.item, 4) + strip_bytes
+
+
+def _most_pixels(task: Task, free: int, work: int, strip_bytes: int) -> int:
+    """LR pixels that can be encoded at once."""
+    encoding = (free - work) / (encoder_floats(task.encoder, in_pieces=True) * task.item)
+    decoding = (free - strip_bytes) / (task.decoder.in_channels * max(task.item, 4))
+    return int(min(encoding, decoding))
+
+
+def _cost_of_pieces(encoder: nn.Module, pixels: int, work: int) -> float:
+    """How much more an encoder computes because its dense blocks go in pieces, each with a halo."""
+    if not isinstance(encoder, RDN):
+        return 1.0
+    block: Any = encoder.RDBs[0]
+    piece = max(LEAST_PIXELS, work / (4 * block.dense_floats))
+    side, halo = math.sqrt(piece), len(block.convs)
+    return 1.0 if piece >= pixels else (side / max(1.0, side - 2 * halo)) ** 2
+
+
+def _fewest_pixels(task: Task, most: int, block: tuple[int, int]) -> tuple[float, tuple[int, int], int] | None:
+    """(LR pixels encoded in all, tiles down and across, pixels of the largest), or None if no cut is small enough."""
+    if task.radius is None:
+        pixels = task.lr[0] * task.lr[1]
+        return (pixels, (1, 1), pixels) if pixels <= most else None
+    rows, columns = task.axes
+    wanted = min(2 * task.workers if task.workers > 1 else 1, max(rows) * max(columns))
+    best: tuple[float, int, tuple[int, int], int] | None = None
+    for down, (high, tall, short) in rows.items():
+        for across, (wide, broad, narrow) in columns.items():
+            if tall * broad > most or down * across < wanted:
+                continue
+            if short * narrow < LEAST_PIXELS and down * across > wanted:
+                continue
+            candidate = high * wide, down * across, (down, across), tall * broad
+            if best is None or candidate < best:
+                best = candidate
+    return best and (best[0], *best[2:])
+
+
+def _axis(task: Task, axis: int) -> dict[int, tuple[int, int, int]]:
+    """LR pixels along an axis by number of tiles: (all regions together, longest, shortest)."""
+    length, n, unit = task.hr[axis], task.lr[axis], task.unit[axis]
+    found = {}
+    units = -(-length // unit)
+    for count in _counts(min(units, n, MOST_TILES)):
+        regions = [_extent(task, axis, start, stop) for start, stop in pairwise(cuts(length, unit, count))]
+        found[count] = sum(regions), max(regions), min(regions)
+    return found
+
+
+def _counts(most: int) -> Sequence[int]:
+    """1, 2, 3, ... and above 32 in steps of a sixteenth."""
+    counts = [1]
+    while counts[-1] < most:
+        counts.append(min(most, counts[-1] + max(1, counts[-1] // 16)))
+    return counts
+
+
+def _extent(task: Task, axis: int, start: int, stop: int) -> int:
+    """LR pixels along an axis that a tile from ``start`` to ``stop`` encodes."""
+    window = [0, 1, 0, 1]
+    window[2 * axis : 2 * axis + 2] = start, stop
+    needed = task.decoder.lr_window(window, task.lr, task.hr)[2 * axis : 2 * axis + 2]
+    radius = task.radius or 0
+    return min(needed[1] + radius, task.lr[axis]) - max(needed[0] - radius, 0)

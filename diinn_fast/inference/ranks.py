@@ -1,0 +1,120 @@
+"""Several processes on one output, as started by ``torchrun``: who does which tile, and what if one dies.
+
+Processes exchange no tensors, only a few words through the key-value store by which torch.distributed rendezvous: the
+plan, a counter from which each takes its next tile, and signs of life. That works alike beside gloo and NCCL, on any
+device, and needs no process group.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from diinn_fast.inference.errors import UpscaleError
+
+Item = TypeVar("Item")
+
+SILENCE = 30.0
+"""Seconds without a sign of life after which a process counts as dead."""
+START = 300.0
+"""Seconds that processes wait for the first one to make the plan."""
+
+
+class Alone:
+    """The only process."""
+
+    rank, world = 0, 1
+
+    def announce(self, words: dict[str, Any]) -> None:
+        pass
+
+    def hear(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def share(self, items: Sequence[Item]) -> Iterator[Item]:
+        yield from items
+
+    def finish(self) -> None:
+        """Say that this process has done its part; in the first one, return when all have."""
+
+    def close(self) -> None:
+        pass
+
+
+class Ranks(Alone):
+    """One of several processes. ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR``, ``MASTER_PORT`` say which and where."""
+
+    def __init__(self) -> None:
+        from torch import distributed  # half a second that one process need not spend
+
+        try:
+            found = next(iter(distributed.rendezvous("env://", timeout=timedelta(seconds=START))))
+        except (RuntimeError, ValueError) as error:
+            raise UpscaleError(f"the processes cannot find each other ({error}): start them by torchrun") from error
+        self._store, self.rank, self.world = found
+        self._store.set_timeout(timedelta(seconds=START))
+        self._closing = threading.Event()
+        self._pulse = threading.Thread(target=self._beat, daemon=True)
+        self._pulse.start()
+
+    def announce(self, words: dict[str, Any]) -> None:
+        """What the first process says to the others."""
+        self._store.set("words", json.dumps(words))
+
+    def hear(self) -> dict[str, Any]:
+        try:
+            return json.loads(self._store.get("words"))
+        except RuntimeError as error:
+            raise UpscaleError(
+                f"process {self.rank} heard nothing from process 0: run it again with --resume"
+            ) from error
+
+    def share(self, items: Sequence[Item]) -> Iterator[Item]:
+        """Items that no other process gets."""
+        while (n := self._take()) < len(items):
+            yield items[n]
+
+    def _take(self) -> int:
+        try:
+            return self._store.add("taken", 1) - 1
+        except RuntimeError as error:
+            raise UpscaleError("process 0 is gone: run it again with --resume") from error
+
+    def finish(self) -> None:
+        self._store.set(f"finished/{self.rank}", "yes")
+        if self.rank > 0:
+            return
+        seen: dict[int, tuple[int, float]] = {}
+        waiting = set(range(1, self.world))
+        while waiting:
+            for rank in sorted(waiting):
+                if self._store.check([f"finished/{rank}"]):
+                    waiting.discard(rank)
+                    continue
+                beat, now = self._store.add(f"beat/{rank}", 0), time.monotonic()
+                if seen.get(rank, (-1, now))[0] != beat:
+                    seen[rank] = beat, now
+                elif now - seen[rank][1] > SILENCE:
+                    raise UpscaleError(f"process {rank} has died: run it again with --resume")
+            time.sleep(0.05)
+
+    def _beat(self) -> None:
+        while not self._closing.wait(1.0):
+            try:
+                self._store.add(f"beat/{self.rank}", 1)
+            except RuntimeError:
+                return  # the store is gone, and with it the first process
+
+    def close(self) -> None:
+        self._closing.set()
+        self._pulse.join(5.0)
+
+
+def join_ranks() -> Alone:
+    """This process among those that ``torchrun`` started, or alone."""
+    return Ranks() if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ else Alone()
