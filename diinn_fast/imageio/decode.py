@@ -43,6 +43,9 @@ MAX_PIXELS = 2**31
 _READ_BYTES = 28
 """Peak bytes per pixel while reading 16-bit RGB + alpha: integers 8, float32 result 16, one plane 4."""
 
+_DECODE_BYTES_8BIT, _DECODE_BYTES_16BIT = 16, 24
+"""Peak bytes per pixel of `decode` alone."""
+
 _MODES_8BIT = {"1": "L", "L": "L", "La": "LA", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA"}
 _MODES_16BIT = {"I;16", "I;16B", "RGB", "RGBA"}
 
@@ -56,13 +59,20 @@ class Decoded:
     dpi: tuple[float, float] | None
 
 
-def decode(path: Path, kind: str, file: BinaryIO) -> Decoded:
-    """Decode the whole picture; ImageError for anything damaged, cut off, too large or not supported."""
+def decode(path: Path, kind: str, file: BinaryIO, *, max_bytes: int | None = None) -> Decoded:
+    """Decode the whole picture, by at most `max_bytes` if given (default: by what float samples leave free).
+
+    Raises:
+        ImageError: anything damaged, cut off, too large or not supported.
+    """
     header = check_png(path, file) if kind == "PNG" else None
     with _damage_explained(path, kind):
         picture = _open(kind, file)
-    _check_size(path, *picture.size)
+    if max_bytes is None:
+        _check_size(path, *picture.size)
     _check_kind(path, kind, picture, header)
+    if max_bytes is not None:
+        _check_bound(path, *picture.size, 16 if _is_16bit(picture, header) else 8, max_bytes)
     icc = picture.info.get("icc_profile")
     orientation = picture.tag_v2.get(_ORIENTATION, 1) if isinstance(picture, TiffImageFile) else None
     huge = math.prod(picture.size) > (PIL.Image.MAX_IMAGE_PIXELS or math.inf)
@@ -72,7 +82,7 @@ def decode(path: Path, kind: str, file: BinaryIO) -> Decoded:
         samples = _with_transparent_colour(samples, header)
     if orientation is None:  # Pillow turns TIFFs itself while loading
         orientation = _exif_orientation(picture)
-        samples = _upright(samples, orientation)
+        samples = upright(samples, orientation)
     return Decoded(samples, icc, _dpi(picture, orientation))
 
 
@@ -126,6 +136,20 @@ def _check_size(path: Path, width: int, height: int) -> None:
         raise ImageError(
             f"{path} declares {width} x {height} pixels, which take {pixels * _READ_BYTES / 2**30:.1f} GiB "
             f"to read and {available / 2**30:.1f} GiB are free: crop it or use a machine with more memory."
+        )
+
+
+def decode_bytes(width: int, height: int, bits: int) -> int:
+    """Most memory that `decode` takes, its result included."""
+    return width * height * (_DECODE_BYTES_16BIT if bits == 16 else _DECODE_BYTES_8BIT)
+
+
+def _check_bound(path: Path, width: int, height: int, bits: int, max_bytes: int) -> None:
+    needed = decode_bytes(width, height, bits)
+    if needed > max_bytes:
+        raise ImageError(
+            f"{path} takes {needed / 2**20:,.0f} MiB to decode {width} x {height} pixels and {max_bytes / 2**20:,.0f} "
+            "are left within the bound: raise it, or convert the file to a tiled TIFF or Zarr, read by region."
         )
 
 
@@ -278,7 +302,7 @@ def _with_transparent_colour(samples: np.ndarray, header: PngHeader) -> np.ndarr
     return np.concatenate([samples, alpha], axis=-1)
 
 
-def _upright(samples: np.ndarray, orientation: object) -> np.ndarray:
+def upright(samples: np.ndarray, orientation: object) -> np.ndarray:
     """Undo EXIF orientation 2..8; any other value means upright already."""
     if orientation in (5, 6, 7, 8):
         samples = samples.swapaxes(0, 1)

@@ -35,16 +35,16 @@ def read_image(path: str | os.PathLike[str]) -> Image:
             16-bit TIFF with separate planes or grey + alpha; more pixels than fit in memory.
     """
     path = Path(path)
-    with _open(path) as file:
-        decoded = decode(path, _sniff(path, file), file)
+    with open_picture(path) as file:
+        decoded = decode(path, sniff(path, file), file)
     samples = decoded.samples
     channels = samples.shape[2]
     colours = 3 if channels >= 3 else 1
     try:
         rgb = torch.empty(3, *samples.shape[:2])
         for channel in range(3):
-            rgb[channel] = _to_float(samples[..., min(channel, colours - 1)])
-        alpha = _to_float(samples[..., -1])[None] if channels > colours else None
+            rgb[channel] = to_float(samples[..., min(channel, colours - 1)])
+        alpha = to_float(samples[..., -1])[None] if channels > colours else None
     except (MemoryError, RuntimeError):  # torch reports a failed allocation as RuntimeError
         raise ImageError(f"{path} does not fit in memory: crop it or use a machine with more.") from None
     return Image(
@@ -57,12 +57,12 @@ def read_image(path: str | os.PathLike[str]) -> Image:
     )
 
 
-def _to_float(samples: np.ndarray) -> torch.Tensor:
+def to_float(samples: np.ndarray) -> torch.Tensor:
     """Integers [h, w] to float32 integer / (2**bits - 1)."""
     return torch.from_numpy(samples.astype(np.float32, order="C")).div_(np.iinfo(samples.dtype).max)
 
 
-def _open(path: Path) -> BinaryIO:
+def open_picture(path: Path) -> BinaryIO:
     if path.is_dir():
         raise ImageError(f"{path} is a folder: name an image file in it.")
     try:
@@ -74,7 +74,7 @@ def _open(path: Path) -> BinaryIO:
         raise ImageError(f"{path} cannot be opened ({reason}): check its name and permissions.") from error
 
 
-def _sniff(path: Path, file: BinaryIO) -> str:
+def sniff(path: Path, file: BinaryIO) -> str:
     try:
         start = file.read(16)
     except OSError as error:

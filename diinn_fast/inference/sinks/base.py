@@ -24,12 +24,12 @@ def system_errors(path: Path, part: Path) -> Iterator[None]:
     """Make one sentence of an OSError; it says what is kept."""
     try:
         yield
-    except OSError as error:
-        if is_disk_full(error):
+    except (OSError, EOFError) as error:
+        if isinstance(error, OSError) and is_disk_full(error):
             raise ImageError(
                 f"{path} is not complete, the disk is full: {part} keeps what was done, free some space and resume."
             ) from error
-        reason = error.strerror or str(error) or type(error).__name__
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ImageError(
             f"{path} is not complete ({reason}): {part} keeps what was done, check the disk and resume."
         ) from error

@@ -24,6 +24,7 @@ from diinn_fast.imageio.formats import already_exists
 from diinn_fast.imageio.layout import Layout, Progress, halve, levels_below
 from diinn_fast.inference.sinks.base import system_errors
 from diinn_fast.inference.sinks.protocol import SinkOptions
+from diinn_fast.inference.sinks.samples import check_window
 
 CHUNK = 512
 _SMALLEST_LEVEL = 256
@@ -66,11 +67,8 @@ class ZarrSink:
     def write(self, y: int, x: int, samples: np.ndarray) -> None:
         if self.array is None:
             raise ImageError(f"{self.path} is finished already: nothing more can be written.")
-        rows, columns, channels = samples.shape
-        full = self.layout
-        inside = 0 <= y <= y + rows <= full.height and 0 <= x <= x + columns <= full.width
-        if not inside or channels != full.channels or samples.dtype != np.dtype(full.dtype):
-            raise ValueError(f"samples {samples.shape} {samples.dtype} at ({y}, {x}) do not fit into {full.shape}")
+        check_window(self.layout, y, x, samples)
+        rows, columns, _ = samples.shape
         with system_errors(self.path, self.part), self._lock:
             self._put(self.array, y, x, samples)
             folder = self.store / "0" if self.multiscale else self.store

@@ -1,0 +1,129 @@
+"""What every source can do; how samples become what the network sees."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diinn_fast.imageio import ImageError
+from diinn_fast.imageio.positioned import PositionedFile
+from diinn_fast.imageio.read import to_float
+from diinn_fast.inference.kinds import TOLERANCE
+
+
+class Source(Protocol):
+    """A picture, read by region.
+
+    Attributes:
+        height, width: in pixels, of the upright picture.
+        grey, alpha: it is grey, it has alpha.
+        bits: 8 or 16 per sample (8 for floating point).
+        dtype: "uint8", "uint16" or "float32": what an output of the same kind holds.
+        icc, dpi: as of `imageio.Image`.
+        resident_bytes: most memory that it holds for its whole life.
+        identity: changes when the picture does (path, size and time of the file, or a digest of the samples).
+    """
+
+    height: int
+    width: int
+    grey: bool
+    alpha: bool
+    bits: int
+    dtype: str
+    icc: bytes | None
+    dpi: tuple[float, float] | None
+    resident_bytes: int
+    identity: str
+
+    def read(self, y0: int, y1: int, x0: int, x1: int) -> tuple[Tensor, Tensor | None]:
+        """rgb [3, y1 - y0, x1 - x0] float32 in [0, 1] (grey replicated) and alpha [1, ...] or None.
+
+        Any thread may call it. ImageError if the file has vanished, got shorter or is damaged there.
+        """
+
+    def close(self) -> None:
+        """Release the file. Can be called twice."""
+
+
+class SampleSource(ABC):
+    """A source of samples [H, W, C], integers or floats in [0, 1]."""
+
+    resident_bytes = 0
+    _file: PositionedFile | None = None
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        dtype: np.dtype,
+        identity: str,
+        icc: bytes | None = None,
+        dpi: tuple[float, float] | None = None,
+    ) -> None:
+        self.height, self.width, self.channels = shape
+        self.grey = self.channels < 3
+        self.alpha = self.channels in (2, 4)
+        self.bits = 16 if dtype.kind == "u" and dtype.itemsize == 2 else 8
+        self.dtype = f"uint{self.bits}" if dtype.kind == "u" else "float32"
+        self.icc = icc
+        self.dpi = dpi
+        self.identity = identity
+
+    @abstractmethod
+    def samples(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        """[y1 - y0, x1 - x0, C] of a window inside the picture."""
+
+    def read(self, y0: int, y1: int, x0: int, x1: int) -> tuple[Tensor, Tensor | None]:
+        check_inside(self, y0, y1, x0, x1)
+        samples = self.samples(y0, y1, x0, x1)
+        rgb = torch.empty(3, y1 - y0, x1 - x0)
+        for channel in range(3):
+            rgb[channel] = self._float(samples[..., 0 if self.grey else channel])
+        alpha = self._float(samples[..., -1])[None] if self.alpha else None
+        return rgb, alpha
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _float(self, plane: np.ndarray) -> Tensor:
+        if plane.dtype.kind == "u":
+            return to_float(plane)
+        values = torch.from_numpy(plane.astype(np.float32, order="C"))
+        low, high = (float(value) for value in values.aminmax())
+        if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
+            raise ImageError(
+                f"the picture has values from {low:g} to {high:g}: replace NaN and divide by the maximum, to [0, 1]."
+            )
+        return values
+
+
+def check_inside(source: Source | SampleSource, y0: int, y1: int, x0: int, x1: int) -> None:
+    """IndexError for a window that is empty or not inside: a mistake of the program, not of its user."""
+    if not (0 <= y0 < y1 <= source.height and 0 <= x0 < x1 <= source.width):
+        raise IndexError(f"window {(y0, y1, x0, x1)} is not inside {source.height} x {source.width}")
+
+
+def file_identity(path: Path) -> str:
+    """Path, size and time of last change."""
+    status = path.stat()
+    return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+
+
+def check_array(path: Path | str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int, int]:
+    """[h, w, C] of an array that can be a picture, ImageError for any other."""
+    full = shape if len(shape) == 3 else (*shape, 1)
+    if len(full) != 3 or 0 in full or full[2] not in (1, 2, 3, 4):
+        raise ImageError(f"{path} holds an array {list(shape)}: give one of [h, w] or [h, w, 1 to 4].")
+    if dtype.kind not in "uf" or (dtype.kind == "u" and dtype.itemsize > 2):
+        raise ImageError(f"{path} holds {dtype}: convert it to uint8, uint16 or float in [0, 1].")
+    return full[0], full[1], full[2]
+
+
+def unreadable(path: Path, error: Exception) -> ImageError:
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return ImageError(f"{path} can no longer be read ({reason}): restore the file, or fetch or export it again.")
