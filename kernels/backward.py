@@ -31,18 +31,20 @@ def split(
     tl.store(to + WIDTH, narrow(ds, both.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["columns", "i0", "j0", "span", "grid_columns"])
+@triton.jit(do_not_specialize=["queries", "columns", "i0", "j0", "down", "span", "grid_rows", "grid_columns"])
 def sum_queries(
-    values, pitch, target, target_pitch, row_start, column_start, columns, i0, j0, span, grid_columns,
+    values, pitch, target, target_pitch, row_start, column_start, queries, columns, i0, j0, down, span,
+    grid_rows, grid_columns,
     FEATURES: tl.constexpr, BF: tl.constexpr, BQ: tl.constexpr,
 ):  # fmt: skip
     """target[LR pixel] += sum of values[query] over the queries of that LR pixel: no atomics, always the same order.
 
-    ``values`` [queries, pitch], queries row by row in a rectangle of ``columns``; the LR pixel (i0 + a, j0 + b) owns
-    its rows row_start[a] : row_start[a+1] and columns column_start[b] : column_start[b+1]. A program is one LR pixel
-    (``span`` of them a row) and BF features.
+    ``values`` [images * queries, pitch], an image's queries row by row in a rectangle of ``columns``; the LR pixel
+    (i0 + a, j0 + b) owns its rows row_start[a] : row_start[a+1] and columns column_start[b] : column_start[b+1]. A
+    program is one LR pixel (``down`` rows of ``span`` of them an image) and BF features.
     """
-    program = tl.program_id(0)
+    image = (tl.program_id(0) // (down * span)).to(tl.int64)
+    program = tl.program_id(0) % (down * span)
     a, b = program // span, program % span
     y0, y1 = tl.load(row_start + a), tl.load(row_start + a + 1)
     x0, x1 = tl.load(column_start + b), tl.load(column_start + b + 1)
@@ -54,9 +56,9 @@ def sum_queries(
     start = count * 0
     while start < count:
         n = start + tl.arange(0, BQ)
-        query = (y0 + n // across) * columns + x0 + n % across
+        query = image * queries + (y0 + n // across) * columns + x0 + n % across
         mask = (n < count)[:, None] & exists[None, :]
         total += tl.sum(tl.load(values + query[:, None] * pitch + f[None, :], mask=mask, other=0.0).to(tl.float32), 0)
         start += BQ
-    to = target + ((i0 + a).to(tl.int64) * grid_columns + j0 + b) * target_pitch + f
+    to = target + ((image * grid_rows + i0 + a) * grid_columns + j0 + b) * target_pitch + f
     tl.store(to, tl.load(to, mask=exists) + total, mask=exists)

@@ -67,6 +67,7 @@ def direct(
     source, position, position_bias, hidden, hidden_bias, last, last_bias, content, content_bias, first, first_bias,
     index, offset, out, slab_s, slab_k, slab_q,
     h, w, height, width, scale_y, scale_x, ratio, origin_y, origin_x, grid_rows, grid_columns, y0, x0, rows, columns,
+    images,
     WIDTH: tl.constexpr, LAYERS: tl.constexpr, CHANNELS: tl.constexpr, PADDED: tl.constexpr,
     DEPTH: tl.constexpr, BC: tl.constexpr, MODE: tl.constexpr, INIT_Q: tl.constexpr, POINTS: tl.constexpr,
     KEEP: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
@@ -82,6 +83,7 @@ def direct(
         y0, x0, rows, columns, POINTS, TY, TX,
     )  # fmt: skip
     total = rows.to(tl.int64) * columns
+    place, queries = image * total + query, images * total
     pitch = (grid_columns.to(tl.int64) + 2) * DEPTH
     neighbourhood = source + ((image * (grid_rows + 2) + row) * (grid_columns + 2) + column) * DEPTH
     n = tl.arange(0, BN)
@@ -105,9 +107,9 @@ def direct(
             s = first_argument(position, position_bias, dy, dx, ratio, o * BN, BN)
         value = modulation * sin(s, FAST)
         if KEEP:
-            keep(slab_s, s, 0, o * BN, total, query, mask, WIDTH, BN)
-            keep(slab_k, modulation, 0, o * BN, total, query, mask, WIDTH, BN)
-            keep(slab_q, value, 0, o * BN, total, query, mask, WIDTH, BN)
+            keep(slab_s, s, 0, o * BN, queries, place, mask, WIDTH, BN)
+            keep(slab_k, modulation, 0, o * BN, queries, place, mask, WIDTH, BN)
+            keep(slab_q, value, 0, o * BN, queries, place, mask, WIDTH, BN)
         k = put(k, narrow(modulation, DTYPE), o, CHUNKS)
         q = put(q, narrow(value, DTYPE), o, CHUNKS)
 
@@ -127,7 +129,7 @@ def direct(
                 next_c = product(r, weight, o_k * BN, i * BN, next_c, WIDTH, BN, BN, PRECISION)
             next_c = relu(next_c + tl.load(content_bias + layer * WIDTH + o_k * BN + n)[None, :])
             if KEEP:
-                keep(slab_k, next_c, layer, o_k * BN, total, query, mask, WIDTH, BN)
+                keep(slab_k, next_c, layer, o_k * BN, queries, place, mask, WIDTH, BN)
             next_k = put(next_k, narrow(next_c, DTYPE), o_k, CHUNKS)
         for o_q in tl.range(CHUNKS, num_stages=STAGES):
             next_s = tl.zeros([TY * TX, BN], tl.float32)
@@ -139,8 +141,8 @@ def direct(
                 chosen = tl.where(o_q == i, next_k[i], chosen)
             next_value = chosen.to(tl.float32) * sin(next_s, FAST)
             if KEEP:
-                keep(slab_s, next_s, layer, o_q * BN, total, query, mask, WIDTH, BN)
-                keep(slab_q, next_value, layer, o_q * BN, total, query, mask, WIDTH, BN)
+                keep(slab_s, next_s, layer, o_q * BN, queries, place, mask, WIDTH, BN)
+                keep(slab_q, next_value, layer, o_q * BN, queries, place, mask, WIDTH, BN)
             next_q = put(next_q, narrow(next_value, DTYPE), o_q, CHUNKS)
         k, q = next_k, next_q
 

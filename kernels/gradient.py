@@ -28,8 +28,10 @@ from .tiles import divisor
 if TYPE_CHECKING:
     from diinn_fast.ops import Problem
 
-SLAB = 16384
-"""Queries at a time: about 14 KiB each in 16 bit at H = 256 and 4 layers (direct form: 24 KiB), so 0.25 to 0.4 GB."""
+SLAB = 1 << 16
+"""Queries at a time: about 11 KiB each in 16 bit at H = 256 and 4 layers (direct form: 24 KiB), so 0.7 to 1.5 GiB. Some
+forty launches per slab take the CPU about 0.4 ms, and a GPU needs some 10 ns per query: fewer queries would leave it
+waiting."""
 
 
 def backward(
@@ -39,22 +41,33 @@ def backward(
     network, inputs = Network(problem, source, weights), [source, *weights]
     sums = Sums(network, needs)
     if grad.numel():
-        for image in range(len(source)):
-            for slab, rows in _slabs(problem, grad[image]):
-                _Slab(network, slab, image, sums).run(rows)
+        for slab, images, rows in _slabs(problem, grad):
+            _Slab(network, slab, images, sums).run(rows)
     grads = sums.finish(network)
     return [v.new_empty(0) if g is None else g.reshape(v.shape).to(v.dtype) for v, g in zip(inputs, grads, strict=True)]
 
 
-def _slabs(problem: Problem, grad: Tensor) -> Iterator[tuple[Problem, Tensor]]:
-    """One image's queries in slabs, with the gradient of their output [queries, channels]."""
-    most = problem.chunk or SLAB
+def _slabs(problem: Problem, grad: Tensor) -> Iterator[tuple[Problem, slice, Tensor]]:
+    """All queries in slabs: several images whole, or parts of one; with the gradient of their output
+    [queries, channels]."""
+    most, count = problem.chunk or SLAB, query_count(problem)
+    together = max(1, most // count)
+    for start in range(0, len(grad), together):
+        images = slice(start, min(start + together, len(grad)))
+        for part, rows in _parts(problem, grad[images], most):
+            if part.index is not None and part.offset is not None:
+                part = replace(part, index=part.index[images], offset=part.offset[images])
+            yield part, images, rows
+
+
+def _parts(problem: Problem, grad: Tensor, most: int) -> Iterator[tuple[Problem, Tensor]]:
+    """The queries of some images, ``most`` of an image at a time."""
     if problem.window is None:
         assert problem.index is not None and problem.offset is not None
         for start in range(0, problem.index.shape[1], most):
             stop = start + most
             part = replace(problem, index=problem.index[:, start:stop], offset=problem.offset[:, start:stop])
-            yield part, grad[start:stop]
+            yield part, grad[:, start:stop].flatten(0, 1)
         return
     y0, y1, x0, x1 = problem.window
     across = min(most, x1 - x0)
@@ -62,8 +75,8 @@ def _slabs(problem: Problem, grad: Tensor) -> Iterator[tuple[Problem, Tensor]]:
     for y in range(y0, y1, down):
         for x in range(x0, x1, across):
             cut = Window(y, min(y + down, y1), x, min(x + across, x1))
-            rgb = grad[:, y - y0 : cut.y1 - y0, x - x0 : cut.x1 - x0]
-            yield replace(problem, window=cut), rgb.flatten(1).t()
+            rgb = grad[:, :, y - y0 : cut.y1 - y0, x - x0 : cut.x1 - x0]
+            yield replace(problem, window=cut), rgb.flatten(2).transpose(1, 2).flatten(0, 1)
 
 
 class Sums:
@@ -111,23 +124,23 @@ class Sums:
 
 
 class _Slab:
-    """The backward of one slab of one image's queries."""
+    """The backward of one slab: some queries of some images."""
 
-    def __init__(self, network: Network, problem: Problem, image: int, sums: Sums) -> None:
-        if problem.index is not None and problem.offset is not None:
-            problem = replace(problem, index=problem.index[image : image + 1], offset=problem.offset[image : image + 1])
-        self.network, self.problem, self.image, self.sums = network, problem, image, sums
-        self.queries = query_count(problem)
+    def __init__(self, network: Network, problem: Problem, images: slice, sums: Sums) -> None:
+        self.network, self.problem, self.images, self.sums = network, problem, images, sums
+        self.count = images.stop - images.start
+        self.queries = query_count(problem)  # of each image
         self.halo = 2 if network.form == "direct" else 0
         self._locate()
 
     def _locate(self) -> None:
-        """Position p [queries, 3] (float32) and flattened LR pixel of every query, and each LR pixel's rectangle."""
+        """Position p [queries, 3] (float32) of every query, its LR pixel, counted through the images, and each LR
+        pixel's rectangle."""
         problem, device = self.problem, self.network.device
-        self.columns = self.network.source.shape[2] - self.halo
+        self.rows, self.columns = (n - self.halo for n in self.network.source.shape[1:3])
         if problem.window is None:
             assert problem.index is not None and problem.offset is not None
-            self.pixel, offset = problem.index[0], problem.offset[0].detach().float()
+            pixel, offset = problem.index, problem.offset.detach().float().flatten(0, 1)
         else:
             y0, y1, x0, x1 = problem.window
             (h, w), (height, width) = problem.lr, problem.size
@@ -136,17 +149,20 @@ class _Slab:
                 local_offset(y0, y1, i, h, height, torch.float32),
                 local_offset(x0, x1, j, w, width, torch.float32),
             )
-            self.rows, self.row_start = _owners(y0, y1, h, height, i)
-            self.across, self.column_start = _owners(x0, x1, w, width, j)
+            self.first_row, self.row_start = _owners(y0, y1, h, height, i)
+            self.first_column, self.column_start = _owners(x0, x1, w, width, j)
             offset = torch.stack([dy[:, None].expand(-1, len(dx)), dx.expand(len(dy), -1)], -1).flatten(0, 1)
-            self.pixel = ((i - problem.origin[0])[:, None] * self.columns + (j - problem.origin[1])).flatten()
+            offset = offset.repeat(self.count, 1)
+            pixel = ((i - problem.origin[0])[:, None] * self.columns + (j - problem.origin[1])).flatten()
+        before = torch.arange(self.count, device=device) * (self.rows * self.columns)
+        self.pixel = (before[:, None] + pixel).flatten()
         self.position = F.pad(offset, (0, 1), value=problem.ratio)
 
     def run(self, grad: Tensor) -> None:
         """Add this slab's part to the sums, given the gradient of its output [queries, channels]."""
         n, sums, width = self.network, self.sums, self.network.width
         grad = grad.to(n.dtype).contiguous()
-        s, k, q = n.recompute(self.problem, self.image)
+        s, k, q = n.recompute(self.problem, self.images)
         _add_product(sums.last, grad, q[-1])
         _add_sum(sums.last_bias, grad)
         dq, carry = product(grad, n.last), None
@@ -155,9 +171,10 @@ class _Slab:
         for layer in reversed(range(n.layers)):
             both = self._split(dq, carry, s[layer], k[layer])
             dk, ds = both[:, :width], both[:, width:]
-            dks.insert(0, dk)
-            if n.form != "direct" and sums.source is not None:
-                self._to_pixels(sums.source[self.image].flatten(0, 1)[:, layer * width :], both, width)
+            if n.form == "direct":
+                dks.insert(0, dk)
+            elif sums.source is not None:
+                self._to_pixels(sums.source[self.images].flatten(0, 2)[:, layer * width :], both, width)
             if layer == 0:
                 break
             weight = n.hidden[layer - 1]
@@ -183,9 +200,10 @@ class _Slab:
         """From the gradients dk_i and ds_0 to content weights, features, and the sine layer of init_q."""
         n, sums, width = self.network, self.sums, self.network.width
         assert n.content is not None
-        padded = n.source[self.image].flatten(0, 1)  # [(rows+2) (columns+2), depth]
+        padded = n.source[self.images].flatten(0, 2)  # [images (rows+2) (columns+2), depth]
         pitch = self.columns + 2
-        corner = self.pixel // self.columns * pitch + self.pixel % self.columns
+        row = self.pixel // self.columns
+        corner = (row + row // self.rows * 2) * pitch + self.pixel % self.columns  # an image has two rows of border
         x = torch.cat([padded[corner + tap // 3 * pitch + tap % 3] for tap in range(9)], dim=1)
         modulated, position, argument = x, self.position, None
         if n.first is not None and n.first_bias is not None:
@@ -206,13 +224,13 @@ class _Slab:
             _add_sum(sums.first_bias, dp)
             dx *= position
         if sums.taps is not None:
-            self._to_pixels(sums.taps[self.image], dx, dx.shape[1])
+            self._to_pixels(sums.taps[self.images].flatten(0, 1), dx, dx.shape[1])
 
     def _split(self, dq: Tensor, carry: Tensor | None, s: Tensor, k: Tensor) -> Tensor:
         n, block = self.network, 1024
-        both = k.new_empty(self.queries, 2 * n.width)
+        both = k.new_empty(len(k), 2 * n.width)
         split[(triton.cdiv(s.numel(), block),)](
-            dq, carry, s, k, both, self.queries,
+            dq, carry, s, k, both, len(k),
             WIDTH=n.width, CARRY=carry is not None, MODULATION=n.form == "modulation", FAST=n.fast_sine, BLOCK=block,
             enable_fp_fusion=True,
         )  # fmt: skip
@@ -229,9 +247,10 @@ class _Slab:
             return
         window, origin = self.problem.window, self.problem.origin
         down, span, block = len(self.row_start) - 1, len(self.column_start) - 1, divisor(features, 256)
-        sum_queries[(down * span, features // block)](
+        sum_queries[(self.count * down * span, features // block)](
             values, values.stride(0), target, target.stride(0), self.row_start, self.column_start,
-            window.shape[1], self.rows - origin[0], self.across - origin[1], span, self.columns,
+            self.queries, window.shape[1], self.first_row - origin[0], self.first_column - origin[1], down, span,
+            self.rows, self.columns,
             FEATURES=features, BF=block, BQ=16, enable_fp_fusion=True,
         )  # fmt: skip
 

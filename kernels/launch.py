@@ -84,12 +84,13 @@ class Network:
             self._launch(problem, self.source, out, None)
         return out
 
-    def recompute(self, problem: Problem, image: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Sine arguments s (float32), modulation k and q ``[L, queries, H]`` of one image's queries, row by row."""
-        shape = (self.layers, query_count(problem), self.width)
+    def recompute(self, problem: Problem, images: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Sine arguments s (float32), modulation k and q ``[L, queries, H]`` of some images' queries, row by row."""
+        source = self.source[images]
+        shape = (self.layers, len(source) * query_count(problem), self.width)
         s = self.source.new_empty(shape, dtype=torch.float32)
         slabs = s, self.source.new_empty(shape), self.source.new_empty(shape)
-        self._launch(problem, self.source[image : image + 1], None, slabs)
+        self._launch(problem, source, None, slabs)
         return slabs
 
     def _launch(
@@ -166,7 +167,7 @@ def _geometry(problem: Problem, source: Tensor) -> dict[str, Any]:
         columns = problem.index.shape[1]
     scale, halo = (_float32(h / height), _float32(w / width)), 2 if problem.form == "direct" else 0
     grid = source.shape[1] - halo, source.shape[2] - halo
-    values = (h, w, height, width, *scale, problem.ratio, *problem.origin, *grid, y0, x0, rows, columns)
+    values = (h, w, height, width, *scale, problem.ratio, *problem.origin, *grid, y0, x0, rows, columns, len(source))
     return dict(zip(GEOMETRY, values, strict=True))
 
 

@@ -11,6 +11,7 @@ GEOMETRY = (
     "h", "w", "height", "width", "scale_y", "scale_x", "ratio",  # LR and HR sizes, float32(h / H), float32(w / W)
     "origin_y", "origin_x", "grid_rows", "grid_columns",  # the source's first LR pixel and size
     "y0", "x0", "rows", "columns",  # the window; for points rows = 1, columns = N
+    "images",
 )  # fmt: skip
 """Scalar arguments of the kernels that differ from image to image: no specialisation, or each size would compile."""
 
@@ -115,9 +116,10 @@ def store_output(
 
 
 @triton.jit
-def keep(slab, value, layer, column, total, query, mask, WIDTH: tl.constexpr, BN: tl.constexpr):
-    """Write a [BM, BN] tile of a layer into a slab [layers, queries, H], for the backward."""
-    where = (layer * total + query)[:, None] * WIDTH + (column + tl.arange(0, BN))[None, :]
+def keep(slab, value, layer, column, queries, place, mask, WIDTH: tl.constexpr, BN: tl.constexpr):
+    """Write a [BM, BN] tile of a layer into a slab [layers, queries, H], for the backward; ``queries`` are those of
+    all images, ``place`` counts through them."""
+    where = (layer * queries + place)[:, None] * WIDTH + (column + tl.arange(0, BN))[None, :]
     tl.store(slab + where, narrow(value, slab.dtype.element_ty), mask=mask[:, None])
 
 

@@ -30,12 +30,13 @@ from .trig import sin
 def projected(
     source, position, position_bias, hidden, hidden_bias, last, last_bias, index, offset, out, slab_s, slab_k, slab_q,
     h, w, height, width, scale_y, scale_x, ratio, origin_y, origin_x, grid_rows, grid_columns, y0, x0, rows, columns,
+    images,
     WIDTH: tl.constexpr, LAYERS: tl.constexpr, CHANNELS: tl.constexpr, PADDED: tl.constexpr,
     MODULATION: tl.constexpr, POINTS: tl.constexpr, KEEP: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
     TY: tl.constexpr, TX: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """``source`` [B, rows, columns, L*H]; ``hidden`` [L-1, 2H, H] (modulation: [L-1, H, H]); see ``network`` for the
-    rest. KEEP writes sine arguments, modulation and q of every layer to slabs [L, queries, H] (one image)."""
+    rest. KEEP writes sine arguments, modulation and q of every layer to slabs [L, queries, H]."""
     CHUNKS: tl.constexpr = WIDTH // BN
     PITCH: tl.constexpr = WIDTH if MODULATION else 2 * WIDTH  # rows of a layer in ``hidden``
     SYNTHESIS: tl.constexpr = 0 if MODULATION else WIDTH  # its first row of Q_i
@@ -44,6 +45,7 @@ def projected(
         y0, x0, rows, columns, POINTS, TY, TX,
     )  # fmt: skip
     total = rows.to(tl.int64) * columns
+    place, queries = image * total + query, images * total
     content = source + ((image * grid_rows + row) * grid_columns + column)[:, None] * (LAYERS * WIDTH)
     content += tl.arange(0, BN)[None, :]
 
@@ -54,9 +56,9 @@ def projected(
         s = first_argument(position, position_bias, dy, dx, ratio, first * BN, BN)
         value = k * sin(s, FAST)
         if KEEP:
-            keep(slab_s, s, 0, first * BN, total, query, mask, WIDTH, BN)
-            keep(slab_k, k, 0, first * BN, total, query, mask, WIDTH, BN)
-            keep(slab_q, value, 0, first * BN, total, query, mask, WIDTH, BN)
+            keep(slab_s, s, 0, first * BN, queries, place, mask, WIDTH, BN)
+            keep(slab_k, k, 0, first * BN, queries, place, mask, WIDTH, BN)
+            keep(slab_q, value, 0, first * BN, queries, place, mask, WIDTH, BN)
         q = q + (narrow(value, source.dtype.element_ty),)
 
     new = q
@@ -76,9 +78,9 @@ def projected(
         k = k if MODULATION else relu(k)
         value = k * sin(s, FAST)
         if KEEP:
-            keep(slab_s, s, layer + 1, o * BN, total, query, mask, WIDTH, BN)
-            keep(slab_k, k, layer + 1, o * BN, total, query, mask, WIDTH, BN)
-            keep(slab_q, value, layer + 1, o * BN, total, query, mask, WIDTH, BN)
+            keep(slab_s, s, layer + 1, o * BN, queries, place, mask, WIDTH, BN)
+            keep(slab_k, k, layer + 1, o * BN, queries, place, mask, WIDTH, BN)
+            keep(slab_q, value, layer + 1, o * BN, queries, place, mask, WIDTH, BN)
         new = put(new, narrow(value, source.dtype.element_ty), o, CHUNKS)
         following = ()
         for i in tl.static_range(CHUNKS):

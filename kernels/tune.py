@@ -79,7 +79,7 @@ def compare(
         network = Network(problem, source, weights, tile)
 
         def call(network: Network = network) -> tuple[Tensor, ...]:
-            return network.recompute(problem, 0) if keep else (network.forward(problem),)
+            return network.recompute(problem, slice(0, 1)) if keep else (network.forward(problem),)
 
         try:
             result = call()

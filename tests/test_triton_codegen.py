@@ -135,7 +135,7 @@ FLOAT |= {"slab_s", "dq", "carry", "s", "target"}
 NUMBERS = {"scale_y": "fp32", "scale_x": "fp32", "ratio": "fp32"}
 INDICES = {"row_start": "*i64", "column_start": "*i64", "index": "*i64"}
 INTEGERS = {"h", "w", "height", "width", "origin_y", "origin_x", "grid_rows", "grid_columns", "y0", "x0", "rows"}
-INTEGERS |= {"columns", "queries", "pitch", "target_pitch", "i0", "j0", "span"}
+INTEGERS |= {"columns", "images", "queries", "pitch", "target_pitch", "i0", "j0", "down", "span"}
 
 
 def kind(name: str, operand: str) -> str:
