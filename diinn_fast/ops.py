@@ -101,9 +101,8 @@ def _(
     backend: str,
 ) -> Tensor:
     problem = _problem(form, mode, geometry, index, offset, chunk)
-    chosen = backends.choose(backend, problem, source)
-    with _dtypes_as_given(source):
-        return chosen.forward(problem, source, list(weights))
+    with _dtypes_as_given(source):  # backends check themselves when they are chosen
+        return backends.choose(backend, problem, source).forward(problem, source, list(weights))
 
 
 @torch.library.register_fake("diinn_fast::decode")
@@ -127,9 +126,8 @@ def _(
     needs: Sequence[bool],
 ) -> list[Tensor]:
     problem = _problem(form, mode, geometry, index, offset, chunk)
-    chosen = backends.choose(backend, problem, source)
-    with _dtypes_as_given(source):
-        return chosen.backward(problem, grad, source, list(weights), list(needs))
+    with _dtypes_as_given(source):  # backends check themselves when they are chosen
+        return backends.choose(backend, problem, source).backward(problem, grad, source, list(weights), list(needs))
 
 
 @torch.library.register_fake("diinn_fast::decode_backward")

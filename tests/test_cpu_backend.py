@@ -515,3 +515,12 @@ def test_extra_memory_is_bounded(threads):
 def _resident(field: str) -> int:
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith(field)) * 1024
+
+
+def test_the_self_check_holds_where_autocast_is_on(monkeypatch):
+    """Training in bfloat16 decodes for the first time inside autocast, which would round the plain PyTorch twin."""
+    monkeypatch.setattr(cpu, "_checked", {})
+    decoder, features = make_decoder(3, width=32, layers=3), torch.rand(1, 64, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        decoder(features, (9, 9)).sum().backward()
+    assert cpu._checked and not any(cpu._checked.values())

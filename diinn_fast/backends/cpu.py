@@ -232,7 +232,7 @@ def _self_check(name: str) -> str | None:
 
     "avx512_bf16": the bfloat16 kernel alone, whose refusal leaves bfloat16 to the float32 kernels.
     """
-    with _check_lock:
+    with _check_lock, torch.autocast("cpu", enabled=False):
         if name not in _checked:
             bf16 = name == "avx512_bf16"
             _checked[name] = _compare_bf16_with_eager() if bf16 else _compare_with_eager()
