@@ -146,15 +146,18 @@ def program(name: str) -> str | None:
 
 
 def run_stage(
-    steps: Sequence[Step], logs: Path, environment: dict[str, str], workers: int, end: float
+    steps: Sequence[Step], logs: Path, environment: dict[str, str], workers: int, end: float, least: float = 5.0
 ) -> Iterable[Outcome]:
-    """Run steps side by side, ``workers`` at a time, none beyond its limit or ``end``; yield them as they finish."""
+    """Run steps side by side, ``workers`` at a time, none beyond its limit or ``end``; yield them as they finish.
+
+    A step that would have less than ``least`` seconds is not run.
+    """
     waiting, running = list(steps), {}
     while waiting or running:
         while waiting and len(running) < workers:
             step = waiting.pop(0)
             limit = min(step.limit, end - time.monotonic())
-            if limit < 5:
+            if limit < least:
                 yield Outcome(step, "not run", last="no time was left")
                 continue
             log = (logs / f"{step.name}.log").open("w")

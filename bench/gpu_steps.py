@@ -7,6 +7,7 @@ nothing is lost when a step is stopped; the rest goes to FOLDER/run/.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -106,6 +107,7 @@ def time_together(book: Book, suite: str, case: Case, peers: Sequence[Peer]) -> 
     record = book.record(suite, case)
     calls: dict[str, Callable[[], object]] = {}
     for peer in peers:
+        release()
         reason = left_out(case, peer) or attempt(partial(start, case, peer, calls))
         if reason:
             record["left_out"][peer.name] = reason
@@ -142,10 +144,15 @@ def attempt(work: Callable[[], object]) -> str | None:
         work()
     except Exception as error:
         torch.compiler.reset()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
     return None
+
+
+def release() -> None:
+    """Give memory that nothing uses back to the device, where the next peer's is counted."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def synchronize(device: str) -> None:
@@ -191,6 +198,7 @@ def memory_of(book: Book) -> int:
     for case, peers in zip(cases, (ours, trained), strict=True):
         record = book.record("memory", case)
         for peer in peers:
+            release()
             reason = left_out(case, peer) or attempt(partial(peak, case, peer, record))
             if reason:
                 record["left_out"][peer.name] = reason
