@@ -15,6 +15,11 @@ __global__ void pack_weights(const __grid_constant__ Decode d) {
   if (piece < packed_elements(d) / 8) pack_piece(d, piece);
 }
 
+static_assert(sizeof(Portable<Float16, false, false>::Shared) <= 99 << 10, "what a block has on sm_86, 89 and 120");
+#ifdef DIINN_HOPPER
+static_assert(sizeof(Hopper<Float16, false>::Shared) <= 227 << 10, "what a block has on sm_90");
+#endif
+
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, 1) decode_kernel(const __grid_constant__ Decode d) {
   extern __shared__ __align__(1024) char memory[];
@@ -26,6 +31,7 @@ template <class Kernel>
 __global__ void __cluster_dims__(Kernel::kCluster, 1, 1) __launch_bounds__(Kernel::kThreads, 1)
     decode_clusters(const __grid_constant__ Decode d) {
   extern __shared__ __align__(1024) char memory[];
+  if (shared_address(memory) % kGroupBytes != 0) __trap();  // swizzles count from here
   Kernel(d, *reinterpret_cast<typename Kernel::Shared*>(memory)).run();
 }
 #endif

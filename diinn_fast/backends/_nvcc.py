@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-ARCHITECTURES = ("80", "86", "89", "90a", "100", "120")
+ARCHITECTURES = ("80", "86", "89", "90a", "120")
 """What is compiled and checked without a GPU; others from 8.0 up are compiled on demand."""
 
 FLAGS = ("-std=c++17", "-O3", "-lineinfo", "--shared", "-Xcompiler", "-fPIC", "-cudart", "static")
