@@ -1,13 +1,16 @@
-"""Builds the CPU kernels (csrc/cpu) into ``diinn_fast/_cpu``, if the machine can; everything else is in pyproject.toml.
+"""Builds the CPU kernels (csrc/cpu) into ``diinn_fast/_cpu``, if the machine can, and adds the sources of the CUDA
+kernels (csrc/cuda), which are compiled at first use; everything else is in pyproject.toml.
 
 A machine without a C++ compiler, or one where compiling fails, still gets a working package: plain PyTorch serves,
 and ``diinn-fast info`` says why. Environment: CXX (compiler), DIINN_FAST_NO_KERNELS=1 (do not compile),
 DIINN_FAST_SANITIZE=1 (address and undefined-behaviour sanitizers, into build/sanitize instead of the package; see
-csrc/cpu/README.md).
+csrc/cpu/README.md), DIINN_FAST_CUDA=80,90a (compile the CUDA kernels for these architectures now; "all": for those of
+``diinn_fast/backends/_nvcc.py``).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import shutil
@@ -15,11 +18,13 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from types import ModuleType
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 FOLDER = Path("csrc/cpu")
+CUDA = Path("csrc/cuda")
 COMMON = [
     "-std=c++17",
     "-O3",
@@ -42,6 +47,18 @@ SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "
 
 class BuildKernels(build_ext):
     """Compiles the kernels, or says in one line why not: never fails the installation."""
+
+    def run(self) -> None:
+        super().run()
+        folder = Path(self.get_ext_fullpath("diinn_fast._cpu")).parent / "_cuda"
+        if not self.inplace:  # an editable installation reads them in csrc/cuda
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in (*CUDA.glob("*.h"), *CUDA.glob("*.cu")):
+                shutil.copy2(path, folder)
+        try:
+            compile_cuda(folder)
+        except RuntimeError as error:
+            print(f"diinn_fast: the CUDA kernels were not compiled, first use will try: {error}", file=sys.stderr)
 
     def build_extension(self, extension: Extension) -> None:
         sanitize = os.environ.get("DIINN_FAST_SANITIZE") == "1"
@@ -82,6 +99,24 @@ class BuildKernels(build_ext):
         partial = target.with_suffix(".partial")
         run([*link, "-o", str(partial)])
         partial.replace(target)
+
+
+def compile_cuda(folder: Path) -> None:
+    """Compile the CUDA kernels for the architectures that DIINN_FAST_CUDA lists, if any."""
+    asked = os.environ.get("DIINN_FAST_CUDA", "")
+    nvcc = load_nvcc()
+    for arch in nvcc.ARCHITECTURES if asked == "all" else filter(None, asked.replace(" ", "").split(",")):
+        print(f"diinn_fast: compiling the CUDA kernels for sm_{arch}")
+        nvcc.compile_library(arch, folder)
+
+
+def load_nvcc() -> ModuleType:
+    """``diinn_fast.backends._nvcc`` without importing the package, which needs torch."""
+    spec = importlib.util.spec_from_file_location("_nvcc", Path("diinn_fast/backends/_nvcc.py").resolve())
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def find_compiler() -> list[str]:
@@ -139,7 +174,8 @@ def run(command: list[str]) -> None:
         print(result.stdout, file=sys.stderr)
 
 
-SOURCES = sorted(str(path) for path in FOLDER.glob("*") if path.suffix in (".cpp", ".h"))
+FILES = (*FOLDER.glob("*"), *CUDA.glob("**/*"))
+SOURCES = sorted(str(path) for path in FILES if path.suffix in (".cpp", ".h", ".cu"))
 setup(
     ext_modules=[Extension("diinn_fast._cpu", sources=[], depends=SOURCES, optional=True)],
     cmdclass={"build_ext": BuildKernels},
