@@ -21,6 +21,7 @@ from train_small import SMALL, assert_same_state, checkpoint, make_photos, one_t
 from diinn_fast import DIINN, CheckpointError
 from diinn_fast.baselines import LIIF, MetaSR
 from diinn_fast.cli import main
+from diinn_fast.data import degrade, load_photos
 from diinn_fast.training import ablation
 from diinn_fast.training.module import REWARM, Diverged, SRModule
 from diinn_fast.training.portable import plain_config, read_run, write_run
@@ -76,6 +77,25 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(photos, whole, tmp_path, mo
     assert [r["train/lr"] for r in figures[0] if "train/lr" in r] == [
         r["train/lr"] for r in figures[1] if "train/lr" in r
     ]
+
+
+def test_loader_processes_change_nothing(photos, whole, tmp_path):
+    assert run(photos, tmp_path, "--data.workers=1", "--trainer.max_steps=3", "--model.schedule=constant") == (3, "")
+    assert run(photos, tmp_path / "none", "--trainer.max_steps=3", "--model.schedule=constant") == (3, "")
+    assert_same_state(checkpoint(tmp_path / "last.ckpt"), checkpoint(tmp_path / "none" / "last.ckpt"))
+
+
+def test_validation_photos_of_ones_own_are_all_that_is_validated_on(photos, tmp_path):
+    own = make_photos(tmp_path / "own", count=2)
+    run(photos, tmp_path / "run", f"--data.val_folder={own}", "--trainer.max_steps=3", "--model.lr=0", "--ema.decay=0")
+    model, scores = DIINN.from_checkpoint(tmp_path / "run" / "last.ckpt"), []
+    for hr in load_photos(own).values():
+        y, x = ((n - 48) // 2 for n in hr.shape[1:])
+        hr = hr[None, :, y : y + 48, x : x + 48].float() / 255
+        with torch.no_grad():
+            sr = (model((degrade(hr, (24, 24)) - 0.5) / 0.5, (48, 48)) * 0.5 + 0.5).clamp(0, 1)
+        scores.append(-10 * math.log10((sr - hr)[..., 8:-8, 8:-8].square().mean().item()))
+    assert rows(tmp_path / "run")[-1]["val/psnr_x2"] == pytest.approx(sum(scores) / 2, abs=1e-3)
 
 
 def test_a_run_without_config_goes_on_with_its_own_and_further(photos, whole, tmp_path):
