@@ -62,7 +62,8 @@ def names(case: Case, full: bool) -> list[str]:
     found = ["official", *(["official-compiled"] if full and case.kind != "training" else []), "eager"]
     if case.kind == "decode" and case.mode == 3:
         found.append("conv")
-    found.append("liif")
+    if case.kind != "training" or not case.encoder:  # LIIF keeps every layer's inputs: 20 GiB at batch 16
+        found.append("liif")
     if case.kind != "training":
         found.append("bicubic")
     return [*found, *fused(case.device)]
