@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test bench fuzz sanitize lint clean
+.PHONY: demo test bench gpu fuzz sanitize lint clean
 
 demo: $(INSTALLED)          ## upscale a real photograph with the bundled model
 	$(BIN)/python examples/demo.py
@@ -14,6 +14,9 @@ test: $(INSTALLED) lint     ## lint, types and all tests
 bench: $(INSTALLED)         ## speed and memory against the peers, on this machine
 	$(BIN)/python -m pip install -q matplotlib==3.11.0
 	$(BIN)/python -m pytest bench
+
+gpu:                        ## check, tune and measure the GPU kernels; needs a PYTHON with a CUDA build of PyTorch
+	$(PYTHON) -m bench.gpu
 
 fuzz: $(INSTALLED)          ## random problems against the reference, for a minute
 	$(BIN)/python tests/fuzz_decode.py --seconds 60

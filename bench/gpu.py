@@ -4,7 +4,8 @@ It checks the kernels on the device, tunes their tiles, and measures them agains
 its own with a time limit; a step that fails or hangs stops no other. Results are written as they come: tables, plots
 and a summary in bench/results/<device>/ (or --out), logs in its folder run/. The exit code is 1 if a check failed.
 
-Needs torch, triton, numpy and pytest; uses matplotlib, compute-sanitizer and ncu where they are.
+Needs a CUDA build of torch, triton, pytest, and what diinn_fast imports; not that the package is installed. Uses
+matplotlib, compute-sanitizer and ncu where they are.
 
     python -m bench.gpu --full                # also the long steps: more sizes, sanitizers, profiles
     python -m bench.gpu --only checks tune    # steps whose names begin so
@@ -71,8 +72,9 @@ def plan(options: argparse.Namespace, out: Path) -> list[list[Step]]:
     # The dtypes' ids end in their names, and bfloat16 contains float16: hence the dash.
     modes = [3] if dry else [1, 2, 3, 4]
     precisions = ["float16"] if dry else PRECISIONS
-    checks = [check(f"mode{m}-{p}", f"mode{m} and -{p}") for m in modes for p in precisions]
-    first = [check("surroundings", "surroundings"), *checks]
+    # Those of float32 take longest to compile, so they start first.
+    first = [check(f"mode{m}-{p}", f"mode{m} and -{p}") for p in precisions for m in modes]
+    first.append(check("surroundings", "surroundings"))
     # Compiles what the next stage measures; a kernel compiles for seconds, on one core.
     first += [
         Step(f"compile-{p}", (*tune, "--rounds", "0", "--dtypes", p, *small), 150) for p in ("float16", "float32")
@@ -89,7 +91,7 @@ def plan(options: argparse.Namespace, out: Path) -> list[list[Step]]:
         [measured("photo", 60, True, *photos)],
         [measured("model", 75)],
         [measured("small", 45)],
-        [measured("compiled", 1200 if options.full else 150)],
+        [measured("compiled", 1200 if options.full else 300)],
     ]
     if options.full:
         stages += [
@@ -152,7 +154,8 @@ def run_stage(
 
     A step that would have less than ``least`` seconds is not run.
     """
-    waiting, running = list(steps), {}
+    waiting = list(steps)
+    running: dict[subprocess.Popen[bytes], tuple[Step, float, float]] = {}
     while waiting or running:
         while waiting and len(running) < workers:
             step = waiting.pop(0)
@@ -258,7 +261,8 @@ def main(arguments: list[str] | None = None) -> int:
         # A little time is kept for the summary.
         for outcome in run_stage(stage, logs, environment_of(options), workers, end - 5):
             outcomes.append(outcome)
-            print(f"{outcome.state:8} {outcome.step.name:24} {outcome.seconds:7.1f} s  {outcome.last}", flush=True)
+            said = outcome.last if outcome.step.check or outcome.state != "ok" else ""
+            print(f"{outcome.state:8} {outcome.step.name:24} {outcome.seconds:7.1f} s  {said}", flush=True)
     about = {"run": options.run, "device": machine.device_name(options.device), "dry": options.dry}
     print("\n" + summarise(outcomes, out, about))
     print(draw(out))

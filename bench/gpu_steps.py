@@ -218,7 +218,7 @@ def peak(case: Case, peer: Peer, record: dict[str, Any]) -> None:
 def photo(book: Book, paths: Sequence[str]) -> int:
     """The bundled model on photographs: LR is the photo at a quarter, 8 bit; SR against float32's, in 8 bit, and HR."""
     results, failed = {}, False
-    for path in map(Path, paths or [PHOTO]):
+    for path in [Path(p) for p in paths] or [PHOTO]:
         hr = torch.from_numpy(np.array(PIL.Image.open(path).convert("RGB"))).permute(2, 0, 1)
         height, width = (n // 4 * 4 for n in ((32, 40) if book.dry else hr.shape[1:]))
         hr = (hr[:, :height, :width].float() / 255).to(book.device)
@@ -242,7 +242,7 @@ def photo(book: Book, paths: Sequence[str]) -> int:
 def upscaled(lr: Tensor, size: tuple[int, int], device: str) -> tuple[dict[str, Tensor], Tensor]:
     """SR in [0, 1] of every form and precision, and that of the definition in float32."""
     model = DIINN.from_pretrained(DEFAULT_WEIGHTS).to(device).eval()
-    settings = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    settings = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = [s.fp32_precision for s in settings]
     x = (lr - 0.5) / 0.5
     case = Case("model", (lr.shape[-2], lr.shape[-1]), 4, encoder="edsr-baseline", device=device)

@@ -104,7 +104,7 @@ class Network:
             programs = triton.cdiv(columns, tile.ty * tile.tx)
         else:
             programs = triton.cdiv(rows, tile.ty) * triton.cdiv(columns, tile.tx)
-        constants = {
+        constants: dict[str, Any] = {
             "WIDTH": self.width,
             "LAYERS": self.layers,
             "CHANNELS": self.channels,
@@ -174,4 +174,6 @@ def _geometry(problem: Problem, source: Tensor) -> dict[str, Any]:
 def allows_tf32() -> bool:
     """What the user's settings say of products on CUDA; "none" leaves it to the setting for everything."""
     precision: str = torch.backends.cuda.matmul.fp32_precision
-    return (torch.backends.fp32_precision if precision == "none" else precision) == "tf32"
+    if precision == "none":
+        precision = torch.backends.fp32_precision  # type: ignore[attr-defined]
+    return precision == "tf32"

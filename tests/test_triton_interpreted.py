@@ -177,7 +177,7 @@ def check_gradients_in_slabs_and_of_wanted_inputs_only(mode, init_q):
     whole = triton.backward(problem, grad, source, weights, everything)
     again = triton.backward(problem, grad, source, weights, everything)
     assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
-    for chunk in (13,) if init_q else (4, 13):  # parts of rows, whole rows
+    for chunk in (13, 30) if init_q else (4, 13, 30):  # parts of rows, whole rows, an image; the whole: both images
         parts = triton.backward(replace(problem, chunk=chunk), grad, source, weights, everything)
         for a, b in zip(parts, whole, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -364,13 +364,17 @@ def check_compile_and_autocast():
 def check_self_check_passes_and_finds_a_wrong_kernel(mode, init_q, dtype, monkeypatch):
     decoder = small_decoder(mode, init_q, width=32, channels=16).to(dtype)
     problem, source, weights = spy(decoder, (9, 9))(torch.randn(1, 16, 4, 4, dtype=dtype))
+    points = replace(problem, window=None, index=torch.zeros(1, 5, dtype=torch.int64), offset=torch.zeros(1, 5, 2))
     for gradients in (False, True):
         assert triton.compare_with_eager(problem, source, weights, gradients) is None
+        assert triton.compare_with_eager(points, source, weights, gradients) is None
     forward, backward = triton._forward, triton._backward
     monkeypatch.setattr(triton, "_forward", lambda *args: forward(*args) * 1.1)
     assert "differ" in triton.compare_with_eager(problem, source, weights, False)
+    assert "differ" in triton.compare_with_eager(points, source, weights, False)
     monkeypatch.setattr(triton, "_backward", lambda *args: [g * float("nan") for g in backward(*args)])
     assert "differ" in triton.compare_with_eager(problem, source, weights, True)
+    assert "differ" in triton.compare_with_eager(points, source, weights, True)
     monkeypatch.setattr(triton, "_forward", lambda *args: 1 / 0)
     assert "division by zero" in triton.compare_with_eager(problem, source, weights, False)
 
