@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(_nvcc.nvcc() is None, reason="nvcc is not instal
 # Kernels by a part of their mangled names: content (ELb0) and modulation (ELb1) form, then the backward's (ELb1).
 FORWARD = [f"Portable{t}ELb{m}ELb0E" for t in ("INS_7Float16", "INS_8BFloat16") for m in (0, 1)]
 KEEPING = [name.replace("ELb0EE", "ELb1EE") for name in FORWARD]
+CHAINS = [f"Chain{t}ELb{m}E" for t in ("INS_7Float16", "INS_8BFloat16") for m in (0, 1)]
 HOPPER = [f"HopperI{t}ELb{m}E" for t in ("NS_7Float16", "NS_8BFloat16") for m in (0, 1)]
 
 
@@ -56,6 +57,7 @@ INSTRUCTIONS = {
     "HGMMA": r"\bHGMMA",
     "HMMA": r"\bHMMA\.16816\.F32",
     "MUFU.SIN": r"\bMUFU\.SIN",
+    "MUFU.COS": r"\bMUFU\.COS",
     "LDGSTS": r"\bLDGSTS",
     "LDSM": r"\bLDSM",
     "local": r"\b(?:LDL|STL)\b",
@@ -95,7 +97,7 @@ def test_no_spills_no_stack_no_warnings(code):
 
 def test_registers_fit_the_threads_of_a_block(code):
     arch, _, figures, _ = code
-    for name in FORWARD + KEEPING:
+    for name in FORWARD + KEEPING + CHAINS:
         assert named(figures, name)["registers"] <= 255  # 256 threads of 65,536
     if arch == "90a":
         for name in HOPPER:  # 384 threads; setmaxnreg then deals out 24 and 240
@@ -115,6 +117,10 @@ def test_matrix_and_sine_instructions(code):
         assert f["LDSM"] == 4 * 4 + 16
         assert f["MUFU.SIN"] == 2 * 64  # first and hidden layer: 8 queries, 8 outputs
         assert f["LDGSTS"] >= 4 * blocks // 2
+    for name in CHAINS:
+        f = named(figures, name)
+        assert f["HMMA"] == 4 * 4 * 4  # 4 rows of 16, 4 columns of 8, 4 steps unrolled
+        assert f["MUFU.SIN"] == f["MUFU.COS"] == 2 * 64  # last layer, others
     if arch == "90a":
         for name in HOPPER:
             f = named(figures, name)

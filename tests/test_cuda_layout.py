@@ -10,6 +10,7 @@ import mmap
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +51,20 @@ def library(tmp_path_factory):
 @pytest.fixture(params=KERNELS)
 def emulated(request, library, monkeypatch):
     """Backend ``cuda`` as if this were a GPU that takes the kernel in question."""
+    return install(library, monkeypatch, KERNELS[request.param])
+
+
+@pytest.fixture
+def backward_only(library, monkeypatch):
+    """The same for the backward, whose kernels are the portable ones everywhere."""
+    return install(library, monkeypatch, KERNELS["portable"])
+
+
+def install(library, monkeypatch, arch: str):
     monkeypatch.setattr(cuda, "unavailable", lambda: None)
     monkeypatch.setattr(cuda, "unsupported", cuda._unsuited)
     monkeypatch.setattr(cuda, "_library", lambda arch: library)
-    monkeypatch.setattr(cuda, "_architecture", lambda source: KERNELS[request.param])
+    monkeypatch.setattr(cuda, "_architecture", lambda source: arch)
     monkeypatch.setattr(cuda, "_checked", {})
     on(library, blocks=2, seed=0)
     return library
@@ -97,12 +108,13 @@ def check(problem, source, weights, out=None):
 # -- layouts -----------------------------------------------------------------------------------------------------------
 
 
-def test_decode_struct_has_the_same_fields_in_python_and_c():
-    text = (FOLDER / "decode.h").read_text()
-    body = text[text.index("struct Decode {") : text.index("\n};", text.index("struct Decode {"))]
-    lines = [line.split("//")[0].strip().rstrip(";") for line in body.splitlines()[1:]]
-    names = [word.split()[-1].strip("*") for line in lines if line for word in line.split(",")]
-    assert names == [name for name, _ in _cuda.Decode._fields_]
+@pytest.mark.parametrize(("struct", "file"), [(_cuda.Decode, "decode.h"), (_cuda.Gradient, "gradient.h")])
+def test_structs_have_the_same_fields_in_python_and_c(struct, file):
+    text = (FOLDER / file).read_text()
+    start = text.index(f"struct {struct.__name__} {{")
+    lines = [line.split("//")[0].strip() for line in text[start : text.index("\n};", start)].splitlines()[1:]]
+    names = [word.split()[-1].strip("*") for line in "".join(lines).split(";") if line for word in line.split(",")]
+    assert names == [name for name, _ in struct._fields_]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -265,7 +277,7 @@ def test_output_types_and_strides(emulated, output):
 def launch(problem, source, weights, out):
     decode = _cuda.describe(problem, source, weights, out)
     decode.kernel = cuda._kernel(source)
-    cuda._launch("diinn_forward", decode, source)
+    cuda._launch("diinn_forward", decode, source, _cuda.packed_bytes(decode))
 
 
 def test_addresses_beyond_2_to_the_31_elements(emulated):
@@ -283,8 +295,65 @@ def test_addresses_beyond_2_to_the_31_elements(emulated):
     decode = _cuda.describe(problem, source, weights, out)
     decode.kernel = cuda._kernel(source)
     decode.source, (decode.source_row, decode.source_column) = far.data_ptr(), spread.stride()[1:3]
-    cuda._launch("diinn_forward", decode, source)
+    cuda._launch("diinn_forward", decode, source, _cuda.packed_bytes(decode))
     assert torch.equal(out, want)
+
+
+# -- gradients ---------------------------------------------------------------------------------------------------------
+
+
+def gradients_of(problem, source, weights, grad, library=None):
+    """By the kernels, by plain PyTorch in the same dtype, and by plain PyTorch in float64."""
+    needs = [True] * (1 + len(weights))
+    exact = eager.backward(problem, grad.double(), source.double(), [v.double() for v in weights], needs)
+    theirs = eager.backward(problem, grad, source, weights, needs)
+    return cuda._backward(problem, grad, source, weights, needs), theirs, exact
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", ["content", "modulation"])
+def test_gradients_of_a_window(backward_only, form, dtype):
+    lr, size, window, origin = (9, 8), (31, 21), Window(5, 22, 3, 16), (1, 1)
+    source, weights = example(form, dtype, (6, 7), batch=2, layers=3)
+    problem = replace(problem_of(form, lr, size, window, origin), chunk=100)  # slabs of 7 rows
+    grad = torch.randn(2, 3, *window.shape).to(dtype)
+    names = ("source", "position", "position_bias", "hidden", "hidden_bias", "last", "last_bias")
+    for name, ours, theirs, exact in zip(names, *gradients_of(problem, source, weights, grad), strict=True):
+        error, allowed = ((v.double() - exact).norm() for v in (ours, theirs))
+        assert error <= 2 * allowed + 1e-3 * exact.norm(), name
+        assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+
+
+def test_gradients_of_points(backward_only):
+    source, weights = example("content", torch.float16, (4, 5), batch=2, layers=2)
+    index, offset = torch.randint(0, 20, (2, 70)), torch.rand(2, 70, 2) * 2 - 1
+    problem = problem_of("content", (4, 5), (16, 20), index=index, offset=offset)
+    for ours, theirs, exact in zip(*gradients_of(problem, source, weights, torch.randn(2, 70, 3).half()), strict=True):
+        error, allowed = ((v.double() - exact).norm() for v in (ours, theirs))
+        assert error <= 2 * allowed + 1e-3 * exact.norm()
+
+
+def test_gradients_are_the_same_bits_in_every_run_and_only_where_needed(backward_only):
+    source, weights = example("content", torch.float16, (3, 4), layers=2)
+    problem, grad = problem_of("content", (3, 4), (13, 10)), torch.randn(1, 3, 13, 10).half()
+    runs = []
+    for blocks, seed in [(1, 1), (3, 2)]:
+        on(backward_only, blocks, seed)
+        runs.append(cuda._backward(problem, grad, source, weights, [True] * 7))
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    some = cuda._backward(problem, grad, source, weights, [False, True] * 3 + [False])
+    assert [v.numel() > 0 for v in some] == [False, True] * 3 + [False]
+    assert all(torch.equal(a, b) for a, b in zip(some, runs[0], strict=True) if a.numel())
+
+
+def test_training_step_through_the_operator(backward_only):
+    decoder = make_decoder(3, channels=4).half()
+    features = torch.randn(1, 4, 3, 3).half().requires_grad_()
+    grads = [
+        torch.autograd.grad(decoder(features, (7, 7), backend=name).float().square().sum(), [features])[0].float()
+        for name in ("cuda", "eager")
+    ]
+    assert (grads[0] - grads[1]).norm() <= 2e-2 * grads[1].norm()
 
 
 # -- the backend around them -------------------------------------------------------------------------------------------
@@ -312,16 +381,6 @@ def test_what_the_kernels_do_not_take(emulated):
     narrow, features = make_decoder(3, width=32, channels=4).half(), torch.randn(1, 4, 3, 3).half()
     with torch.no_grad():  # another width goes to plain PyTorch
         assert torch.equal(narrow(features, (6, 6), backend="cuda"), narrow(features, (6, 6), backend="eager"))
-
-
-def test_gradients_under_the_name_cuda(emulated):
-    decoder = make_decoder(3, channels=4).half()
-    features = torch.randn(1, 4, 3, 3).half().requires_grad_()
-    grads = [
-        torch.autograd.grad(decoder(features, (7, 7), backend=name).float().square().sum(), [features])[0].float()
-        for name in ("cuda", "eager")
-    ]
-    assert (grads[0] - grads[1]).norm() <= 2e-2 * grads[1].norm()
 
 
 def test_without_a_device_the_backend_says_so():

@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 #include <stdio.h>
 
+#include "gradient.h"
 #ifdef DIINN_HOPPER  // compiled for sm_90a
 #include "hopper.h"
 #endif
@@ -10,20 +11,28 @@
 
 namespace diinn {
 
-__global__ void pack_weights(const __grid_constant__ Decode d) {
+template <class Problem>
+__global__ void pack_weights(const __grid_constant__ Problem p, int64_t pieces) {
   const int64_t piece = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (piece < packed_elements(d) / 8) pack_piece(d, piece);
+  if (piece < pieces) pack_piece(p, piece);
+}
+
+template <class T>
+__global__ void add_queries(const __grid_constant__ Gradient g) {
+  const int64_t job = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (job < sum_jobs(g)) sum_queries<T>(g, job);
 }
 
 static_assert(sizeof(Portable<Float16, false, false>::Shared) <= 99 << 10, "what a block has on sm_86, 89 and 120");
+static_assert(sizeof(Chain<Float16, false>::Shared) <= 99 << 10, "likewise");
 #ifdef DIINN_HOPPER
 static_assert(sizeof(Hopper<Float16, false>::Shared) <= 227 << 10, "what a block has on sm_90");
 #endif
 
-template <class Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads, 1) decode_kernel(const __grid_constant__ Decode d) {
+template <class Kernel, class Problem>
+__global__ void __launch_bounds__(Kernel::kThreads, 1) block_kernel(const __grid_constant__ Problem p) {
   extern __shared__ __align__(1024) char memory[];
-  Kernel(d, *reinterpret_cast<typename Kernel::Shared*>(memory)).run();
+  Kernel(p, *reinterpret_cast<typename Kernel::Shared*>(memory)).run();
 }
 
 #ifdef DIINN_HOPPER
@@ -36,43 +45,61 @@ __global__ void __cluster_dims__(Kernel::kCluster, 1, 1) __launch_bounds__(Kerne
 }
 #endif
 
+template <class Problem>
 class Launch {
  public:
-  Launch(const Decode& decode, char* message, int64_t length)
-      : d(decode), stream_(static_cast<cudaStream_t>(decode.stream)), message_(message), length_(length) {}
+  Launch(const Problem& problem, char* message, int64_t length)
+      : p(problem), stream_(static_cast<cudaStream_t>(problem.stream)), message_(message), length_(length) {}
 
   int forward() {
-    if (!check(cudaSetDevice(d.device), "choosing the device")) return code_;
-    const int64_t pieces = packed_elements(d) / 8;
-    pack_weights<<<static_cast<unsigned>((pieces + 255) / 256), 256, 0, stream_>>>(d);
-    if (!check(cudaGetLastError(), "packing the weights")) return code_;
-    return d.operand == kFloat16 ? forward_form<Float16>() : forward_form<BFloat16>();
+    if (!pack(packed_elements(p) / 8)) return code_;
+    return p.operand == kFloat16 ? forward_form<Float16>() : forward_form<BFloat16>();
+  }
+  int gradient() {
+    if (!pack(hidden_elements(p) / 8)) return code_;
+    return p.operand == kFloat16 ? gradient_form<Float16>() : gradient_form<BFloat16>();
   }
 
  private:
+  bool pack(int64_t pieces) {
+    if (!check(cudaSetDevice(p.device), "choosing the device")) return false;
+    pack_weights<<<blocks_of_256(pieces), 256, 0, stream_>>>(p, pieces);
+    return check(cudaGetLastError(), "packing the weights");
+  }
+  static unsigned blocks_of_256(int64_t threads) { return static_cast<unsigned>((threads + 255) / 256); }
+
   template <class T>
   int forward_form() {
-    return d.modulation ? forward_kept<T, true>() : forward_kept<T, false>();
+    return p.modulation ? forward_kernel<T, true>() : forward_kernel<T, false>();
   }
   template <class T, bool kModulation>
-  int forward_kept() {
-    if (d.kernel == kHopper) return start_hopper<T, kModulation>();
-    return d.kept_s ? start<Portable<T, kModulation, true>>() : start<Portable<T, kModulation, false>>();
+  int forward_kernel() {
+    if (p.kernel == kHopper) return start_hopper<T, kModulation>();
+    return p.kept_s ? start<Portable<T, kModulation, true>>(tile_count(p))
+                    : start<Portable<T, kModulation, false>>(tile_count(p));
+  }
+  template <class T>
+  int gradient_form() {
+    const int64_t tiles = divide_up(p.queries, kTile);
+    if (p.modulation ? start<Chain<T, true>>(tiles) : start<Chain<T, false>>(tiles)) return code_;
+    if (p.source) add_queries<T><<<blocks_of_256(sum_jobs(p)), 256, 0, stream_>>>(p);
+    check(cudaGetLastError(), "adding the content's gradient");
+    return code_;
   }
 
   template <class Kernel>
-  int start() {
+  int start(int64_t tiles) {
     constexpr int bytes = sizeof(typename Kernel::Shared);
+    const auto kernel = block_kernel<Kernel, Problem>;
     int processors = 0;
-    if (!check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, d.device), "asking the device") ||
-        !check(cudaFuncSetAttribute(decode_kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+    if (!check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, p.device), "asking the device") ||
+        !check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
                "reserving shared memory")) {
       return code_;
     }
-    const int64_t tiles = tile_count(d);
     const unsigned blocks = static_cast<unsigned>(tiles < processors ? tiles : processors);
-    decode_kernel<Kernel><<<blocks, Kernel::kThreads, bytes, stream_>>>(d);
-    check(cudaGetLastError(), "starting the decode");
+    kernel<<<blocks, Kernel::kThreads, bytes, stream_>>>(p);
+    check(cudaGetLastError(), "starting the kernel");
     return code_;
   }
 
@@ -99,9 +126,9 @@ class Launch {
         !check(cudaOccupancyMaxActiveClusters(&resident, kernel, &config), "asking the device")) {
       return code_;
     }
-    const int64_t jobs = divide_up(tile_count(d), Kernel::kTilesAtOnce);
+    const int64_t jobs = divide_up(tile_count(p), Kernel::kTilesAtOnce);
     config.gridDim = static_cast<unsigned>(Kernel::kCluster * (jobs < resident ? jobs : resident));
-    check(cudaLaunchKernelEx(&config, kernel, d), "starting the decode");
+    check(cudaLaunchKernelEx(&config, kernel, p), "starting the kernel");
     return code_;
 #else
     check(cudaErrorInvalidDeviceFunction, "choosing the Hopper kernel, which was not compiled,");
@@ -117,7 +144,7 @@ class Launch {
     return error == cudaSuccess;
   }
 
-  const Decode& d;
+  const Problem& p;
   cudaStream_t stream_;
   char* message_;
   int64_t length_;
@@ -132,6 +159,12 @@ int64_t diinn_decode_bytes() { return sizeof(diinn::Decode); }
 int64_t diinn_packed_bytes(const diinn::Decode* d) { return 2 * diinn::packed_elements(*d); }
 
 int diinn_forward(const diinn::Decode* d, char* message, int64_t length) {
-  return diinn::Launch(*d, message, length).forward();
+  return diinn::Launch<diinn::Decode>(*d, message, length).forward();
+}
+
+int64_t diinn_gradient_bytes() { return sizeof(diinn::Gradient); }
+
+int diinn_gradient(const diinn::Gradient* g, char* message, int64_t length) {
+  return diinn::Launch<diinn::Gradient>(*g, message, length).gradient();
 }
 }

@@ -3,12 +3,11 @@
 //
 // A block of 8 warps takes tiles of 64 queries. q [64, 256] lies in shared memory; a layer's [64, 512] sums (256 in
 // modulation form) are in registers: warp w has 32 outputs, k and s, of all 64 queries. So no two warps want the same
-// weights, no two lanes the same fragment: each thread streams exactly the bytes that it will itself read through a
-// ring of kSlots steps in shared memory (cp.async), and weights need no barrier. Barriers stand only where q changes
-// hands.
+// weights and no two lanes the same fragment (weight_stream.h), and barriers stand only where q changes hands.
 #pragma once
 
 #include "network.h"
+#include "weight_stream.h"
 
 namespace diinn {
 
@@ -16,21 +15,20 @@ template <class T, bool kModulation, bool kKeep>
 struct Portable {
   static constexpr int kThreads = 32 * kPortableWarps;
   static constexpr int kBlocks = kModulation ? 4 : 8;  // of 8 columns, a warp's: k (content form) and s of 32 outputs
-  static constexpr int kPieces = kBlocks / 2;          // 16 bytes of weights per thread and step
   static constexpr int kSteps = kWidth / kStep;        // of a layer
-  static constexpr int kSlots = 4;
-  static constexpr int kRows = kTile / 16;  // blocks of 16 queries
+  static constexpr int kRows = kTile / 16;             // blocks of 16 queries
+  using Stream = WeightStream<kBlocks / 2, kPortableWarps>;
 
   struct Shared {
     char q[kTile * kWidth * 2];
-    Vector16 ring[kSlots][kPieces][kThreads];
+    typename Stream::Ring ring;
     Query queries[kTile];
   };
 
   const Decode& d;
   Shared& shared;
   const int thread, lane, warp, unit;  // unit: the first of the thread's 8 outputs
-  int64_t ahead = 0;                   // the next step to fetch, of all layers' steps in a circle
+  Stream stream;
 
   DIINN_DEVICE Portable(const Decode& decode, Shared& memory)
       : d(decode),
@@ -38,16 +36,8 @@ struct Portable {
         thread(thread_index()),
         lane(thread % 32),
         warp(thread / 32),
-        unit(32 * warp + 8 * (lane % 4)) {}
-
-  DIINN_DEVICE void fetch(int slot) {
-    const Vector16* from =
-        static_cast<const Vector16*>(d.packed) + ((ahead * kPortableWarps + warp) * kPieces) * 32 + lane;
-    DIINN_UNROLL
-    for (int p = 0; p < kPieces; ++p) copy_async(&shared.ring[slot][p][thread], from + 32 * p);
-    copy_commit();
-    ahead = ahead + 1 == (d.layers - 1) * kSteps ? 0 : ahead + 1;
-  }
+        unit(32 * warp + 8 * (lane % 4)),
+        stream(memory.ring, decode.packed, static_cast<int64_t>(decode.layers - 1) * kSteps) {}
 
   // Query of the thread's row `half` (0: lane / 4, 1: lane / 4 + 8) in block i.
   DIINN_DEVICE int row(int i, int half) const { return 16 * i + lane / 4 + 8 * half; }
@@ -70,14 +60,10 @@ struct Portable {
 
   DIINN_DEVICE void hidden_layer(int layer) {
     float sums[kRows][kBlocks][4] = {};
-    DIINN_UNROLL_BY(kSlots)
+    DIINN_UNROLL_BY(Stream::kSlots)
     for (int step = 0; step < kSteps; ++step) {
-      const int slot = step % kSlots;
-      copy_wait<kSlots - 2>();
-      Vector16 weights[kPieces];
-      DIINN_UNROLL
-      for (int p = 0; p < kPieces; ++p) weights[p] = shared.ring[slot][p][thread];
-      fetch((slot + kSlots - 1) % kSlots);  // its numbers went into the previous step's products
+      Vector16 weights[kBlocks / 2];
+      stream.next(step % Stream::kSlots, weights);
       DIINN_UNROLL
       for (int i = 0; i < kRows; ++i) {
         uint32_t a[4];
@@ -118,8 +104,6 @@ struct Portable {
   }
 
   DIINN_DEVICE void run() {
-    DIINN_UNROLL
-    for (int slot = 0; slot < kSlots - 1; ++slot) fetch(slot);
     const int64_t tiles = tile_count(d);
     for (int64_t tile = block_index(); tile < tiles; tile += block_count()) {
       if (thread < kTile) shared.queries[thread] = locate(d, tile, thread);
@@ -131,7 +115,7 @@ struct Portable {
       if (!kKeep) output();
       sync_block();  // everyone is done with this tile's q and queries
     }
-    copy_wait<0>();
+    stream.drain();
   }
 };
 

@@ -1,4 +1,5 @@
-"""A decode as the CUDA kernels' C interface takes it: mirrors ``struct Decode`` of csrc/cuda/decode.h."""
+"""A decode, and a slab of its backward, as the CUDA kernels' C interface takes them: mirrors the structs ``Decode`` of
+csrc/cuda/decode.h and ``Gradient`` of csrc/cuda/gradient.h."""
 
 from __future__ import annotations
 
@@ -41,12 +42,22 @@ class Decode(ctypes.Structure):
     """What the pointers point to."""
 
 
+class Gradient(ctypes.Structure):
+    _fields_ = [
+        ("queries", _INT64),
+        *((name, _INT32) for name in ("layers", "operand", "modulation", "device")),
+        *((name, _POINTER) for name in ("stream", "hidden", "packed", "kept_s", "kept_k", "dq", "both")),
+        *((name, _POINTER) for name in ("source", "row_start", "column_start")),
+        *((name, _INT64) for name in ("down", "across", "columns", "first_row", "first_column", "grid_columns")),
+    ]
+
+
 def describe(problem: Problem, source: Tensor, weights: Sequence[Tensor], out: Tensor | None) -> Decode:
     """The decode without work space, kernel, device and stream. ``out`` None: to be recomputed into slabs."""
-    source = _aligned(source.detach())
+    source = aligned(source.detach())
     position, position_bias, hidden, hidden_bias, last, last_bias = (v.detach() for v in weights[:6])
-    exact = [_aligned(v.float()) for v in (position, position_bias, hidden_bias, last_bias)]
-    matrices = [_aligned(v.to(source.dtype)) for v in (hidden, last)]
+    exact = [aligned(v.float()) for v in (position, position_bias, hidden_bias, last_bias)]
+    matrices = [aligned(v.to(source.dtype)) for v in (hidden, last)]
     (h, w), (height, width) = problem.lr, problem.size
     decode = Decode()
     decode.alive = [source, *exact, *matrices]
@@ -79,7 +90,7 @@ def describe(problem: Problem, source: Tensor, weights: Sequence[Tensor], out: T
     return decode
 
 
-def _aligned(tensor: Tensor) -> Tensor:
+def aligned(tensor: Tensor) -> Tensor:
     """Contiguous, at an address that 16-byte loads can take."""
     tensor = tensor.contiguous()
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()

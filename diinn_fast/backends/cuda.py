@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from diinn_fast.backends import BackendError, _cuda, _nvcc, eager, triton
+from diinn_fast.backends import BackendError, _cuda, _cuda_gradient, _nvcc, eager, triton
 from diinn_fast.geometry import Window, lr_range
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 DEVICES = ("cuda",)
 DTYPES = "float16, bfloat16"
-NOTE = "CUDA C++, fused; all modes without init_q, forward; not yet run on hardware, therefore only by name"
+NOTE = (
+    "CUDA C++, fused; all modes without init_q, forward and backward; not yet run on hardware, therefore only by name"
+)
 
 log = logging.getLogger("diinn_fast")
 _lock = threading.Lock()
@@ -63,7 +65,7 @@ def _unsuited(problem: Problem, source: Tensor) -> str | None:
 
 def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
     with torch.cuda.device_of(source):
-        if (other := _other(problem, source, weights)) is not None:
+        if (other := _other(problem, source, weights, gradients=False)) is not None:
             return other.forward(problem, source, weights)
         return _forward(problem, source, weights)
 
@@ -71,8 +73,17 @@ def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tens
 def backward(
     problem: Problem, grad: Tensor, source: Tensor, weights: Sequence[Tensor], needs: Sequence[bool]
 ) -> list[Tensor]:
-    """Gradients of [source, *weights], empty where not needed: by the Triton kernels, else by plain PyTorch."""
-    return _fallback(problem, source).backward(problem, grad, source, weights, needs)
+    """Gradients of [source, *weights], empty where not needed; recomputed in slabs, bitwise the same every time."""
+    with torch.cuda.device_of(source):
+        if (other := _other(problem, source, weights, gradients=True)) is not None:
+            return other.backward(problem, grad, source, weights, needs)
+        return _backward(problem, grad, source, weights, needs)
+
+
+def _backward(
+    problem: Problem, grad: Tensor, source: Tensor, weights: Sequence[Tensor], needs: Sequence[bool]
+) -> list[Tensor]:
+    return _cuda_gradient.backward(problem, grad, _cuda.aligned(source.detach()), weights, needs, _launch)
 
 
 def _forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -80,19 +91,19 @@ def _forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Ten
     if out.numel():
         decode = _cuda.describe(problem, source, weights, out)
         decode.kernel = _kernel(source)
-        _launch("diinn_forward", decode, source)
+        _launch("diinn_forward", decode, source, _cuda.packed_bytes(decode))
     return out
 
 
-def _launch(name: str, decode: _cuda.Decode, source: Tensor) -> None:
+def _launch(name: str, arguments: Any, source: Tensor, packed_bytes: int) -> None:
     """Start a launcher of csrc/cuda on the current stream, with work space for the packed weights."""
-    packed = torch.empty(_cuda.packed_bytes(decode), dtype=torch.uint8, device=source.device)
-    decode.packed = packed.data_ptr()
+    packed = torch.empty(packed_bytes, dtype=torch.uint8, device=source.device)
+    arguments.packed = packed.data_ptr()
     if source.is_cuda:
-        decode.device, decode.stream = source.device.index, torch.cuda.current_stream(source.device).cuda_stream
+        arguments.device, arguments.stream = source.device.index, torch.cuda.current_stream(source.device).cuda_stream
     message = ctypes.create_string_buffer(400)
     library = _library(_architecture(source))
-    if getattr(library, name)(ctypes.byref(decode), message, len(message)):
+    if getattr(library, name)(ctypes.byref(arguments), message, len(message)):
         raise BackendError(f"the CUDA kernels failed: {message.value.decode(errors='replace')}")
 
 
@@ -125,10 +136,12 @@ def _load(arch: str) -> ctypes.CDLL:
 def interface(path: object) -> ctypes.CDLL:
     """A compiled library with its functions' types; its struct must be the one that ``_cuda`` mirrors."""
     library = ctypes.CDLL(str(path))
-    library.diinn_decode_bytes.restype = ctypes.c_int64
-    if library.diinn_decode_bytes() != ctypes.sizeof(_cuda.Decode):
-        raise BackendError(f"{path} was compiled from other sources: remove it")
-    library.diinn_forward.argtypes = [ctypes.POINTER(_cuda.Decode), ctypes.c_char_p, ctypes.c_int64]
+    launchers = {"diinn_forward": _cuda.Decode, "diinn_gradient": _cuda.Gradient}
+    for (name, struct), size in zip(launchers.items(), ("diinn_decode_bytes", "diinn_gradient_bytes"), strict=True):
+        getattr(library, size).restype = ctypes.c_int64
+        if getattr(library, size)() != ctypes.sizeof(struct):
+            raise BackendError(f"{path} was compiled from other sources: remove it")
+        getattr(library, name).argtypes = [ctypes.POINTER(struct), ctypes.c_char_p, ctypes.c_int64]
     return library
 
 
@@ -136,7 +149,7 @@ def _fallback(problem: Problem, source: Tensor) -> ModuleType:
     return eager if triton.unavailable() or triton.unsupported(problem, source) else triton
 
 
-def _other(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> ModuleType | None:
+def _other(problem: Problem, source: Tensor, weights: Sequence[Tensor], gradients: bool) -> ModuleType | None:
     """The backend that must do it instead: said at debug level where the kernels do not apply, loudly where they are
     wrong."""
     width, layers, channels = weights[0].shape[0], len(weights[2]) + 1, len(weights[4])
@@ -145,7 +158,7 @@ def _other(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Modul
         log.debug("backend 'cuda' hands a decode on: its kernels do not take %s", why)
         return _fallback(problem, source)
     _check_tile(problem, source)
-    return _fallback(problem, source) if _self_check(problem, source, weights) else None
+    return _fallback(problem, source) if _self_check(problem, source, weights, gradients) else None
 
 
 def _check_tile(problem: Problem, source: Tensor) -> None:
@@ -161,20 +174,20 @@ def _check_tile(problem: Problem, source: Tensor) -> None:
         raise IndexError(f"window {tuple(problem.window)} needs LR pixels outside the source's {rows}x{columns} tile")
 
 
-def _self_check(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> str | None:
-    """Compare the kernel of this decode with eager on a tiny image, once per device and kernel: why it is refused."""
-    key = (str(source.device), source.dtype, problem.form, *(v.shape for v in weights))
+def _self_check(problem: Problem, source: Tensor, weights: Sequence[Tensor], gradients: bool) -> str | None:
+    """Compare the kernels of this decode with eager on a tiny image, once per device and kernel: why it is refused."""
+    key = (str(source.device), source.dtype, problem.form, gradients, *(v.shape for v in weights))
     with torch.no_grad():
         if key not in _checked:
             if source.is_cuda and torch.cuda.is_current_stream_capturing():
                 return None  # comparing would synchronise, which a CUDA graph cannot record
-            _checked[key] = compare_with_eager(problem, source, weights)
+            _checked[key] = compare_with_eager(problem, source, weights, gradients)
             if reason := _checked[key]:
                 log.warning("the CUDA kernels are not used on %s: %s", source.device, reason)
         return _checked[key]
 
 
-def compare_with_eager(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> str | None:
+def compare_with_eager(problem: Problem, source: Tensor, weights: Sequence[Tensor], gradients: bool) -> str | None:
     """Decode 3x4 to 7x9 pixels with random numbers in the shape of this decode's: why backends disagree, or None."""
     draw = torch.Generator().manual_seed(0)
     lr, size = (3, 4), (7, 9)
@@ -186,8 +199,15 @@ def compare_with_eager(problem: Problem, source: Tensor, weights: Sequence[Tenso
     small, weights = like(source, 1, *lr, source.shape[-1]), [like(v) for v in weights]
     window = Window(0, size[0], 0, size[1])
     trial = replace(problem, lr=lr, origin=(0, 0), size=size, window=window, index=None, offset=None, chunk=0)
-    ours, theirs = _forward(trial, small, weights), eager.forward(trial, small, weights)
-    difference, length = (float(v.double().norm()) for v in (ours - theirs, theirs))
-    if difference <= (5e-2 if source.dtype == torch.bfloat16 else 1e-2) * length:
-        return None
-    return f"in their self-check they differ from plain PyTorch by {difference / length:.1e}"
+    ours, theirs = [_forward(trial, small, weights)], [eager.forward(trial, small, weights)]
+    if gradients:
+        grad, needs = like(source, 1, len(weights[4]), *size), [True] * (1 + len(weights))
+        ours = _backward(trial, grad, small, weights, needs)
+        theirs = eager.backward(trial, grad, small, weights, needs)
+    # Gradients differ by whole terms where rounding takes relu's argument across zero.
+    tolerance = (10 if gradients else 1) * (5e-2 if source.dtype == torch.bfloat16 else 1e-2)
+    for a, b in zip(ours, theirs, strict=True):
+        difference, length = (float(v.double().norm()) for v in (a - b, b))
+        if not difference <= tolerance * length:
+            return f"in their self-check they differ from plain PyTorch by {difference / length:.1e}"
+    return None

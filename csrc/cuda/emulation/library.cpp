@@ -1,5 +1,6 @@
 // The kernels on the emulated machine, as a shared library for the tests: launch.cu's interface, on host memory, and
 // the layouts' functions.
+#include "../gradient.h"
 #include "../hopper.h"
 #include "../portable.h"
 
@@ -8,8 +9,8 @@ namespace diinn {
 static int emulated_blocks = 2;
 static uint64_t emulated_seed = 0;
 
-template <class Kernel>
-std::string emulate(const Decode& d, int cluster) {
+template <class Kernel, class Problem>
+std::string emulate(const Problem& d, int cluster) {
   const auto body = [&](char* memory) { Kernel(d, *reinterpret_cast<typename Kernel::Shared*>(memory)).run(); };
   const int blocks = (emulated_blocks + cluster - 1) / cluster * cluster;
   return Machine().run(blocks, Kernel::kThreads, cluster, sizeof(typename Kernel::Shared), emulated_seed, body);
@@ -25,6 +26,15 @@ std::string forward(const Decode& d) {
 template <class T>
 std::string forward(const Decode& d) {
   return d.modulation ? forward<T, true>(d) : forward<T, false>(d);
+}
+
+template <class T>
+std::string gradient(const Gradient& g) {
+  std::string error = g.modulation ? emulate<Chain<T, true>>(g, 1) : emulate<Chain<T, false>>(g, 1);
+  if (!error.empty() || !g.source) return error;
+  return Machine().run(1, 32, 1, 16, 0, [&](char*) {
+    for (int64_t job = thread_index(); job < sum_jobs(g); job += 32) sum_queries<T>(g, job);
+  });
 }
 
 }  // namespace diinn
@@ -51,6 +61,13 @@ void diinn_emulate_pack(const Decode* d) {
 int diinn_forward(const Decode* d, char* message, int64_t length) {
   diinn_emulate_pack(d);
   return answer(d->operand == kFloat16 ? forward<Float16>(*d) : forward<BFloat16>(*d), message, length);
+}
+
+int64_t diinn_gradient_bytes() { return sizeof(Gradient); }
+
+int diinn_gradient(const Gradient* g, char* message, int64_t length) {
+  for (int64_t piece = 0; piece < hidden_elements(*g) / 8; ++piece) pack_piece(*g, piece);
+  return answer(g->operand == kFloat16 ? gradient<Float16>(*g) : gradient<BFloat16>(*g), message, length);
 }
 
 void diinn_emulate_narrow(const float* from, uint16_t* to, int64_t count, int type) {

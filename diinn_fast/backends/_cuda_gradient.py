@@ -1,0 +1,184 @@
+"""Backward of the decode with the CUDA kernels: recomputed slab after slab of queries; deterministic.
+
+Per slab the forward kernel writes s, k and q of all layers; ``diinn_gradient`` goes back through the layers, writes
+[dk | ds] of each and adds dk into the content's gradient; the weights' gradients are the framework's products of
+[dk | ds] and q. Slabs follow each other in a fixed order and nothing is added atomically: two runs are bitwise equal.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diinn_fast.backends import _cuda
+from diinn_fast.geometry import Window, local_offset, lr_range, nearest_index
+
+if TYPE_CHECKING:
+    from diinn_fast.ops import Problem
+
+SLAB = 16384
+"""Queries at a time: 13 KiB each at 4 layers, so about 0.2 GiB."""
+
+Launch = Callable[[str, ctypes.Structure, Tensor, int], None]
+"""Function, problem, a tensor on the device, bytes of work space."""
+
+
+def backward(
+    problem: Problem,
+    grad: Tensor,
+    source: Tensor,
+    weights: Sequence[Tensor],
+    needs: Sequence[bool],
+    launch: Launch,
+) -> list[Tensor]:
+    """Gradients of [source, *weights], empty where not needed."""
+    inputs = [source, *weights]
+    sums = [
+        torch.zeros(v.shape, dtype=torch.float32, device=v.device) if need else None
+        for v, need in zip(inputs, needs, strict=True)
+    ]
+    if grad.numel():
+        for image in range(len(source)):
+            for slab, rows in _slabs(problem, grad[image], image):
+                _Slab(slab, source[image : image + 1], image, weights, sums, launch).run(rows)
+    return [v.new_empty(0) if s is None else s.to(v.dtype) for v, s in zip(inputs, sums, strict=True)]
+
+
+def _slabs(problem: Problem, grad: Tensor, image: int) -> Iterator[tuple[Problem, Tensor]]:
+    """One image's queries in slabs, with the gradient of their output [queries, channels]."""
+    most = problem.chunk or SLAB
+    if problem.window is None:
+        assert problem.index is not None and problem.offset is not None
+        for start in range(0, problem.index.shape[1], most):
+            part = slice(start, start + most)
+            index, offset = (v[image : image + 1, part] for v in (problem.index, problem.offset))
+            yield replace(problem, index=index, offset=offset), grad[part]
+        return
+    y0, y1, x0, x1 = problem.window
+    across = min(most, x1 - x0)
+    down = max(1, most // across)
+    for y in range(y0, y1, down):
+        for x in range(x0, x1, across):
+            cut = Window(y, min(y + down, y1), x, min(x + across, x1))
+            yield replace(problem, window=cut), grad[:, y - y0 : cut.y1 - y0, x - x0 : cut.x1 - x0].flatten(1).t()
+
+
+class _Slab:
+    """The backward of one slab of one image's queries."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        source: Tensor,
+        image: int,
+        weights: Sequence[Tensor],
+        sums: Sequence[Tensor | None],
+        launch: Launch,
+    ) -> None:
+        self.problem, self.source, self.image, self.sums, self.launch = problem, source, image, sums, launch
+        self.weights, self.hidden = weights, _cuda.aligned(weights[2].detach().to(source.dtype))
+        self.layers, self.modulation = len(self.hidden) + 1, problem.form == "modulation"
+
+    def run(self, grad: Tensor) -> None:
+        """Add this slab's part to the sums, given the gradient of its output [queries, channels]."""
+        source, width, last = self.source, _cuda.WIDTH, self.weights[4].detach().to(self.source.dtype)
+        grad = grad.to(source.dtype).contiguous()
+        shape = (self.layers, len(grad), width)
+        s, k, q = source.new_empty(shape, dtype=torch.float32), source.new_empty(shape), source.new_empty(shape)
+        decode = _cuda.describe(self.problem, source, self.weights, None)
+        decode.kernel, (decode.kept_s, decode.kept_k, decode.kept_q) = _cuda.PORTABLE, (v.data_ptr() for v in (s, k, q))
+        self.launch("diinn_forward", decode, source, _cuda.packed_bytes(decode))
+        both = source.new_empty(self.layers, len(grad), 2 * width)
+        self._chain(s, k, _product(grad, last), both)
+        dposition, dposition_bias, dhidden, dhidden_bias, dlast, dlast_bias = self.sums[1:7]
+        _add_product(dlast, grad, q[-1])
+        _add_sum(dlast_bias, grad)
+        for n in range(self.layers - 1):
+            _add_product(None if dhidden is None else dhidden[n], self._of_weights(both[n + 1]), q[n])
+            _add_sum(None if dhidden_bias is None else dhidden_bias[n], both[n + 1, :, width:])
+        _add_sum(dposition_bias, both[0, :, width:])
+        if dposition is not None:
+            dposition += both[0, :, width:].float().t() @ self._position()
+        if self.problem.window is None and self.sums[0] is not None:
+            assert self.problem.index is not None
+            target = self.sums[0][self.image].flatten(0, 1)
+            rows = both[..., :width].transpose(0, 1).flatten(1).float()
+            if target.is_cuda:  # sorts; index_add_ and scatter_add_ would add atomically
+                target.index_put_((self.problem.index[0],), rows, accumulate=True)
+            else:
+                target.index_add_(0, self.problem.index[0], rows)
+
+    def _chain(self, s: Tensor, k: Tensor, dq: Tensor, both: Tensor) -> None:
+        """both = [dk | ds] of all layers; dk also into the content's gradient, unless the queries are points."""
+        gradient = _cuda.Gradient()
+        gradient.queries, gradient.layers = len(dq), self.layers
+        gradient.operand, gradient.modulation = _cuda.TYPES[k.dtype], int(self.modulation)
+        gradient.hidden, gradient.kept_s, gradient.kept_k = self.hidden.data_ptr(), s.data_ptr(), k.data_ptr()
+        gradient.dq, gradient.both = dq.data_ptr(), both.data_ptr()
+        alive = []
+        if self.problem.window is not None and self.sums[0] is not None:
+            window, (h, w), (height, width) = self.problem.window, self.problem.lr, self.problem.size
+            top, row_start = _owners(window.y0, window.y1, h, height, dq.device)
+            left, column_start = _owners(window.x0, window.x1, w, width, dq.device)
+            alive = [row_start, column_start]
+            gradient.source = self.sums[0][self.image].data_ptr()
+            gradient.row_start, gradient.column_start = row_start.data_ptr(), column_start.data_ptr()
+            gradient.down, gradient.across, gradient.columns = (
+                len(row_start) - 1,
+                len(column_start) - 1,
+                window.shape[1],
+            )
+            gradient.first_row, gradient.first_column = top - self.problem.origin[0], left - self.problem.origin[1]
+            gradient.grid_columns = self.problem.grid(self.source)[1]
+        self.launch("diinn_gradient", gradient, dq, 2 * self.hidden.numel())
+        del alive
+
+    def _of_weights(self, both: Tensor) -> Tensor:
+        """Gradient of the products [K; Q] r (modulation form: Q r)."""
+        return both[:, _cuda.WIDTH :] if self.modulation else both
+
+    def _position(self) -> Tensor:
+        """The first layer's input (dy, dx, ratio), float32 [queries, 3]."""
+        problem, device = self.problem, self.source.device
+        if problem.window is None:
+            assert problem.offset is not None
+            offset = problem.offset[0].detach().float()
+        else:
+            y0, y1, x0, x1 = problem.window
+            (h, w), (height, width) = problem.lr, problem.size
+            i, j = nearest_index(y0, y1, h, height, device), nearest_index(x0, x1, w, width, device)
+            dy = local_offset(y0, y1, i, h, height, torch.float32)
+            dx = local_offset(x0, x1, j, w, width, torch.float32)
+            offset = torch.stack([dy[:, None].expand(-1, len(dx)), dx.expand(len(dy), -1)], -1).flatten(0, 1)
+        return F.pad(offset, (0, 1), value=problem.ratio)
+
+
+def _owners(start: int, stop: int, n_in: int, n_out: int, device: torch.device) -> tuple[int, Tensor]:
+    """First LR index of the positions start <= Y < stop, and where each LR index's positions begin (and all end)."""
+    first, end = lr_range(start, stop, n_in, n_out)
+    index = nearest_index(start, stop, n_in, n_out, device)
+    return first, torch.searchsorted(index, torch.arange(first, end + 1, device=device))
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """x [n, a] times weight [a, b]: float32 sums."""
+    if x.is_cuda:
+        return torch.mm(x, weight, out_dtype=torch.float32)
+    return torch.mm(x.float(), weight.float())
+
+
+def _add_product(total: Tensor | None, grad: Tensor, x: Tensor) -> None:
+    """total [out, in] += grad [n, out] transposed times x [n, in]."""
+    if total is not None:
+        total += _product(grad.t(), x)
+
+
+def _add_sum(total: Tensor | None, grad: Tensor) -> None:
+    if total is not None:
+        total += grad.sum(0, dtype=torch.float32)
