@@ -79,7 +79,7 @@ def plan(options: argparse.Namespace, out: Path) -> list[list[Step]]:
     first += [
         Step(f"compile-{p}", (*tune, "--rounds", "0", "--dtypes", p, *small), 150) for p in ("float16", "float32")
     ]
-    stages = [first]
+    stages = [[measured("prepare", 90)], first]
     stages.append(
         [Step("tune", (*tune, *small, "--rounds", "2" if dry else "15", "--json", str(out / "run/tune.json")), 75)]
     )

@@ -59,15 +59,15 @@ class Peer:
 
 def fused(device: str) -> list[str]:
     """Our backends with kernels that take tensors on this device (in Triton's interpreter, on the CPU too)."""
-    found = []
-    for name in backends.NAMES:
-        backend = backends.load(name)
-        if name == "eager" or backend.unavailable():
-            continue
-        problem = Problem("content", 3, (1, 1), (0, 0), (1, 1), None, None, None, 0)
-        if backend.unsupported(problem, torch.empty(1, 1, 1, 1024, device=device)) is None:
-            found.append(name)
-    return found
+    names = [name for name in backends.NAMES if name != "eager"]
+    return [name for name in names if supports(name, torch.float16, device)]
+
+
+def supports(name: str, dtype: torch.dtype, device: str) -> bool:
+    """Whether a backend does mode 3 in this dtype here."""
+    backend, problem = backends.load(name), Problem("content", 3, (1, 1), (0, 0), (1, 1), None, None, None, 0)
+    source = torch.empty(1, 1, 1, 1024, device=device, dtype=dtype)
+    return backend.unavailable() is None and backend.unsupported(problem, source) is None
 
 
 def peers_of(case: Case) -> list[Peer]:
@@ -76,7 +76,8 @@ def peers_of(case: Case) -> list[Peer]:
     if case.kind == "decode":
         found.append(Peer("conv", "float16"))
     for name in fused(case.device):
-        found += [Peer(name, p) for p in ("float16", "bfloat16", "exact")]
+        candidates = (Peer(name, p) for p in ("float16", "bfloat16", "exact"))
+        found += [peer for peer in candidates if supports(name, peer.dtype, case.device)]
         if case.kind != "training" and case.device == "cuda":
             found.append(Peer(name, "float16", captured=True))
     return found

@@ -30,8 +30,8 @@ def test_the_plan_checks_every_mode_and_precision_before_it_measures(tmp_path: P
     stages = gpu.plan(options(tmp_path, device="cuda", dry=False), tmp_path)
     names = [[step.name for step in stage] for stage in stages]
     checks = {f"checks-mode{m}-{p}" for m in (1, 2, 3, 4) for p in gpu.PRECISIONS} | {"checks-surroundings"}
-    assert checks < set(names[0])
-    assert names[1:] == [[n] for n in ["tune", "large", "training", "memory", "photo", "model", "small", "compiled"]]
+    assert names[0] == ["prepare"] and checks < set(names[1])
+    assert names[2:] == [[n] for n in ["tune", "large", "training", "memory", "photo", "model", "small", "compiled"]]
     assert {s.name for stage in stages for s in stage if s.check} == checks | {"photo"}
     assert [[s.name for s in stage] for stage in gpu.plan(options(tmp_path, only=["tu"]), tmp_path)] == [["tune"]]
 
