@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import gc
 import io
 import json
 import sys
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         own = [f"--model.mode={mode}", f"--model.init_q={str(init_q).lower()}"]
         print(f"{variant_name(mode, init_q)}:", flush=True)
         _, stopped = train(options.out / variant_name(mode, init_q), options.config, [*overrides, *own, *rest])
+        gc.collect()  # a trainer and its photographs refer to each other
         write_table(options.out)
         if stopped:
             print(f"{stopped}: the same command goes on")
