@@ -290,10 +290,10 @@ def check_surroundings_autocast(backend):
 @every_backend
 def check_surroundings_compile(backend):
     decoder, features = network(3), random_features(1, CHANNELS, 5, 4).requires_grad_()
-    compiler = "inductor" if DEVICE == "cuda" else "aot_eager"
+    compiler, half = "inductor" if DEVICE == "cuda" else "aot_eager", not takes(backend, torch.float32)
 
     def decode(x: Tensor) -> Tensor:
-        with autocast(backend):
+        with torch.autocast(DEVICE, torch.float16, enabled=half):
             return decoder(x, (11, 13), backend=backend)
 
     compiled = torch.compile(decode, fullgraph=True, backend=compiler)
