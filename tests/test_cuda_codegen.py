@@ -62,6 +62,7 @@ INSTRUCTIONS = {
     "LDSM": r"\bLDSM",
     "local": r"\b(?:LDL|STL)\b",
     "multicast": r"\bUBLKCP\S*\.MULTICAST",
+    "fences of the GPU": r"\bMEMBAR\.ALL\.GPU",
     "atomics": r"\s(?:ATOMG?|REDG?|ATOMS)\.",
 }
 
@@ -128,6 +129,7 @@ def test_matrix_and_sine_instructions(code):
             assert f["HGMMA"] == f["HGMMA from registers"] == 16 * chunks
             assert f["MUFU.SIN"] == 128 + 128  # first and hidden layer: 2 queries, 64 outputs
             assert f["multicast"] >= 1
+            assert f["fences of the GPU"] == 2  # the cluster's barriers at the beginning and the end
 
 
 def test_the_library_loads_without_a_driver_and_says_what_is_missing(code):

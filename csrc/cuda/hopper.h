@@ -70,6 +70,7 @@ struct Hopper {
     if (group == 0) {
       registers_down<kProducerRegisters>();
       if (thread_index() == 0) produce();
+      sync_warp();  // the cluster's barrier wants whole warps
     } else {
       registers_up<kConsumerRegisters>();
       consume(group - 1);

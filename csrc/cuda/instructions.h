@@ -18,6 +18,7 @@ DIINN_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 DIINN_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
 DIINN_DEVICE int block_count() { return static_cast<int>(gridDim.x); }
 DIINN_DEVICE void sync_block() { __syncthreads(); }
+DIINN_DEVICE void sync_warp() { __syncwarp(); }
 
 DIINN_DEVICE uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
@@ -150,11 +151,12 @@ DIINN_DEVICE void barrier_arrive_expect(Barrier& barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&barrier)), "r"(bytes)
                : "memory");
 }
-// Arrives at the same barrier of block `rank` of the cluster.
+// Arrives at the same barrier of block `rank` of the cluster. What the block has read of a stage, products_wait has
+// completed, and it has written nothing: no release at cluster scope, which would cost a fence of the whole GPU.
 DIINN_DEVICE void barrier_arrive_at(Barrier& barrier, int rank) {
   asm volatile(
       "{.reg .b32 remote; mapa.shared::cluster.u32 remote, %0, %1; "
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];}" ::"r"(shared_address(&barrier)),
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];}" ::"r"(shared_address(&barrier)),
       "r"(rank)
       : "memory");
 }

@@ -97,6 +97,10 @@ void meet_warp(void* contribution, Work work) {
   m.meet(m.own_block().warps[thread / 32], 32, thread % 32, contribution, work);
 }
 
+inline void sync_warp() {
+  meet_warp(nullptr, [](Machine::Meeting&) {});
+}
+
 // -- portable tensor cores
 // ---------------------------------------------------------------------------------------------
 
