@@ -108,7 +108,8 @@ def test_a_run_without_config_goes_on_with_its_own_and_further(photos, whole, tm
 
 
 def test_training_lowers_the_loss_and_leaves_a_model_folder(photos, tmp_path):
-    run(photos, tmp_path, "--trainer.max_steps=30", "--model.lr=1e-3", "--ema.decay=0.5", "--checkpoints.every=100")
+    often = ["--trainer.val_check_interval=10", "--checkpoints.every=100"]
+    run(photos, tmp_path, "--trainer.max_steps=20", "--model.lr=1e-3", "--ema.decay=0.5", *often)
     losses = [row["train/l1"] for row in rows(tmp_path) if "train/l1" in row]
     assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
     state = checkpoint(tmp_path / "last.ckpt")
