@@ -223,7 +223,7 @@ def test_modes_against_the_definition(emulated, mode, dtype):
 
 @pytest.mark.parametrize("form", ["content", "modulation"])
 def test_odd_sizes_batches_windows_and_tiles(emulated, form, seed):
-    for lr, size in [((1, 1), (1, 1)), ((1, 7), (1, 23)), ((9, 2), (20, 3)), ((3, 4), (17, 9))]:
+    for lr, size in [((1, 1), (1, 1)), ((1, 7), (1, 19)), ((3, 4), (17, 9))]:
         source, weights = example(form, torch.float16, lr, batch=2, layers=2)
         whole = check(problem_of(form, lr, size), source, weights)
         y0, x0 = seed.randrange(size[0]), seed.randrange(size[1])
@@ -303,7 +303,7 @@ def test_addresses_beyond_2_to_the_31_elements(emulated):
 # -- gradients ---------------------------------------------------------------------------------------------------------
 
 
-def gradients_of(problem, source, weights, grad, library=None):
+def gradients_of(problem, source, weights, grad):
     """By the kernels, by plain PyTorch in the same dtype, and by plain PyTorch in float64."""
     needs = [True] * (1 + len(weights))
     exact = eager.backward(problem, grad.double(), source.double(), [v.double() for v in weights], needs)
@@ -311,12 +311,11 @@ def gradients_of(problem, source, weights, grad, library=None):
     return cuda._backward(problem, grad, source, weights, needs), theirs, exact
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("form", ["content", "modulation"])
+@pytest.mark.parametrize(("form", "dtype"), list(zip(("content", "modulation"), DTYPES, strict=True)))
 def test_gradients_of_a_window(backward_only, form, dtype):
-    lr, size, window, origin = (9, 8), (31, 21), Window(5, 22, 3, 16), (1, 1)
-    source, weights = example(form, dtype, (6, 7), batch=2, layers=3)
-    problem = replace(problem_of(form, lr, size, window, origin), chunk=100)  # slabs of 7 rows
+    lr, size, window, origin = (9, 8), (31, 21), Window(5, 14, 3, 16), (1, 1)
+    source, weights = example(form, dtype, (4, 7), batch=2, layers=3)
+    problem = replace(problem_of(form, lr, size, window, origin), chunk=80)  # slabs of 6 and 3 rows
     grad = torch.randn(2, 3, *window.shape).to(dtype)
     names = ("source", "position", "position_bias", "hidden", "hidden_bias", "last", "last_bias")
     for name, ours, theirs, exact in zip(names, *gradients_of(problem, source, weights, grad), strict=True):
@@ -327,9 +326,9 @@ def test_gradients_of_a_window(backward_only, form, dtype):
 
 def test_gradients_of_points(backward_only):
     source, weights = example("content", torch.float16, (4, 5), batch=2, layers=2)
-    index, offset = torch.randint(0, 20, (2, 70)), torch.rand(2, 70, 2) * 2 - 1
+    index, offset = torch.randint(0, 20, (2, 40)), torch.rand(2, 40, 2) * 2 - 1
     problem = problem_of("content", (4, 5), (16, 20), index=index, offset=offset)
-    for ours, theirs, exact in zip(*gradients_of(problem, source, weights, torch.randn(2, 70, 3).half()), strict=True):
+    for ours, theirs, exact in zip(*gradients_of(problem, source, weights, torch.randn(2, 40, 3).half()), strict=True):
         error, allowed = ((v.double() - exact).norm() for v in (ours, theirs))
         assert error <= 2 * allowed + 1e-3 * exact.norm()
 
