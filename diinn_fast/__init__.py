@@ -3,7 +3,7 @@
 from diinn_fast.backends import BackendError, use_backend
 from diinn_fast.decoder import ImplicitDecoder
 from diinn_fast.imageio import ImageError
-from diinn_fast.inference import UpscaleError, Upscaler, upscale
+from diinn_fast.inference import UpscaleError, Upscaler, View, open, render, upscale
 from diinn_fast.model import DIINN, CheckpointError
 from diinn_fast.version import __version__
 
@@ -15,7 +15,10 @@ __all__ = [
     "ImplicitDecoder",
     "UpscaleError",
     "Upscaler",
+    "View",
     "__version__",
+    "open",
+    "render",
     "upscale",
     "use_backend",
 ]

@@ -1,8 +1,10 @@
 """From a picture of any kind to a larger one of the same kind, with a bundled or given model."""
 
 from diinn_fast.inference.errors import UpscaleError
+from diinn_fast.inference.render import render
 from diinn_fast.inference.run import Upscaler, upscale
 from diinn_fast.inference.sizes import target_size
+from diinn_fast.inference.view import View, open
 from diinn_fast.inference.weights import load_weights
 
-__all__ = ["UpscaleError", "Upscaler", "load_weights", "target_size", "upscale"]
+__all__ = ["UpscaleError", "Upscaler", "View", "load_weights", "open", "render", "target_size", "upscale"]

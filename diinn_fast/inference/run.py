@@ -121,18 +121,22 @@ class Upscaler:
         return request.finish([self._upscale(picture, hr, request.dtype, progress) for picture in request.images])
 
     def check(self, lr: Sequence[int], hr: tuple[int, int], images: list[Image], dtype: torch.dtype) -> None:
-        """Refuse before the work what cannot be done, and warn once of a scale that the model has not learnt."""
+        """Refuse before the work what cannot be done in memory, and warn once of a scale that was not learnt."""
         height, width = lr
-        if not (1 <= height <= MAX_LENGTH and 1 <= width <= MAX_LENGTH):
-            raise UpscaleError(f"a picture of {width}x{height} pixels cannot be upscaled")
-        decoder = self.model.decoder
-        if decoder.mode == 4 and min(hr) < 2:
-            raise UpscaleError(f"a mode 4 model needs an output of at least 2x2 pixels, not {hr[1]}x{hr[0]}")
         samples = sum((1 if i.grey else 3) * dtype.itemsize + (4 if i.alpha is not None else 0) for i in images)
         ensemble = 12 if self.self_ensemble else 0
         bytes_out = hr[0] * hr[1] * (samples + ensemble)
-        item = self.dtype.itemsize
+        item, decoder = self.dtype.itemsize, self.model.decoder
+        self.check_sizes(lr, hr)
         check_memory(self.model.encoder, decoder.in_channels, (height, width), bytes_out, self.device, item)
+
+    def check_sizes(self, lr: Sequence[int], hr: tuple[int, int]) -> None:
+        """Refuse sizes that cannot be done at all, and choose the backend."""
+        height, width = lr
+        if not (1 <= height <= MAX_LENGTH and 1 <= width <= MAX_LENGTH):
+            raise UpscaleError(f"a picture of {width}x{height} pixels cannot be upscaled")
+        if self.model.decoder.mode == 4 and min(hr) < 2:
+            raise UpscaleError(f"a mode 4 model needs an output of at least 2x2 pixels, not {hr[1]}x{hr[0]}")
         self.used_backend = self._choose_backend((height, width), hr)
         log.info("%dx%d to %dx%d by backend %s", width, height, hr[1], hr[0], self.used_backend)
         warn_of_scale((height, width), hr)

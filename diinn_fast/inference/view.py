@@ -1,0 +1,197 @@
+"""Windows of a picture at any scale, on demand: what a viewer asks for."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diinn_fast.geometry import Window, check_size, check_window
+from diinn_fast.imageio import ImageError
+from diinn_fast.inference.bicubic import bicubic_range, resize_bicubic
+from diinn_fast.inference.errors import UpscaleError
+from diinn_fast.inference.memory import parse_size
+from diinn_fast.inference.plan import split
+from diinn_fast.inference.run import BAND_PIXELS, Upscaler, store, to_unit
+from diinn_fast.inference.sources import Source, open_source
+from diinn_fast.model import DIINN
+
+TILE = 256
+"""LR pixels along a side of a tile whose features are kept together."""
+
+
+def open(
+    image: Any,
+    model: DIINN | str | os.PathLike[str] | None = None,
+    *,
+    device: str | torch.device | None = None,
+    precision: str | None = None,
+    backend: str | None = None,
+    max_features: int | str = "1GiB",
+) -> View:
+    """A picture of which any window can be rendered at any size; arguments as of `diinn_fast.upscale`.
+
+    Nothing is computed before a window asks for it. ``max_features`` bounds the features that are kept for further
+    windows (256 bytes per LR pixel in fp32).
+    """
+    upscaler = Upscaler(model, device=device, precision=precision, backend=backend)
+    return View(upscaler, open_source(image), parse_size(max_features))
+
+
+class View:
+    """A picture and a model; `render` gives windows. Features are kept per tile of the LR picture, whatever the size.
+
+    Attributes:
+        shape: (height, width) of the LR picture.
+        channels: 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha.
+        dtype: of the samples, the picture's: uint8, uint16, or float32 in [0, 1].
+        encoded: tiles encoded until now.
+    """
+
+    def __init__(self, upscaler: Upscaler, source: Source, max_features: int) -> None:
+        if source.alpha:
+            from diinn_fast.inference.render import Bled
+
+            source = Bled.of(source, None)
+        self._upscaler, self._source, self._most = upscaler, source, max_features
+        self._kept: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self.shape = source.height, source.width
+        self.channels = (1 if source.grey else 3) + source.alpha
+        self.dtype = np.dtype(source.dtype)
+        self.encoded = 0
+        radius = getattr(upscaler.model.encoder, "receptive_radius", None)
+        self._radius = 0 if radius is None else radius
+        self._tile = self.shape if radius is None else (TILE, TILE)
+
+    def render(self, window: Sequence[int] | None, size: Sequence[int]) -> np.ndarray:
+        """Samples ``[rows, columns]`` (grey) or ``[rows, columns, C]`` of a window of the picture at size (H, W).
+
+        ``window`` is (y0, y1, x0, x1) in pixels of that size, None all of it. The pixels are those of the whole.
+        """
+        try:
+            hr = check_size(size, self.shape)
+            cut = check_window(window, hr)
+        except ValueError as error:
+            raise UpscaleError(str(error)) from None
+        self._upscaler.check_sizes(self.shape, hr)
+        samples = np.empty((*cut.shape, self.channels), self.dtype)
+        rows, columns = (max(1, t * out // n) for t, out, n in zip(self._tile, hr, self.shape, strict=True))
+        columns = min(columns, cut.shape[1], BAND_PIXELS)
+        rows = min(rows, max(1, BAND_PIXELS // columns))
+        for part in split(cut, rows, columns):
+            y, x = part.y0 - cut.y0, part.x0 - cut.x0
+            self._render(part, hr, samples[y : y + part.shape[0], x : x + part.shape[1]])
+        return samples[..., 0] if self.channels == 1 else samples
+
+    def at(self, size: Sequence[int]) -> Scaled:
+        """The picture at size (H, W) as an array that computes what is sliced out of it."""
+        return Scaled(self, size)
+
+    def close(self) -> None:
+        """Forget the features and release the file."""
+        self._kept.clear()
+        self._source.close()
+
+    def __enter__(self) -> View:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _render(self, window: Window, hr: tuple[int, int], out: np.ndarray) -> None:
+        lr, source = self.shape, self._source
+        needed = self._upscaler.model.decoder.lr_window(window, lr, hr)
+        tile = lr, (needed.y0, needed.x0)
+        band = to_unit(self._upscaler.decode(self._features(needed), hr, window, tile))
+        planes, colours = torch.from_numpy(out).permute(2, 0, 1), 1 if source.grey else 3
+        store(planes[:colours], band.mean(0, keepdim=True) if source.grey else band)
+        if source.alpha:
+            i0, i1, j0, j1 = bicubic_range(window, lr, hr)
+            _, alpha = source.read(i0, i1, j0, j1)
+            if alpha is None:
+                raise ImageError("the picture has lost its alpha: open it again.")
+            store(planes[colours:], resize_bicubic(alpha, hr, window, (lr, (i0, j0))))
+
+    @torch.inference_mode()
+    def _features(self, needed: Window) -> Tensor:
+        """Features ``[1, C, rows, columns]`` of LR rows and columns, put together from tiles."""
+        i0, i1, j0, j1 = needed
+        (high, wide), out = self._tile, None
+        for a in range(i0 // high, (i1 - 1) // high + 1):
+            for b in range(j0 // wide, (j1 - 1) // wide + 1):
+                features = self._encoded(a, b)
+                top, bottom = max(i0, a * high), min(i1, (a + 1) * high)
+                left, right = max(j0, b * wide), min(j1, (b + 1) * wide)
+                part = features[:, :, top - a * high : bottom - a * high, left - b * wide : right - b * wide]
+                if part.shape[2:] == needed.shape:
+                    return part
+                if out is None:
+                    out = features.new_empty(1, features.shape[1], *needed.shape)
+                out[:, :, top - i0 : bottom - i0, left - j0 : right - j0] = part
+        assert out is not None
+        return out
+
+    def _encoded(self, a: int, b: int) -> Tensor:
+        """Features of a tile, kept or made; the least recently used make room."""
+        if (kept := self._kept.get((a, b))) is not None:
+            self._kept.move_to_end((a, b))
+            return kept
+        (h, w), (high, wide), r = self.shape, self._tile, self._radius
+        i0, i1, j0, j1 = a * high, min((a + 1) * high, h), b * wide, min((b + 1) * wide, w)
+        top, left = max(i0 - r, 0), max(j0 - r, 0)
+        rgb, _ = self._source.read(top, min(i1 + r, h), left, min(j1 + r, w))
+        whole = self._upscaler.encode(rgb)
+        features = whole[:, :, i0 - top : i1 - top, j0 - left : j1 - left].clone()
+        self.encoded += 1
+        self._kept[a, b] = features
+        while len(self._kept) > 1 and sum(_bytes(f) for f in self._kept.values()) > self._most:
+            self._kept.popitem(last=False)
+        return features
+
+
+class Scaled:
+    """A picture at one size, to be sliced as an array: ``view.at((4000, 6000))[:512, 1024:1536]``.
+
+    It has what `dask.array.from_array` and `numpy.asarray` look for.
+    """
+
+    def __init__(self, view: View, size: Sequence[int]) -> None:
+        self._view, self._size = view, (int(size[0]), int(size[1]))
+        self.shape = self._size if view.channels == 1 else (*self._size, view.channels)
+        self.dtype, self.ndim = view.dtype, len(self.shape)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        keys = list(key) if isinstance(key, tuple) else [key]
+        if Ellipsis in keys:
+            n = keys.index(Ellipsis)
+            keys[n : n + 1] = [slice(None)] * (self.ndim + 1 - len(keys))
+        keys += [slice(None)] * (self.ndim - len(keys))
+        (y0, y1, rows), (x0, x1, columns) = (_span(k, n) for k, n in zip(keys[:2], self._size, strict=True))
+        if y0 == y1 or x0 == x1:
+            found = np.empty((y1 - y0, x1 - x0, *self.shape[2:]), self.dtype)
+        else:
+            found = self._view.render((y0, y1, x0, x1), self._size)
+        return found[(rows, columns, *keys[2:])]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[()].astype(dtype or self.dtype, copy=False)
+
+
+def _span(key: Any, length: int) -> tuple[int, int, Any]:
+    """First and one-past-last position that a key (an integer or a slice) takes, and the key within those."""
+    if not isinstance(key, slice):
+        position = range(length)[key]
+        return position, position + 1, 0
+    taken = range(length)[key]
+    if not taken:
+        return 0, 0, slice(None)
+    return min(taken[0], taken[-1]), max(taken[0], taken[-1]) + 1, slice(None, None, taken.step)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
