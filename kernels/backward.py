@@ -1,10 +1,23 @@
-"""The element-wise and reducing kernels of the backward; ``gradient`` puts them together with products."""
+"""The kernels of the backward that are not the framework's products; ``gradient`` puts them together."""
 
 import triton
 import triton.language as tl
 
 from .network import narrow
-from .trig import cos, sin
+from .trig import INTERPRETED, cos, sin
+
+
+@triton.jit
+def gradients_of_layer(dq, dk, s, k, MODULATION: tl.constexpr, FAST: tl.constexpr):
+    """(dk, ds) of q = relu(a) sin(s): dk = (dq sin(s) + dk) [k > 0], ds = dq k cos(s), all float32.
+
+    The given dk is what k_i got from k_{i+1} (modes 1 and 2, direct); in the modulation form k is the source itself,
+    without relu.
+    """
+    dk += dq * sin(s, FAST)
+    if not MODULATION:
+        dk = tl.where(k > 0, dk, 0.0)
+    return dk, dq * k * cos(s, FAST)
 
 
 @triton.jit(do_not_specialize=["queries"])
@@ -12,23 +25,50 @@ def split(
     dq, carry, s, k, both, queries,
     WIDTH: tl.constexpr, CARRY: tl.constexpr, MODULATION: tl.constexpr, FAST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of q = relu(a) sin(s): ``both`` [queries, 2H] = [dk | ds].
-
-    dk = (dq sin(s) + carry) [k > 0], ds = dq k cos(s); ``carry`` is what k_i got from k_{i+1} (modes 1 and 2, direct);
-    in the modulation form k is the source itself, without relu.
-    """
+    """``both`` [queries, 2H] = [dk | ds] of a layer, given dq [queries, H] (and ``carry``, the dk from above)."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < queries.to(tl.int64) * WIDTH
     g, argument = tl.load(dq + at, mask=mask, other=0.0), tl.load(s + at, mask=mask, other=0.0)
     modulation = tl.load(k + at, mask=mask, other=0.0).to(tl.float32)
-    dk, ds = g * sin(argument, FAST), g * modulation * cos(argument, FAST)
-    if CARRY:
-        dk += tl.load(carry + at, mask=mask, other=0.0)
-    if not MODULATION:
-        dk = tl.where(modulation > 0, dk, 0.0)
+    above = tl.load(carry + at, mask=mask, other=0.0) if CARRY else tl.zeros([BLOCK], tl.float32)
+    dk, ds = gradients_of_layer(g, above, argument, modulation, MODULATION, FAST)
     to = both + at // WIDTH * (2 * WIDTH) + at % WIDTH
     tl.store(to, narrow(dk, both.dtype.element_ty), mask=mask)
     tl.store(to + WIDTH, narrow(ds, both.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["queries"])
+def step_back(
+    above, weight, s, k, both, queries,
+    WIDTH: tl.constexpr, MODULATION: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """From a layer's [dk | ds] to that of the layer below: ``split`` of dq = ``above`` W, which is never written.
+
+    ``above`` and ``both`` are [queries, 2H], ``weight`` [2H, H] (modulation: ds alone counts, and [H, H]). A program is
+    BM queries by BN columns.
+    """
+    m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    n = tl.program_id(1) * BN + tl.arange(0, BN)
+    mask = m < queries
+    m = tl.minimum(m, queries.to(tl.int64) - 1)
+    SKIPPED: tl.constexpr = WIDTH if MODULATION else 0  # columns of dk
+    ROWS: tl.constexpr = 2 * WIDTH - SKIPPED
+    dq = tl.zeros([BM, BN], tl.float32)
+    for step in tl.range(ROWS // BK, num_stages=STAGES):
+        row = step * BK + tl.arange(0, BK)
+        x = tl.load(above + (m * (2 * WIDTH) + SKIPPED)[:, None] + row[None, :])
+        w = tl.load(weight + row[:, None] * WIDTH + n[None, :])
+        if INTERPRETED:  # whose bfloat16 products are wrong
+            dq = tl.dot(x.to(tl.float32), w.to(tl.float32), dq, input_precision="ieee")
+        else:
+            dq = tl.dot(x, w, dq, input_precision=PRECISION)
+    at = m[:, None] * WIDTH + n[None, :]
+    modulation, argument = tl.load(k + at).to(tl.float32), tl.load(s + at)
+    dk, ds = gradients_of_layer(dq, tl.zeros([BM, BN], tl.float32), argument, modulation, MODULATION, FAST)
+    to = both + m[:, None] * (2 * WIDTH) + n[None, :]
+    tl.store(to, narrow(dk, both.dtype.element_ty), mask=mask[:, None])
+    tl.store(to + WIDTH, narrow(ds, both.dtype.element_ty), mask=mask[:, None])
 
 
 @triton.jit(do_not_specialize=["queries", "columns", "i0", "j0", "down", "span", "grid_rows", "grid_columns"])

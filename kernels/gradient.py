@@ -2,10 +2,11 @@
 
 A slab's sine arguments s, modulation k and q come from the forward kernel; then per layer, from the last to the first,
 
-    [dk | ds] from dq, s, k (one kernel);   dW += [dk | ds]^T r;   dq_prev = [dk | ds] W;   dC[LR pixel] += sum of dk
+    dW += [dk | ds]^T r;   dC[LR pixel] += sum of dk;   dq = [dk | ds] W, and the next [dk | ds] from dq, s and k
 
-with the framework's products (operands in the source's dtype, sums in float32). Slabs follow each other in a fixed
-order, and within a slab every LR pixel is summed by one program: two runs are bitwise equal.
+The last two steps are one kernel, so that dq is never written; dW is the framework's product (operands in
+the source's dtype, sums in float32). Slabs follow each other in a fixed order, and within a slab every LR pixel is
+summed by one program: two runs are bitwise equal.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from torch import Tensor
 
 from diinn_fast.geometry import Window, local_offset, lr_range, nearest_index
 
-from .backward import split, sum_queries
+from . import tiles
+from .backward import split, step_back, sum_queries
 from .launch import Network, query_count
 from .tiles import divisor
 
@@ -165,11 +167,10 @@ class _Slab:
         s, k, q = n.recompute(self.problem, self.images)
         _add_product(sums.last, grad, q[-1])
         _add_sum(sums.last_bias, grad)
-        dq, carry = product(grad, n.last), None
+        both = self._split(product(grad, n.last), None, s[-1], k[-1])
         chain = n.form == "direct" and n.mode in (1, 2)  # k_i takes k_{i-1}
         dks: list[Tensor] = []
         for layer in reversed(range(n.layers)):
-            both = self._split(dq, carry, s[layer], k[layer])
             dk, ds = both[:, :width], both[:, width:]
             if n.form == "direct":
                 dks.insert(0, dk)
@@ -177,19 +178,17 @@ class _Slab:
                 self._to_pixels(sums.source[self.images].flatten(0, 2)[:, layer * width :], both, width)
             if layer == 0:
                 break
-            weight = n.hidden[layer - 1]
+            weight, below = n.hidden[layer - 1], q[layer - 1]
             total = None if sums.hidden is None else sums.hidden[layer - 1]
             _add_sum(None if sums.hidden_bias is None else sums.hidden_bias[layer - 1], ds)
-            if n.form == "modulation":
-                _add_product(total, ds, q[layer - 1])
-                dq = product(ds, weight)
-            elif chain:
+            if chain:
                 _add_product(None if total is None else total[:width], dk, k[layer - 1])
-                _add_product(None if total is None else total[width:], ds, q[layer - 1])
+                _add_product(None if total is None else total[width:], ds, below)
                 carry, dq = product(dk, weight[:width]), product(ds, weight[width:])
+                both = self._split(dq, carry, s[layer - 1], k[layer - 1])
             else:
-                _add_product(total, both, q[layer - 1])
-                dq = product(both, weight)
+                _add_product(total, ds if n.form == "modulation" else both, below)
+                both = self._step_back(both, weight, s[layer - 1], k[layer - 1])
         _add_sum(sums.position_bias, ds)
         if n.form == "direct":
             self._direct(dks, ds)
@@ -233,6 +232,17 @@ class _Slab:
             dq, carry, s, k, both, len(k),
             WIDTH=n.width, CARRY=carry is not None, MODULATION=n.form == "modulation", FAST=n.fast_sine, BLOCK=block,
             enable_fp_fusion=True,
+        )  # fmt: skip
+        return both
+
+    def _step_back(self, above: Tensor, weight: Tensor, s: Tensor, k: Tensor) -> Tensor:
+        n, both = self.network, above.new_empty(above.shape)
+        tile = tiles.step_back(n.dtype, n.width)
+        grid = triton.cdiv(len(both), tile.bm), n.width // tile.bn
+        step_back[grid](
+            above, weight, s, k, both, len(both),
+            WIDTH=n.width, MODULATION=n.form == "modulation", PRECISION=n.precision, FAST=n.fast_sine,
+            **tiles.step_back_constants(tile), num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
         )  # fmt: skip
         return both
 

@@ -68,6 +68,26 @@ CANDIDATES = {  # (family, bytes of an operand): what ``tune`` measures besides 
 }  # fmt: skip
 
 
+class Step(NamedTuple):
+    """How ``backward.step_back`` is cut: BM queries by BN columns, BK terms at a time."""
+
+    bm: int
+    bn: int
+    bk: int
+    stages: int
+    warps: int
+
+
+def step_back(dtype: torch.dtype, width: int) -> Step:
+    """48 KiB in 16 bit, for all architectures: it is bound by memory, not by products. float32: half the queries."""
+    found = Step(128, 128, 32, 3, 8) if dtype.itemsize == 2 else Step(64, 128, 32, 2, 8)
+    return found._replace(bn=divisor(width, found.bn), bk=divisor(width, found.bk))
+
+
+def step_back_constants(step: Step) -> dict[str, int]:
+    return {"BM": step.bm, "BN": step.bn, "BK": step.bk, "STAGES": step.stages}
+
+
 def candidates(form: str, architecture: int, dtype: torch.dtype, width: int, keep: bool = False) -> list[Tile]:
     """Tiles of the same summation order as ``choose``'s, which comes first.
 

@@ -82,6 +82,7 @@ def read(device: torch.device) -> dict[str, Tile]:
     return found
 
 
+@cache
 def tile(form: str, device: torch.device, dtype: torch.dtype, width: int, keep: bool = False) -> Tile:
     """The tile with which a kernel is launched."""
     arguments = form, architecture(device), dtype, width, keep
@@ -93,11 +94,17 @@ def write(device: torch.device, found: dict[str, Tile]) -> Path:
     """Store tiles, all at once or not at all; those of earlier tuning stay if they still hold."""
     file = path(device)
     file.parent.mkdir(parents=True, exist_ok=True)
-    read.cache_clear()
+    forget()
     found = read(device) | found
     content = {"machine": machine(device), "tiles": {key: list(values) for key, values in sorted(found.items())}}
     partial = file.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(content, indent=1) + "\n")
     partial.replace(file)
-    read.cache_clear()
+    forget()
     return file
+
+
+def forget() -> None:
+    """Read the file again at the next launch."""
+    read.cache_clear()
+    tile.cache_clear()

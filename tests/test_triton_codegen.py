@@ -26,7 +26,9 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 class Case(NamedTuple):
     """A kernel as it is launched for a 256-wide, 4-layer decoder on 64 features, and the most it may spill."""
 
-    kernel: str  # content, modulation, direct: the forward kernels; split, sum_queries: those of the backward
+    kernel: (
+        str  # content, modulation, direct: the forward kernels; split, step_back, sum_queries: those of the backward
+    )
     architecture: int
     dtype: str
     mode: int = 3
@@ -61,7 +63,9 @@ CASES = [
     Case("direct", 80, "bf16", mode=2, init_q=True, spilled=264),
     Case("direct", 80, "fp32", mode=1, spilled=48),
     Case("split", 80, "fp16"),
-    Case("split", 90, "fp32"),
+    Case("step_back", 80, "fp16", spilled=72),
+    Case("step_back", 86, "fp32"),
+    Case("step_back", 90, "bf16", spilled=64),
     Case("sum_queries", 90, "fp16"),
 ]
 
@@ -89,14 +93,14 @@ def test_code(case, figures):
     assert code["stack"] <= case.spilled
     assert code["shared"] <= SHARED[case.architecture]
     assert code["seconds"] <= SECONDS
-    if case.kernel in ("content", "modulation", "direct"):
+    if case.kernel in ("content", "modulation", "direct", "step_back"):
         assert code["HGMMA" if case.architecture == 90 else "HMMA"] > 0
     fast = case.dtype != "fp32" or case.precision == "tf32"
     if case.kernel != "sum_queries":
         # The slow path of libdevice's sine multiplies by hundreds of bits of 2/pi in 64-bit integers.
         assert (code["MUFU.SIN"] > 0) == fast
         assert code["wide integer products"] < 150
-    if case.kernel == "split":
+    if case.kernel in ("split", "step_back"):
         assert (code["MUFU.COS"] > 0) == fast
     assert code["atomics"] == 0
 
@@ -106,7 +110,7 @@ def test_code(case, figures):
 
 def signature(case: Case) -> tuple:
     """The jitted function, constants, compiler options and pointer types of a case, as ``launch`` passes them."""
-    from diinn_fast.kernels.backward import split, sum_queries
+    from diinn_fast.kernels.backward import split, step_back, sum_queries
     from diinn_fast.kernels.direct import direct
     from diinn_fast.kernels.projected import projected
 
@@ -115,9 +119,14 @@ def signature(case: Case) -> tuple:
     fast = case.dtype != "fp32" or case.precision == "tf32"
     if case.kernel == "split":
         return split, {"WIDTH": 256, "CARRY": True, "MODULATION": False, "FAST": fast, "BLOCK": 1024}, {}
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[case.dtype]
+    if case.kernel == "step_back":
+        tile = tiles.step_back(dtype, 256)
+        constants = {"WIDTH": 256, "MODULATION": False, "PRECISION": case.precision, "FAST": fast}
+        options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
+        return step_back, constants | tiles.step_back_constants(tile), options
     if case.kernel == "sum_queries":
         return sum_queries, {"FEATURES": 256, "BF": 256, "BQ": 16}, {}
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[case.dtype]
     tile, channels = tiles.choose(case.kernel, case.architecture, dtype, 256, case.keep), 27 if case.mode == 4 else 3
     constants = {"WIDTH": 256, "LAYERS": 4, "CHANNELS": channels, "POINTS": False, "KEEP": case.keep}
     constants |= {"PRECISION": case.precision, "FAST": fast} | launch.tile_constants(tile, channels)

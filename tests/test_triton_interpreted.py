@@ -168,6 +168,18 @@ def check_gradients_are_within_twice_plain_pytorchs_error(mode, init_q):
         assert rms(torch.cat(ours)) <= 2 * rms(torch.cat(plain)) + 1e-7, dtype
 
 
+@pytest.mark.parametrize("mode", [1, 3])
+def check_gradients_of_wide_layers(mode):
+    """Wider than a program of the backward; more queries than one."""
+    decoder = away_from_kinks(small_decoder(mode, width=192, channels=16))
+    features = torch.randn(2, 16, 2, 3, requires_grad=True)
+    inputs, grad = [features, *decoder.parameters()], torch.randn(2, 3, 9, 8)
+    want = torch.autograd.grad(oracle(decoder, features, (9, 8)), inputs, grad.double())
+    got = torch.autograd.grad(decoder(features, (9, 8), backend=TRITON), inputs, grad)
+    for a, b in zip(got, want, strict=True):
+        assert rms(a - b) <= 1e-5 * rms(b)
+
+
 @pytest.mark.parametrize(("mode", "init_q"), [(3, False), (2, False), (1, True), (3, True)])
 def check_gradients_in_slabs_and_of_wanted_inputs_only(mode, init_q):
     """However the queries are cut, the gradient is that of the whole; twice the same bits; ``needs`` is honoured."""

@@ -22,9 +22,9 @@ FORMS = ("content", "modulation", "direct")
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DIINN_FAST_CACHE", str(tmp_path / "new"))
-    tuned.read.cache_clear()
+    tuned.forget()
     yield tmp_path / "new"
-    tuned.read.cache_clear()
+    tuned.forget()
 
 
 def test_candidates_sum_in_the_order_of_the_default():
@@ -82,7 +82,7 @@ def test_a_damaged_or_old_file_is_ignored_with_one_line(damage, cache, caplog):
     default, other = tiles.candidates("content", 0, torch.float16, 256)
     file = tuned.write(CPU, {"content-float16-256": other})
     file.write_text(damage(file.read_text()))
-    tuned.read.cache_clear()
+    tuned.forget()
     with caplog.at_level(logging.WARNING):
         assert [launched() for _ in range(3)] == [default] * 3
     assert len(caplog.records) == 1 and str(file) in caplog.text and "defaults serve" in caplog.text
