@@ -137,9 +137,9 @@ def _segments(layout: Layout, read: Read, compress: bool, told: Callable[[int], 
     places = ((y, x) for y in range(0, height, rows) for x in range(0, width, columns))
     per_row = -(-width // columns)
     for number, segment in enumerate(in_order(encode, places), 1):
-        yield segment
-        if number % per_row == 0:
+        if number % per_row == 0:  # before the last one is taken: nobody asks for more
             told(min(number // per_row * rows, height))
+        yield segment
 
 
 def _teller(progress: Progress | None, before: int, rows: int) -> Callable[[int], None]:

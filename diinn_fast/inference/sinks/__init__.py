@@ -90,14 +90,14 @@ def disk_bytes(path: PathLike, layout: Layout, options: SinkOptions | None = Non
         levels = tiff_levels(layout) if options.pyramid else []
         raw = sum(level.nbytes for level in levels)
         return layout.nbytes + raw, sum(tiff_size(level) for level in [layout, *levels])
-    return 0, zarr_size(layout, kind)
+    return 0, zarr_size(layout, multiscale=kind == "ome-zarr", compress=options.compress)
 
 
 def finish_bytes(path: PathLike, layout: Layout, options: SinkOptions | None = None) -> int:
     """Most memory in bytes that `Sink.finish` holds; grows with the length of a row at most."""
     kind = _check_kind(Path(path), layout)
     if kind == "npy":
-        return 0
+        return 2**16
     if kind == "png":
         return png_bytes(layout)
     return tiff_bytes(layout) if kind == "tiff" else zarr_bytes(layout)

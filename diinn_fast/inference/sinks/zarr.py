@@ -306,12 +306,15 @@ def zarr_job(store: Path) -> str | None:
     return str(state.get("job") or "") or None
 
 
-def zarr_size(layout: Layout, kind: str) -> int:
-    """Most bytes of the store: chunks at the border are whole, noise grows a little, each chunk has a file."""
-    levels = levels_below(layout, _SMALLEST_LEVEL) if kind == "ome-zarr" else []
-    chunk = CHUNK * CHUNK * layout.channels * layout.stored.itemsize
-    count = sum(-(-level.height // CHUNK) * -(-level.width // CHUNK) for level in [layout, *levels])
-    return count * (int(chunk * 1.001) + 2**13) + 2**20
+def zarr_size(layout: Layout, *, multiscale: bool, compress: bool) -> int:
+    """Most bytes of the store: noise grows a little, each chunk has a file; raw chunks at the border are whole."""
+    size = 2**20
+    for level in [layout, *(levels_below(layout, _SMALLEST_LEVEL) if multiscale else [])]:
+        rows, columns = (-(-side // min(CHUNK, side)) for side in (level.height, level.width))
+        whole = min(CHUNK, level.height) * min(CHUNK, level.width) * level.channels * level.stored.itemsize
+        samples = level.nbytes if compress else rows * columns * whole
+        size += int(samples * 1.002) + 2**13 * rows * columns
+    return size
 
 
 def zarr_bytes(layout: Layout) -> int:

@@ -52,8 +52,9 @@ def tiff_source(path: Path, max_bytes: int | None) -> SampleSource | None:
                 return RowsSource(path, page.dataoffsets[0], shape, dtype, icc, dpi)
             if page.compression not in _NO_CODECS_NEEDED and not _has_imagecodecs():
                 if max_bytes is not None and decode_bytes(shape[1], shape[0], 8 * dtype.itemsize) > max_bytes:
+                    name = tifffile.COMPRESSION(page.compression).name
                     raise ImageError(
-                        f"{path} is compressed by {tifffile.COMPRESSION(page.compression).name} and does not fit the bound as a whole: "
+                        f"{path} is compressed by {name} and does not fit the bound as a whole: "
                         "pip install 'diinn_fast[big]' to read it by region."
                     )
                 return None
