@@ -41,7 +41,12 @@ def unavailable() -> str | None:
         return "PyTorch sees no CUDA device (it needs an NVIDIA GPU, its driver and a CUDA build of PyTorch)"
     if torch.version.hip:
         return "it is written for NVIDIA GPUs, this is a ROCm build of PyTorch"
-    if _nvcc.nvcc() is None and _nvcc.built(_nvcc.architecture(*torch.cuda.get_device_capability())) is None:
+    return _not_compiled(_nvcc.architecture(*torch.cuda.get_device_capability()))
+
+
+@cache
+def _not_compiled(arch: str) -> str | None:
+    if _nvcc.nvcc() is None and _nvcc.built(arch) is None:
         return "its kernels are not compiled and nvcc was not found (install the CUDA toolkit, or set CUDA_HOME)"
     return None
 
