@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,11 +53,11 @@ def make_photos(folder: Path, count: int = 4) -> Path:
     return folder
 
 
-def run(photos: Path, out: Path, *more: str, **keywords: Path) -> tuple[int, str]:
+def run(photos: Path, out: Path, *more: str, **keywords: Any) -> tuple[int, str]:
     """Train SMALL into ``out``; ``more`` comes last and wins."""
     config = photos.parent / "empty.yaml"
     config.write_text("{}\n")
-    own = None if keywords else str(config)
+    own = None if "from_run" in keywords else str(config)
     return train(out, own, [*(SMALL if own else []), f"--data.folder={photos}", *more], **keywords)
 
 

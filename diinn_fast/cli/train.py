@@ -40,6 +40,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--minutes", metavar="M", help="stop after so many minutes; the run can go on later")
     parser.add_argument("--precision", metavar="P", help="32-true, 16-mixed or bf16-mixed")
     parser.add_argument("--seed", metavar="N", help="of first weights and crops")
+    parser.add_argument("--init", metavar="MODEL", help="weights to start from: bundled name, checkpoint or folder")
     parser.add_argument("--from-run", metavar="FILE", type=Path, help="go on from a run file")
     parser.add_argument("--export-run", metavar="FILE", type=Path, help="write a run file at the end")
     parser.add_argument(
@@ -76,7 +77,7 @@ def _train(options, rest: list[str]) -> int:  # type: ignore[no-untyped-def]
     if options.minutes is None:
         overrides.append("--checkpoints.stop_after=null")  # an earlier command's limit is not this one's
     try:
-        step, stopped = train(out, options.config, [*overrides, *rest], options.from_run)
+        step, stopped = train(out, options.config, [*overrides, *rest], options.from_run, options.init)
     except ValueError as error:
         raise Refused(str(error)) from error
     if int(os.environ.get("RANK", 0)) > 0:  # the first of several processes speaks for all

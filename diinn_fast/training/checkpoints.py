@@ -15,6 +15,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from diinn_fast.imageio.atomic import atomic_file
+from diinn_fast.model import CheckpointError
 from diinn_fast.training.portable import read_run
 
 
@@ -29,7 +30,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         if Path(path).suffix == ".safetensors":
             return read_run(path)
-        return torch.load(path, map_location=map_location, weights_only=True)
+        try:
+            return torch.load(path, map_location=map_location, weights_only=True)
+        except Exception as error:  # damaged pickles raise anything
+            raise CheckpointError(
+                f"{path} is damaged, or holds more than tensors and plain values: remove it, or put best.ckpt there"
+            ) from error
 
 
 class Checkpoints(Checkpoint):

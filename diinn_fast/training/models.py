@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from diinn_fast.model import DIINN
+from diinn_fast.inference import load_weights
+from diinn_fast.model import DIINN, fit
 
 
 def _diinn(encoder: str, mode: int, init_q: bool) -> nn.Module:
@@ -31,6 +32,12 @@ def _metasr(encoder: str, mode: int, init_q: bool) -> nn.Module:
 
 
 MODELS: dict[str, Callable[[str, int, bool], nn.Module]] = {"diinn": _diinn, "liif": _liif, "metasr": _metasr}
+
+
+def start_from(net: nn.Module, weights: str) -> None:
+    """Give a new model the weights of a trained one (bundled name, checkpoint or folder). Raises CheckpointError."""
+    trained = load_weights(weights) if isinstance(net, DIINN) else type(net).from_checkpoint(weights)  # type: ignore[attr-defined]
+    fit(net, trained.state_dict(), weights)
 
 
 def make_model(arch: str = "diinn", encoder: str = "rdn", mode: int = 3, init_q: bool = False) -> nn.Module:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -22,6 +23,7 @@ from diinn_fast.training.averaging import EMA
 from diinn_fast.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from diinn_fast.training.datamodule import PhotoData
 from diinn_fast.training.logs import JsonLines
+from diinn_fast.training.models import start_from
 from diinn_fast.training.module import SRModule
 from diinn_fast.training.portable import read_config
 
@@ -85,13 +87,18 @@ def config_path(name: str) -> str:
 
 
 def train(
-    out: Path, config: str | None = None, overrides: list[str] | None = None, from_run: Path | None = None
+    out: Path,
+    config: str | None = None,
+    overrides: list[str] | None = None,
+    from_run: Path | None = None,
+    init: str | None = None,
 ) -> tuple[int, str]:
     """Train into folder ``out``, or go on with what is there; returns the step reached and why it ended early, or "".
 
     ``config`` is a configuration by name or path; without one an existing run's own, that of ``from_run`` (a run file
     to go on from), or the default is taken. ``overrides`` are further arguments in Lightning's form,
-    ``--model.lr=1e-4``. Afterwards ``out/model`` is a model folder with the averaged weights.
+    ``--model.lr=1e-4``. ``init`` names weights that a new run starts from. Afterwards ``out/model`` is a model folder
+    with the averaged weights.
     """
     last, saved = out / "last.ckpt", out / "config.yaml"
     if config is not None:
@@ -102,8 +109,9 @@ def train(
         arguments = [f"--config={json.dumps(read_config(from_run))}"]
     else:
         arguments = [f"--config={config_path(DEFAULT)}"]
-    if from_run is not None and last.exists():
-        raise ValueError(f"{out} holds a run already: go on with it without --from-run, or choose another --out")
+    if last.exists() and (from_run or init):
+        option = "--from-run" if from_run else "--init"
+        raise ValueError(f"{out} holds a run already: go on with it without {option}, or choose another --out")
     _quieten()
     try:
         cli = TrainCLI(out, [*arguments, *(overrides or [])])
@@ -116,6 +124,9 @@ def train(
         with atomic_file(saved, overwrite=True) as file:
             file.write(cli.parser.dump(cli.config, skip_unset=False).encode())
     source = last if last.exists() else from_run
+    if init is not None:
+        start_from(cli.model.net, init)
+        cli.model.net.encoder.to(memory_format=torch.channels_last)
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=source and str(source), weights_only=True)
     if cli.trainer.is_global_zero and last.exists() and cli.model.hparams["arch"] == "diinn":
         DIINN.from_checkpoint(last).save_pretrained(out / "model")
