@@ -11,17 +11,27 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from diinn_fast import BackendError
 from diinn_fast.cli.common import Refused, make_parser, messages
-from diinn_fast.imageio import check_writable, read_image, write_image
+from diinn_fast.imageio import Image, check_writable, read_image, write_image
 from diinn_fast.imageio.formats import FORMAT_OF_SUFFIX
 from diinn_fast.inference import Upscaler, target_size
 from diinn_fast.inference.devices import PRECISIONS
+from diinn_fast.inference.memory import TooLargeError, parse_size
+from diinn_fast.inference.ranks import first_rank, ranks_started
+from diinn_fast.inference.render import Job
+from diinn_fast.inference.sinks import SinkOptions, sink_kind
 from diinn_fast.model import DEFAULT_WEIGHTS, bundled_names
+
+PIECES_ONLY = ("npy", "zarr", "ome-zarr")
+"""Kinds of output that are only written piece by piece."""
 
 EXAMPLE = """\
   diinn-fast upscale photo.jpg large.png --scale 3.7
   diinn-fast upscale scans/ large/ --long-side 4000
+  diinn-fast upscale map.tif huge.tif --scale 8 --max-memory 1.5GiB
 """
 
 
@@ -29,14 +39,22 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     level = logging.INFO if options.verbose else logging.ERROR if options.quiet else logging.WARNING
     with messages(level):
-        return run(options)
+        try:
+            return run(options)
+        except KeyboardInterrupt as interrupt:
+            if not interrupt.args:
+                raise
+            print(f"diinn-fast: {interrupt}", file=sys.stderr)  # what is kept
+            return 130
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = make_parser(
         "upscale",
         "[options] IN [IN ...] OUT",
-        "Enlarge pictures (PNG, JPEG, TIFF, WebP). Alpha, grey, 16 bits, colour profile and dpi are kept.",
+        "Enlarge pictures (PNG, JPEG, TIFF, WebP; .npy and Zarr). Alpha, grey, 16 bits, colour profile and dpi are "
+        "kept. With --max-memory, or into .npy, .zarr and .ome.zarr, the output is made piece by piece, of any size; "
+        "torchrun -m diinn_fast upscale shares the pieces among processes.",
         EXAMPLE,
     )
     parser.add_argument(
@@ -65,6 +83,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--backend", help="decoder implementation, see diinn-fast info (default: the fastest)")
     parser.add_argument("--self-ensemble", action="store_true", help="mean over 8 flips and turns, 8 times the work")
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs (never inputs)")
+    pieces = parser.add_argument_group("outputs of any size (.png, .tif, .npy, .zarr, .ome.zarr)")
+    pieces.add_argument("--max-memory", metavar="SIZE", help="bound on peak memory, such as 600MiB or 1.5GiB")
+    pieces.add_argument("--dry-run", action="store_true", help="print the plan, memory, disk and time, and stop")
+    pieces.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    pieces.add_argument(
+        "--halo", type=int, metavar="N", help="LR pixels read around a tile (default: all that count; fewer are faster)"
+    )
+    pieces.add_argument("--pyramid", action="store_true", help="TIFF: add smaller copies for viewers")
+    pieces.add_argument("--no-compression", action="store_true", help="TIFF and Zarr: larger and faster")
     parser.add_argument("--quality", type=int, default=95, help="of JPEG and WebP, 1 to 100 (default: %(default)s)")
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument("-q", "--quiet", action="store_true", help="print errors only")
@@ -74,6 +101,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.error("an input and an output are needed")
     if not 1 <= options.quality <= 100:
         parser.error(f"--quality must be 1 to 100, got {options.quality}")
+    if options.max_memory is not None:
+        parse_size(options.max_memory)
     target_size((1, 1), **_size_options(options))  # refuses what is wrong for every picture
     return options
 
@@ -133,7 +162,7 @@ def run(options: argparse.Namespace) -> int:
                 raise
             failures.append(error)
             continue
-        if not options.quiet:
+        if line and not options.quiet:
             print(line, flush=True)
     for failure in failures:
         print(f"diinn-fast: {' '.join(str(failure).split())}", file=sys.stderr)
@@ -144,10 +173,15 @@ def run(options: argparse.Namespace) -> int:
 
 def upscale_file(upscaler: Upscaler, source: Path, target: Path, options: argparse.Namespace) -> str:
     """Read, check, upscale, write; returns the line to print."""
+    if _in_pieces(target, source, options):
+        return render_file(upscaler, source, target, options)
     start = time.perf_counter()
     image = read_image(source)
     lr = image.rgb.shape[1], image.rgb.shape[2]
     hr = target_size(lr, **_size_options(options))
+    if _too_large(upscaler, image, hr, target):
+        del image
+        return render_file(upscaler, source, target, options)
     check_writable(target, *hr, overwrite=options.overwrite, like=image)
     progress = not options.quiet and sys.stderr.isatty()
     result = upscaler(image, size=hr, progress=progress)
@@ -156,6 +190,58 @@ def upscale_file(upscaler: Upscaler, source: Path, target: Path, options: argpar
     return (
         f"{source} {lr[1]}x{lr[0]} -> {target} {hr[1]}x{hr[0]} ({_factor(options.scale, lr, hr)}) in {seconds:.1f} s, "
         f"backend {upscaler.used_backend}, {hr[0] * hr[1] / seconds / 1000:.0f} kpx/s"
+    )
+
+
+def _in_pieces(target: Path, source: Path, options: argparse.Namespace) -> bool:
+    """Whether the output is asked for, or can only be made, piece by piece."""
+    asked = [
+        name
+        for name in ("--max-memory", "--dry-run", "--resume", "--halo", "--pyramid", "--no-compression")
+        if getattr(options, name[2:].replace("-", "_")) not in (None, False)
+    ]
+    if sink_kind(target) in PIECES_ONLY or source.suffix.lower() in (".npy", ".zarr") or ranks_started():
+        return True
+    if asked and sink_kind(target) is None and target.suffix.lower() in FORMAT_OF_SUFFIX:
+        raise Refused(f"{target.suffix} is not written piece by piece: write .png or .tif, or leave out {asked[0]}")
+    return bool(asked)
+
+
+def _too_large(upscaler: Upscaler, image: Image, hr: tuple[int, int], target: Path) -> bool:
+    """Whether an output that can be made piece by piece cannot be made in memory."""
+    if sink_kind(target) is None or upscaler.self_ensemble:
+        return False
+    try:
+        upscaler.check(image.rgb.shape[1:], hr, [image], torch.float32)
+    except TooLargeError:
+        return True
+    return False
+
+
+def render_file(upscaler: Upscaler, source: Path, target: Path, options: argparse.Namespace) -> str:
+    """As `upscale_file`, piece by piece within ``--max-memory``."""
+    start = time.perf_counter()
+    job = Job.prepare(
+        upscaler,
+        source,
+        target,
+        **_size_options(options),
+        max_memory=options.max_memory,
+        halo=options.halo,
+        options=SinkOptions(pyramid=options.pyramid, compress=not options.no_compression),
+    )
+    if options.dry_run:
+        return job.describe(job.plan())
+    progress = not options.quiet and sys.stderr.isatty()
+    done = job.run(resume=options.resume, overwrite=options.overwrite, progress=progress)
+    seconds, (h, w), (height, width) = time.perf_counter() - start, job.lr, job.hr
+    if not done:
+        return f"{target} is complete already" if first_rank() else ""
+    if not first_rank():
+        return ""
+    return (
+        f"{source} {w}x{h} -> {target} {width}x{height} ({_factor(options.scale, job.lr, job.hr)}) in {seconds:.1f} s, "
+        f"backend {upscaler.used_backend}"
     )
 
 

@@ -17,6 +17,11 @@ from diinn_fast.inference.errors import UpscaleError
 
 MIB = 1 << 20
 
+
+class TooLargeError(UpscaleError):
+    """It does not fit in memory in one piece."""
+
+
 ENCODER_FLOATS: dict[type, int] = {EDSR: 280, RDN: 1500}
 """Peak floats per LR pixel while encoding in one piece: 1.05 x the worst measured (CPU, torch 2.13), features
 included."""
@@ -97,7 +102,7 @@ M_MMAP_THRESHOLD = -3
 
 def _compare(needed: int, available: int | None, what: str, lr: tuple[int, int]) -> None:
     if available is not None and needed > available:
-        raise UpscaleError(
+        raise TooLargeError(
             f"this upscale of {lr[1]}x{lr[0]} pixels needs about {needed / 2**30:.1f} GiB of {what} and "
             f"{available / 2**30:.1f} GiB are free: choose a smaller size, or crop the picture"
         )

@@ -115,6 +115,16 @@ class Ranks(Alone):
         self._pulse.join(5.0)
 
 
+def ranks_started() -> bool:
+    """Whether this process is one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def first_rank() -> bool:
+    """Whether this process is alone, or the one that speaks for all."""
+    return not ranks_started() or os.environ["RANK"] == "0"
+
+
 def join_ranks() -> Alone:
     """This process among those that ``torchrun`` started, or alone."""
-    return Ranks() if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ else Alone()
+    return Ranks() if ranks_started() else Alone()

@@ -1,0 +1,194 @@
+"""Outputs in a memory bound: peak memory of many runs, what tiling and writing cost, and long runs.
+
+    python -m bench.bounded peaks                   # 14 runs of small pictures under bounds, a minute or two
+    python -m bench.bounded cost                    # against pure decoding in memory
+    python -m bench.bounded long out.tif out.zarr   # 2048x2048 to 16384x16384 within 1.5 GiB
+
+Each run is a process of its own whose peak is the kernel's high-water mark of resident memory, read by that process
+itself. Results go to results/<device>/bounded-<what>.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+from bench.machine import ROOT, facts, slug
+from bench.memory import status_bytes
+
+MIB = 1 << 20
+IMPORT = "import torch; print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+
+
+def photo(height: int, width: int) -> np.ndarray:
+    """examples/coffee.png mirrored to any size, with noise so that it does not compress like a pattern."""
+    tile = np.asarray(PIL.Image.open(ROOT / "examples" / "coffee.png").convert("RGB"))
+    tile = np.concatenate([tile, tile[::-1]])
+    tile = np.concatenate([tile, tile[:, ::-1]], axis=1)
+    repeats = -(-height // tile.shape[0]), -(-width // tile.shape[1]), 1
+    noise = np.random.default_rng(0).integers(-3, 4, (height, width, 1), np.int16)
+    return np.clip(np.tile(tile, repeats)[:height, :width] + noise, 0, 255).astype(np.uint8)
+
+
+def save_photo(path: Path, height: int, width: int) -> None:
+    PIL.Image.fromarray(photo(height, width)).save(path)
+
+
+def child(case: dict[str, Any]) -> dict[str, Any]:
+    """One render in this process; runs in a fresh one."""
+    from diinn_fast import DIINN
+    from diinn_fast.inference import Upscaler
+    from diinn_fast.inference.render import Job
+
+    model = case.get("weights")
+    if model is None:
+        torch.manual_seed(0)
+        model = DIINN(mode=case.get("mode", 3), encoder=case["encoder"]).eval()
+    start = time.perf_counter()
+    upscaler = Upscaler(model, device="cpu")
+    job = Job.prepare(upscaler, case["picture"], case["out"], scale=case["scale"], max_memory=case["bound"])
+    plan = job.plan()
+    encoded = plan.encoded_pixels(upscaler.model.decoder) / (job.lr[0] * job.lr[1])
+    job.run(overwrite=True)
+    seconds = time.perf_counter() - start
+    peak = status_bytes("VmHWM")
+    return {
+        "peak": peak,
+        "bound": case["bound"],
+        "held": peak <= case["bound"],
+        "tiles": list(plan.tiles),
+        "encoded": encoded,
+        "seconds": seconds,
+        "pixels": job.hr[0] * job.hr[1],
+    }
+
+
+def fresh(case: dict[str, Any]) -> dict[str, Any]:
+    """`child` in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.bounded", "child", json.dumps(case)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"{case} failed: {(done.stderr.strip() or 'killed').splitlines()[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peaks(folder: Path) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
+    imported = int(done.stdout) * 1024
+    edsr, gib = imported + 400 * MIB, 1024 * MIB
+    cases = [
+        ("edsr-baseline", (720, 900), 2, edsr, "a.npy"),
+        ("edsr-baseline", (720, 900), 1.7, edsr, "a.tif"),
+        ("edsr-baseline", (720, 900), 2, edsr, "a.zarr"),
+        ("edsr-baseline", (500, 700), 4, edsr, "a.png"),
+        ("edsr-baseline", (1000, 1000), 0.5, edsr, "a.ome.zarr"),
+        ("edsr-baseline", (900, 1200), 1.5, edsr + 200 * MIB, "a.tif"),
+        ("edsr-baseline", (1100, 1200), 1.2, gib, "a.zarr"),
+        ("edsr-baseline", (1400, 1300), 1.1, int(1.5 * gib), "a.png"),
+        ("edsr-baseline", (1600, 1500), 1, 2 * gib, "a.npy"),
+        ("edsr-baseline", (60, 9000), 2, edsr, "a.tif"),
+        ("rdn", (260, 300), 1.5, gib, "a.npy"),
+        ("rdn", (200, 400), 2, gib, "a.zarr"),
+        ("rdn", (500, 400), 1, gib, "a.tif"),
+        ("rdn", (600, 500), 1, int(1.5 * gib), "a.png"),
+    ]
+    runs = []
+    for encoder, size, scale, bound, name in cases:
+        picture, out = folder / "in.png", folder / name
+        save_photo(picture, *size)
+        case = {"encoder": encoder, "picture": str(picture), "out": str(out), "scale": scale, "bound": bound}
+        run = {"encoder": encoder, "lr": list(size), "scale": scale, "file": name, **fresh(case)}
+        runs.append(run)
+        print(
+            f"{encoder:14} {size} x{scale} {name:10} tiles {run['tiles']} peak {run['peak'] / MIB:.0f} of "
+            f"{bound / MIB:.0f} MiB {'' if run['held'] else 'EXCEEDED'} {run['seconds']:.0f} s",
+            flush=True,
+        )
+    return {"import_torch": imported, "runs": runs, "all_held": all(run["held"] for run in runs)}
+
+
+def cost(folder: Path) -> dict[str, Any]:
+    """Rendering within a bound against `upscale` in memory, which writes nothing; alternately, medians of three."""
+    from diinn_fast.inference import Upscaler
+    from diinn_fast.inference.render import Job
+    from diinn_fast.model import DEFAULT_WEIGHTS
+
+    picture = photo(320, 400)
+    upscaler = Upscaler(DEFAULT_WEIGHTS, device="cpu")
+    upscaler(picture[:64, :64], scale=2)
+    found: dict[str, Any] = {}
+    for name in ("a.npy", "a.tif", "a.zarr"):
+        times: dict[str, list[float]] = {"memory": [], "render": [], "encode": []}
+        ratio = 1.0
+        for _ in range(3):
+            start = time.perf_counter()
+            upscaler(picture, scale=4)
+            times["memory"].append(time.perf_counter() - start)
+            start = time.perf_counter()
+            upscaler.encode(torch.from_numpy(picture).permute(2, 0, 1).float() / 255)
+            times["encode"].append(time.perf_counter() - start)
+            job = Job.prepare(upscaler, picture, folder / name, scale=4, max_memory=f"{450}MiB")
+            plan = job.plan()  # warm-up and planning are not tiling and writing
+            ratio = plan.encoded_pixels(upscaler.model.decoder) / (320 * 400)
+            start = time.perf_counter()
+            job.run(overwrite=True)
+            times["render"].append(time.perf_counter() - start)
+        median = {k: sorted(v)[1] for k, v in times.items()}
+        halo = (ratio - 1) * median["encode"]
+        over = (median["render"] - halo) / median["memory"] - 1
+        found[name] = {"seconds": times, "encoded": ratio, "halo_seconds": halo, "over_decoding": over}
+        print(f"{name} x{4}: {median} encoded {ratio:.2f} times, beyond the halo {100 * over:.1f} %", flush=True)
+    return found
+
+
+def long(outputs: list[str]) -> dict[str, Any]:
+    runs = []
+    for out in outputs:
+        with tempfile.TemporaryDirectory() as folder:
+            picture = Path(folder) / "in.png"
+            save_photo(picture, 2048, 2048)
+            bound = int(1.5 * 1024 * MIB)
+            case = {"weights": "edsr-baseline-mode3", "picture": str(picture), "out": out, "scale": 8, "bound": bound}
+            run = {"lr": [2048, 2048], "hr": [16384, 16384], "file": "".join(Path(out).suffixes), **fresh(case)}
+        runs.append(run)
+        print(f"{out}: peak {run['peak'] / MIB:.0f} MiB, {run['seconds']:.0f} s, tiles {run['tiles']}", flush=True)
+    return {"runs": runs}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["peaks", "cost", "long", "child"])
+    parser.add_argument("arguments", nargs="*")
+    options = parser.parse_args()
+    if options.what == "child":
+        print(json.dumps(child(json.loads(options.arguments[0]))))
+        return
+    folder = Path(tempfile.mkdtemp(prefix="bounded-"))
+    try:
+        found = (
+            long(options.arguments) if options.what == "long" else {"peaks": peaks, "cost": cost}[options.what](folder)
+        )
+    finally:
+        shutil.rmtree(folder)
+    target = ROOT / "bench" / "results" / slug("cpu") / f"bounded-{options.what}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    record = {**facts("cpu"), "command": f"python -m bench.bounded {options.what}", **found}
+    target.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"written {target.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
