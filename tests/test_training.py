@@ -353,7 +353,9 @@ def test_the_command_trains_goes_on_and_writes_a_run_file(photos, tmp_path, caps
         (["--model.learning_rate", "1", "--steps", "1"], "learning_rate"),
         (["--model.encoder", "resnet", "--steps", "1"], "unknown encoder 'resnet'"),
         (["--config", "empty"], "give --steps"),
-        (["--steps", "1", "--data.batch", "0"], "at least"),
+        (["--steps", "1", "--data.batch", "0"], "--data.batch is 0: it must be at least 1"),
+        (["--steps", "1", "--data.scales", "[0.5]"], "smaller than 1"),
+        (["--steps", "1", "--data.val_size", "20"], "leaves nothing to score at x4"),
         (["--pack", "x.tar", "--pack-size", "big"], "such as 40MiB"),
     ],
 )

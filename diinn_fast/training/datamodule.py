@@ -64,6 +64,9 @@ class PhotoData(L.LightningDataModule):
             raise DataError(f"{small[0]}: it must be at least 1")
         if max_scale < 1 or min(scales or [1]) < 1:
             raise DataError("a scale of training is smaller than 1: there is nothing to learn about reduced pictures")
+        self.val_side = val_size or 2 * (int(max(val_scales)) + 7)  # something is left when the border is left out
+        if self.val_side < 2 * (int(max(val_scales)) + 7):
+            raise DataError(f"--data.val_size {val_size} leaves nothing to score at x{max(val_scales):g}: enlarge it")
         self.folder, self.val_folder, self.hold_out = folder, val_folder, hold_out
         self.val_scales, self.val_size, self.workers = val_scales, val_size, workers
         self.side = round(lr_size * max(scales or [max_scale]))
@@ -98,7 +101,7 @@ class PhotoData(L.LightningDataModule):
         if self.val_folder is None and not training:
             raise DataError(f"{self.folder} has too few photographs to hold out {self.hold_out}: see --data.hold_out")
         pixels = decode_all(training, self.side, self.memory, self.cache)
-        self.validation = decode_all(validation, self.val_size or 1, self.memory, self.cache)
+        self.validation = decode_all(validation, self.val_side, self.memory, self.cache)
         self.sampler = CropSampler(pixels, **self.sampling)
 
     def _split(self) -> tuple[list[Photo], list[Photo]]:
