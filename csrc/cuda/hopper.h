@@ -27,6 +27,7 @@ struct Hopper {
   struct Shared {
     alignas(1024) char stage[kStages][kStageBytes];
     Barrier full[kStages], empty[kStages];
+    Query queries[2][kConsumers][kTile];  // of passes of either parity
   };
 
   // A place in the ring of stages; phase: the parity of the times it has been around.
@@ -40,20 +41,20 @@ struct Hopper {
 
   const Decode& d;
   Shared& shared;
-  const int rank;        // of this block in its cluster
-  const int64_t passes;  // through all weights, of this cluster: the same in both blocks
+  const int rank;    // of this block in its cluster
+  const int passes;  // through all weights, of this cluster: the same in both blocks
 
   DIINN_DEVICE Hopper(const Decode& decode, Shared& memory)
       : d(decode), shared(memory), rank(block_index() % kCluster), passes(count_passes(decode)) {}
 
   static constexpr int kTilesAtOnce = kCluster * kConsumers;
-  static DIINN_DEVICE int64_t count_passes(const Decode& d) {
+  static DIINN_DEVICE int count_passes(const Decode& d) {
     const int64_t clusters = block_count() / kCluster, own = block_index() / kCluster;
     const int64_t jobs = divide_up(tile_count(d), kTilesAtOnce);
-    return own < jobs ? divide_up(jobs - own, clusters) : 0;
+    return own < jobs ? static_cast<int>(divide_up(jobs - own, clusters)) : 0;
   }
-  DIINN_DEVICE int64_t tile_of(int64_t pass, int consumer) const {
-    const int64_t job = pass * (block_count() / kCluster) + block_index() / kCluster;
+  DIINN_DEVICE int64_t tile_of(int pass, int consumer) const {
+    const int64_t job = static_cast<int64_t>(pass) * (block_count() / kCluster) + block_index() / kCluster;
     return job * kTilesAtOnce + rank * kConsumers + consumer;
   }
 
@@ -86,7 +87,7 @@ struct Hopper {
     const int64_t stages = static_cast<int64_t>(d.layers - 1) * kChunks * kBlockStages;
     const char* weights = static_cast<const char*>(d.packed) + rank * half;
     Ring ring;
-    for (int64_t pass = 0; pass < passes; ++pass) {
+    for (int pass = 0; pass < passes; ++pass) {
       for (int64_t i = 0; i < stages; ++i) {
         barrier_wait(shared.empty[ring.stage], ring.phase ^ 1);  // the first time around, at once
         barrier_arrive_expect(shared.full[ring.stage], kStageBytes);
@@ -104,20 +105,14 @@ struct Hopper {
     Hopper& block;
     const Decode& d;
     const int index, thread, lane, quad;  // of the consumer; thread: in the warpgroup
-    int64_t turns;                        // chunks still to come, of all passes
+    int pass = 0;
     Ring ring;
-    Query query[2];  // of the thread's rows lane / 4 and lane / 4 + 8 of its warp
+    Query query[2];  // of the thread's rows
     uint32_t q[kWidth / 4];
     uint32_t done = 0;  // of the q made since the last turn, all bits
 
     DIINN_DEVICE Consumer(Hopper& owner, int which)
-        : block(owner),
-          d(owner.d),
-          index(which),
-          thread(thread_index() % kGroup),
-          lane(thread % 32),
-          quad(lane % 4),
-          turns(owner.passes * (owner.d.layers - 1) * kChunks) {}
+        : block(owner), d(owner.d), index(which), thread(thread_index() % kGroup), lane(thread % 32), quad(lane % 4) {}
 
     // First of the 8 outputs `part` (0, 1) that the thread has of the 64 outputs `group`.
     DIINN_DEVICE int unit(int group, int part) const { return 64 * group + 16 * quad + 8 * part; }
@@ -193,17 +188,19 @@ struct Hopper {
       uint32_t next[kWidth / 4];
       DIINN_UNROLL
       for (int chunk = 0; chunk < kChunks; ++chunk) {
+        float sums[64];
+        const int stage = ring.stage;
+        take_turn();
+        multiply_chunk(sums);
+        give_turn(chunk == kChunks - 1 && layer == d.layers - 1);
+        // While the products run, and while registers are free: the next pass's queries.
+        if (chunk == 0 && layer == d.layers - 1) locate_queries(pass + 1);
         Vector16 content[kGroups][2][2];  // on its way during the products
         DIINN_UNROLL
         for (int i = 0; i < 4 * kGroups; ++i) {
           const int group = kGroups * chunk + i / 4;
           content[i / 4][i / 2 % 2][i % 2] = load_content(d, query[i % 2], layer, unit(group, i / 2 % 2));
         }
-        float sums[64];
-        const int stage = ring.stage;
-        take_turn();
-        multiply_chunk(sums);
-        give_turn();
         products_wait(sums);
         release(stage);
         activate_chunk(layer, chunk, sums, content, next);
@@ -222,22 +219,33 @@ struct Hopper {
       named_barrier_sync(kFirstNamedBarrier + index + zero, kGroup * kConsumers);
       done = 0;
     }
-    DIINN_DEVICE void give_turn() {
-      if (--turns > 0 || index == 0) named_barrier_arrive(kFirstNamedBarrier + 1 - index, kGroup * kConsumers);
+    DIINN_DEVICE void give_turn(bool pass_ends) {
+      const bool last = index == 1 && pass_ends && pass == block.passes - 1;  // nobody is left to take it
+      if (!last) named_barrier_arrive(kFirstNamedBarrier + 1 - index, kGroup * kConsumers);
+    }
+
+    // A warp's 16 queries, one per lane; none but this warp reads them.
+    DIINN_DEVICE void locate_queries(int of_pass) {
+      const int m = thread / 32 * 16 + lane;
+      if (lane < 16) block.shared.queries[of_pass % 2][index][m] = locate(d, block.tile_of(of_pass, index), m);
+      sync_warp();
+    }
+    // The thread's rows lane / 4 and lane / 4 + 8 of its warp.
+    DIINN_DEVICE const Query& located(int row) const {
+      return block.shared.queries[pass % 2][index][thread / 32 * 16 + lane / 4 + 8 * row];
     }
 
     DIINN_DEVICE void run() {
-      if (index == 1 && turns > 0) named_barrier_arrive(kFirstNamedBarrier, kGroup * kConsumers);
-      for (int64_t pass = 0; pass < block.passes; ++pass) {
-        const int64_t tile = block.tile_of(pass, index);
-        DIINN_UNROLL
-        for (int row = 0; row < 2; ++row) query[row] = locate(d, tile, thread / 32 * 16 + lane / 4 + 8 * row);
+      if (index == 1 && block.passes > 0) named_barrier_arrive(kFirstNamedBarrier, kGroup * kConsumers);
+      locate_queries(0);
+      for (; pass < block.passes; ++pass) {
+        query[0] = located(0), query[1] = located(1);
         first_layer();
         DIINN_ROLLED
         for (int layer = 1; layer < d.layers; ++layer) hidden_layer(layer);
         DIINN_ROLLED
         for (int channels = 0; channels < channel_blocks(d.channels); ++channels) {
-          write_output<T>(d, channels, lane, query[0], query[1], [&](int step, uint32_t(&a)[4]) {
+          write_output<T>(d, channels, lane, located(0), located(1), [&](int step, uint32_t(&a)[4]) {
             DIINN_UNROLL
             for (int i = 0; i < 4; ++i) a[i] = q[4 * step + i];
           });
