@@ -459,9 +459,10 @@ samples = np.load(folder / "samples")
 layout = Layout(*samples.shape, "uint8", job="job")
 
 def finish(kill_at):
-    def hook(event, args):  # called before the system is asked to open, rename, link, remove, ...
+    def hook(event, args):  # called before the system opens for writing, renames, links, removes, ...
         nonlocal count
-        if (event == "open" or event.startswith(("os.", "shutil."))) and str(folder) in str(args):
+        changes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+        if (changes or event.startswith(("os.", "shutil."))) and "final" in str(args):
             count += 1
             if count == kill_at:
                 os._exit(9)
@@ -491,7 +492,7 @@ sys.exit(status)
 @pytest.mark.parametrize("name", NAMES)
 def test_finishing_survives_being_killed_at_any_step(tmp_path, name):
     """Killed before the first, second, ... step on the disk, then called again: the very file of no kill at all."""
-    samples = picture(3, "uint8", 600, 300)
+    samples = picture(3, "uint8", 300, 200)
     with open(tmp_path / "samples", "wb") as file:
         np.save(file, samples)
     (tmp_path / "whole").mkdir()
