@@ -172,7 +172,7 @@ def _blocks(task: Task, free: int) -> tuple[tuple[int, int], int, int, int]:
     budget = min(STRIP_BYTES, max(free // 6, MIB))
     most = max(1, min(BLOCK_PIXELS, budget // (task.pixel_bytes * (QUEUE + 2))))
     columns = min(width, max(1, most // max(unit_y, 512)))
-    while columns > 64 and _strip_bytes(task, max(1, height // task.lr[0]), columns) > budget:
+    while columns > 256 and _strip_bytes(task, max(1, 8 * height // task.lr[0]), columns) > budget:  # of 8 LR rows
         columns = columns * 3 // 4
     columns = max(1, columns // unit_x) * unit_x
     rows = max(1, most // min(columns, width) // unit_y) * unit_y
@@ -188,12 +188,13 @@ def _strip_bytes(task: Task, rows: int, columns: int) -> int:
     """What decoding so many HR rows and columns holds beside the features: content, and the output a few times."""
     (h, w), (height, width), decoder = task.lr, task.hr, task.decoder
     rows, columns = min(rows, height), min(columns, width)
-    lr_rows, lr_columns = (min(n, math.ceil(m * n / out) + 3) for m, n, out in ((rows, h, height), (columns, w, width)))
-    floats = 3 * decoder.in_channels  # with a border of one, channels last
+    lr_rows, lr_columns = (min(n, math.ceil(m * n / out) + 1) for m, n, out in ((rows, h, height), (columns, w, width)))
+    floats = 3 * (lr_rows + 2) * (lr_columns + 2) * decoder.in_channels  # a border of one, channels last
     if not decoder.init_q and height * width >= h * w:
-        floats += len(decoder.K) * decoder.width * (3 if decoder.mode in (1, 2) else 1)
+        content = lr_rows * lr_columns * len(decoder.K) * decoder.width
+        floats += content * (3 if decoder.mode in (1, 2) else 1)
     taps = 3 * 27 if decoder.mode == 4 else 0
-    return 4 * (lr_rows * lr_columns * floats + rows * columns * (5 * 3 + taps))
+    return 4 * (floats + rows * columns * (5 * 3 + taps))
 
 
 # -- tiles -----------------------------------------------------------------------------------------------------------

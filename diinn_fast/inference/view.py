@@ -55,7 +55,7 @@ class View:
 
     def __init__(self, upscaler: Upscaler, source: Source, max_features: int) -> None:
         if source.alpha:
-            from diinn_fast.inference.render import Bled
+            from diinn_fast.inference.job import Bled
 
             source = Bled.of(source, None)
         self._upscaler, self._source, self._most = upscaler, source, max_features

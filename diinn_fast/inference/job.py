@@ -230,6 +230,11 @@ class Job:
             return torch.cuda.memory_reserved(device)
         return (max(resident_bytes(), self.source.resident_bytes) + SLACK_BYTES) if device.type == "cpu" else 0
 
+    def predicted_peak(self, plan: Plan) -> int:
+        """Most bytes that this process (its device) will hold."""
+        finishing = finish_bytes(self.out, self.layout, self.options) if self.upscaler.device.type == "cpu" else 0
+        return self._held() + max(plan.peak_bytes, finishing)
+
     def describe(self, plan: Plan, workers: int = 1) -> str:
         """The plan in words, for ``--dry-run``."""
         decoder = self.upscaler.model.decoder
@@ -247,7 +252,7 @@ class Job:
             f"in {blocks} blocks",
             f"halo       {plan.radius} LR pixels ({'exact' if exact else 'an approximation'}), "
             f"{100 * (encoded / (h * w) - 1):.0f} % more to encode",
-            f"memory     {size_text(self._held() + plan.peak_bytes)} at most",
+            f"memory     {size_text(self.predicted_peak(plan))} at most",
             f"disk       {size_text(part + final)} at most while it works, {size_text(final)} in the end",
             f"time       about {_duration(seconds)}",
         ]
