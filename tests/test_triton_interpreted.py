@@ -168,10 +168,9 @@ def check_gradients_are_within_twice_plain_pytorchs_error(mode, init_q):
         assert rms(torch.cat(ours)) <= 2 * rms(torch.cat(plain)) + 1e-7, dtype
 
 
-@pytest.mark.parametrize("mode", [1, 3])
-def check_gradients_of_wide_layers(mode):
+def check_gradients_of_wide_layers():
     """Wider than a program of the backward; more queries than one."""
-    decoder = away_from_kinks(small_decoder(mode, width=192, channels=16))
+    decoder = away_from_kinks(small_decoder(3, width=192, channels=16))
     features = torch.randn(2, 16, 2, 3, requires_grad=True)
     inputs, grad = [features, *decoder.parameters()], torch.randn(2, 3, 9, 8)
     want = torch.autograd.grad(oracle(decoder, features, (9, 8)), inputs, grad.double())
@@ -189,7 +188,7 @@ def check_gradients_in_slabs_and_of_wanted_inputs_only(mode, init_q):
     whole = triton.backward(problem, grad, source, weights, everything)
     again = triton.backward(problem, grad, source, weights, everything)
     assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
-    for chunk in (13, 30) if init_q else (4, 13, 30):  # parts of rows, whole rows, an image; the whole: both images
+    for chunk in (13,) if init_q else (13, 30):  # some rows, an image; the whole: both images
         parts = triton.backward(replace(problem, chunk=chunk), grad, source, weights, everything)
         for a, b in zip(parts, whole, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
