@@ -12,7 +12,6 @@ test: $(INSTALLED) lint     ## lint, types and all tests
 	$(BIN)/python -m pytest
 
 bench: $(INSTALLED)         ## speed and memory against the peers, on this machine
-	$(BIN)/python -m pip install -q matplotlib==3.11.0
 	$(BIN)/python -m pytest bench
 
 gpu:                        ## check, tune and measure the GPU kernels; needs a PYTHON with a CUDA build of PyTorch
