@@ -96,7 +96,7 @@ def peaks(folder: Path) -> dict[str, Any]:
         ("edsr-baseline", (500, 540), 1.1, edsr, "a.tif"),
         ("edsr-baseline", (480, 540), 1.5, edsr, "a.zarr"),
         ("edsr-baseline", (200, 300), 4, edsr, "a.png"),
-        ("edsr-baseline", (520, 600), 0.5, edsr, "a.ome.zarr"),
+        ("edsr-baseline", (400, 500), 1.5, edsr, "a.ome.zarr"),
         ("edsr-baseline", (30, 9000), 1.2, edsr, "a.tif"),
         ("edsr-baseline", (700, 700), 1, edsr + 200 * MIB, "a.tif"),
         ("edsr-baseline", (800, 850), 1, gib, "a.zarr"),

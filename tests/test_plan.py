@@ -84,11 +84,12 @@ def test_too_small_a_bound_names_the_smallest_that_works(edsr):
 
 def test_tiles_are_large_enough_for_the_convolution_library(edsr):
     """Regions smaller than LEAST_PIXELS would be summed in another order."""
-    wanted = task(edsr, (6, 5000), (12, 10000))
-    made = make_plan(wanted, smallest_bound(wanted, 0))
-    for tile in made.tile_windows():
-        rows, columns = made.region(edsr.decoder.lr_window(tile, made.lr, made.hr)).shape
-        assert rows * columns >= LEAST_PIXELS
+    for lr, workers in (((6, 5000), 1), ((30, 60), 8), ((20, 30), 4)):
+        wanted = task(edsr, lr, (2 * lr[0], 2 * lr[1]), workers=workers)
+        made = make_plan(wanted, smallest_bound(wanted, 0))
+        for tile in made.tile_windows():
+            rows, columns = made.region(edsr.decoder.lr_window(tile, made.lr, made.hr)).shape
+            assert rows * columns >= min(LEAST_PIXELS, lr[0] * lr[1])
 
 
 def test_several_processes_get_tiles_each(edsr):

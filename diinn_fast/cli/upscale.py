@@ -19,9 +19,9 @@ from diinn_fast.imageio import Image, check_writable, read_image, write_image
 from diinn_fast.imageio.formats import FORMAT_OF_SUFFIX
 from diinn_fast.inference import Upscaler, target_size
 from diinn_fast.inference.devices import PRECISIONS
+from diinn_fast.inference.job import Job
 from diinn_fast.inference.memory import TooLargeError, parse_size
 from diinn_fast.inference.ranks import first_rank, ranks_started
-from diinn_fast.inference.job import Job
 from diinn_fast.inference.sinks import SinkOptions, sink_kind
 from diinn_fast.model import DEFAULT_WEIGHTS, bundled_names
 

@@ -399,6 +399,7 @@ class Job:
         """Encode what the blocks of a tile look at, and decode them; in halves if the device's memory is short."""
         try:
             self._blocks(plan, blocks, writer)
+            return
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
@@ -407,11 +408,12 @@ class Job:
                 raise UpscaleError(
                     "the device is out of memory: give a smaller --max-memory, or free some memory"
                 ) from error
-            if self.upscaler.device.type == "cuda":
-                torch.cuda.empty_cache()
-            log.warning("the device is out of memory: trying tiles of half the size")
-            for half in (left[: len(left) // 2], left[len(left) // 2 :]):
-                self._tile(plan, half, writer, retried=True)
+        # Here, and not above, the error and all that its frames hold are gone.
+        if self.upscaler.device.type == "cuda":
+            torch.cuda.empty_cache()
+        log.warning("the device is out of memory: trying tiles of half the size")
+        for half in (left[: len(left) // 2], left[len(left) // 2 :]):
+            self._tile(plan, half, writer, retried=True)
 
     def _blocks(self, plan: Plan, blocks: list[tuple[Block, Window]], writer: Writer) -> None:
         windows = [window for _, window in blocks]

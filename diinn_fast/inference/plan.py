@@ -124,7 +124,7 @@ def make_plan(task: Task, free: int) -> Plan:
     for share in (0.15, 0.3, 0.5) if isinstance(task.encoder, RDN) else (0.0,):
         work = int((free - blocks_bytes) * share)
         pixels = _most_pixels(task, free - blocks_bytes, work, strip_bytes)
-        found = _fewest_pixels(task, pixels, block)
+        found = _fewest_pixels(task, pixels)
         if found is None:
             continue
         cost, tiles, largest = found
@@ -226,19 +226,24 @@ def _cost_of_pieces(encoder: nn.Module, pixels: int, work: int) -> float:
     return 1.0 if piece >= pixels else (side / max(1.0, side - 2 * halo)) ** 2
 
 
-def _fewest_pixels(task: Task, most: int, block: tuple[int, int]) -> tuple[float, tuple[int, int], int] | None:
+def _fewest_pixels(task: Task, most: int) -> tuple[float, tuple[int, int], int] | None:
     """(LR pixels encoded in all, tiles down and across, pixels of the largest), or None if no cut is small enough."""
     if task.radius is None:
         pixels = task.lr[0] * task.lr[1]
         return (pixels, (1, 1), pixels) if pixels <= most else None
+    shared = 2 * task.workers if task.workers > 1 else 1
+    return _fewest_of_at_least(task, most, shared) or _fewest_of_at_least(task, most, 1)
+
+
+def _fewest_of_at_least(task: Task, most: int, wanted: int) -> tuple[float, tuple[int, int], int] | None:
+    """The same, of cuts into ``wanted`` tiles or more."""
     rows, columns = task.axes
-    wanted = min(2 * task.workers if task.workers > 1 else 1, max(rows) * max(columns))
     best: tuple[float, int, tuple[int, int], int] | None = None
     for down, (high, tall, short) in rows.items():
         for across, (wide, broad, narrow) in columns.items():
             if tall * broad > most or down * across < wanted:
                 continue
-            if short * narrow < LEAST_PIXELS and down * across > wanted:
+            if short * narrow < LEAST_PIXELS and down * across > 1:
                 continue
             candidate = high * wide, down * across, (down, across), tall * broad
             if best is None or candidate < best:
