@@ -87,7 +87,8 @@ def markdown(encoder: str, timings: Timings, device: torch.device) -> str:
     h, w = LR_SIZE
     return (
         f"# Runtime: {h}x{w} LR image to RGB, encoder {encoder}\n\n"
-        f"Milliseconds, median (quartiles), float32, {where}, torch {torch.__version__}. Methods share the encoder and take turns.\n\n"
+        f"Milliseconds, median (quartiles), float32, {where}, torch {torch.__version__}. "
+        "Methods share the encoder and take turns.\n\n"
         + table(["", *(f"x{s:g}" for s in scales)], body)
         + "\n"
     )
