@@ -149,7 +149,7 @@ def test_the_library_loads_without_a_driver_and_says_what_is_missing(code):
 def test_compiled_once_then_found(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     calls = []
-    monkeypatch.setattr(_nvcc, "FLAGS", (*_nvcc.FLAGS, "-DTEST"))  # another hash
+    monkeypatch.setenv("DIINN_FAST_NVCC_FLAGS", "-DTEST")  # not what a build of the package left
     monkeypatch.setattr(_nvcc, "command", lambda arch: calls.append(arch) or ["touch"])
     monkeypatch.setattr(_nvcc.subprocess, "run", fake_compiler)
     assert _nvcc.built("86") is None
@@ -157,6 +157,13 @@ def test_compiled_once_then_found(tmp_path, monkeypatch):
     assert path.parent == tmp_path / "diinn_fast" and _nvcc.built("86") == path
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # nothing half-made is left
     assert calls == ["86"]
+
+
+def test_other_flags_make_another_library(monkeypatch):
+    plain = _nvcc.name("90a")
+    monkeypatch.setenv("DIINN_FAST_NVCC_FLAGS", "-DDIINN_CLUSTER=4 -DDIINN_AHEAD=1")
+    assert _nvcc.name("90a") != plain
+    assert {"-DDIINN_CLUSTER=4", "-DDIINN_AHEAD=1"} <= set(_nvcc.command("90a"))
 
 
 def fake_compiler(command, **_):

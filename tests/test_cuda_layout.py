@@ -35,13 +35,14 @@ DTYPES = [torch.float16, torch.bfloat16]
 @pytest.fixture(scope="session")
 def library(tmp_path_factory):
     """launch.cu's interface on the emulated machine."""
-    built = tmp_path_factory.mktemp("cuda") / "emulation.so"
-    flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off"]
-    run = subprocess.run(
-        [*COMPILER.split(), *flags, str(FOLDER / "emulation/library.cpp"), "-o", str(built)],
-        capture_output=True,
-        text=True,
-    )
+    return build(tmp_path_factory.mktemp("cuda"))
+
+
+def build(folder, *macros):
+    built = folder / "emulation.so"
+    flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", *macros]
+    command = [*COMPILER.split(), *flags, str(FOLDER / "emulation/library.cpp"), "-o", str(built)]
+    run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     loaded = cuda.interface(built)
     loaded.diinn_emulate_locate.restype = ctypes.c_int64
@@ -260,6 +261,16 @@ def test_bits_depend_neither_on_the_schedule_nor_on_the_number_of_blocks(emulate
         outs.append(cuda._forward(problem, source, weights))
     assert all(torch.equal(out, outs[0]) for out in outs)
     assert outs[0].isfinite().all()
+
+
+def test_tuning_changes_no_bits(library, monkeypatch, tmp_path):
+    """Blocks of a cluster, stages, and who goes ahead: the sums are the same."""
+    source, weights = example("content", torch.bfloat16, (5, 5), layers=3)
+    problem, outs = problem_of("content", (5, 5), (19, 33)), []
+    for built in (library, build(tmp_path, "-DDIINN_CLUSTER=4", "-DDIINN_STAGES=9", "-DDIINN_AHEAD=1")):
+        on(install(built, monkeypatch, KERNELS["hopper"]), 8, 1)
+        outs.append(cuda._forward(problem, source, weights))
+    assert torch.equal(*outs)
 
 
 @pytest.mark.parametrize("output", [torch.float32, torch.float16, torch.bfloat16])

@@ -14,11 +14,23 @@
 
 namespace diinn {
 
+// To be tuned on a device; results do not depend on them.
+#ifndef DIINN_CLUSTER
+#define DIINN_CLUSTER 2  // 1, 2 or 4 blocks
+#endif
+#ifndef DIINN_STAGES
+#define DIINN_STAGES 12  // at most 13 fit
+#endif
+#ifndef DIINN_AHEAD
+#define DIINN_AHEAD 0  // 1: see take_turn
+#endif
+
 template <class T, bool kModulation>
 struct Hopper {
-  static constexpr int kGroup = 128, kConsumers = 2, kCluster = 2;
+  static constexpr int kGroup = 128, kConsumers = 2, kCluster = DIINN_CLUSTER;
   static constexpr int kThreads = kGroup * (1 + kConsumers);
-  static constexpr int kStages = 12;
+  static constexpr int kStages = DIINN_STAGES;
+  static constexpr bool kAhead = DIINN_AHEAD;
   static constexpr int kChunks = kModulation ? 2 : 4;  // of a layer, 128 columns each
   static constexpr int kGroups = kModulation ? 2 : 1;  // of 64 outputs, of a chunk
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
@@ -190,9 +202,9 @@ struct Hopper {
       for (int chunk = 0; chunk < kChunks; ++chunk) {
         float sums[64];
         const int stage = ring.stage;
-        take_turn();
+        take_turn(layer, chunk);
         multiply_chunk(sums);
-        give_turn(chunk == kChunks - 1 && layer == d.layers - 1);
+        give_turn(layer, chunk);
         // While the products run, and while registers are free: the next pass's queries.
         if (chunk == 0 && layer == d.layers - 1) locate_queries(pass + 1);
         Vector16 content[kGroups][2][2];  // on its way during the products
@@ -211,17 +223,23 @@ struct Hopper {
       for (int i = 0; i < kWidth / 4; ++i) q[i] = next[i];
     }
 
-    // The tensor cores take products in the order of issue: consumer 0's chunk, then consumer 1's, and so on. The
-    // barrier's number depends, as far as the compiler can tell, on the q made since the last turn: else it would sink
-    // the sines among the next products, which would wait for them and need more registers than there are.
-    DIINN_DEVICE void take_turn() {
+    // The tensor cores take products in the order of issue: consumer 0's chunk, then consumer 1's, and so on. With
+    // kAhead consumer 0 begins a pass with two chunks and consumer 1 ends it with two, so that each has more time for
+    // what lies between its passes. The barrier's number depends, as far as the compiler can tell, on the q made since
+    // the last turn: else it would sink the sines among the next products, which would wait for them and need more
+    // registers than there are.
+    DIINN_DEVICE void take_turn(int layer, int chunk) {
+      const bool has_it = index == 0 ? layer == 1 && chunk == 1 : layer == d.layers - 1 && chunk == kChunks - 1;
       const int zero = static_cast<int>(done & static_cast<uint32_t>(d.batch >> 62));
-      named_barrier_sync(kFirstNamedBarrier + index + zero, kGroup * kConsumers);
+      if (!kAhead || !has_it) named_barrier_sync(kFirstNamedBarrier + index + zero, kGroup * kConsumers);
       done = 0;
     }
-    DIINN_DEVICE void give_turn(bool pass_ends) {
-      const bool last = index == 1 && pass_ends && pass == block.passes - 1;  // nobody is left to take it
-      if (!last) named_barrier_arrive(kFirstNamedBarrier + 1 - index, kGroup * kConsumers);
+    DIINN_DEVICE void give_turn(int layer, int chunk) {
+      const bool keeps_it = index == 0 ? layer == 1 && chunk == 0 : layer == d.layers - 1 && chunk == kChunks - 2;
+      const bool pass_ends = layer == d.layers - 1 && chunk == kChunks - 1;
+      const bool nobody_is_left = index == 1 && pass_ends && pass == block.passes - 1;
+      if ((kAhead && keeps_it) || nobody_is_left) return;
+      named_barrier_arrive(kFirstNamedBarrier + 1 - index, kGroup * kConsumers);
     }
 
     // A warp's 16 queries, one per lane; none but this warp reads them.

@@ -2,7 +2,8 @@
 
 Needs no torch and no GPU; setup.py uses it too. A library is looked for beside the package's copy of the sources (built
 by ``DIINN_FAST_CUDA=80,90a pip install .``), then in the cache, ``$XDG_CACHE_HOME/diinn_fast`` or
-``~/.cache/diinn_fast``; else it is compiled into the cache.
+``~/.cache/diinn_fast``; else it is compiled into the cache. ``DIINN_FAST_NVCC_FLAGS`` adds flags: for tuning, such as
+``-DDIINN_CLUSTER=4`` (csrc/cuda/hopper.h).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ ARCHITECTURES = ("80", "86", "89", "90a", "120")
 """What is compiled and checked without a GPU; others from 8.0 up are compiled on demand."""
 
 FLAGS = ("-std=c++17", "-O3", "-lineinfo", "--shared", "-Xcompiler", "-fPIC", "-cudart", "static")
+TUNING = "DIINN_FAST_NVCC_FLAGS"
 PACKAGED = Path(__file__).parents[1] / "_cuda"
 REPOSITORY = Path(__file__).parents[2] / "csrc" / "cuda"
 
@@ -46,9 +48,13 @@ def nvcc() -> str | None:
     return None
 
 
+def flags() -> list[str]:
+    return [*FLAGS, *os.environ.get(TUNING, "").split()]
+
+
 def name(arch: str) -> str:
     """File name of the library for these sources and this architecture."""
-    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    digest = hashlib.sha256(" ".join(flags()).encode())
     for path in sorted(sources().glob("*")):
         if path.suffix in (".h", ".cu"):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -73,7 +79,7 @@ def command(arch: str) -> list[str]:
     if compiler is None:
         raise CompileError("nvcc was not found (install the CUDA toolkit, or set CUDA_HOME)")
     target = [f"-gencode=arch=compute_{arch},code=sm_{arch}", *(["-DDIINN_HOPPER"] if arch == "90a" else [])]
-    return [compiler, *FLAGS, *target, str(sources() / "launch.cu")]
+    return [compiler, *flags(), *target, str(sources() / "launch.cu")]
 
 
 def compile_library(arch: str, folder: Path) -> Path:
