@@ -31,6 +31,7 @@ struct Hopper {
   static constexpr int kThreads = kGroup * (1 + kConsumers);
   static constexpr int kStages = DIINN_STAGES;
   static constexpr bool kAhead = DIINN_AHEAD;
+  static_assert(kStages >= (kAhead ? 2 : 1) * kBlockStages, "with fewer, a consumer would wait for stages for ever");
   static constexpr int kChunks = kModulation ? 2 : 4;  // of a layer, 128 columns each
   static constexpr int kGroups = kModulation ? 2 : 1;  // of 64 outputs, of a chunk
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
