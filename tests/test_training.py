@@ -269,7 +269,7 @@ def test_the_ablation_trains_all_formulations_and_goes_on(photos, tmp_path, monk
     config.write_text("{}")
     crops = ["--data.samples=null", "--data.scales=[2]", "--data.batch=1", "--model.encoder=edsr-baseline"]
     command = ["--data", str(photos), "--out", str(tmp_path), "--config", str(config), *SMALL, *crops]
-    command += ["--trainer.max_steps=2", "--trainer.val_check_interval=2"]
+    command += ["--trainer.max_steps=2", "--trainer.val_check_interval=500"]
     with monkeypatch.context() as patch:
         interrupt_at(patch, 0)
         assert ablation.main(command) == 130

@@ -36,7 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     overrides = [f"--data.folder={options.data}"]
     overrides += [f"--data.val_folder={options.val}"] if options.val else []
-    overrides += [f"--trainer.max_steps={options.steps}"] if options.steps else []
+    if options.steps:
+        overrides += [f"--trainer.{name}={options.steps}" for name in ("max_steps", "val_check_interval")]
     for mode, init_q in VARIANTS:
         own = [f"--model.mode={mode}", f"--model.init_q={str(init_q).lower()}"]
         print(f"{variant_name(mode, init_q)}:", flush=True)

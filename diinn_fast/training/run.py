@@ -66,6 +66,8 @@ class TrainCLI(LightningCLI):
             config["devices"] = int(os.environ["LOCAL_WORLD_SIZE"])
             config["num_nodes"] = ranks // config["devices"]
             config["strategy"] = "ddp" if config["strategy"] == "auto" else config["strategy"]
+        if isinstance(every := config["val_check_interval"], int) and config["max_steps"] > 0:
+            config["val_check_interval"] = min(every, config["max_steps"])  # a short run is validated at its end
         logger = [JsonLines(self.out / "log.jsonl"), TensorBoardLogger(self.out, "tensorboard", version="")]
         return super().instantiate_trainer(
             default_root_dir=str(self.out), logger=logger, plugins=[AtomicCheckpointIO(), *(config["plugins"] or [])]
