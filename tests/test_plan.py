@@ -12,7 +12,7 @@ from small_models import small_model
 from diinn_fast import DIINN
 from diinn_fast.encoders import LEAST_PIXELS
 from diinn_fast.inference import UpscaleError, memory, plan
-from diinn_fast.inference.plan import Plan, Task, make_plan, plan_within, smallest_bound
+from diinn_fast.inference.plan import Plan, Task, make_plan, plan_within, smallest_bound, with_halo
 
 MIB = 1 << 20
 
@@ -90,6 +90,12 @@ def test_tiles_are_large_enough_for_the_convolution_library(edsr):
         for tile in made.tile_windows():
             rows, columns = made.region(edsr.decoder.lr_window(tile, made.lr, made.hr)).shape
             assert rows * columns >= min(LEAST_PIXELS, lr[0] * lr[1])
+
+
+def test_a_tiny_window_is_encoded_with_more_around_it():
+    assert with_halo((0, 2, 100, 104), (2, 3000), 5).shape[1] >= LEAST_PIXELS // 2
+    assert with_halo((0, 2, 0, 4), (2, 30), 5) == (0, 2, 0, 30)
+    assert with_halo((40, 60, 40, 60), (100, 100), 7) == (33, 67, 33, 67)
 
 
 def test_several_processes_get_tiles_each(edsr):

@@ -36,6 +36,11 @@ def test_any_window_at_any_size_is_that_of_the_whole(upscaler, tiles, seed):
             np.testing.assert_array_equal(shown.render((y0, y1, x0, x1), size), whole[y0:y1, x0:x1])
 
 
+def test_tiles_of_a_narrow_picture(upscaler, tiles):
+    whole = upscaler(picture(4, 290), scale=2)
+    np.testing.assert_array_equal(opened(picture(4, 290)).render(None, whole.shape[:2]), whole)
+
+
 @pytest.mark.parametrize("mode", [1, 4])
 def test_other_modes(mode, tiles):
     shown = diinn_fast.open(picture(), small_model(mode=mode), device="cpu")
@@ -81,7 +86,8 @@ def test_slices_like_an_array(upscaler):
     lazy = opened(picture()).at(whole.shape[:2])
     assert (lazy.shape, lazy.dtype, lazy.ndim) == (whole.shape, whole.dtype, 3)
     for key in (
-        np.s_[10:20, 30:50], np.s_[5], np.s_[-3:, ..., 1], np.s_[::-7, 3::5], np.s_[..., 0], np.s_[4, -6, 2], np.s_[9:9],
+        np.s_[10:20, 30:50], np.s_[5], np.s_[-3:, ..., 1], np.s_[::-7, 3::5], np.s_[..., 0], np.s_[4, -6, 2],
+        np.s_[9:9],
     ):  # fmt: skip
         np.testing.assert_array_equal(lazy[key], whole[key])
     np.testing.assert_array_equal(np.asarray(lazy), whole)

@@ -48,7 +48,7 @@ class Task:
     item: int = 4  # bytes of a number in the encoder's dtype
 
     @cached_property
-    def axes(self) -> tuple[dict[int, tuple[int, int, int]], dict[int, tuple[int, int, int]]]:
+    def axes(self) -> tuple[dict[int, tuple[int, int]], dict[int, tuple[int, int]]]:
         """See `_axis`."""
         return _axis(self, 0), _axis(self, 1)
 
@@ -82,9 +82,7 @@ class Plan:
 
     def region(self, needed: Window) -> Window:
         """LR rows and columns to encode for the features of the LR window ``needed``."""
-        (h, w), r = self.lr, self.radius
-        i0, i1, j0, j1 = needed
-        return Window(max(i0 - r, 0), min(i1 + r, h), max(j0 - r, 0), min(j1 + r, w))
+        return with_halo(needed, self.lr, self.radius)
 
     def encoded_pixels(self, decoder: ImplicitDecoder) -> int:
         """LR pixels encoded in all, halos included."""
@@ -98,6 +96,19 @@ class Plan:
     def from_json(cls, fields: dict[str, Any]) -> Plan:
         values: Any = {name: tuple(v) if isinstance(v, list) else int(v) for name, v in fields.items()}
         return cls(**values)
+
+
+def with_halo(window: Sequence[int], lr: tuple[int, int], radius: int) -> Window:
+    """An LR window with ``radius`` pixels around it, as far as there are any; more if it is tiny.
+
+    For with fewer than LEAST_PIXELS the encoder's sums would be in another order.
+    """
+    (h, w), (i0, i1, j0, j1) = lr, window
+    while True:
+        grown = Window(max(i0 - radius, 0), min(i1 + radius, h), max(j0 - radius, 0), min(j1 + radius, w))
+        if grown.shape[0] * grown.shape[1] >= min(LEAST_PIXELS, h * w):
+            return grown
+        radius += 4
 
 
 def cuts(length: int, unit: int, count: int) -> list[int]:
@@ -239,11 +250,9 @@ def _fewest_of_at_least(task: Task, most: int, wanted: int) -> tuple[float, tupl
     """The same, of cuts into ``wanted`` tiles or more."""
     rows, columns = task.axes
     best: tuple[float, int, tuple[int, int], int] | None = None
-    for down, (high, tall, short) in rows.items():
-        for across, (wide, broad, narrow) in columns.items():
+    for down, (high, tall) in rows.items():
+        for across, (wide, broad) in columns.items():
             if tall * broad > most or down * across < wanted:
-                continue
-            if short * narrow < LEAST_PIXELS and down * across > 1:
                 continue
             candidate = high * wide, down * across, (down, across), tall * broad
             if best is None or candidate < best:
@@ -251,14 +260,14 @@ def _fewest_of_at_least(task: Task, most: int, wanted: int) -> tuple[float, tupl
     return best and (best[0], *best[2:])
 
 
-def _axis(task: Task, axis: int) -> dict[int, tuple[int, int, int]]:
-    """LR pixels along an axis by number of tiles: (all regions together, longest, shortest)."""
+def _axis(task: Task, axis: int) -> dict[int, tuple[int, int]]:
+    """LR pixels along an axis by number of tiles: (all regions together, longest)."""
     length, n, unit = task.hr[axis], task.lr[axis], task.unit[axis]
     found = {}
     units = -(-length // unit)
     for count in _counts(min(units, n, MOST_TILES)):
         regions = [_extent(task, axis, start, stop) for start, stop in pairwise(cuts(length, unit, count))]
-        found[count] = sum(regions), max(regions), min(regions)
+        found[count] = sum(regions), max(regions)
     return found
 
 

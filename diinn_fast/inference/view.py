@@ -16,7 +16,7 @@ from diinn_fast.imageio import ImageError
 from diinn_fast.inference.bicubic import bicubic_range, resize_bicubic
 from diinn_fast.inference.errors import UpscaleError
 from diinn_fast.inference.memory import parse_size
-from diinn_fast.inference.plan import split
+from diinn_fast.inference.plan import split, with_halo
 from diinn_fast.inference.run import BAND_PIXELS, Upscaler, store, to_unit
 from diinn_fast.inference.sources import Source, open_source
 from diinn_fast.model import DIINN
@@ -141,10 +141,10 @@ class View:
         if (kept := self._kept.get((a, b))) is not None:
             self._kept.move_to_end((a, b))
             return kept
-        (h, w), (high, wide), r = self.shape, self._tile, self._radius
+        (h, w), (high, wide) = self.shape, self._tile
         i0, i1, j0, j1 = a * high, min((a + 1) * high, h), b * wide, min((b + 1) * wide, w)
-        top, left = max(i0 - r, 0), max(j0 - r, 0)
-        rgb, _ = self._source.read(top, min(i1 + r, h), left, min(j1 + r, w))
+        top, bottom, left, right = with_halo((i0, i1, j0, j1), self.shape, self._radius)
+        rgb, _ = self._source.read(top, bottom, left, right)
         whole = self._upscaler.encode(rgb)
         features = whole[:, :, i0 - top : i1 - top, j0 - left : j1 - left].clone()
         self.encoded += 1
