@@ -54,7 +54,7 @@ from diinn_fast.inference.sinks import (
     sink_kind,
 )
 from diinn_fast.inference.sinks.zarr import ZarrSink, import_zarr
-from diinn_fast.inference.sizes import target_size
+from diinn_fast.inference.sizes import target_size, warn_of_scale
 from diinn_fast.inference.sources import Source, open_source
 from diinn_fast.inference.writer import Writer
 from diinn_fast.model import DIINN
@@ -268,6 +268,7 @@ class Job:
             if state is None:
                 log.info("%s is complete already", self.out)
                 return False
+            warn_of_scale(self.lr, self.hr)
             with _interruptible(), self._kept_on_errors():
                 self._work(ranks, state, overwrite, progress and ranks.rank == 0)
             return True

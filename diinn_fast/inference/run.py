@@ -129,6 +129,7 @@ class Upscaler:
         item, decoder = self.dtype.itemsize, self.model.decoder
         self.check_sizes(lr, hr)
         check_memory(self.model.encoder, decoder.in_channels, (height, width), bytes_out, self.device, item)
+        warn_of_scale((height, width), hr)
 
     def check_sizes(self, lr: Sequence[int], hr: tuple[int, int]) -> None:
         """Refuse sizes that cannot be done at all, and choose the backend."""
@@ -139,7 +140,6 @@ class Upscaler:
             raise UpscaleError(f"a mode 4 model needs an output of at least 2x2 pixels, not {hr[1]}x{hr[0]}")
         self.used_backend = self._choose_backend((height, width), hr)
         log.info("%dx%d to %dx%d by backend %s", width, height, hr[1], hr[0], self.used_backend)
-        warn_of_scale((height, width), hr)
 
     def bands(
         self, rgb: Tensor, hr: tuple[int, int], rows: int | None = None, bar: tqdm | None = None
