@@ -92,8 +92,7 @@ struct Hopper {
     cluster_sync();  // no block may end while the other signals its barriers or copies into it
   }
 
-  // -- producer
-  // --------------------------------------------------------------------------------------------------------
+  // -- producer --
 
   DIINN_DEVICE void produce() {
     constexpr int half = kStageBytes / kCluster;
@@ -111,8 +110,7 @@ struct Hopper {
     }
   }
 
-  // -- consumers
-  // -------------------------------------------------------------------------------------------------------
+  // -- consumers --
 
   struct Consumer {
     Hopper& block;
@@ -239,8 +237,9 @@ struct Hopper {
       const bool keeps_it = index == 0 ? layer == 1 && chunk == 0 : layer == d.layers - 1 && chunk == kChunks - 2;
       const bool pass_ends = layer == d.layers - 1 && chunk == kChunks - 1;
       const bool nobody_is_left = index == 1 && pass_ends && pass == block.passes - 1;
-      if ((kAhead && keeps_it) || nobody_is_left) return;
-      named_barrier_arrive(kFirstNamedBarrier + 1 - index, kGroup * kConsumers);
+      if (!(kAhead && keeps_it) && !nobody_is_left) {
+        named_barrier_arrive(kFirstNamedBarrier + 1 - index, kGroup * kConsumers);
+      }
     }
 
     // A warp's 16 queries, one per lane; none but this warp reads them.

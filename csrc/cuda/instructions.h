@@ -77,8 +77,7 @@ DIINN_DEVICE Vector16 load_16(const void* from) {
   return {{v.x, v.y, v.z, v.w}};
 }
 
-// -- portable tensor cores (sm_80 and up)
-// ------------------------------------------------------------------------------
+// -- portable tensor cores (sm_80 and up) --
 
 // Global to shared memory, 16 bytes, in the background; groups of copies are waited for in order.
 DIINN_DEVICE void copy_async(void* shared, const void* global) {
@@ -113,8 +112,7 @@ DIINN_MULTIPLY(Float16, "f16")
 DIINN_MULTIPLY(BFloat16, "bf16")
 #undef DIINN_MULTIPLY
 
-// -- Hopper (sm_90a)
-// ---------------------------------------------------------------------------------------------------
+// -- Hopper (sm_90a) --
 
 #ifdef DIINN_HOPPER
 
@@ -182,7 +180,19 @@ DIINN_DEVICE void copy_multicast(void* shared, const void* global, int bytes, Ba
 // after the last, wait before their sums are read, their operands overwritten.
 DIINN_DEVICE void products_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DIINN_DEVICE void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-DIINN_DEVICE void products_wait(float (&)[64]) { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
+DIINN_DEVICE void products_wait(float (&d)[64]) {
+  asm volatile("wgmma.wait_group.sync.aligned 0;"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+                 "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+                 "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+                 "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
+                 "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
+                 "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
+                 "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
+                 "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+               :
+               : "memory");
+}
 
 // d = a b, or d += a b: a 64x16 in registers, b 16x128 in shared memory.
 template <class T>

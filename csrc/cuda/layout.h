@@ -12,8 +12,7 @@
 
 namespace diinn {
 
-// -- fragments
-// ---------------------------------------------------------------------------------------------------------
+// -- fragments --
 // mma.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type"), and per warp of a warpgroup
 // wgmma.m64nNk16 (its 16 rows): lane = 4 * (row in 8) + quad.
 //   A: register r, half e: row lane / 4 + 8 * (r % 2), k = 2 * (lane % 4) + e + 8 * (r / 2)
@@ -26,8 +25,7 @@ constexpr int kStep = 16;  // k's of a matrix instruction
 // Output that stands in column n (of 8 * blocks) when a thread's pairs are made consecutive.
 DIINN_BOTH int output_of_column(int n, int blocks) { return 2 * blocks * (n % 8 / 2) + 2 * (n / 8) + n % 2; }
 
-// -- shared memory
-// -----------------------------------------------------------------------------------------------------
+// -- shared memory --
 
 // 128-byte swizzle: bits 4 to 6 of an address are xor-ed with bits 7 to 9. An involution.
 DIINN_BOTH uint32_t swizzle_128(uint32_t address) { return address ^ (address >> 3 & 0x70); }
@@ -49,9 +47,8 @@ DIINN_BOTH uint64_t matrix_descriptor(uint32_t shared_address) {
   return start | leading << 16 | stride << 32 | swizzle << 62;
 }
 
-// -- packed weights
-// ---------------------------------------------------------------------------------------------------- Both functions
-// tell from which element of `hidden` element e of the packed weights comes.
+// -- packed weights --
+// Both functions tell from which element of `hidden` element e of the packed weights comes.
 
 // Portable kernel: steps of 16 k's in the order of use; per step a warp's part, 16-byte pieces of 32 lanes, each the B
 // fragments of two column blocks. Warp w makes outputs 32 w to 32 w + 31: in content form its blocks 0 to 3 are their

@@ -10,8 +10,7 @@
 
 namespace diinn {
 
-// -- numbers of 16 bits
-// ------------------------------------------------------------------------------------------------
+// -- numbers of 16 bits --
 
 struct Float16 {
   static float widen(uint16_t bits) {
@@ -74,8 +73,7 @@ inline Vector16 load_16(const void* from) {
   return v;
 }
 
-// -- threads
-// -----------------------------------------------------------------------------------------------------------
+// -- threads --
 
 inline Machine& machine() { return *Machine::current_machine(); }
 inline int thread_index() { return machine().fiber().thread; }
@@ -101,8 +99,7 @@ inline void sync_warp() {
   meet_warp(nullptr, [](Machine::Meeting&) {});
 }
 
-// -- portable tensor cores
-// ---------------------------------------------------------------------------------------------
+// -- portable tensor cores --
 
 // The destination is NaN from the call on, and filled as late as the waits allow.
 inline void copy_async(void* shared, const void* global) {
@@ -169,8 +166,7 @@ void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   });
 }
 
-// -- Hopper
-// ------------------------------------------------------------------------------------------------------------
+// -- Hopper --
 
 template <int kCount>
 void registers_down() {}
