@@ -19,9 +19,9 @@ from diinn_fast.imageio import Image, check_writable, read_image, write_image
 from diinn_fast.imageio.formats import FORMAT_OF_SUFFIX
 from diinn_fast.inference import Upscaler, target_size
 from diinn_fast.inference.devices import PRECISIONS
-from diinn_fast.inference.job import Job
+from diinn_fast.inference.job import Job, part_of
 from diinn_fast.inference.memory import TooLargeError, parse_size
-from diinn_fast.inference.ranks import first_rank, ranks_started
+from diinn_fast.inference.ranks import first_rank, ranks_started, world_size
 from diinn_fast.inference.sinks import SinkOptions, sink_kind
 from diinn_fast.model import DEFAULT_WEIGHTS, bundled_names
 
@@ -146,7 +146,7 @@ def run(options: argparse.Namespace) -> int:
         backend=options.backend,
         self_ensemble=options.self_ensemble,
     )
-    if pairs.batch:
+    if pairs.batch and not options.dry_run:
         try:
             pairs.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -198,10 +198,12 @@ def _in_pieces(target: Path, source: Path, options: argparse.Namespace) -> bool:
     asked = [
         name
         for name in ("--max-memory", "--dry-run", "--resume", "--halo", "--pyramid", "--no-compression")
-        if getattr(options, name[2:].replace("-", "_")) not in (None, False)
+        if not any(getattr(options, name[2:].replace("-", "_")) is unset for unset in (None, False))  # 0 is set
     ]
     if sink_kind(target) in PIECES_ONLY or source.suffix.lower() in (".npy", ".zarr") or ranks_started():
         return True
+    if sink_kind(target) is not None and part_of(target).is_dir():
+        return True  # an interrupted run is continued, or replaced, only if asked
     if asked and sink_kind(target) is None and target.suffix.lower() in FORMAT_OF_SUFFIX:
         raise Refused(f"{target.suffix} is not written piece by piece: write .png or .tif, or leave out {asked[0]}")
     return bool(asked)
@@ -231,7 +233,8 @@ def render_file(upscaler: Upscaler, source: Path, target: Path, options: argpars
         options=SinkOptions(pyramid=options.pyramid, compress=not options.no_compression),
     )
     if options.dry_run:
-        return job.describe(job.plan())
+        workers = world_size()
+        return job.describe(job.plan(workers), workers) if first_rank() else ""
     progress = not options.quiet and sys.stderr.isatty()
     done = job.run(resume=options.resume, overwrite=options.overwrite, progress=progress)
     seconds, (h, w), (height, width) = time.perf_counter() - start, job.lr, job.hr
@@ -269,11 +272,12 @@ def plan(inputs: list[str], output: str) -> Pairs:
         sources += found
     sources = list({os.path.realpath(p): p for p in reversed(sources)}.values())[::-1]  # each once, in order
     out = Path(output)
-    folder = collective or out.is_dir() or output.endswith(("/", os.sep))
+    store = sink_kind(out) in PIECES_ONLY  # a Zarr is a folder on the disk, and shells end its name with a slash
+    folder = collective or (not store and (out.is_dir() or output.endswith(("/", os.sep))))
     if not folder:
         files = [(sources[0], out)]
     else:
-        if not out.is_dir() and (out.exists() or out.suffix.lower() in FORMAT_OF_SUFFIX):
+        if store or (not out.is_dir() and (out.exists() or out.suffix.lower() in FORMAT_OF_SUFFIX)):
             raise Refused(f"the output of several pictures must be a folder, not {output}")
         files = [(source, out / source.name) for source in sources]
     _refuse_collisions(files)
@@ -283,7 +287,7 @@ def plan(inputs: list[str], output: str) -> Pairs:
 def _expand(text: str) -> list[Path]:
     """The pictures that an input means: those of a folder, those that match a pattern, or the file itself."""
     path = Path(text)
-    if path.is_dir():
+    if path.is_dir() and path.suffix.lower() != ".zarr":
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in FORMAT_OF_SUFFIX and p.is_file())
         if not found:
             raise Refused(f"folder {text} has no pictures ({', '.join(FORMAT_OF_SUFFIX)})")

@@ -155,7 +155,9 @@ class Job:
             give_back_freed_memory()
         if kind.endswith("zarr"):
             import_zarr(out)  # part of what the process holds before it starts
-        on_host = None if bound is None or upscaler.device.type != "cpu" else max(0, bound - resident_bytes())
+        on_host = None
+        if bound is not None and upscaler.device.type == "cpu":  # small pictures are left to the plan's refusal
+            on_host = max(SLACK_BYTES, bound - resident_bytes())
         source = open_source(picture, max_bytes=on_host)
         lr = source.height, source.width
         hr = target_size(lr, scale=scale, size=size, long_side=long_side)
@@ -175,7 +177,7 @@ class Job:
 
     @property
     def part(self) -> Path:
-        return self.out.with_name(self.out.name + ".part")
+        return part_of(self.out)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -210,17 +212,13 @@ class Job:
             halo=self.halo,
             workers=workers,
             item=upscaler.dtype.itemsize,
+            finishing=finish_bytes(self.out, layout, self.options) if upscaler.device.type == "cpu" else 0,
         )
         base, bound = self._held(), self.bound
         if bound is None:
             free = available_bytes(upscaler.device)
             bound = base + int(0.7 * (free or 4 << 30) / (workers if upscaler.device.type == "cpu" else 1))
-        finishing = finish_bytes(self.out, layout, self.options)
-        plan = plan_within(task, base, bound)
-        if upscaler.device.type == "cpu" and base + finishing > bound:
-            needed = size_text(base + finishing)
-            raise UpscaleError(f"{self.out} cannot be finished within {size_text(bound)} of memory: allow {needed}")
-        return plan
+        return plan_within(task, base, bound)
 
     def _held(self) -> int:
         """Bytes held before the work, with what libraries load and compile at their first use."""
@@ -232,8 +230,7 @@ class Job:
 
     def predicted_peak(self, plan: Plan) -> int:
         """Most bytes that this process (its device) will hold."""
-        finishing = finish_bytes(self.out, self.layout, self.options) if self.upscaler.device.type == "cpu" else 0
-        return self._held() + max(plan.peak_bytes, finishing)
+        return self._held() + plan.peak_bytes
 
     def describe(self, plan: Plan, workers: int = 1) -> str:
         """The plan in words, for ``--dry-run``."""
@@ -495,6 +492,11 @@ class Bled:
 
     def close(self) -> None:
         pass
+
+
+def part_of(out: Path) -> Path:
+    """The folder that holds an output while it is made."""
+    return out.with_name(out.name + ".part")
 
 
 def _complete(state: State) -> bool:

@@ -29,6 +29,8 @@ STRIP_BYTES = 64 * MIB
 """Most content and temporaries of a strip."""
 QUEUE = 2
 """Blocks that may wait for the writer; one more is being written, and one made."""
+SPREAD_BYTES = 8 * MIB
+"""How far what two runs hold at their start may differ: the bound that one of them names must do for the other."""
 MOST_TILES = 1024
 """Most tiles along an axis that are considered."""
 
@@ -46,6 +48,7 @@ class Task:
     halo: int | None = None  # LR pixels; None: exact
     workers: int = 1  # processes that share the tiles
     item: int = 4  # bytes of a number in the encoder's dtype
+    finishing: int = 0  # bytes that turning blocks into the file holds, after the work
 
     @cached_property
     def axes(self) -> tuple[dict[int, tuple[int, int]], dict[int, tuple[int, int]]]:
@@ -130,6 +133,8 @@ def make_plan(task: Task, free: int) -> Plan:
 
     Raises UpscaleError if there is none.
     """
+    if task.finishing > free:
+        raise UpscaleError("too little memory")
     block, strip, blocks_bytes, strip_bytes = _blocks(task, free)
     best: tuple[float, int, Plan] | None = None
     for share in (0.15, 0.3, 0.5) if isinstance(task.encoder, RDN) else (0.0,):
@@ -143,6 +148,7 @@ def make_plan(task: Task, free: int) -> Plan:
         count = tiles[0] * tiles[1]
         if best is None or (cost, count) < best[:2]:
             peak = blocks_bytes + max(_encoding(task, largest, work), _decoding(task, largest, strip_bytes))
+            peak = max(peak, task.finishing)
             best = cost, count, Plan(task.lr, task.hr, task.unit, task.radius or 0, tiles, block, strip, work, peak)
     if best is None:
         raise UpscaleError("too little memory")
@@ -167,7 +173,7 @@ def plan_within(task: Task, base: int, bound: int) -> Plan:
     try:
         return make_plan(task, bound - base)
     except UpscaleError:
-        least = smallest_bound(task, base)
+        least = smallest_bound(task, base + SPREAD_BYTES)
         raise UpscaleError(
             f"this upscale cannot be done within {size_text(bound)} of memory: the smallest bound that works is "
             f"{least // MIB} MiB (--max-memory {least // MIB}MiB)"

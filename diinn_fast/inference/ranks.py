@@ -120,6 +120,11 @@ def ranks_started() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
+def world_size() -> int:
+    """How many processes share the work."""
+    return int(os.environ["WORLD_SIZE"]) if ranks_started() else 1
+
+
 def first_rank() -> bool:
     """Whether this process is alone, or the one that speaks for all."""
     return not ranks_started() or os.environ["RANK"] == "0"
