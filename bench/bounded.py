@@ -1,6 +1,6 @@
 """Outputs in a memory bound: peak memory of many runs, what tiling and writing cost, and long runs.
 
-    python -m bench.bounded peaks                   # 14 runs of small pictures under bounds, a minute or two
+    python -m bench.bounded peaks                   # 18 runs of small pictures under bounds
     python -m bench.bounded cost                    # against pure decoding in memory
     python -m bench.bounded long out.tif out.zarr   # 2048x2048 to 16384x16384 within 1.5 GiB
 
@@ -102,10 +102,14 @@ def peaks(folder: Path) -> dict[str, Any]:
         ("edsr-baseline", (800, 850), 1, gib, "a.zarr"),
         ("edsr-baseline", (1000, 1200), 0.5, int(1.5 * gib), "a.png"),
         ("edsr-baseline", (1300, 1300), 0.3, 2 * gib, "a.npy"),
+        ("edsr-baseline", (1000, 1100), 0.5, edsr, "a.tif"),  # six tiles
         ("rdn", (100, 130), 1.5, gib, "a.npy"),
         ("rdn", (60, 200), 2, gib, "a.zarr"),
         ("rdn", (160, 180), 1, gib, "a.tif"),
         ("rdn", (130, 140), 1, int(1.5 * gib), "a.png"),
+        ("rdn", (24, 3000), 0.5, 448 * MIB, "a.tif"),  # near the least that works
+        ("rdn", (24, 12000), 0.5, gib, "a.npy"),  # the smallest that must be cut
+        ("rdn", (160, 180), 0.5, 2 * gib, "a.zarr"),
     ]
     runs = []
     for encoder, size, scale, bound, name in cases:
