@@ -88,9 +88,7 @@ def markdown(encoder: str, timings: Timings, device: torch.device) -> str:
     return (
         f"# Runtime: {h}x{w} LR image to RGB, encoder {encoder}\n\n"
         f"Milliseconds, median (quartiles), float32, {where}, torch {torch.__version__}. "
-        "Methods share the encoder and take turns.\n\n"
-        + table(["", *(f"x{s:g}" for s in scales)], body)
-        + "\n"
+        "Methods share the encoder and take turns.\n\n" + table(["", *(f"x{s:g}" for s in scales)], body) + "\n"
     )
 
 
