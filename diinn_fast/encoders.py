@@ -34,9 +34,10 @@ def fast_layout(x: Tensor) -> Tensor:
     On the CPU the convolution library needs no reordering of its inputs and outputs then, and the 1x1 convolutions of
     RDN do not depend on the image's size to the last bit (they do in the default layout). It sums in fewer, longer
     chains, so that the relative L2 error is up to 1.9 times that of the default layout. On a GPU the 16-bit kernels
-    want it. float64 has no such library on the CPU and stays as it is.
+    want it, also those that autocast chooses. float64 has no such library on the CPU and stays as it is.
     """
-    fast = x.dtype != torch.float64 if x.device.type == "cpu" else x.is_cuda and x.element_size() == 2
+    half = x.element_size() == 2 or torch.is_autocast_enabled(x.device.type)
+    fast = x.dtype != torch.float64 if x.device.type == "cpu" else x.is_cuda and half
     return x.contiguous(memory_format=torch.channels_last) if fast else x
 
 
