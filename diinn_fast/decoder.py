@@ -119,10 +119,11 @@ class ImplicitDecoder(nn.Module):
         features = self._check_features(features)
         h, w = features.shape[-2:]
         self._check_points(coords, features)
-        lengths = torch.tensor([h, w], device=coords.device)
-        scaled = (coords.to(torch.float64 if features.dtype == torch.float64 else torch.float32) + 1) * lengths
-        index = torch.minimum((scaled / 2).floor().long().clamp(min=0), lengths - 1)
-        return self._decode_points(features, index, scaled - (2 * index + 1), check_size(size, (h, w)), backend)
+        work = torch.float64 if features.dtype == torch.float64 else torch.float32
+        scaled = [(v + 1) * n for v, n in zip(coords.to(work).unbind(-1), (h, w), strict=True)]
+        index = [(v / 2).floor().long().clamp(0, n - 1) for v, n in zip(scaled, (h, w), strict=True)]
+        offset = torch.stack([v - (2 * i + 1) for v, i in zip(scaled, index, strict=True)], dim=-1)
+        return self._decode_points(features, torch.stack(index, dim=-1), offset, check_size(size, (h, w)), backend)
 
     def sample_pixels(self, features: Tensor, yx: Tensor, size: Sequence[int], *, backend: str | None = None) -> Tensor:
         """RGB ``[B, N, 3]`` of the HR pixels yx ``[B, N, 2]`` int64 (row, column): equals ``forward`` at those."""
