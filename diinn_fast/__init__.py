@@ -2,6 +2,7 @@
 
 from diinn_fast.backends import BackendError, use_backend
 from diinn_fast.decoder import ImplicitDecoder
+from diinn_fast.graphed import Graphed
 from diinn_fast.imageio import ImageError
 from diinn_fast.inference import UpscaleError, Upscaler, View, open, render, upscale
 from diinn_fast.model import DIINN, CheckpointError
@@ -11,6 +12,7 @@ __all__ = [
     "DIINN",
     "BackendError",
     "CheckpointError",
+    "Graphed",
     "ImageError",
     "ImplicitDecoder",
     "UpscaleError",

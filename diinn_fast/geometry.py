@@ -98,6 +98,15 @@ def check_window(window: Sequence[int] | None, size: tuple[int, int]) -> Window:
     return Window(y0, y1, x0, x1)
 
 
+def hr_size(lr: Sequence[int], size: Sequence[int] | None, scale: float | Sequence[float] | None) -> tuple[int, int]:
+    """HR size from exactly one of ``size`` (height, width) and ``scale``, checked."""
+    if size is not None and scale is None:
+        return check_size(size, lr)
+    if scale is not None and size is None:
+        return check_size(size_for_scale(lr, scale), lr)
+    raise ValueError("give either size=(height, width) or scale=, and not both")
+
+
 def size_for_scale(lr: Sequence[int], scale: float | Sequence[float]) -> tuple[int, int]:
     """HR size for a scale (one number, or one per axis): ``max(1, floor(s * n + 0.5))`` per axis."""
     scales = (scale, scale) if isinstance(scale, (int, float)) else tuple(scale)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from diinn_fast.decoder import ImplicitDecoder
 from diinn_fast.encoders import ENCODERS, make_encoder
-from diinn_fast.geometry import size_for_scale
+from diinn_fast.geometry import hr_size
 
 BUNDLED = Path(__file__).parent / "weights"
 DEFAULT_WEIGHTS = "edsr-baseline-mode3"
@@ -58,12 +58,8 @@ class DIINN(
 
         ``bsize`` limits the queries decoded at a time. Only one of ``size`` and ``scale`` may be given.
         """
-        if (size is None) == (scale is None):
-            raise ValueError("give either size=(height, width) or scale=, and not both")
-        if size is None:
-            assert scale is not None
-            size = size_for_scale(x.shape[-2:], scale)
-        return self.decoder(self.encoder(x), size, bsize, backend=backend)
+        hr = hr_size(x.shape[-2:], size, scale)
+        return self.decoder(self.encoder(x), hr, bsize, backend=backend)
 
     def decode(self, features: Tensor, size: Sequence[int]) -> Tensor:
         """RGB ``[B, 3, H, W]`` of ``encoder``'s features at ``size``."""
