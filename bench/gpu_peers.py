@@ -18,7 +18,8 @@ from torch import Tensor
 from bench.cases import Case
 from bench.machine import free_bytes
 from bench.peers import decode_by_convolutions, official_encoder
-from diinn_fast import DIINN, ImplicitDecoder, backends, reference
+from diinn_fast import DIINN, Graphed, ImplicitDecoder, backends, reference
+from diinn_fast.graphed import record
 from diinn_fast.ops import Problem
 
 Call = Callable[[], object]
@@ -85,7 +86,11 @@ def peers_of(case: Case) -> list[Peer]:
 
 def compiled_of(case: Case) -> list[Peer]:
     found = [Peer("official", "bfloat16", compiled=True), Peer("official", "float32", compiled=True)]
-    return found + ([Peer("conv", "float16", compiled=True)] if case.kind == "decode" else [])
+    if case.kind == "decode":
+        found.append(Peer("conv", "float16", compiled=True))
+    if case.kind == "model" and case.device == "cuda":
+        found = [Peer(name, "float16", compiled=True, captured=True) for name in fused(case.device)[:1]] + found
+    return found
 
 
 def left_out(case: Case, peer: Peer) -> str | None:
@@ -99,6 +104,8 @@ def left_out(case: Case, peer: Peer) -> str | None:
 def build(case: Case, peer: Peer) -> Call:
     """A function of no arguments that does the case's work once; random numbers are the same for every peer."""
     torch.manual_seed(0)
+    if peer.captured and case.kind == "model":
+        return _graphed(case, peer)
     work = {"decode": _decode, "model": _model, "training": _training}[case.kind](case, peer)
     return capture(work) if peer.captured else work
 
@@ -172,6 +179,8 @@ def _decode(case: Case, peer: Peer) -> Call:
 def _model(case: Case, peer: Peer) -> Call:
     image = (torch.rand(case.batch, 3, *case.lr) * 2 - 1).to(case.device)
     model = DIINN(mode=case.mode, encoder=case.encoder).to(case.device).eval()
+    if peer.form != "official":
+        model.encoder.to(memory_format=torch.channels_last)  # as its activations are
     decode = _decoder(model.decoder, case, peer)
 
     @torch.inference_mode()
@@ -198,20 +207,19 @@ def _training(case: Case, peer: Peer) -> Call:
     return _exactly(peer, step)
 
 
+def _graphed(case: Case, peer: Peer) -> Call:
+    image = (torch.rand(case.batch, 3, *case.lr) * 2 - 1).to(case.device)
+    model = DIINN(mode=case.mode, encoder=case.encoder).to(case.device).eval()
+    graphed = Graphed(model, dtype=peer.dtype, compile=peer.compiled)
+    return lambda: graphed(image, case.size, backend=peer.form)
+
+
 def capture(call: Call) -> Call:
     """The call recorded in a CUDA graph: replaying it costs one launch."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = call()
+    out, replay = record(call)
 
-    def replay() -> object:
-        graph.replay()
+    def again() -> object:
+        replay()
         return out
 
-    return replay
+    return again

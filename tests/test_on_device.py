@@ -12,7 +12,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +22,11 @@ import torch
 from conftest import make_decoder, oracle
 from torch import Tensor
 
-from diinn_fast import backends, ops
+from diinn_fast import DIINN, Graphed, backends, ops
 from diinn_fast.backends import eager
+from diinn_fast.encoders import EDSR
 from diinn_fast.geometry import Window, local_offset, nearest_index
+from diinn_fast.graphed import record
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -373,25 +375,32 @@ def check_surroundings_graph(backend):
         with torch.no_grad():
             return decoder(static, (96, 96), backend=backend)
 
-    out, replay = capture(decode)
+    out, replay = record(decode)
     for _ in range(2):
         static.normal_()
         replay()
         assert torch.equal(out, decode())
 
 
-def capture(call: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-    """A call's static output, and what refreshes it."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = call()
-    return out, graph.replay
+@needs_cuda
+@pytest.mark.parametrize("compiled", [False, True])
+@every_backend
+def check_surroundings_graphed(backend, compiled):
+    """`Graphed`: other images, shapes and streams give what the model does under autocast."""
+    model = DIINN(encoder=EDSR(blocks=2)).to(DEVICE)
+    fast = Graphed(model, compile=compiled)
+    for shape in ((1, 3, 24, 24), (2, 3, 17, 30), (1, 3, 24, 24)):
+        x = torch.rand(shape, device=DEVICE) * 2 - 1
+        with torch.no_grad(), torch.autocast(DEVICE, torch.float16):
+            want = model(x, scale=3.5, backend=backend)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        first = fast(x, scale=3.5, backend=backend)
+        with torch.cuda.stream(side):
+            second = fast(x, scale=3.5, backend=backend)
+        torch.cuda.synchronize()
+        assert first.dtype == torch.float32 and torch.equal(first, second)
+        assert rms(first - want) <= 1e-2 * rms(want)
 
 
 @needs_cuda

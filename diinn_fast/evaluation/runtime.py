@@ -17,6 +17,7 @@ from diinn_fast import reference
 from diinn_fast.baselines import LIIF, MetaSR, bicubic
 from diinn_fast.encoders import make_encoder
 from diinn_fast.geometry import size_for_scale
+from diinn_fast.graphed import Graphed
 from diinn_fast.model import DIINN
 
 LR_SIZE = (48, 48)
@@ -34,7 +35,7 @@ def methods(encoder_name: str, device: torch.device) -> dict[str, Callable[[Tens
     model, liif, metasr = (m.to(device).eval() for m in (DIINN(encoder=encoder), LIIF(encoder), MetaSR(encoder)))
     assert isinstance(model, DIINN)
     weights = {k: v for k, v in model.decoder.state_dict().items()}
-    return {
+    found: dict[str, Callable[[Tensor, tuple[int, int]], Tensor]] = {
         "bicubic": bicubic,
         f"{encoder_name} alone": lambda x, size: encoder(x),
         "Meta-SR": lambda x, size: metasr(x, size),
@@ -42,6 +43,9 @@ def methods(encoder_name: str, device: torch.device) -> dict[str, Callable[[Tens
         "DIINN, official formulation": lambda x, size: reference.decode(weights, encoder(x), size, 3),
         "DIINN, diinn_fast": lambda x, size: model(x, size),
     }
+    if device.type == "cuda":
+        found["DIINN, diinn_fast, Graphed (float16)"] = Graphed(model)
+    return found
 
 
 @torch.inference_mode()
@@ -87,7 +91,7 @@ def markdown(encoder: str, timings: Timings, device: torch.device) -> str:
     h, w = LR_SIZE
     return (
         f"# Runtime: {h}x{w} LR image to RGB, encoder {encoder}\n\n"
-        f"Milliseconds, median (quartiles), float32, {where}, torch {torch.__version__}. "
+        f"Milliseconds, median (quartiles), float32 unless said, {where}, torch {torch.__version__}. "
         "Methods share the encoder and take turns.\n\n" + table(["", *(f"x{s:g}" for s in scales)], body) + "\n"
     )
 
