@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from diinn_fast import backends
-from diinn_fast.geometry import Window, area_ratio
+from diinn_fast.geometry import Window, area_ratio, lr_range
 
 FORMS = ("content", "modulation", "direct")
 
@@ -56,6 +56,16 @@ class Problem:
         """LR rows and columns that ``source`` covers."""
         halo = 2 if self.form == "direct" else 0
         return source.shape[1] - halo, source.shape[2] - halo
+
+    def check_source(self, source: Tensor) -> None:
+        """IndexError if the window's queries lie outside the source, where a kernel would read what is not its own."""
+        if self.window is None:
+            return
+        (y0, y1, x0, x1), (i, j), (rows, columns) = self.window, self.origin, self.grid(source)
+        top, bottom = lr_range(y0, y1, self.lr[0], self.size[0])
+        left, right = lr_range(x0, x1, self.lr[1], self.size[1])
+        if top < i or bottom > i + rows or left < j or right > j + columns:
+            raise IndexError(f"window {tuple(self.window)} needs LR pixels outside the source's {rows}x{columns} tile")
 
     def output_shape(self, batch: int, channels: int) -> tuple[int, ...]:
         """``[B, channels, rows, columns]`` for a window, ``[B, N, channels]`` for points."""

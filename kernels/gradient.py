@@ -20,7 +20,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from diinn_fast.geometry import Window, local_offset, lr_range, nearest_index
+from diinn_fast.backends._gradients import add_product, add_rows, add_sum, locate, owners, parts, product
 
 from . import tiles
 from .backward import split, step_back, sum_queries
@@ -71,14 +71,10 @@ def _parts(problem: Problem, grad: Tensor, most: int) -> Iterator[tuple[Problem,
             part = replace(problem, index=problem.index[:, start:stop], offset=problem.offset[:, start:stop])
             yield part, grad[:, start:stop].flatten(0, 1)
         return
-    y0, y1, x0, x1 = problem.window
-    across = min(most, x1 - x0)
-    down = max(1, most // across)
-    for y in range(y0, y1, down):
-        for x in range(x0, x1, across):
-            cut = Window(y, min(y + down, y1), x, min(x + across, x1))
-            rgb = grad[:, :, y - y0 : cut.y1 - y0, x - x0 : cut.x1 - x0]
-            yield replace(problem, window=cut), rgb.flatten(2).transpose(1, 2).flatten(0, 1)
+    top, _, left, _ = problem.window
+    for cut in parts(problem.window, most):
+        rgb = grad[:, :, cut.y0 - top : cut.y1 - top, cut.x0 - left : cut.x1 - left]
+        yield replace(problem, window=cut), rgb.flatten(2).transpose(1, 2).flatten(0, 1)
 
 
 class Sums:
@@ -146,14 +142,9 @@ class _Slab:
         else:
             y0, y1, x0, x1 = problem.window
             (h, w), (height, width) = problem.lr, problem.size
-            i, j = nearest_index(y0, y1, h, height, device), nearest_index(x0, x1, w, width, device)
-            dy, dx = (
-                local_offset(y0, y1, i, h, height, torch.float32),
-                local_offset(x0, x1, j, w, width, torch.float32),
-            )
-            self.first_row, self.row_start = _owners(y0, y1, h, height, i)
-            self.first_column, self.column_start = _owners(x0, x1, w, width, j)
-            offset = torch.stack([dy[:, None].expand(-1, len(dx)), dx.expand(len(dy), -1)], -1).flatten(0, 1)
+            i, j, offset = locate(problem, device)
+            self.first_row, self.row_start = owners(y0, y1, h, height, i)
+            self.first_column, self.column_start = owners(x0, x1, w, width, j)
             offset = offset.repeat(self.count, 1)
             pixel = ((i - problem.origin[0])[:, None] * self.columns + (j - problem.origin[1])).flatten()
         before = torch.arange(self.count, device=device) * (self.rows * self.columns)
@@ -165,8 +156,8 @@ class _Slab:
         n, sums, width = self.network, self.sums, self.network.width
         grad = grad.to(n.dtype).contiguous()
         s, k, q = n.recompute(self.problem, self.images)
-        _add_product(sums.last, grad, q[-1])
-        _add_sum(sums.last_bias, grad)
+        add_product(sums.last, grad, q[-1])
+        add_sum(sums.last_bias, grad)
         both = self._split(product(grad, n.last), None, s[-1], k[-1])
         chain = n.form == "direct" and n.mode in (1, 2)  # k_i takes k_{i-1}
         dks: list[Tensor] = []
@@ -180,20 +171,20 @@ class _Slab:
                 break
             weight, below = n.hidden[layer - 1], q[layer - 1]
             total = None if sums.hidden is None else sums.hidden[layer - 1]
-            _add_sum(None if sums.hidden_bias is None else sums.hidden_bias[layer - 1], ds)
+            add_sum(None if sums.hidden_bias is None else sums.hidden_bias[layer - 1], ds)
             if chain:
-                _add_product(None if total is None else total[:width], dk, k[layer - 1])
-                _add_product(None if total is None else total[width:], ds, below)
+                add_product(None if total is None else total[:width], dk, k[layer - 1])
+                add_product(None if total is None else total[width:], ds, below)
                 carry, dq = product(dk, weight[:width]), product(ds, weight[width:])
                 both = self._split(dq, carry, s[layer - 1], k[layer - 1])
             else:
-                _add_product(total, ds if n.form == "modulation" else both, below)
+                add_product(total, ds if n.form == "modulation" else both, below)
                 both = self._step_back(both, weight, s[layer - 1], k[layer - 1])
-        _add_sum(sums.position_bias, ds)
+        add_sum(sums.position_bias, ds)
         if n.form == "direct":
             self._direct(dks, ds)
         else:
-            _add_product(sums.position, ds.float(), self.position)
+            add_product(sums.position, ds.float(), self.position)
 
     def _direct(self, dks: list[Tensor], ds: Tensor) -> None:
         """From the gradients dk_i and ds_0 to content weights, features, and the sine layer of init_q."""
@@ -209,18 +200,18 @@ class _Slab:
             argument = torch.addmm(n.first_bias, self.position, n.first.t())
             position = torch.sin(argument)
             modulated = (x.float() * position).to(n.dtype)
-        _add_product(sums.position, ds.float(), position)
+        add_product(sums.position, ds.float(), position)
         dx = torch.zeros(x.shape, dtype=torch.float32, device=n.device)
         for layer, dk in enumerate(dks):
             rows = slice(layer * width, (layer + 1) * width)
-            _add_sum(None if sums.content_bias is None else sums.content_bias[rows], dk)
+            add_sum(None if sums.content_bias is None else sums.content_bias[rows], dk)
             if rows.start < len(n.content):
-                _add_product(None if sums.content is None else sums.content[rows], dk, modulated)
+                add_product(None if sums.content is None else sums.content[rows], dk, modulated)
                 dx += product(dk, n.content[rows])
         if argument is not None:
             dp = (dx * x + product(ds.float(), n.position)) * torch.cos(argument)
-            _add_product(sums.first, dp, self.position)
-            _add_sum(sums.first_bias, dp)
+            add_product(sums.first, dp, self.position)
+            add_sum(sums.first_bias, dp)
             dx *= position
         if sums.taps is not None:
             self._to_pixels(sums.taps[self.images].flatten(0, 1), dx, dx.shape[1])
@@ -249,11 +240,7 @@ class _Slab:
     def _to_pixels(self, target: Tensor, values: Tensor, features: int) -> None:
         """target[LR pixel, :features] += the sum of values[:, :features] over its queries."""
         if self.problem.window is None:
-            rows = values[:, :features].float()
-            if target.is_cuda:  # sorts; index_add_ and scatter_add_ would add atomically
-                target[:, :features].index_put_((self.pixel,), rows, accumulate=True)
-            else:
-                target[:, :features].scatter_add_(0, self.pixel[:, None].expand_as(rows), rows)
+            add_rows(target[:, :features], self.pixel, values[:, :features].float())
             return
         window, origin = self.problem.window, self.problem.origin
         down, span, block = len(self.row_start) - 1, len(self.column_start) - 1, divisor(features, 256)
@@ -263,27 +250,3 @@ class _Slab:
             self.rows, self.columns,
             FEATURES=features, BF=block, BQ=16, enable_fp_fusion=True,
         )  # fmt: skip
-
-
-def _owners(start: int, stop: int, n_in: int, n_out: int, index: Tensor) -> tuple[int, Tensor]:
-    """First LR index of the positions start <= Y < stop, and where each LR index's positions begin (and all end)."""
-    first, end = lr_range(start, stop, n_in, n_out)
-    return first, torch.searchsorted(index, torch.arange(first, end + 1, device=index.device))
-
-
-def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x [n, a] times weight [a, b]: float32 sums."""
-    if x.is_cuda and x.dtype != torch.float32:
-        return torch.mm(x, weight, out_dtype=torch.float32)
-    return torch.mm(x.float(), weight.float())
-
-
-def _add_product(total: Tensor | None, grad: Tensor, x: Tensor) -> None:
-    """total [out, in] += grad [n, out] transposed times x [n, in]."""
-    if total is not None:
-        total += product(grad.t(), x)
-
-
-def _add_sum(total: Tensor | None, grad: Tensor) -> None:
-    if total is not None:
-        total += grad.sum(0, dtype=torch.float32)

@@ -396,7 +396,7 @@ def check_a_failed_self_check_falls_back_loudly_and_once(monkeypatch, caplog):
     on_gpu = SimpleNamespace(is_cuda=True, device="cuda:0", dtype=source.dtype, shape=source.shape)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(triton, "compare_with_eager", lambda *args: "they differ")
-    monkeypatch.setattr(triton, "_check_tile", lambda *args: None)
+    monkeypatch.setattr(ops.Problem, "check_source", lambda *args: None)
     monkeypatch.setattr(triton, "_checked", {})
     with caplog.at_level(logging.WARNING):
         assert [triton._refused(problem, on_gpu, weights, gradients=False) for _ in range(2)] == [True, True]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diinn_fast.backends import _cuda
-from diinn_fast.geometry import Window, local_offset, lr_range, nearest_index
+from diinn_fast.backends._gradients import add_product, add_rows, add_sum, locate, owners, parts, product
 
 if TYPE_CHECKING:
     from diinn_fast.ops import Problem
@@ -60,13 +60,10 @@ def _slabs(problem: Problem, grad: Tensor, image: int) -> Iterator[tuple[Problem
             index, offset = (v[image : image + 1, part] for v in (problem.index, problem.offset))
             yield replace(problem, index=index, offset=offset), grad[part]
         return
-    y0, y1, x0, x1 = problem.window
-    across = min(most, x1 - x0)
-    down = max(1, most // across)
-    for y in range(y0, y1, down):
-        for x in range(x0, x1, across):
-            cut = Window(y, min(y + down, y1), x, min(x + across, x1))
-            yield replace(problem, window=cut), grad[:, y - y0 : cut.y1 - y0, x - x0 : cut.x1 - x0].flatten(1).t()
+    top, _, left, _ = problem.window
+    for cut in parts(problem.window, most):
+        rows = grad[:, cut.y0 - top : cut.y1 - top, cut.x0 - left : cut.x1 - left].flatten(1).t()
+        yield replace(problem, window=cut), rows
 
 
 class _Slab:
@@ -95,24 +92,20 @@ class _Slab:
         decode.kernel, (decode.kept_s, decode.kept_k, decode.kept_q) = _cuda.PORTABLE, (v.data_ptr() for v in (s, k, q))
         self.launch("diinn_forward", decode, source, _cuda.packed_bytes(decode))
         both = source.new_empty(self.layers, len(grad), 2 * width)
-        self._chain(s, k, _product(grad, last), both)
+        self._chain(s, k, product(grad, last), both)
         dposition, dposition_bias, dhidden, dhidden_bias, dlast, dlast_bias = self.sums[1:7]
-        _add_product(dlast, grad, q[-1])
-        _add_sum(dlast_bias, grad)
+        add_product(dlast, grad, q[-1])
+        add_sum(dlast_bias, grad)
         for n in range(self.layers - 1):
-            _add_product(None if dhidden is None else dhidden[n], self._of_weights(both[n + 1]), q[n])
-            _add_sum(None if dhidden_bias is None else dhidden_bias[n], both[n + 1, :, width:])
-        _add_sum(dposition_bias, both[0, :, width:])
+            add_product(None if dhidden is None else dhidden[n], self._of_weights(both[n + 1]), q[n])
+            add_sum(None if dhidden_bias is None else dhidden_bias[n], both[n + 1, :, width:])
+        add_sum(dposition_bias, both[0, :, width:])
         if dposition is not None:
             dposition += both[0, :, width:].float().t() @ self._position()
         if self.problem.window is None and self.sums[0] is not None:
             assert self.problem.index is not None
-            target = self.sums[0][self.image].flatten(0, 1)
             rows = both[..., :width].transpose(0, 1).flatten(1).float()
-            if target.is_cuda:  # sorts; index_add_ and scatter_add_ would add atomically
-                target.index_put_((self.problem.index[0],), rows, accumulate=True)
-            else:
-                target.index_add_(0, self.problem.index[0], rows)
+            add_rows(self.sums[0][self.image].flatten(0, 1), self.problem.index[0], rows)
 
     def _chain(self, s: Tensor, k: Tensor, dq: Tensor, both: Tensor) -> None:
         """both = [dk | ds] of all layers; dk also into the content's gradient, unless the queries are points."""
@@ -124,8 +117,9 @@ class _Slab:
         alive = []
         if self.problem.window is not None and self.sums[0] is not None:
             window, (h, w), (height, width) = self.problem.window, self.problem.lr, self.problem.size
-            top, row_start = _owners(window.y0, window.y1, h, height, dq.device)
-            left, column_start = _owners(window.x0, window.x1, w, width, dq.device)
+            i, j, _ = locate(self.problem, dq.device)
+            top, row_start = owners(window.y0, window.y1, h, height, i)
+            left, column_start = owners(window.x0, window.x1, w, width, j)
             alive = [row_start, column_start]
             gradient.source = self.sums[0][self.image].data_ptr()
             gradient.row_start, gradient.column_start = row_start.data_ptr(), column_start.data_ptr()
@@ -150,35 +144,5 @@ class _Slab:
             assert problem.offset is not None
             offset = problem.offset[0].detach().float()
         else:
-            y0, y1, x0, x1 = problem.window
-            (h, w), (height, width) = problem.lr, problem.size
-            i, j = nearest_index(y0, y1, h, height, device), nearest_index(x0, x1, w, width, device)
-            dy = local_offset(y0, y1, i, h, height, torch.float32)
-            dx = local_offset(x0, x1, j, w, width, torch.float32)
-            offset = torch.stack([dy[:, None].expand(-1, len(dx)), dx.expand(len(dy), -1)], -1).flatten(0, 1)
+            offset = locate(problem, device)[2]
         return F.pad(offset, (0, 1), value=problem.ratio)
-
-
-def _owners(start: int, stop: int, n_in: int, n_out: int, device: torch.device) -> tuple[int, Tensor]:
-    """First LR index of the positions start <= Y < stop, and where each LR index's positions begin (and all end)."""
-    first, end = lr_range(start, stop, n_in, n_out)
-    index = nearest_index(start, stop, n_in, n_out, device)
-    return first, torch.searchsorted(index, torch.arange(first, end + 1, device=device))
-
-
-def _product(x: Tensor, weight: Tensor) -> Tensor:
-    """x [n, a] times weight [a, b]: float32 sums."""
-    if x.is_cuda:
-        return torch.mm(x, weight, out_dtype=torch.float32)
-    return torch.mm(x.float(), weight.float())
-
-
-def _add_product(total: Tensor | None, grad: Tensor, x: Tensor) -> None:
-    """total [out, in] += grad [n, out] transposed times x [n, in]."""
-    if total is not None:
-        total += _product(grad.t(), x)
-
-
-def _add_sum(total: Tensor | None, grad: Tensor) -> None:
-    if total is not None:
-        total += grad.sum(0, dtype=torch.float32)

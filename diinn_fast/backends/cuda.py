@@ -11,7 +11,6 @@ import ctypes
 import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -19,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from diinn_fast.backends import BackendError, _cuda, _cuda_gradient, _nvcc, eager, triton
-from diinn_fast.geometry import Window, lr_range
+from diinn_fast.backends import BackendError, _cuda, _cuda_gradient, _nvcc, _self_check, eager, triton
 
 if TYPE_CHECKING:
     from diinn_fast.ops import Problem
@@ -162,26 +160,14 @@ def _other(problem: Problem, source: Tensor, weights: Sequence[Tensor], gradient
         why = f"width {width} (not {_cuda.WIDTH}), {layers} layers or {channels} channels"
         log.debug("backend 'cuda' hands a decode on: its kernels do not take %s", why)
         return _fallback(problem, source)
-    _check_tile(problem, source)
-    return _fallback(problem, source) if _self_check(problem, source, weights, gradients) else None
+    problem.check_source(source)
+    return _fallback(problem, source) if _distrusted(problem, source, weights, gradients) else None
 
 
-def _check_tile(problem: Problem, source: Tensor) -> None:
-    """The kernels read where the window says: it must lie inside the source."""
-    if problem.window is None:
-        return
-    y0, y1, x0, x1 = problem.window
-    rows, columns = problem.grid(source)
-    top, bottom = lr_range(y0, y1, problem.lr[0], problem.size[0])
-    left, right = lr_range(x0, x1, problem.lr[1], problem.size[1])
-    i, j = problem.origin
-    if top < i or bottom > i + rows or left < j or right > j + columns:
-        raise IndexError(f"window {tuple(problem.window)} needs LR pixels outside the source's {rows}x{columns} tile")
-
-
-def _self_check(problem: Problem, source: Tensor, weights: Sequence[Tensor], gradients: bool) -> str | None:
+def _distrusted(problem: Problem, source: Tensor, weights: Sequence[Tensor], gradients: bool) -> str | None:
     """Compare the kernels of this decode with eager on a tiny image, once per device and kernel: why it is refused."""
-    key = (str(source.device), source.dtype, problem.form, gradients, *(v.shape for v in weights))
+    points = problem.window is None
+    key = (str(source.device), source.dtype, problem.form, points, gradients, *(v.shape for v in weights))
     with torch.no_grad():
         if key not in _checked:
             if source.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -193,26 +179,5 @@ def _self_check(problem: Problem, source: Tensor, weights: Sequence[Tensor], gra
 
 
 def compare_with_eager(problem: Problem, source: Tensor, weights: Sequence[Tensor], gradients: bool) -> str | None:
-    """Decode 3x4 to 7x9 pixels with random numbers in the shape of this decode's: why backends disagree, or None."""
-    draw = torch.Generator().manual_seed(0)
-    lr, size = (3, 4), (7, 9)
-
-    def like(tensor: Tensor, *shape: int) -> Tensor:
-        values = torch.rand(shape or tensor.shape, generator=draw) * 2 - 1
-        return (values * 3**0.5 / values.shape[-1] ** 0.5 if values.ndim > 1 and not shape else values).to(tensor)
-
-    small, weights = like(source, 1, *lr, source.shape[-1]), [like(v) for v in weights]
-    window = Window(0, size[0], 0, size[1])
-    trial = replace(problem, lr=lr, origin=(0, 0), size=size, window=window, index=None, offset=None, chunk=0)
-    ours, theirs = [_forward(trial, small, weights)], [eager.forward(trial, small, weights)]
-    if gradients:
-        grad, needs = like(source, 1, len(weights[4]), *size), [True] * (1 + len(weights))
-        ours = _backward(trial, grad, small, weights, needs)
-        theirs = eager.backward(trial, grad, small, weights, needs)
-    # Gradients differ by whole terms where rounding takes relu's argument across zero.
-    tolerance = (10 if gradients else 1) * (5e-2 if source.dtype == torch.bfloat16 else 1e-2)
-    for a, b in zip(ours, theirs, strict=True):
-        difference, length = (float(v.double().norm()) for v in (a - b, b))
-        if not difference <= tolerance * length:
-            return f"in their self-check they differ from plain PyTorch by {difference / length:.1e}"
-    return None
+    """Why the kernels of this decode are not to be trusted, or None."""
+    return _self_check.compare_with_eager(problem, source, weights, _forward, _backward if gradients else None, False)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diinn_fast.backends._gradients import add_rows
 from diinn_fast.geometry import local_offset, nearest_index
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ class _Network:
         """Gradient of the content [n, L*H] down to the source (and the direct form's weights)."""
         if self.problem.form != "direct":
             if sums[0] is not None:
-                _add_rows(sums[0][part.image].flatten(0, 1), part.pixel, dc)
+                add_rows(sums[0][part.image].flatten(0, 1), part.pixel, dc)
             return
         weight, _, *first = self.direct
         _add_sum(sums[8], dc)
@@ -191,7 +192,7 @@ class _Network:
             top_left = part.pixel // columns * (columns + 2) + part.pixel % columns
             taps = dx.view(len(dx), -1, 9)
             for tap in range(9):
-                _add_rows(padded.flatten(0, 1), top_left + tap // 3 * (columns + 2) + tap % 3, taps[:, :, tap])
+                add_rows(padded.flatten(0, 1), top_left + tap // 3 * (columns + 2) + tap % 3, taps[:, :, tap])
 
 
 def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -245,11 +246,3 @@ def _add_product(total: Tensor | None, grad: Tensor, x: Tensor) -> None:
 def _add_sum(total: Tensor | None, grad: Tensor) -> None:
     if total is not None:
         total += grad.sum(0)
-
-
-def _add_rows(total: Tensor, index: Tensor, rows: Tensor) -> None:
-    """total[index[n]] += rows[n], repeated indices summed in a fixed order (CUDA's index_add_ would use atomics)."""
-    if total.is_cuda:
-        total.index_put_((index,), rows, accumulate=True)
-    else:
-        total.scatter_add_(0, index[:, None].expand_as(rows), rows)

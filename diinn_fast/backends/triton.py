@@ -11,14 +11,12 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from diinn_fast.backends import eager
-from diinn_fast.geometry import Window, lr_range
+from diinn_fast.backends import _self_check, eager
 
 if TYPE_CHECKING:
     from diinn_fast.ops import Problem
@@ -108,23 +106,11 @@ def _refused(problem: Problem, source: Tensor, weights: Sequence[Tensor], gradie
         why = f"width {width} is not a multiple of {WIDTH_UNIT}, or more than {MOST_LAYERS} layers"
         log.debug("backend 'triton' hands a decode to 'eager': %s", why)
         return True
-    _check_tile(problem, source)
-    return source.is_cuda and _self_check(problem, source, weights, gradients) is not None
+    problem.check_source(source)
+    return source.is_cuda and _distrusted(problem, source, weights, gradients) is not None
 
 
-def _check_tile(problem: Problem, source: Tensor) -> None:
-    if problem.window is None:
-        return
-    y0, y1, x0, x1 = problem.window
-    rows, columns = problem.grid(source)
-    top, bottom = lr_range(y0, y1, problem.lr[0], problem.size[0])
-    left, right = lr_range(x0, x1, problem.lr[1], problem.size[1])
-    i, j = problem.origin
-    if top < i or bottom > i + rows or left < j or right > j + columns:
-        raise IndexError(f"window {tuple(problem.window)} needs LR pixels outside the source's {rows}x{columns} tile")
-
-
-def _self_check(problem: Problem, source: Tensor, weights: Sequence[Tensor], gradients: bool) -> str | None:
+def _distrusted(problem: Problem, source: Tensor, weights: Sequence[Tensor], gradients: bool) -> str | None:
     """Compare the very kernels of this decode with eager on a tiny image, once per device and kernel (milliseconds,
     as they must be compiled anyway): None, or why they are refused."""
     from diinn_fast.kernels.launch import allows_tf32
@@ -143,41 +129,8 @@ def _self_check(problem: Problem, source: Tensor, weights: Sequence[Tensor], gra
 
 
 def compare_with_eager(problem: Problem, source: Tensor, weights: Sequence[Tensor], gradients: bool) -> str | None:
-    """Decode 3x4 to 7x9 pixels (or as many points) with random numbers in the shape of this decode's: why backends
-    disagree, or None."""
+    """Why the kernels of this decode are not to be trusted, or None."""
     from diinn_fast.kernels.launch import allows_tf32
 
-    draw = torch.Generator().manual_seed(0)
-    lr, size = (3, 4), (7, 9)
-    count = size[0] * size[1]
-
-    def like(tensor: Tensor, *shape: int) -> Tensor:
-        values = torch.rand(shape or tensor.shape, generator=draw) * 2 - 1
-        return (values * 3**0.5 / values.shape[-1] ** 0.5 if values.ndim > 1 and not shape else values).to(tensor)
-
-    halo = 2 if problem.form == "direct" else 0
-    small = like(source, 1, lr[0] + halo, lr[1] + halo, source.shape[-1])
-    weights = [like(v) for v in weights]
-    trial = replace(problem, lr=lr, origin=(0, 0), size=size, chunk=0)
-    if problem.window is None:
-        index = torch.randint(lr[0] * lr[1], (1, count), generator=draw).to(source.device)
-        trial = replace(trial, index=index, offset=like(weights[1], 1, count, 2))
-    else:
-        trial = replace(trial, window=Window(0, size[0], 0, size[1]))
-    grad = like(source, *trial.output_shape(1, len(weights[4])))
-    needs = [True] * (1 + len(weights))
-    try:
-        ours = _backward(trial, grad, small, weights, needs) if gradients else [_forward(trial, small, weights)]
-    except Exception as error:
-        return f"their self-check failed: {error}"
-    theirs = [eager.forward(trial, small, weights)]
-    if gradients:
-        theirs = eager.backward(trial, grad, small, weights, needs)
-    # Gradients differ by whole terms where rounding takes relu's argument across zero.
-    exact, kinks = source.dtype == torch.float32 and not allows_tf32(), 10 if gradients else 1
-    tolerance = kinks * (1e-4 if exact else 5e-2 if source.dtype == torch.bfloat16 else 1e-2)
-    for a, b in zip(ours, theirs, strict=True):
-        difference, length = (float(v.double().norm()) for v in (a - b, b))
-        if not difference <= tolerance * length:
-            return f"in their self-check they differ from plain PyTorch by {difference / length:.1e}"
-    return None
+    exact = source.dtype == torch.float32 and not allows_tf32()
+    return _self_check.compare_with_eager(problem, source, weights, _forward, _backward if gradients else None, exact)
