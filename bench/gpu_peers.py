@@ -19,6 +19,7 @@ from bench.cases import Case
 from bench.machine import free_bytes
 from bench.peers import decode_by_convolutions, official_encoder
 from diinn_fast import DIINN, Graphed, ImplicitDecoder, backends, reference
+from diinn_fast.encoders import use_fast_weights
 from diinn_fast.graphed import record
 from diinn_fast.ops import Problem
 
@@ -180,7 +181,7 @@ def _model(case: Case, peer: Peer) -> Call:
     image = (torch.rand(case.batch, 3, *case.lr) * 2 - 1).to(case.device)
     model = DIINN(mode=case.mode, encoder=case.encoder).to(case.device).eval()
     if peer.form != "official":
-        model.encoder.to(memory_format=torch.channels_last)  # as its activations are
+        use_fast_weights(model.encoder)
     decode = _decoder(model.decoder, case, peer)
 
     @torch.inference_mode()

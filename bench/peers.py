@@ -19,7 +19,7 @@ from bench.machine import free_bytes
 from diinn_fast import DIINN, ImplicitDecoder, backends, reference
 from diinn_fast.baselines import LIIF, MetaSR
 from diinn_fast.baselines.liif import surrounding
-from diinn_fast.encoders import EDSR, RDN, make_encoder
+from diinn_fast.encoders import EDSR, RDN, make_encoder, use_fast_weights
 from diinn_fast.geometry import area_ratio, local_offset, nearest_index
 from diinn_fast.packing import pack, pack_content
 
@@ -162,7 +162,7 @@ def _training(case: Case, peer: str) -> Call:
         if peer.startswith("official"):
             encode = partial(official_encoder, encoder)
         else:
-            encode = encoder.to(memory_format=torch.channels_last)  # as training sets it up
+            encode = use_fast_weights(encoder)  # as training does
     else:
         inputs.append(source.requires_grad_())
 

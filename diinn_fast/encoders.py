@@ -41,6 +41,11 @@ def fast_layout(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if fast else x
 
 
+def use_fast_weights(encoder: nn.Module) -> nn.Module:
+    """The encoder itself, its weights in channels_last: as its activations are, so that no call reorders them."""
+    return encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def convolution_radius(encoder: nn.Module) -> int:
     """LR pixels on each side that a feature depends on, for an encoder that is one chain of its convolutions.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diinn_fast import backends
+from diinn_fast.encoders import use_fast_weights
 from diinn_fast.geometry import hr_size
 from diinn_fast.model import DIINN
 
@@ -64,7 +65,7 @@ class Graphed:
         frozen = copy.deepcopy(model).eval().requires_grad_(False)
         self.half = self.dtype.itemsize == 2  # then the decoder's positions stay float32, as under autocast
         self.decoder = frozen.decoder.to(torch.float32 if self.half else self.dtype)
-        self.encoder = frozen.encoder.to(self.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.encoder = use_fast_weights(frozen.encoder.to(self.dtype))
         if compile:
             self.encoder.compile(mode="max-autotune-no-cudagraphs", dynamic=False)
         self.most, self.largest = most, largest

@@ -311,6 +311,15 @@ def test_half_precision_is_close_and_different(mixing, precision, tolerance):
     assert 0 < float((result - exact).abs().max()) < tolerance
 
 
+def test_fp32_on_cuda_is_float32_for_convolutions_too():
+    conv = torch.backends.cudnn.conv
+    before, upscaler = conv.fp32_precision, Upscaler()
+    upscaler.device = torch.device("cuda")  # nothing is computed
+    with upscaler._arithmetic():
+        assert conv.fp32_precision == "ieee" and not torch.is_autocast_enabled("cuda")
+    assert conv.fp32_precision == before
+
+
 def test_overflow_names_the_remedy():
     model = nearest_model()
     with torch.no_grad():

@@ -6,6 +6,7 @@ import copy
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diinn_fast import backends
-from diinn_fast.encoders import RDN
+from diinn_fast.encoders import RDN, use_fast_weights
 from diinn_fast.geometry import MAX_LENGTH, Window
 from diinn_fast.imageio import Image, bleed_alpha
 from diinn_fast.inference.bicubic import resize_bicubic
@@ -97,12 +98,15 @@ class Upscaler:
         self.self_ensemble = self_ensemble
         self.used_backend = ""
         if not isinstance(model, DIINN):
-            model = load_weights(model).to(self.device)
+            self.model = load_weights(model).to(self.device)
         elif model.training or any(p.device != self.device or p.dtype != torch.float32 for p in model.parameters()):
-            model = copy.deepcopy(model).to(self.device, torch.float32).eval()  # the caller's stays as it is
-        self.model = model
+            self.model = copy.deepcopy(model).to(self.device, torch.float32).eval()  # the caller's stays as it is
+        else:
+            self.model = model
+        if self.model is not model and self.device.type == "cuda" and self.dtype != torch.float32:
+            use_fast_weights(self.model.encoder)
         name = next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
-        log.info("mode %d model on %s in %s", model.decoder.mode, self.device, name)
+        log.info("mode %d model on %s in %s", self.model.decoder.mode, self.device, name)
 
     def __call__(
         self,
@@ -174,7 +178,7 @@ class Upscaler:
         x = rgb.to(self.device, torch.float32).contiguous()[None]
         encoder = self.model.encoder
         limit = {"work_bytes": work_bytes} if work_bytes is not None and isinstance(encoder, RDN) else {}
-        with self._autocast():
+        with self._arithmetic():
             return encoder((x - 0.5) / 0.5, **limit)
 
     @torch.inference_mode()
@@ -189,7 +193,7 @@ class Upscaler:
 
         In [-1, 1] or slightly beyond; FloatingPointError if it is not finite.
         """
-        with self._autocast():
+        with self._arithmetic():
             band = self.model.decoder(features, hr, window=window, tile=tile, backend=self.backend)
         band = band[0].float()
         if not torch.isfinite(band).all():
@@ -227,9 +231,20 @@ class Upscaler:
                 store(out[:colours, y : y + band.shape[1]], band)
         return out
 
-    def _autocast(self) -> torch.autocast:
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        """Autocast in 16 bit; in fp32 float32 throughout, also for CUDA's convolutions, by default in TF32."""
         half = self.dtype != torch.float32
-        return torch.autocast(self.device.type, dtype=self.dtype if half else None, enabled=half)
+        conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+        before = conv.fp32_precision
+        try:
+            if self.device.type == "cuda" and not half:
+                conv.fp32_precision = "ieee"
+            with torch.autocast(self.device.type, dtype=self.dtype if half else None, enabled=half):
+                yield
+        finally:
+            if conv.fp32_precision != before:
+                conv.fp32_precision = before
 
     def _choose_backend(self, lr: tuple[int, int], hr: tuple[int, int]) -> str:
         """Name of the backend that will decode; BackendError if the one asked for cannot."""

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diinn_fast.data import Crops, Pairs, degrade, make_pairs
+from diinn_fast.encoders import use_fast_weights
 from diinn_fast.training.models import make_model
 
 REWARM = 200
@@ -61,9 +62,9 @@ class SRModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.net = make_model(arch, encoder, mode, init_q)
-        encoder_net: Any = self.net.encoder
-        encoder_net.to(memory_format=torch.channels_last)  # as its activations are
+        net: Any = make_model(arch, encoder, mode, init_q)
+        self.net = net
+        use_fast_weights(net.encoder)
         self.register_buffer("sub", torch.full((1, 1, 1, 1), 0.5))
         self.register_buffer("div", torch.full((1, 1, 1, 1), 0.5))
         self._recent: deque[float] = deque()  # losses since the last one logged

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from diinn_fast.encoders import use_fast_weights
 from diinn_fast.imageio.atomic import atomic_file
 from diinn_fast.model import DIINN
 from diinn_fast.training.averaging import EMA
@@ -128,7 +128,7 @@ def train(
     source = last if last.exists() else from_run
     if init is not None:
         start_from(cli.model.net, init)
-        cli.model.net.encoder.to(memory_format=torch.channels_last)
+        use_fast_weights(cli.model.net.encoder)
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=source and str(source), weights_only=True)
     if cli.trainer.is_global_zero and last.exists() and cli.model.hparams["arch"] == "diinn":
         DIINN.from_checkpoint(last).save_pretrained(out / "model")
