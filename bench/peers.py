@@ -159,10 +159,8 @@ def _training(case: Case, peer: str) -> Call:
     if case.encoder:
         encoder = _to(case, make_encoder(case.encoder))
         inputs += encoder.parameters()
-        if peer.startswith("official"):
-            encode = partial(official_encoder, encoder)
-        else:
-            encode = use_fast_weights(encoder)  # as training does
+        official = peer.startswith("official")
+        encode = partial(official_encoder, encoder) if official else use_fast_weights(encoder)  # as training does
     else:
         inputs.append(source.requires_grad_())
 
