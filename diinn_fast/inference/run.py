@@ -32,6 +32,9 @@ log = logging.getLogger("diinn_fast")
 BAND_PIXELS = 1 << 19
 """Output pixels decoded at a time: about a second's work of a CPU, a few MiB of floats."""
 
+DEVICE_BAND_PIXELS = 1 << 22
+"""The same on a GPU: some ten milliseconds' work, after which the host looks at the numbers and takes them."""
+
 
 def upscale(
     image: Any,
@@ -163,7 +166,8 @@ class Upscaler:
     ) -> Iterator[tuple[int, Tensor]]:
         """Bands of the network's raw output, in [-1, 1] or slightly beyond."""
         height, width = hr
-        step = rows or max(1, BAND_PIXELS // width)
+        most = BAND_PIXELS if self.device.type == "cpu" else DEVICE_BAND_PIXELS
+        step = rows or max(1, most // width)
         features = self.encode(rgb)
         for y in range(0, height, step):
             band = self.decode(features, hr, (y, min(y + step, height), 0, width))
@@ -271,7 +275,9 @@ def to_unit(band: Tensor) -> Tensor:
 
 
 def store(target: Tensor, band: Tensor) -> None:
-    """Write samples in [0, 1] as they are, or as integers rounded half up."""
+    """Write samples in [0, 1] as they are, or as integers rounded half up (8 bit leave a GPU as such)."""
     if not target.is_floating_point():
         band = band * torch.iinfo(target.dtype).max + 0.5
+    if target.dtype == torch.uint8:
+        band = band.to(torch.uint8)
     target.copy_(band.cpu().to(target.dtype))
