@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -93,6 +94,11 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(upscale, folder, out):
         assert re.match(r"\d+(\.\d+)? (B|KiB|MiB|GiB) at most", facts[name])
     assert re.fullmatch(r"about \d+ s", facts["time"])
     assert names(folder) == ["in.png"]
+
+
+def test_a_dry_run_prints_the_plan_even_if_quiet(upscale, folder):
+    code, said, err = upscale("in.png", "out.tif", "--dry-run", "-q")
+    assert (code, err) == (0, "") and said.startswith("60x40 -> out.tif 120x80") and "\nmemory " in said
 
 
 def test_a_dry_run_of_several_pictures_makes_no_folder(upscale, folder):
@@ -289,3 +295,54 @@ def test_the_hint_after_an_interrupt_works(upscale, folder, tiles, whole, monkey
     assert len(made) == 4 + 3, "three of six blocks were kept"
     np.testing.assert_array_equal(pixels(out), whole)
     assert names(folder) == sorted(["in.png", out])
+
+
+# -------------------------------------------------------------------------------------------------- full disks
+
+
+def full_after(monkeypatch: pytest.MonkeyPatch, function: str, calls: int, holding: bytes = b"") -> None:
+    """From the so many-th call on that hands over ``holding``, the system has no room any more."""
+    real, made = getattr(os, function), []
+
+    def write(descriptor, data=b"", *offset):
+        if holding in bytes(data):
+            made.append(offset)
+            if len(made) > calls:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(descriptor, data, *offset) if data else real(descriptor)
+
+    monkeypatch.setattr(os, function, write)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="counts pwrite")
+@pytest.mark.parametrize(
+    ("out", "function", "calls", "holding"),
+    [
+        ("out.npy", "pwrite", 90, b""),  # samples
+        ("out.tif", "pwrite", 90, b""),
+        ("out.npy", "write", 2, b'"done"'),  # the journal
+        ("out.ome.zarr", "write", 0, b'"done"'),
+        ("out.tif", "fsync", 22, b""),  # the final file, after six blocks
+    ],
+)
+def test_a_disk_that_fills_is_no_refusal_and_is_resumed(
+    upscale, folder, tiles, whole, monkeypatch, out, function, calls, holding
+):
+    monkeypatch.setattr(writer, "FLUSH_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        full_after(patch, function, calls, holding)
+        code, said, err = upscale("in.png", out, "--resume")
+    assert (code, said) == (1, ""), err
+    assert err.startswith(f"diinn-fast: {out} is not complete, the disk is full: {out}.part keeps what was done")
+    assert err.count("\n") == 1 and names(folder) == sorted(["in.png", f"{out}.part"])
+    assert upscale("in.png", out, "--resume")[::2] == (0, "")
+    if not out.endswith("zarr"):
+        np.testing.assert_array_equal(pixels(out), whole)
+    assert names(folder) == sorted(["in.png", out])
+
+
+def test_a_disk_that_fills_while_a_picture_in_memory_is_written(upscale, folder, monkeypatch):
+    full_after(monkeypatch, "fsync", 0)
+    code, said, err = upscale("in.png", "out.png")
+    assert (code, said) == (1, "") and err.startswith("diinn-fast: out.png could not be written, the disk is full: ")
+    assert names(folder) == ["in.png"]

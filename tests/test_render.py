@@ -26,6 +26,7 @@ from diinn_fast.imageio import ImageError, read_image
 from diinn_fast.inference import UpscaleError, Upscaler, plan, writer
 from diinn_fast.inference import render as render_public
 from diinn_fast.inference.bicubic import bicubic_range, resize_bicubic
+from diinn_fast.inference.errors import UnfinishedError
 from diinn_fast.inference.job import Job
 from diinn_fast.inference.journal import Journal, read_journals
 from diinn_fast.inference.plan import Plan, Task, cuts, make_plan, smallest_bound
@@ -365,7 +366,7 @@ def test_a_vanished_picture_keeps_all_that_was_done(edsr, tmp_path, monkeypatch)
         return real(*window)
 
     monkeypatch.setattr(job.source, "read", read)
-    with pytest.raises(ImageError, match=r"keeps what is done: run it again with --resume"):
+    with pytest.raises(UnfinishedError, match=r"keeps what is done: run it again with --resume"):
         job.run()
     state = read_journals(job.part)
     assert state is not None and state.done and not out.exists()

@@ -14,6 +14,7 @@ from diinn_fast import BackendError, CheckpointError, __version__
 from diinn_fast.cli.common import Refused
 from diinn_fast.imageio import ImageError
 from diinn_fast.inference import UpscaleError
+from diinn_fast.inference.errors import UnfinishedError
 
 COMMANDS = {
     "upscale": "enlarge pictures by any factor, or to any size",
@@ -58,6 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except SystemExit as exit:  # argparse after --help
         return exit.code if isinstance(exit.code, int) else 1
+    except UnfinishedError as error:
+        return _report(error, 1, arguments)
     except (Refused, UpscaleError, ImageError, CheckpointError, BackendError) as error:
         return _report(error, 2, arguments)
     except Exception as error:
@@ -68,7 +71,7 @@ def _report(error: Exception, code: int, arguments: list[str]) -> int:
     if "--debug" in arguments:
         traceback.print_exc()
     message = " ".join(str(error).split()) or type(error).__name__
-    if code == 1 and not isinstance(error, FloatingPointError):
+    if code == 1 and not isinstance(error, (UnfinishedError, FloatingPointError)):
         message = f"{type(error).__name__}: {message} (--debug shows where)"
     print(f"diinn-fast: {message}", file=sys.stderr)
     return code

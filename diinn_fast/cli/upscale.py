@@ -15,10 +15,11 @@ import torch
 
 from diinn_fast import BackendError
 from diinn_fast.cli.common import Refused, make_parser, messages
-from diinn_fast.imageio import Image, check_writable, read_image, write_image
+from diinn_fast.imageio import Image, ImageError, check_writable, read_image, write_image
 from diinn_fast.imageio.formats import FORMAT_OF_SUFFIX
 from diinn_fast.inference import Upscaler, target_size
 from diinn_fast.inference.devices import PRECISIONS
+from diinn_fast.inference.errors import UnfinishedError
 from diinn_fast.inference.job import Job, part_of
 from diinn_fast.inference.memory import TooLargeError, parse_size
 from diinn_fast.inference.ranks import first_rank, ranks_started, world_size
@@ -94,7 +95,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     pieces.add_argument("--no-compression", action="store_true", help="TIFF and Zarr: larger and faster")
     parser.add_argument("--quality", type=int, default=95, help="of JPEG and WebP, 1 to 100 (default: %(default)s)")
     loudness = parser.add_mutually_exclusive_group()
-    loudness.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    loudness.add_argument("-q", "--quiet", action="store_true", help="print errors, and the plan of a dry run, only")
     loudness.add_argument("-v", "--verbose", action="store_true", help="print what is done")
     options = parser.parse_intermixed_args(join_scale(arguments))
     if len(options.paths) < 2:
@@ -162,7 +163,7 @@ def run(options: argparse.Namespace) -> int:
                 raise
             failures.append(error)
             continue
-        if line and not options.quiet:
+        if line and (options.dry_run or not options.quiet):
             print(line, flush=True)
     for failure in failures:
         print(f"diinn-fast: {' '.join(str(failure).split())}", file=sys.stderr)
@@ -185,7 +186,10 @@ def upscale_file(upscaler: Upscaler, source: Path, target: Path, options: argpar
     check_writable(target, *hr, overwrite=options.overwrite, like=image)
     progress = not options.quiet and sys.stderr.isatty()
     result = upscaler(image, size=hr, progress=progress)
-    write_image(target, result, overwrite=options.overwrite, quality=options.quality)
+    try:
+        write_image(target, result, overwrite=options.overwrite, quality=options.quality)
+    except ImageError as error:
+        raise UnfinishedError(str(error)) from error
     seconds = time.perf_counter() - start
     return (
         f"{source} {lr[1]}x{lr[0]} -> {target} {hr[1]}x{hr[0]} ({_factor(options.scale, lr, hr)}) in {seconds:.1f} s, "

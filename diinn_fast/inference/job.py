@@ -29,7 +29,7 @@ from diinn_fast.geometry import Window
 from diinn_fast.imageio import ImageError, bleed_alpha
 from diinn_fast.imageio.formats import already_exists
 from diinn_fast.inference.bicubic import bicubic_range, resize_bicubic
-from diinn_fast.inference.errors import UpscaleError
+from diinn_fast.inference.errors import UnfinishedError, UpscaleError
 from diinn_fast.inference.halo import halo_error
 from diinn_fast.inference.journal import Block, Journal, State, read_journals
 from diinn_fast.inference.memory import (
@@ -54,6 +54,7 @@ from diinn_fast.inference.sinks import (
     sink_kind,
 )
 from diinn_fast.inference.sinks.zarr import ZarrSink, import_zarr
+from diinn_fast.inference.sinks.base import system_errors
 from diinn_fast.inference.sizes import target_size, warn_of_scale
 from diinn_fast.inference.sources import Source, open_source
 from diinn_fast.inference.writer import Writer
@@ -102,7 +103,8 @@ def render(
     The other arguments are those of `diinn_fast.upscale`. Started by ``torchrun``, processes share the tiles.
 
     Raises:
-        UpscaleError, ImageError: what cannot be done. FloatingPointError: the network's output is not finite.
+        UpscaleError, ImageError: what cannot be done. UnfinishedError, an UpscaleError: what could not go on, such as
+        of a full disk; what is done is kept. FloatingPointError: likewise, the network's output is not finite.
         KeyboardInterrupt: on SIGINT and SIGTERM, when what is done has been kept.
     """
     upscaler = Upscaler(model, device=device, precision=precision, backend=backend)
@@ -266,7 +268,7 @@ class Job:
                 log.info("%s is complete already", self.out)
                 return False
             warn_of_scale(self.lr, self.hr)
-            with _interruptible(), self._kept_on_errors():
+            with _interruptible(), self._kept_on_errors(), system_errors(self.out, self.part):
                 self._work(ranks, state, overwrite, progress and ranks.rank == 0)
             return True
         finally:
@@ -335,7 +337,8 @@ class Job:
         except OSError as error:
             raise ImageError(f"{part} cannot be made ({error.strerror}): choose another folder.") from error
         open_sink(out, self.layout, part=part, resume=False, options=self.options, overwrite=overwrite).close()
-        Journal(part, 0, self.fingerprint, plan).close()
+        with system_errors(out, part):
+            Journal(part, 0, self.fingerprint, plan).close()
         return State(self.fingerprint, plan, set())
 
     def _check_disk(self, part: Path) -> None:
@@ -446,10 +449,11 @@ class Job:
             yield
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted, {kept}") from None
-        except (UpscaleError, ImageError, FloatingPointError) as error:
-            if "resume" in str(error):
-                raise
-            raise type(error)(f"{str(error).rstrip('.')}; {kept}") from error
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error}; {kept}") from error
+        except (UpscaleError, ImageError) as error:
+            said = str(error)
+            raise UnfinishedError(said if "resume" in said else f"{said.rstrip('.')}; {kept}") from error
 
 
 def encode_region(

@@ -64,7 +64,7 @@ class Journal:
     def __init__(self, part: Path, rank: int, job: str, plan: Plan) -> None:
         path = part / f"journal-{rank}.jsonl"
         lines = _lines(path) if path.exists() else []
-        self._file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
+        self._file = open(path, "r+b" if path.exists() else "w+b", buffering=0)  # noqa: SIM115
         if lines and lines[0].get("job") == job:
             self._file.seek(sum(len(line) + 1 for line in path.read_bytes().split(b"\n")[: len(lines)]))
             self._file.truncate()  # a torn line
@@ -79,8 +79,9 @@ class Journal:
             self._append({"done": done})
 
     def _append(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
-        self._file.flush()
+        data = memoryview(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+        while data:
+            data = data[os.write(self._file.fileno(), data) :]
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
