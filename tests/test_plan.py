@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -132,6 +133,37 @@ def test_strips_keep_content_small(edsr, monkeypatch):
     made = make_plan(task(edsr, (700, 900), (700, 900)), 2048 * MIB)
     columns = min(made.block[1], 900)
     assert made.strip * columns * 4096 <= 8 * MIB < 4 * (made.strip + 3) * (columns + 3) * 4096
+
+
+@pytest.mark.parametrize("unit", [(1, 1), (512, 512)])
+@pytest.mark.parametrize("free", [64, 80, 128, 512])
+def test_strips_are_high_under_tight_bounds_too(edsr, unit, free):
+    """A decode packs the weights anew, which takes as long as about a thousand queries."""
+    wanted = task(edsr, (320, 400), (1280, 1600), unit=unit)
+    made = make_plan(wanted, free * MIB)
+    assert made.strip * min(made.block[1], made.tile_windows()[0].shape[1]) > 60_000
+    assert made.strip <= made.block[0] and made.peak_bytes <= free * MIB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_memory_is_used_again_where_that_is_asked_for_and_else_given_back():
+    import resource
+
+    def faults() -> int:
+        """Pages that the system had to provide for five tensors of 8 MiB, one after the other."""
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(5):
+            torch.ones(2 * MIB)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    pages = 8 * MIB // resource.getpagesize()
+    memory.give_back_freed_memory()
+    assert faults() >= 5 * pages
+    with memory.freed_memory_kept():
+        assert faults() < 2 * pages
+        held = memory.resident_bytes()
+    assert memory.resident_bytes() <= held - 7 * MIB
+    assert faults() >= 5 * pages
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,7 @@ from diinn_fast.inference.halo import halo_error
 from diinn_fast.inference.journal import Block, Journal, State, read_journals
 from diinn_fast.inference.memory import (
     available_bytes,
+    freed_memory_kept,
     give_back_freed_memory,
     parse_size,
     resident_bytes,
@@ -53,8 +54,8 @@ from diinn_fast.inference.sinks import (
     read_job,
     sink_kind,
 )
-from diinn_fast.inference.sinks.zarr import ZarrSink, import_zarr
 from diinn_fast.inference.sinks.base import system_errors
+from diinn_fast.inference.sinks.zarr import ZarrSink, import_zarr
 from diinn_fast.inference.sizes import target_size, warn_of_scale
 from diinn_fast.inference.sources import Source, open_source
 from diinn_fast.inference.writer import Writer
@@ -422,8 +423,9 @@ class Job:
         y1, x1 = (max(w[n] for w in windows) for n in (1, 3))
         needed = self.upscaler.model.decoder.lr_window((y0, y1, x0, x1), self.lr, self.hr)
         features, origin = encode_region(self.upscaler, self.source, plan.region(needed), plan.work_bytes)
-        for block, window in blocks:
-            writer.put(block, window, self._block(plan, features, origin, window))
+        with nullcontext() if self.bound is None else freed_memory_kept():
+            for block, window in blocks:
+                writer.put(block, window, self._block(plan, features, origin, window))
 
     def _block(self, plan: Plan, features: Tensor, origin: tuple[int, int], window: Window) -> np.ndarray:
         """Samples ``[rows, columns, C]`` of a block."""

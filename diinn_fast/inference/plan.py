@@ -25,7 +25,7 @@ from diinn_fast.inference.memory import MIB, encoder_floats, size_text
 
 BLOCK_PIXELS = 1 << 20
 """Most output pixels of a block, unless the sink's unit is larger: about a second's work of a CPU."""
-STRIP_BYTES = 64 * MIB
+STRIP_BYTES = 32 * MIB
 """Most content and temporaries of a strip."""
 QUEUE = 2
 """Blocks that may wait for the writer; one more is being written, and one made."""
@@ -135,19 +135,24 @@ def make_plan(task: Task, free: int) -> Plan:
     """
     if task.finishing > free:
         raise UpscaleError("too little memory")
-    block, strip, blocks_bytes, strip_bytes = _blocks(task, free)
+    most, columns, least_strip = _blocks(task, free)
+    blocks_bytes = most * task.pixel_bytes * (QUEUE + 2)
+    left = free - blocks_bytes
     best: tuple[float, int, Plan] | None = None
     for share in (0.15, 0.3, 0.5) if isinstance(task.encoder, RDN) else (0.0,):
-        work = int((free - blocks_bytes) * share)
-        pixels = _most_pixels(task, free - blocks_bytes, work, strip_bytes)
-        found = _fewest_pixels(task, pixels)
+        work = int(left * share)
+        found = _fewest_pixels(task, _most_pixels(task, left, work, least_strip))
         if found is None:
             continue
         cost, tiles, largest = found
         cost *= _cost_of_pieces(task.encoder, largest, work)
         count = tiles[0] * tiles[1]
         if best is None or (cost, count) < best[:2]:
-            peak = blocks_bytes + max(_encoding(task, largest, work), _decoding(task, largest, strip_bytes))
+            high, wide = _largest_tile(task, tiles)
+            block = _block(task, high, wide, most, columns)
+            strip_budget = min(STRIP_BYTES, left - _features(task, largest))
+            strip, strip_bytes = _strip(task, (block[0], min(block[1], wide)), strip_budget)
+            peak = blocks_bytes + max(_encoding(task, largest, work), _features(task, largest) + strip_bytes)
             peak = max(peak, task.finishing)
             best = cost, count, Plan(task.lr, task.hr, task.unit, task.radius or 0, tiles, block, strip, work, peak)
     if best is None:
@@ -183,22 +188,44 @@ def plan_within(task: Task, base: int, bound: int) -> Plan:
 # -- blocks ----------------------------------------------------------------------------------------------------------
 
 
-def _blocks(task: Task, free: int) -> tuple[tuple[int, int], int, int, int]:
-    """Block (rows, columns), strip (rows), bytes of all blocks alive, bytes of a strip."""
+def _blocks(task: Task, free: int) -> tuple[int, int, int]:
+    """Most pixels of a block, its most columns, and bytes of a strip of 8 LR rows and so many columns."""
     (height, width), (unit_y, unit_x) = task.hr, task.unit
-    budget = min(STRIP_BYTES, max(free // 6, MIB))
-    most = max(1, min(BLOCK_PIXELS, budget // (task.pixel_bytes * (QUEUE + 2))))
-    columns = min(width, max(1, most // max(unit_y, 512)))
-    while columns > 256 and _strip_bytes(task, max(1, 8 * height // task.lr[0]), columns) > budget:  # of 8 LR rows
+    most = max(unit_y * unit_x, min(BLOCK_PIXELS, free // (12 * task.pixel_bytes * (QUEUE + 2))))
+    budget = min(STRIP_BYTES, max(free // 4, MIB))
+    rows = max(1, 8 * height // task.lr[0])
+    columns = min(width, max(1, most // max(unit_y, 256)))
+    while columns > 256 and _strip_bytes(task, rows, columns) > budget:
         columns = columns * 3 // 4
     columns = max(1, columns // unit_x) * unit_x
-    rows = max(1, most // min(columns, width) // unit_y) * unit_y
-    block = min(rows, -(-height // unit_y) * unit_y), min(columns, -(-width // unit_x) * unit_x)
-    strip = block[0]
-    while strip > 1 and _strip_bytes(task, strip, block[1]) > budget:
-        strip = (strip + 1) // 2
-    alive = min(block[0], height) * min(block[1], width) * task.pixel_bytes * (QUEUE + 2)
-    return block, strip, alive, _strip_bytes(task, strip, block[1])
+    most = min(most, _whole(height, unit_y) * _whole(width, unit_x))
+    return most, columns, _strip(task, (rows, columns), budget)[1]
+
+
+def _block(task: Task, high: int, wide: int, most: int, columns: int) -> tuple[int, int]:
+    """Rows and columns of the blocks of a tile: few and alike, of at most so many pixels and columns."""
+    unit_y, unit_x = task.unit
+    columns = _whole(-(-wide // -(-wide // columns)), unit_x)
+    rows = max(1, most // min(columns, wide) // unit_y) * unit_y
+    return _whole(-(-high // -(-high // rows)), unit_y), columns
+
+
+def _whole(length: int, unit: int) -> int:
+    """The least multiple of ``unit`` that is not below."""
+    return -(-length // unit) * unit
+
+
+def _strip(task: Task, block: tuple[int, int], budget: int) -> tuple[int, int]:
+    """(Rows, bytes) of the highest equal strips of a block that take ``budget``, or of one row."""
+    low, high = 1, block[0]  # that many strips take too much, or are one; that many do
+    while low < high:
+        middle = (low + high) // 2
+        if _strip_bytes(task, -(-block[0] // middle), block[1]) > budget:
+            low = middle + 1
+        else:
+            high = middle
+    rows = -(-block[0] // low)
+    return rows, _strip_bytes(task, rows, block[1])
 
 
 def _strip_bytes(task: Task, rows: int, columns: int) -> int:
@@ -222,8 +249,9 @@ def _encoding(task: Task, pixels: int, work: int) -> int:
     return int(pixels * encoder_floats(task.encoder, in_pieces=True) * task.item) + work
 
 
-def _decoding(task: Task, pixels: int, strip_bytes: int) -> int:
-    return pixels * task.decoder.in_channels * max(task.item, 4) + strip_bytes
+def _features(task: Task, pixels: int) -> int:
+    """Bytes that the features of so many LR pixels take."""
+    return pixels * task.decoder.in_channels * max(task.item, 4)
 
 
 def _most_pixels(task: Task, free: int, work: int, strip_bytes: int) -> int:
@@ -241,6 +269,13 @@ def _cost_of_pieces(encoder: nn.Module, pixels: int, work: int) -> float:
     piece = max(LEAST_PIXELS, work / (4 * block.dense_floats))
     side, halo = math.sqrt(piece), len(block.convs)
     return 1.0 if piece >= pixels else (side / max(1.0, side - 2 * halo)) ** 2
+
+
+def _largest_tile(task: Task, tiles: tuple[int, int]) -> tuple[int, int]:
+    """HR rows of the highest tile, columns of the widest."""
+    axes = zip(task.hr, task.unit, tiles, strict=True)
+    high, wide = (max(stop - start for start, stop in pairwise(cuts(*axis))) for axis in axes)
+    return high, wide
 
 
 def _fewest_pixels(task: Task, most: int) -> tuple[float, tuple[int, int], int] | None:
