@@ -192,7 +192,7 @@ class ResBlock(nn.Module):
         self.body = nn.Sequential(conv3x3(channels, channels), nn.ReLU(inplace=True), conv3x3(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
+        return _add(self.body(x), x)
 
 
 class EDSR(nn.Module):
@@ -211,7 +211,7 @@ class EDSR(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """LR image ``[B, 3, h, w]`` in [-1, 1] -> features ``[B, 64, h, w]``."""
         x = self.head(fast_layout(x))
-        return x + self.body(x)
+        return _add(self.body(x), x)
 
 
 ENCODERS = {"rdn": RDN, "edsr-baseline": EDSR}
