@@ -22,6 +22,7 @@ CLASSIC_MAX_BYTES = 2**32 - 2**26
 
 _UNTILED_SIDE = 1024
 _STRIP_BYTES = 2**20
+_LEVEL = 5  # of Deflate: on an enlarged photograph half the time of 6 for 4 % more bytes
 _JOB = "diinn_fast job "
 
 
@@ -132,7 +133,7 @@ def _segments(layout: Layout, read: Read, compress: bool, told: Callable[[int], 
             return samples.tobytes()
         if _predicted(layout):
             samples = np.diff(samples, axis=1, prepend=samples.dtype.type(0))
-        return zlib.compress(samples.tobytes(), 6)
+        return zlib.compress(samples.tobytes(), _LEVEL)
 
     places = ((y, x) for y in range(0, height, rows) for x in range(0, width, columns))
     per_row = -(-width // columns)
