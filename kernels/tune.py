@@ -153,8 +153,9 @@ def main(arguments: list[str] | None = None) -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print("no CUDA device: tuning measures on the GPU that it is for", file=sys.stderr)
         return 2
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
+    if device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+        torch.cuda.set_device(device)  # Triton launches, and events count, on the current one
     dtypes = [getattr(torch, name) for name in options.dtypes]
     with torch.inference_mode():
         found = tune(device, options.forms, dtypes, options.seconds, options.lr, rounds=options.rounds)

@@ -147,3 +147,14 @@ def test_tuning_needs_a_gpu(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert tune.main([]) == 2
     assert "no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("asked", "index"), [("cuda", 3), ("cuda:1", 1)])
+def test_tuning_works_on_the_device_that_was_asked_for(asked, index, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(tune, "tune", lambda device, *_, **__: chosen.append(device) or {})
+    assert tune.main(["--device", asked, "--rounds", "0"]) == 0
+    assert chosen == [torch.device("cuda", index)] * 2
