@@ -72,6 +72,12 @@ def supports(name: str, dtype: torch.dtype, device: str) -> bool:
     return backend.unavailable() is None and backend.unsupported(problem, source) is None
 
 
+def refused(name: str, dtype: torch.dtype) -> str | None:
+    """What a backend's self-check found wrong in this dtype: then plain PyTorch has done its work."""
+    checked = getattr(backends.load(name), "_checked", {}) if name in backends.NAMES else {}
+    return next((why for key, why in checked.items() if why and dtype in tuple(key)), None)
+
+
 def peers_of(case: Case) -> list[Peer]:
     """All but the compiled ones, which take minutes to compile: ``compiled_of``."""
     found = [Peer("official", "float32"), Peer("official", "bfloat16"), Peer("eager", "float16")]

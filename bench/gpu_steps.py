@@ -25,7 +25,7 @@ from torch import Tensor
 
 from bench import machine, memory
 from bench.cases import Case
-from bench.gpu_peers import Peer, build, compiled_of, fused, left_out, official, peers_of, supports
+from bench.gpu_peers import Peer, build, compiled_of, fused, left_out, official, peers_of, refused, supports
 from bench.peers import official_encoder
 from bench.table import text_table
 from bench.timing import interleave, summary
@@ -135,7 +135,14 @@ def start(case: Case, peer: Peer, calls: dict[str, Callable[[], object]]) -> Non
     call = build(case, peer)
     call()
     synchronize(case.device)
+    trust(peer)
     calls[peer.name] = call
+
+
+def trust(peer: Peer) -> None:
+    """Raise if plain PyTorch did the work: its time or memory must not bear the backend's name."""
+    if reason := refused(peer.form, peer.dtype):
+        raise RuntimeError(f"plain PyTorch ran instead: {reason}")
 
 
 def attempt(work: Callable[[], object]) -> str | None:
@@ -210,6 +217,7 @@ def peak(case: Case, peer: Peer, record: dict[str, Any]) -> None:
     small = build(replace(case, lr=(3, 4), scale=2, batch=1), peer)
     small()  # what libraries load at first use is not the peer's
     call = build(case, peer)
+    trust(peer)
     highest, result = memory._cuda_peak(call) if case.device == "cuda" else memory._resident_peak(call)
     output = sum(v.numel() * v.element_size() for v in memory._tensors(result))
     record["peers"][peer.name] = {"title": peer.title, "extra": max(0, highest - output), "output": output}
@@ -231,6 +239,7 @@ def photo(book: Book, paths: Sequence[str]) -> int:
             if precision in LIMITS and backend in fused(book.device):
                 one, two = LIMITS[precision]
                 found["met"] = found["differ"] <= one and found["by more"] <= two and abs(found["psnr change"]) < 0.01
+                found["met"] &= refused(backend, Peer(backend, precision).dtype) is None
                 failed |= not found["met"] and not book.dry
             results[f"{path.name} {name}"] = found
             print(f"{path.name} {name}: {found}", flush=True)
