@@ -72,17 +72,15 @@ def plan(options: argparse.Namespace, out: Path) -> list[list[Step]]:
     # The dtypes' ids end in their names, and bfloat16 contains float16: hence the dash.
     modes = [3] if dry else [1, 2, 3, 4]
     precisions = ["float16"] if dry else PRECISIONS
-    # Those of float32 take longest to compile, so they start first.
-    first = [check(f"mode{m}-{p}", f"mode{m} and -{p}") for p in precisions for m in modes]
-    first.append(check("surroundings", "surroundings"))
-    # Compiles what the next stage measures; a kernel compiles for seconds, on one core.
-    first += [
-        Step(f"compile-{p}", (*tune, "--rounds", "0", "--dtypes", p, *small), 150) for p in ("float16", "float32")
-    ]
+    # What takes longest starts first. A kernel compiles for seconds on one core: those that the next stages time are
+    # compiled here, side by side with the checks.
+    compiled = ("float16", "float32") if dry else ("float16", "bfloat16", "float32")
+    first = [check("surroundings", "surroundings")]
+    first += [Step(f"compile-{p}", (*tune, "--rounds", "0", "--dtypes", p, *small), 150) for p in compiled]
+    first += [check(f"mode{m}-{p}", f"mode{m} and -{p}") for p in precisions for m in modes]
     stages = [[measured("prepare", 90)], first]
-    stages.append(
-        [Step("tune", (*tune, *small, "--rounds", "2" if dry else "15", "--json", str(out / "run/tune.json")), 75)]
-    )
+    timed = ["--rounds", "2" if dry else "15", "--seconds", "45", "--json", str(out / "run/tune.json")]
+    stages.append([Step("tune", (*tune, *small, *timed), 75)])
     photos = ["--photos", *options.photos] if options.photos else []
     stages += [
         [measured("large", 75)],
@@ -128,6 +126,8 @@ def tools(python: str, profile: Sequence[str], out: Path, pytest: Sequence[str])
             ncu,
             "--set",
             "full",
+            "--clock-control",  # the GPU's clocks are left as they are
+            "none",
             "--kernel-name",
             kernels,
             "--launch-count",

@@ -17,6 +17,7 @@ from bench import gpu, gpu_peers, gpu_promises, gpu_steps
 from bench.cases import Case
 from bench.gpu_peers import Peer
 from bench.timing import summary
+from diinn_fast import backends
 
 SMALL = Case("decode", (4, 5), 2.5)
 
@@ -31,6 +32,8 @@ def test_the_plan_checks_every_mode_and_precision_before_it_measures(tmp_path: P
     names = [[step.name for step in stage] for stage in stages]
     checks = {f"checks-mode{m}-{p}" for m in (1, 2, 3, 4) for p in gpu.PRECISIONS} | {"checks-surroundings"}
     assert names[0] == ["prepare"] and checks < set(names[1])
+    # The longest first, and everything that is timed is compiled before.
+    assert names[1][:4] == ["checks-surroundings", "compile-float16", "compile-bfloat16", "compile-float32"]
     assert names[2:] == [[n] for n in ["tune", "large", "training", "memory", "photo", "model", "small", "compiled"]]
     assert {s.name for stage in stages for s in stage if s.check} == checks | {"photo"}
     assert [[s.name for s in stage] for stage in gpu.plan(options(tmp_path, only=["tu"]), tmp_path)] == [["tune"]]
@@ -130,6 +133,17 @@ def test_a_run_merges_its_own_records_and_replaces_older_ones(tmp_path: Path, ca
     assert content["suite"] == "decode" and content["records"][0]["peers"]["conv-exact"]["fraction"]["torch.mm"] > 0
 
 
+def test_a_backend_that_its_self_check_refuses_is_not_timed_under_its_name(tmp_path, monkeypatch) -> None:
+    found = {("cpu", torch.float16): "they differ", ("cpu", torch.float32): None}
+    monkeypatch.setattr(backends.load("eager"), "_checked", found, raising=False)
+    book = gpu_steps.Book(options(tmp_path))
+    gpu_steps.time_together(book, "decode", SMALL, [Peer("eager", "float16"), Peer("eager", "exact")])
+    record = book.record("decode", SMALL)
+    assert set(record["peers"]) == {"eager-exact"} and "they differ" in record["left_out"]["eager"]
+    with pytest.raises(RuntimeError, match="they differ"):
+        gpu_steps.peak(SMALL, Peer("eager", "float16"), record)
+
+
 def test_differences_count_levels_of_8_bit() -> None:
     want = torch.full((3, 10, 10), 100 / 255)
     got, hr = want.clone(), want.clone()
@@ -156,8 +170,8 @@ def test_promises_are_judged_by_our_best_16_bit_peer(tmp_path: Path) -> None:
     found = {p["what"]: p for p in gpu_promises.judge(tmp_path, "1")}
     first = [p["got"] for what, p in found.items() if what.startswith("decode-512x512-x4")]
     assert first == pytest.approx([0.05 / 0.08, 1.2 / 0.08, 0.45 / 0.08, 0.25 / 0.08])
-    assert found["8192x8192 from 1024x1024: GiB beyond output and content"]["met"] is False
+    assert found["8192x8192 from 1024x1024: GiB beyond the output"]["met"] is False
     assert found["training step: part of the official's memory under autocast"]["got"] == pytest.approx(0.1)
     assert found["model-rdn-48x48-x2: x official, its default"]["met"] is None
     assert all(p["got"] is None for p in gpu_promises.judge(tmp_path, "2"))
-    assert "MISSED" in gpu_promises.line(found["8192x8192 from 1024x1024: GiB beyond output and content"])
+    assert "MISSED" in gpu_promises.line(found["8192x8192 from 1024x1024: GiB beyond the output"])
