@@ -11,6 +11,7 @@ itself. Results go to results/<device>/bounded-<what>.json.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import subprocess
@@ -29,6 +30,8 @@ from bench.machine import ROOT, facts, slug
 from bench.memory import status_bytes
 
 MIB = 1 << 20
+LR, FILES = (320, 400), ("a.npy", "a.tif", "a.zarr")
+"""What `cost` enlarges, into what."""
 IMPORT = "import torch; print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
 
 
@@ -77,10 +80,10 @@ def child(case: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def fresh(case: dict[str, Any]) -> dict[str, Any]:
-    """`child` in a process of its own."""
+def fresh(case: dict[str, Any], what: str = "child") -> dict[str, Any]:
+    """`child` (or `times`) in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "bench.bounded", "child", json.dumps(case)],
+        [sys.executable, "-m", "bench.bounded", what, json.dumps(case)],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
@@ -135,35 +138,50 @@ def timed(work: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - start[0], time.process_time() - start[1]
 
 
-def cost(folder: Path) -> dict[str, Any]:
-    """Rendering within a bound against `upscale` in memory, which writes nothing; alternately, medians of three."""
+def times(case: dict[str, Any]) -> dict[str, list[float]]:
+    """(Seconds of the clock, of CPU) in this process: in memory if there is no bound, else into each kind of file.
+
+    Not of warming up and planning. ``encoded``: LR pixels encoded, of those that there are.
+    """
     from diinn_fast.inference import Upscaler
     from diinn_fast.inference.job import Job
     from diinn_fast.model import DEFAULT_WEIGHTS
 
-    picture = photo(320, 400)
-    rgb = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+    picture = photo(*LR)
     upscaler = Upscaler(DEFAULT_WEIGHTS, device="cpu")
-    upscaler(picture[:64, :64], scale=2)
-    found: dict[str, Any] = {}
-    for name in ("a.npy", "a.tif", "a.zarr"):
-        times: dict[str, list[tuple[float, float]]] = {"memory": [], "encode": [], "render": []}
-        ratio = 1.0
-        for _ in range(3):
-            times["memory"].append(timed(lambda: upscaler(picture, scale=4)))
-            times["encode"].append(timed(lambda: upscaler.encode(rgb)))
-            job = Job.prepare(upscaler, picture, folder / name, scale=4, max_memory="640MiB")
-            plan = job.plan()  # warm-up and planning are not tiling and writing
-            ratio = plan.encoded_pixels(upscaler.model.decoder) / (320 * 400)
-            times["render"].append(timed(lambda: job.run(overwrite=True)))  # noqa: B023
-        found[name] = {"seconds_clock_and_cpu": times, "encoded": ratio}
-        for n, clock in enumerate(("clock", "cpu")):
-            memory, encode, render = (sorted(t[n] for t in times[k])[1] for k in ("memory", "encode", "render"))
-            over = (render - (ratio - 1) * encode) / memory - 1
-            found[name][f"over_decoding_{clock}"] = over
-            print(f"{name} x4, {clock}: in memory {memory:.2f} s, rendered {render:.2f} s, encoded {ratio:.2f} times, "
-                  f"beyond the halo {100 * over:+.1f} %", flush=True)  # fmt: skip
+    if case["bound"] is None:
+        rgb = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+        upscaler(picture[:64, :64], scale=2)
+        whole = timed(lambda: upscaler(picture, scale=4))
+        return {"memory": [*whole], "encode": [*timed(lambda: upscaler.encode(rgb))]}
+    found = {}
+    for name in FILES:
+        job = Job.prepare(upscaler, picture, Path(case["folder"]) / name, scale=4, max_memory=case["bound"])
+        encoded = job.plan().encoded_pixels(upscaler.model.decoder) / (LR[0] * LR[1])
+        found[name] = [*timed(lambda: job.run(overwrite=True)), encoded]  # noqa: B023
     return found
+
+
+def cost(folder: Path) -> dict[str, Any]:
+    """Rendering within bounds against `upscale` in memory, which writes nothing; alternately, medians of three.
+
+    In processes of their own, for a bound changes how memory is allocated from then on.
+    """
+    bounds = (None, "450MiB", "640MiB")
+    runs = [{str(b): fresh({"bound": b, "folder": str(folder)}, "times") for b in bounds} for _ in range(3)]
+    found: dict[str, Any] = {}
+
+    def median(bound: str, name: str, n: int) -> float:
+        return sorted(run[bound][name][n] for run in runs)[1]
+
+    for bound, name in itertools.product(("450MiB", "640MiB"), FILES):
+        entry = found.setdefault(bound, {})[name] = {"encoded": median(bound, name, 2)}
+        for n, clock in enumerate(("clock", "cpu")):
+            memory, encode, render = median("None", "memory", n), median("None", "encode", n), median(bound, name, n)
+            over = entry[f"over_decoding_{clock}"] = (render - (entry["encoded"] - 1) * encode) / memory - 1
+            print(f"{bound} {name} x4, {clock}: in memory {memory:.2f} s, rendered {render:.2f} s, encoded "
+                  f"{entry['encoded']:.2f} times, beyond the halo {100 * over:+.1f} %", flush=True)  # fmt: skip
+    return {**found, "lr": list(LR), "seconds_clock_and_cpu_and_encoded": runs}
 
 
 def long(outputs: list[str]) -> dict[str, Any]:
@@ -182,11 +200,12 @@ def long(outputs: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["peaks", "cost", "long", "child"])
+    parser.add_argument("what", choices=["peaks", "cost", "long", "child", "times"])
     parser.add_argument("arguments", nargs="*")
     options = parser.parse_args()
-    if options.what == "child":
-        print(json.dumps(child(json.loads(options.arguments[0]))))
+    if options.what in ("child", "times"):
+        work = {"child": child, "times": times}[options.what]
+        print(json.dumps(work(json.loads(options.arguments[0]))))
         return
     folder = Path(tempfile.mkdtemp(prefix="bounded-"))
     try:
