@@ -320,14 +320,19 @@ def test_conv3x3_leaves_other_cases_to_the_framework():
 
 
 @pytest.fixture
-def bf16(monkeypatch) -> list[torch.Tensor]:
-    """The bfloat16 kernel; the outputs it computed are listed."""
+def bf16(monkeypatch) -> list:
+    """The bfloat16 kernels; what they computed, outputs and lists of gradients, is listed."""
     if not cpu._kernels().has_bf16():
         pytest.skip("no AVX512_BF16")
     monkeypatch.setenv("DIINN_FAST_CPU_ISA", "avx512")
     assert cpu._self_check("avx512_bf16") is None
-    real, computed = cpu._forward_bf16, []
-    monkeypatch.setattr(cpu, "_forward_bf16", lambda *a: computed.append(real(*a)) or computed[-1])
+    computed: list = []
+
+    def listed(kernel):
+        return lambda *a: computed.append(kernel(*a)) or computed[-1]
+
+    for name in ("_forward_bf16", "_backward_bf16"):
+        monkeypatch.setattr(cpu, name, listed(getattr(cpu, name)))
     return computed
 
 
@@ -409,6 +414,107 @@ def test_bf16_points_equal_pixels(form, bf16):
     assert len(bf16) == 2
 
 
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("mode", [1, 2, 3, 4])
+def test_bf16_gradients_are_within_twice_plain_pytorchs_bf16_error(mode, bf16, seed):
+    decoder = make_decoder(mode, width=64, channels=5).bfloat16()
+    parameters = list(decoder.parameters())
+    plain: dict[int, list[torch.Tensor]] = {}
+    ours: dict[int, list[torch.Tensor]] = {}
+    for h, w, height, width in [*GEOMETRIES, *(random_geometry(seed, mode) for _ in range(4))]:
+        features = torch.randn(2, 5, h, w).bfloat16().requires_grad_()
+        inputs, grad = [features, *parameters], torch.randn(2, 3, height, width).bfloat16()
+        before = len(bf16)
+        got = torch.autograd.grad(decoder(features, (height, width), backend="cpu"), inputs, grad)
+        assert all(g.isfinite().all() and g.dtype == torch.bfloat16 for g in got), "not every gradient was written"
+        if len(bf16) == before + 2:  # not the direct form
+            kept = torch.autograd.grad(decoder(features, (height, width), backend="eager"), inputs, grad)
+            exact = torch.autograd.grad(oracle(decoder, features, (height, width)), inputs, grad.double())
+            for n, (a, b, want) in enumerate(zip(got, kept, exact, strict=True)):
+                ours.setdefault(n, []).append((a - want).flatten())
+                plain.setdefault(n, []).append((b - want).flatten())
+    assert len(ours[0]) >= 5
+    for n in ours:
+        assert rms(torch.cat(ours[n])) <= 2 * rms(torch.cat(plain[n])), f"input {n}"
+
+
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("form", ["content", "modulation"])
+@pytest.mark.parametrize(
+    "sizes", [{"width": 256}, {"width": 32, "layers": 2, "batch": 5}, {"layers": 1}, {"width": 96, "layers": 5}]
+)
+def test_bf16_gradients_of_the_operator(form, sizes, bf16):
+    """Of a tile that starts elsewhere and of scattered points; each gradient alone or not has the same bits."""
+    problem, source, weights = _bf16_case(form, **sizes)
+    weights = [w if n in (2, 4) else w.float() for n, w in enumerate(weights)]  # as under autocast
+    index = torch.randint(source.shape[1] * source.shape[2], (len(source), 401))
+    points = type(problem)(
+        **{**vars(problem), "window": None, "index": index, "offset": torch.rand(*index.shape, 2) * 2 - 1}
+    )
+    for case in (problem, points):
+        grad = torch.randn(case.output_shape(len(source), 3)).bfloat16()
+        got = cpu.backward(case, grad, source, weights, [True] * 7)
+        plain = eager.backward(case, grad, source, weights, [True] * 7)
+        exact = eager.backward(case, grad.double(), source.double(), [w.double() for w in weights], [True] * 7)
+        for n, (a, b, want) in enumerate(zip(got, plain, exact, strict=True)):
+            if want.numel():  # one layer has no hidden weights
+                assert a.dtype == b.dtype and rms(a - want) <= 2 * rms(b - want) + 1e-6 * rms(want), f"input {n}"
+        for chosen in range(7):
+            needs = [n == chosen for n in range(7)]
+            for need, part, whole in zip(needs, cpu.backward(case, grad, source, weights, needs), got, strict=True):
+                assert torch.equal(part, whole) if need else part.numel() == 0
+    assert len(bf16) == 16
+
+
+@pytest.mark.parametrize("form", ["content", "modulation"])
+def test_bf16_gradients_do_not_depend_on_threads_and_points_have_those_of_pixels(form, bf16, threads):
+    problem, source, weights = _bf16_case(form, batch=4)
+    grad, needs = torch.randn(problem.output_shape(4, 3)).bfloat16(), [True] * 7
+    want = cpu.backward(problem, grad, source, weights, needs)
+    for n in (1, 2, 3, 5):
+        threads(n)
+        for a, b in zip(cpu.backward(problem, grad, source, weights, needs), want, strict=True):
+            assert torch.equal(a, b)
+    # Column by column, the order in which the kernel takes a pixel's queries.
+    i, dy, j, dx = cpu._window_positions(problem, problem.window, *problem.grid(source))
+    index = (i * source.shape[2] + j[:, None]).flatten().expand(4, -1)
+    offset = torch.stack(torch.meshgrid(dy, dx, indexing="ij"), dim=-1).transpose(0, 1).flatten(0, 1).expand(4, -1, 2)
+    points = type(problem)(**{**vars(problem), "window": None, "index": index, "offset": offset})
+    listed = grad.transpose(2, 3).flatten(2).transpose(1, 2)
+    for a, b in zip(cpu.backward(points, listed, source, weights, needs), want, strict=True):
+        assert torch.equal(a, b)
+    assert len(bf16) == 6
+
+
+def test_bf16_gradients_of_pixels_without_queries_are_zero_and_nan_is_passed_on(bf16):
+    problem, source, weights = _bf16_case("content")
+    index, offset = torch.tensor([[3] * 500, [7] * 500]), torch.zeros(2, 500, 2)  # one pixel over several tiles
+    points = type(problem)(**{**vars(problem), "window": None, "index": index, "offset": offset})
+    grad = torch.randn(2, 500, 3).bfloat16()
+    got = cpu.backward(points, grad, source, weights, [True] * 7)[0].flatten(1, 2)
+    exact = eager.backward(points, grad.double(), source.double(), [w.double() for w in weights], [True] * 7)[0]
+    exact = exact.flatten(1, 2)
+    assert torch.equal(got.count_nonzero(dim=2) > 0, exact.count_nonzero(dim=2) > 0)
+    assert rms(got - exact) <= 0.02 * rms(exact)
+    grad[1, 444, 2] = float("nan")
+    got = cpu.backward(points, grad, source, weights, [True] * 7)
+    assert got[0][0].isfinite().all() and all(g.isnan().any() for g in got)
+    assert len(bf16) == 2
+
+
+@pytest.mark.parametrize("mode", [1, 3])
+def test_training_under_autocast_takes_the_bf16_kernels_both_ways(mode, bf16):
+    decoder, features = make_decoder(mode, width=64, channels=5), torch.randn(2, 5, 6, 7, requires_grad=True)
+    yx = torch.stack([torch.randint(n, (2, 50)) for n in (18, 21)], dim=-1)
+    for backend in ("auto", "eager"):
+        with torch.autocast("cpu", torch.bfloat16):
+            sampled = decoder.sample_pixels(features, yx, (18, 21), backend=backend)
+            whole = decoder(features, (18, 21), backend=backend)
+        (sampled.float().abs().mean() + whole.float().abs().mean()).backward()
+        assert len(bf16) == 4
+    assert all(parameter.grad.dtype == torch.float32 for parameter in decoder.parameters())
+
+
 def test_bf16_large_arguments_and_nan_come_out_as_from_eager(bf16):
     problem, source, weights = _bf16_case("content")
     weights[0] *= 3e5  # arguments of the first sine beyond the vector sine's range
@@ -418,35 +524,41 @@ def test_bf16_large_arguments_and_nan_come_out_as_from_eager(bf16):
     assert torch.equal(got.isnan(), want.isnan())
 
 
-def test_bf16_elsewhere_is_computed_in_float32(bf16, monkeypatch):
-    """The direct form, float16, gradients and other instruction sets."""
+@pytest.mark.parametrize("isa", ISAS)
+def test_bf16_elsewhere_is_computed_in_float32(isa, bf16, monkeypatch):
+    """The direct form, float16, and other instruction sets."""
+    monkeypatch.setenv("DIINN_FAST_CPU_ISA", isa)
 
     def is_float32s(dtype: torch.dtype, form: str) -> bool:
         problem, source, weights = _operator_case(form)
         source, weights = source.to(dtype), [w.to(dtype) for w in weights]
-        want = cpu.forward(problem, source.float(), [w.float() for w in weights]).to(dtype)
-        return torch.equal(cpu.forward(problem, source, weights), want)
+        grad, needs = torch.randn(problem.output_shape(2, 3)).to(dtype), [True] * (1 + len(weights))
+        got = [cpu.forward(problem, source, weights), *cpu.backward(problem, grad, source, weights, needs)]
+        grad, source, weights = grad.float(), source.float(), [w.float() for w in weights]
+        want = [cpu.forward(problem, source, weights), *cpu.backward(problem, grad, source, weights, needs)]
+        return all(torch.equal(a, b.to(dtype)) for a, b in zip(got, want, strict=True))
 
     assert is_float32s(torch.bfloat16, "direct") and is_float32s(torch.float16, "content")
-    problem, source, weights = _bf16_case("content")
-    grad, needs = torch.randn(problem.output_shape(2, 3)).bfloat16(), [True] * 7
-    inexact = cpu.backward(problem, grad, source, weights, needs)
-    exact = cpu.backward(problem, grad.float(), source.float(), [w.float() for w in weights], needs)
-    assert all(torch.equal(a, b.bfloat16()) for a, b in zip(inexact, exact, strict=True))
-    monkeypatch.setenv("DIINN_FAST_CPU_ISA", "avx2")
-    assert is_float32s(torch.bfloat16, "content")
+    if isa != "avx512":
+        assert is_float32s(torch.bfloat16, "content") and is_float32s(torch.bfloat16, "modulation")
     assert not bf16
 
 
-def test_a_wrong_bf16_kernel_leaves_the_float32_kernels_in_use(bf16, monkeypatch, caplog):
-    kernel = cpu._forward_bf16
-    monkeypatch.setattr(cpu, "_forward_bf16", lambda *a: kernel(*a) * 1.05)
+@pytest.mark.parametrize("wrong", ["_forward_bf16", "_backward_bf16"])
+def test_a_wrong_bf16_kernel_leaves_the_float32_kernels_in_use(wrong, bf16, monkeypatch, caplog):
+    kernel = getattr(cpu, wrong)
+
+    def off(*arguments):
+        result = kernel(*arguments)
+        return [g * 1.05 for g in result] if isinstance(result, list) else result * 1.05
+
+    monkeypatch.setattr(cpu, wrong, off)
     monkeypatch.setattr(cpu, "_checked", {})
     problem, source, weights = _bf16_case("content")
     with caplog.at_level(logging.WARNING, "diinn_fast"):
         got, again = (cpu.forward(problem, source, weights) for _ in range(2))
     assert [r.getMessage().count("for bfloat16 are not used") for r in caplog.records] == [1]
-    assert cpu.unavailable() is None and len(bf16) == 1
+    assert cpu.unavailable() is None and len(bf16) == 2
     assert torch.equal(got, again)
     assert torch.equal(got, cpu.forward(problem, source.float(), [w.float() for w in weights]).bfloat16())
 
@@ -485,20 +597,24 @@ def test_without_the_compiled_module_it_says_what_to_do(monkeypatch):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_extra_memory_is_bounded(threads):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_extra_memory_is_bounded(dtype, threads):
     """Peak resident memory of forward and backward beyond inputs and outputs, on two threads: at most 64 MiB."""
+    if dtype == torch.bfloat16 and not cpu._kernels().has_bf16():
+        pytest.skip("no AVX512_BF16")
     threads(2)
     decoder = make_decoder(3)
-    features, size = torch.randn(1, 64, 24, 24), (480, 480)
+    lr, size = (96, 96), (300, 300)
+    features = torch.randn(1, 64, *lr)
     from diinn_fast.geometry import Window
     from diinn_fast.ops import Problem
     from diinn_fast.packing import pack
 
     with torch.no_grad():
-        weights = [w.clone() for w in pack(decoder, modulation=False)]
-        source = decoder.project(F.pad(features, (1, 1, 1, 1)).permute(0, 2, 3, 1).contiguous())
-    problem = Problem("content", 3, (24, 24), (0, 0), size, Window(0, size[0], 0, size[1]), None, None, 0)
-    grad = torch.randn(1, 3, *size)
+        weights = [w.to(dtype) for w in pack(decoder, modulation=False)]
+        source = decoder.project(F.pad(features, (1, 1, 1, 1)).permute(0, 2, 3, 1).contiguous()).to(dtype)
+    problem = Problem("content", 3, lr, (0, 0), size, Window(0, size[0], 0, size[1]), None, None, 0)
+    grad = torch.randn(1, 3, *size).to(dtype)
     outputs = {"forward": grad.nbytes, "backward": source.nbytes + sum(w.nbytes for w in weights)}
     runs = {
         "forward": lambda: cpu.forward(problem, source, weights),

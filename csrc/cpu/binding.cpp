@@ -49,11 +49,8 @@ Problem problem(const std::string& form, bool recurrent_k, std::array<std::int64
   p.channels = shape[6];
   p.content_rows = content_rows;
   p.threads = threads < 1 ? 1 : threads;
-  if (bfloat16) {
-    p.source_bf16 = at<const std::uint16_t>(source);
-  } else {
-    p.source = at<const float>(source);
-  }
+  p.source = at<const void>(source);
+  p.bfloat16 = bfloat16;
   for (std::size_t n = 0; n < weights.size() && n < kWeights; ++n) p.weights[n] = at<const float>(weights[n]);
   p.ratio = ratio;
   p.points = queries[0];
@@ -71,6 +68,18 @@ Problem problem(const std::string& form, bool recurrent_k, std::array<std::int64
   return p;
 }
 
+void check_source(const Problem& p, bool bfloat16) {
+  if (p.bfloat16 != bfloat16) throw std::invalid_argument("the source is of the other dtype");
+  if (bfloat16 && (!kernels_bf16() || p.form == Form::direct)) throw std::invalid_argument("no bfloat16 kernels");
+}
+
+// Of [source, *weights].
+std::array<float*, kWeights> weight_gradients(const std::vector<std::uintptr_t>& gradients) {
+  std::array<float*, kWeights> pointers{};
+  for (std::size_t n = 1; n < gradients.size() && n <= kWeights; ++n) pointers[n - 1] = at<float>(gradients[n]);
+  return pointers;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -82,23 +91,30 @@ PYBIND11_MODULE(_cpu, m) {
            py::arg("positions"), py::arg("threads"), py::arg("bfloat16") = false);
   m.def("forward", [](const std::string& name, const Problem& p, std::uintptr_t out) {
     const Kernels& k = kernels(name);
+    check_source(p, false);
     py::gil_scoped_release release;
     k.forward(p, at<float>(out));
-  });
-  m.def(
-      "has_bf16", [] { return forward_bf16() != nullptr; }, "Whether this build and CPU have forward_bf16.");
-  m.def("forward_bf16", [](const Problem& p, std::uintptr_t out) {
-    if (!forward_bf16() || !p.source_bf16) throw std::invalid_argument("no bfloat16 kernel, or no bfloat16 source");
-    py::gil_scoped_release release;
-    forward_bf16()(p, at<std::uint16_t>(out));
   });
   m.def("backward", [](const std::string& name, const Problem& p, std::uintptr_t grad,
                        const std::vector<std::uintptr_t>& gradients) {
     const Kernels& k = kernels(name);
-    float* pointers[1 + kWeights] = {};
-    for (std::size_t n = 0; n < gradients.size() && n <= kWeights; ++n) pointers[n] = at<float>(gradients[n]);
+    check_source(p, false);
+    const auto pointers = weight_gradients(gradients);
     py::gil_scoped_release release;
-    k.backward(p, at<const float>(grad), pointers);
+    k.backward(p, at<const float>(grad), at<float>(gradients.at(0)), pointers.data());
+  });
+  m.def(
+      "has_bf16", [] { return kernels_bf16() != nullptr; }, "Whether this build and CPU have the kernels in bfloat16.");
+  m.def("forward_bf16", [](const Problem& p, std::uintptr_t out) {
+    check_source(p, true);
+    py::gil_scoped_release release;
+    kernels_bf16()->forward(p, at<std::uint16_t>(out));
+  });
+  m.def("backward_bf16", [](const Problem& p, std::uintptr_t grad, const std::vector<std::uintptr_t>& gradients) {
+    check_source(p, true);
+    const auto pointers = weight_gradients(gradients);
+    py::gil_scoped_release release;
+    kernels_bf16()->backward(p, at<const std::uint16_t>(grad), at<std::uint16_t>(gradients.at(0)), pointers.data());
   });
   m.def("conv3x3", [](const std::string& name, std::uintptr_t padded, std::uintptr_t weight, std::uintptr_t bias,
                       std::uintptr_t out, std::array<std::int64_t, 5> shape, int threads) {

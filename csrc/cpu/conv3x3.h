@@ -27,7 +27,7 @@ static void conv3x3(const float* padded, const float* weight, const float* bias,
   int64_t tile = round_up((batch * pixels + threads - 1) / threads, kRows);
   if (tile > 96) tile = 96;
   const int64_t tiles = (pixels + tile - 1) / tile, scratch_floats = round_up(tile * stride, 16);
-  Panels panels;
+  Panels<float> panels;
   panels.pack({weight, taps, out_channels, 1, taps, channels}, threads);
   Buffer scratch(scratch_floats * threads);
   parallel(batch * tiles, threads, [&](int64_t index, int thread) {

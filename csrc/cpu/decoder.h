@@ -22,7 +22,7 @@ enum Weight {  // the operator's order; the last two exist with init_q only
   kWeights
 };
 
-// A decode. All pointers are to contiguous float32 or int64 data that outlives the call.
+// A decode. All pointers are to contiguous float32 or int64 data (the source may be bfloat16) that outlives the call.
 struct Problem {
   Form form;
   bool recurrent_k;  // modes 1 and 2 in the direct form: k_i = relu(c_i + K_i k_{i-1}), otherwise r = q_{i-1}
@@ -30,8 +30,8 @@ struct Problem {
   int64_t width, layers, outputs, channels;
   int64_t content_rows;  // of the direct form's content weight: layers * width, in mode 1 width
   int threads;
-  const float* source;  // [batch, rows, columns, layers * width], direct: [batch, rows + 2, columns + 2, channels]
-  const uint16_t* source_bf16;  // in its place, of forward_bf16 alone
+  const void* source;  // [batch, rows, columns, layers * width], direct: [batch, rows + 2, columns + 2, channels]
+  bool bfloat16;       // the source is bfloat16: for KernelsBf16 alone
   const float* weights[kWeights];
   float ratio;
   // Queries of one image: window_rows * window_columns, or points.
@@ -51,8 +51,8 @@ struct Kernels {
   const char* name;
   // out: [batch, outputs, window_rows, window_columns], or [batch, points, outputs].
   void (*forward)(const Problem&, float* out);
-  // gradients[0] of the source (zero-filled by the caller), gradients[1 + Weight]; null: not needed.
-  void (*backward)(const Problem&, const float* grad, float* const* gradients);
+  // The source's gradient is zero-filled by the caller, weight_gradients[Weight] are not; null: not needed.
+  void (*backward)(const Problem&, const float* grad, float* source_gradient, float* const* weight_gradients);
   // Padded NHWC [batch, rows + 2, columns + 2, channels] by weight [out, 9 * channels] (columns c * 9 + tap) plus
   // bias [out] to [batch, rows, columns, out]; out a multiple of 16.
   void (*conv3x3)(const float* padded, const float* weight, const float* bias, float* out, int64_t batch, int64_t rows,
@@ -60,10 +60,13 @@ struct Kernels {
   void (*sine)(const float* x, float* sine, float* cosine, int64_t count);
 };
 
-// Forward from a bfloat16 source (not in the direct form) to a bfloat16 output; the hidden weights are rounded to
-// bfloat16. Null where the build or this CPU has none.
-typedef void ForwardBf16(const Problem&, uint16_t* out);
-ForwardBf16* forward_bf16();
+// The kernels in bfloat16 (not of the direct form): source and output and their gradients are bfloat16, the hidden
+// weights and the backward pass's RGB weights are rounded to it. As Kernels otherwise.
+struct KernelsBf16 {
+  void (*forward)(const Problem&, uint16_t* out);
+  void (*backward)(const Problem&, const uint16_t* grad, uint16_t* source_gradient, float* const* weight_gradients);
+};
+const KernelsBf16* kernels_bf16();  // null where the build or this CPU has none
 
 // Every instruction set that was compiled and that this CPU has, best first; ends with null.
 const Kernels* const* available_kernels();

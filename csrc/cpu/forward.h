@@ -74,8 +74,8 @@ class Forward {
 
  private:
   void tile(int64_t image, int64_t first, int64_t count, float* scratch) const {
-    Tile t;
-    place(p, image, first, count, nullptr, &t);
+    Tile<float> t;
+    place(p, image, first, count, &t);
     float *q = scratch, *next = q + rows_ * net.row_stride;
     float *k = next + rows_ * net.row_stride, *next_k = k + rows_ * net.row_stride;
     float* rgb = next_k + rows_ * net.row_stride;
@@ -118,7 +118,7 @@ class Forward {
   }
 
   // q_0 = k_0 * sin(Q_0 p + b_0); also k_0 for recurrent K layers.
-  void first_layer(const Tile& t, const float* modulator, float* q, float* k) const {
+  void first_layer(const Tile<float>& t, const float* modulator, float* q, float* k) const {
     if (p.recurrent_k) {
       for (int64_t n = 0; n < t.rows; ++n) {
         for (int64_t j = 0; j < p.width; j += kLanes) store(k + n * net.row_stride + j, relu(load(t.content[n] + j)));
@@ -159,7 +159,7 @@ class Forward {
   }
 
   const Problem& p;
-  const Network net;
+  const Network<float> net;
   float* out_;
   int64_t rows_, tiles_, scratch_floats_;
   Buffer scratch_;

@@ -1,8 +1,9 @@
 // Products of a tile of rows with packed weights.
 //
-// A weight matrix B [depth, columns] is packed in panels of kPanel columns, each [depth][kPanel] contiguous: one panel
-// stays in the L1 cache while all rows of the tile pass. The microkernel keeps kRows x kPanel sums in registers and
-// adds over the depth in order, so that a row's result does not depend on the other rows, the tile or the thread.
+// A weight matrix B [depth, columns] is packed in panels of kPanel columns, each [depth][kPanel] contiguous (of
+// bfloat16 [depth / 2][kPanel][2]): one panel stays in the L1 cache while all rows of the tile pass. The microkernel
+// keeps kRows x kPanel sums in registers and adds over the depth in order, so that a row's result does not depend on
+// the other rows, the tile or the thread.
 #pragma once
 
 #include "decoder.h"
@@ -54,20 +55,22 @@ static inline int64_t from_tap_major(int64_t index, int64_t channels) {
   return channels ? index % channels * 9 + index / channels : index;
 }
 
+template <class T>
 class Panels {
  public:
   void pack(const Operand& b, int threads) {
-    depth_ = b.depth;
+    depth_ = round_up(b.depth, kPair<T>);
     count_ = b.pair ? b.pair / kLanes : round_up(b.columns, kPanel) / kPanel;
-    data_.reset(count_ * depth_ * kPanel);
-    parallel(count_, threads, [&](int64_t panel, int) { pack_panel(b, panel, data_.get() + panel * depth_ * kPanel); });
+    data_.reset(count_ * depth_ * kPanel / kPair<T>);
+    T* out = reinterpret_cast<T*>(data_.get());
+    parallel(count_, threads, [&](int64_t panel, int) { pack_panel(b, panel, out + panel * depth_ * kPanel); });
   }
   int64_t depth() const { return depth_; }
   int64_t count() const { return count_; }
-  const float* panel(int64_t n) const { return data_.get() + n * depth_ * kPanel; }
+  const T* panels() const { return reinterpret_cast<const T*>(data_.get()); }
 
  private:
-  static void pack_panel(const Operand& b, int64_t panel, float* out) {
+  static void pack_panel(const Operand& b, int64_t panel, T* out) {
     const float* column[kPanel];
     for (int64_t c = 0; c < kPanel; ++c) {
       int64_t n = panel * kPanel + c;
@@ -75,17 +78,19 @@ class Panels {
       column[c] = n < b.columns ? b.data + from_tap_major(n, b.n_channels) * b.n_stride : nullptr;
     }
     constexpr int64_t kBlock = 64;  // of the depth: both orders of strides stay in the cache
+    alignas(64) float block[kBlock * kPanel];
     for (int64_t start = 0; start < b.depth; start += kBlock) {
-      const int64_t stop = start + kBlock < b.depth ? start + kBlock : b.depth;
+      const int64_t count = b.depth - start < kBlock ? b.depth - start : kBlock;
       for (int64_t c = 0; c < kPanel; ++c) {
-        if (!column[c]) {
-          for (int64_t k = start; k < stop; ++k) out[k * kPanel + c] = 0;
-        } else if (b.k_channels) {
-          for (int64_t k = start; k < stop; ++k)
-            out[k * kPanel + c] = column[c][from_tap_major(k, b.k_channels) * b.k_stride];
-        } else {
-          for (int64_t k = start; k < stop; ++k) out[k * kPanel + c] = column[c][k * b.k_stride];
+        for (int64_t k = 0; k < count; ++k) {
+          const int64_t from = b.k_channels ? from_tap_major(start + k, b.k_channels) : start + k;
+          block[k * kPanel + c] = column[c] ? column[c][from * b.k_stride] : 0;
         }
+      }
+      if (count % kPair<T>) memset(block + count * kPanel, 0, kPanel * sizeof(float));
+      for (int64_t k = 0; k < count; k += kPair<T>, out += kPair<T> * kPanel) {
+        const float* const rows[] = {block + k * kPanel, block + (k + 1) * kPanel};
+        for (int c = 0; c < kPanel; c += kLanes) store_words(out + kPair<T> * c, rows, c);
       }
     }
   }
@@ -96,23 +101,25 @@ class Panels {
 
 typedef float Sums[kRows][kPanel];
 
-// sums[r][c] = sum over k of a(r, k) * panel[k][c], with a(r, k) = a[r * stride + k], or a[k * kRows + r] if packed.
-template <bool kPackedRows>
-static DIINN_INLINE void microkernel(int64_t depth, const float* a, int64_t stride, const float* panel, Sums& sums) {
+// sums[r][c] = sum over k of a(r, k) * panel(k, c), with row r of a at a + r * stride, or packed as by pack_factor.
+template <bool kPackedRows, class T>
+static DIINN_INLINE void microkernel(int64_t depth, const T* a, int64_t stride, const T* panel, Sums& sums) {
+  constexpr int kWord = kPair<T>;
   vec total[kRows][2];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) total[r][0] = total[r][1] = vec{};
 #pragma GCC unroll 1
-  for (int64_t k = 0; k < depth; ++k) {
-    const vec left = load(panel), right = load(panel + kLanes);
+  for (int64_t k = 0; k < depth; k += kWord) {
+    const float* words = reinterpret_cast<const float*>(panel);
+    const vec left = load(words), right = load(words + kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      const vec x = splat(kPackedRows ? a[r] : a[r * stride]);
-      total[r][0] = fma(x, left, total[r][0]);
-      total[r][1] = fma(x, right, total[r][1]);
+      const vec x = broadcast(a + r * (kPackedRows ? kWord : stride));
+      total[r][0] = add_products<T>(total[r][0], x, left);
+      total[r][1] = add_products<T>(total[r][1], x, right);
     }
-    panel += kPanel;
-    a += kPackedRows ? kRows : 1;
+    panel += kWord * kPanel;
+    a += kPackedRows ? kWord * kRows : kWord;
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
@@ -122,10 +129,11 @@ static DIINN_INLINE void microkernel(int64_t depth, const float* a, int64_t stri
 }
 
 // For each panel and each kRows of the `rows` rows (a multiple of kRows): the microkernel, then done(row, panel, sums).
-// done.prefetch(row, panel) comes before, to fetch what done will need.
-template <bool kPackedRows, class Epilogue>
-static inline void product(int64_t rows, int64_t depth, const float* a, int64_t stride, const float* panels,
-                           int64_t count, const Epilogue& done) {
+// done.prefetch(row, panel) comes before, to fetch what done will need. depth is a multiple of kPair. Not inlined, so
+// that the microkernel has all registers.
+template <bool kPackedRows, class T, class Epilogue>
+static __attribute__((noinline)) void product(int64_t rows, int64_t depth, const T* a, int64_t stride, const T* panels,
+                                              int64_t count, const Epilogue done) {
   alignas(64) Sums sums;
   for (int64_t panel = 0; panel < count; ++panel, panels += depth * kPanel) {
     for (int64_t row = 0; row < rows; row += kRows) {
@@ -136,9 +144,16 @@ static inline void product(int64_t rows, int64_t depth, const float* a, int64_t 
   }
 }
 
-template <class Epilogue>
-static inline void product(int64_t rows, const float* a, int64_t stride, const Panels& b, const Epilogue& done) {
-  product<false>(rows, b.depth(), a, stride, b.panel(0), b.count(), done);
+template <class T, class Epilogue>
+static inline void product(int64_t rows, const T* a, int64_t stride, const Panels<T>& b, const Epilogue& done) {
+  product<false>(rows, b.depth(), a, stride, b.panels(), b.count(), done);
+}
+
+// Fetches the kPanel columns from `at` on, to write them if kWrite.
+template <bool kWrite, class T>
+static DIINN_INLINE void prefetch_columns(const T* at) {
+  constexpr int kLine = 64 / sizeof(T);
+  for (int c = 0; c < kPanel; c += kLine) __builtin_prefetch(at + c, kWrite);
 }
 
 // out[row][panel columns] = sums (+ bias), out padded to whole panels.
@@ -161,7 +176,10 @@ struct Store {
 struct Add {
   float* total;
   int64_t rows, columns;
-  void prefetch(int64_t, int64_t) const {}
+  DIINN_INLINE void prefetch(int64_t row, int64_t panel) const {
+    const float* to = total + row * columns + panel * kPanel;
+    for (int64_t r = 0; r < kRows; ++r) prefetch_columns<true>(to + (rows - row > r ? r * columns : 0));
+  }
   DIINN_INLINE void operator()(int64_t row, int64_t panel, const Sums& sums) const {
     const int64_t last_row = rows - row < kRows ? rows - row : kRows, first = panel * kPanel;
     const int64_t last_column = columns - first < kPanel ? columns - first : kPanel;

@@ -8,6 +8,11 @@
 namespace diinn {
 namespace DIINN_ISA {
 
+static void backward(const Problem& problem, const float* grad, float* source_gradient,
+                     float* const* weight_gradients) {
+  Backward<float>(problem, grad, source_gradient, weight_gradients).run();
+}
+
 static void sine_array(const float* x, float* s, float* c, int64_t count) {
   float lanes[kLanes];
   for (int64_t start = 0; start < count; start += kLanes) {

@@ -6,24 +6,27 @@
 namespace diinn {
 namespace DIINN_ISA {
 
-constexpr int64_t kMostRows = 256;  // of a tile
+constexpr int64_t kMostRows = 192;  // of a tile
 
-// A run of up to kMostRows queries of one image, padded to whole kRows by repeating the last one.
+// Up to kMostRows queries of one image, padded to whole kRows by repeating the last one.
+template <class T>
 struct Tile {
   int64_t count, rows;
+  int64_t query[kMostRows];
   int64_t pixel[kMostRows];  // flattened LR pixel
   float dy[kMostRows], dx[kMostRows];
-  const float* content[kMostRows];  // [layers * width]: the float32 source's, or computed (direct form)
+  const T* content[kMostRows];  // [layers * width]: the source's, or computed (direct form)
 };
 
-// Places `count` queries from `first` on, of one image; `order` maps positions to points (null: as they come).
-static inline void place(const Problem& p, int64_t image, int64_t first, int64_t count, const int64_t* order, Tile* t) {
+// Places the first `count` of t->query.
+template <class T>
+static inline void place(const Problem& p, int64_t image, int64_t count, Tile<T>* t) {
   t->count = count;
   t->rows = round_up(count, kRows);
   for (int64_t n = 0; n < t->rows; ++n) {
-    const int64_t query = first + (n < count ? n : count - 1);
+    const int64_t query = t->query[n] = t->query[n < count ? n : count - 1];
     if (p.points) {
-      const int64_t point = image * p.points + (order ? order[query] : query);
+      const int64_t point = image * p.points + query;
       t->pixel[n] = p.point_index[point];
       t->dy[n] = p.point_offset[2 * point];
       t->dx[n] = p.point_offset[2 * point + 1];
@@ -33,10 +36,18 @@ static inline void place(const Problem& p, int64_t image, int64_t first, int64_t
       t->dy[n] = p.row_offset[y];
       t->dx[n] = p.column_offset[x];
     }
-    if (p.form != Form::direct && p.source) {
-      t->content[n] = p.source + (image * p.rows * p.columns + t->pixel[n]) * p.layers * p.width;
+    if (p.form != Form::direct) {
+      const T* source = static_cast<const T*>(p.source);
+      t->content[n] = source + (image * p.rows * p.columns + t->pixel[n]) * p.layers * p.width;
     }
   }
+}
+
+// Places `count` queries from `first` on.
+template <class T>
+static inline void place(const Problem& p, int64_t image, int64_t first, int64_t count, Tile<T>* t) {
+  for (int64_t n = 0; n < count; ++n) t->query[n] = first + n;
+  place(p, image, count, t);
 }
 
 // 3x3 neighbourhood of LR pixel `pixel` of a padded image, tap-major: out[9 * channels].
@@ -72,7 +83,9 @@ class PositionLayer {
   float ratio_ = 0;
 };
 
-// The weights as the forward pass takes them, and the steps before the first hidden product.
+// The weights as the forward pass takes them, and the steps before the first hidden product. In T are the factors of
+// the hidden products; the direct form is for float alone.
+template <class T>
 class Network {
  public:
   explicit Network(const Problem& problem) : p(problem), taps(9 * problem.channels) {
@@ -90,7 +103,7 @@ class Network {
     if (p.form == Form::direct) {
       content.pack({p.weights[kContent], taps, p.content_rows, 1, taps, p.channels}, p.threads);
     }
-    hidden = new Panels[2 * p.layers];
+    hidden = new Panels<T>[2 * p.layers];
     for (int64_t n = 1; n < p.layers; ++n) {
       const float* weight = p.weights[kHidden] + (n - 1) * hidden_rows * width;
       Operand b{weight, width, hidden_rows, 1, width};
@@ -114,8 +127,8 @@ class Network {
 
   // Direct form: computes each row's content into `out` [rows, layers * width]. `x` [rows, tap_stride] receives the
   // gathered neighbourhoods; with init_q `modulator` the p' and `modulated` x * p' (it may be x itself).
-  void compute_content(int64_t image, Tile* tile, float* x, float* modulator, float* modulated, float* out) const {
-    const float* padded = p.source + image * (p.rows + 2) * (p.columns + 2) * p.channels;
+  void compute_content(int64_t image, Tile<T>* tile, float* x, float* modulator, float* modulated, float* out) const {
+    const float* padded = static_cast<const float*>(p.source) + image * (p.rows + 2) * (p.columns + 2) * p.channels;
     for (int64_t n = 0; n < tile->rows; ++n) {
       float* row = x + n * tap_stride;
       gather_taps(padded, p.columns, p.channels, tile->pixel[n], row);
@@ -142,8 +155,8 @@ class Network {
   const int64_t taps;
   int64_t tap_stride, row_stride, output_stride, hidden_rows;
   PositionLayer position, first;
-  Panels position_product, content, last;
-  Panels* hidden;  // [n]: K_n and Q_n in pairs, or Q_n alone; then [layers + n]: K_n alone (recurrent_k)
+  Panels<float> position_product, content, last;
+  Panels<T>* hidden;  // [n]: K_n and Q_n in pairs, or Q_n alone; then [layers + n]: K_n alone (recurrent_k)
   Buffer last_bias;
 };
 

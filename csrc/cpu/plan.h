@@ -2,7 +2,8 @@
 //
 // A slab is a run of LR rows, with all queries that take their content from them. It owns these rows of the source's
 // gradient and a copy of all weight gradients; the copies are added in the order of the slabs. So nothing is shared
-// while threads run, and every sum has one order.
+// while threads run, and every sum has one order. Queries are taken in the order of their LR pixels, so that a pixel's
+// gradient is one sum.
 #pragma once
 
 #include "network.h"
@@ -10,7 +11,7 @@
 namespace diinn {
 namespace DIINN_ISA {
 
-// LR rows first_row <= row < last_row of one image, and its queries (in the order of `Plan::order`).
+// LR rows first_row <= row < last_row of one image, and their queries' places in the order of LR pixels.
 struct Segment {
   int64_t image, first_row, last_row, first_query, last_query;
 };
@@ -18,11 +19,12 @@ struct Segment {
 class Plan {
  public:
   static constexpr int64_t kMostSlabs = 16;
+  static constexpr int64_t kLeastQueries = 256;    // of a slab, so that its copy of the weight gradients is worth it
   static constexpr int64_t kSlabBytes = 32 << 20;  // of all copies of the weight gradients
 
   Plan(const Problem& problem, int64_t weight_floats) : p(problem) {
     const int64_t total = p.batch * p.queries(), fit = kSlabBytes / (4 * weight_floats);
-    int64_t wanted = total / kMostRows;
+    int64_t wanted = total / kLeastQueries;
     if (wanted > fit) wanted = fit;
     slabs = wanted < 1 ? 1 : wanted > kMostSlabs ? kMostSlabs : wanted;
     row_start_.reset(2 * (p.rows + 1));
@@ -51,7 +53,22 @@ class Plan {
   int64_t count() const { return count_; }
   const Segment& operator[](int64_t n) const { return segments()[n]; }
   int64_t first(int64_t slab) const { return first_[slab]; }  // segment; first(slabs) is the end
-  const int64_t* order(int64_t image) const { return p.points ? all_order() + image * p.points : nullptr; }
+
+  // The `count` queries of a segment from place `first` on.
+  void list(const Segment& segment, int64_t first, int64_t count, int64_t* query) const {
+    if (p.points) {
+      memcpy(query, all_order() + segment.image * p.points + first, count * sizeof(int64_t));
+      return;
+    }
+    int64_t row = segment.first_row;
+    for (int64_t n = 0; n < count; ++n) {
+      while (row_start()[row + 1] <= first + n) ++row;
+      // The HR rows of an LR row, taken column by column: the LR columns follow one another.
+      const int64_t place = first + n - row_start()[row];
+      const int64_t lines = (row_start()[row + 1] - row_start()[row]) / p.window_columns;
+      query[n] = row_start()[row] + place % lines * p.window_columns + place / lines;
+    }
+  }
 
  private:
   int64_t* row_start() const { return reinterpret_cast<int64_t*>(row_start_.get()); }

@@ -14,7 +14,7 @@ const Kernels* kernels_avx512();
 const Kernels* kernels_avx2();
 #endif
 #ifdef DIINN_AVX512_BF16
-ForwardBf16 forward_avx512_bf16;
+const KernelsBf16* kernels_avx512_bf16();
 #endif
 const Kernels* kernels_portable();
 
@@ -36,11 +36,11 @@ const Kernels* const* available_kernels() {
   return found.data();
 }
 
-ForwardBf16* forward_bf16() {
+const KernelsBf16* kernels_bf16() {
 #ifdef DIINN_AVX512_BF16
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16")) {
-    return forward_avx512_bf16;
+    return kernels_avx512_bf16();
   }
 #endif
   return nullptr;

@@ -1,4 +1,4 @@
-// Vectors of float32 for the instruction set that this file is compiled for, and the sine on them.
+// Vectors of float32 for the instruction set that this file is compiled for, the sine on them, and bfloat16.
 //
 // Products are fused explicitly (fma) and the compiler may not fuse others (-ffp-contract=off), so that the same
 // formula gives the same bits wherever it is inlined.
@@ -155,6 +155,52 @@ static DIINN_INLINE void sine_cosine(vec x, vec* s, vec* c) {
   *s = vec(ivec(sine_polynomial(r, z)) ^ sign);
   *c = vec(ivec(cosine_polynomial(z)) ^ sign);
 }
+
+// Elements of products are float, or bf16 (its bits), of which vdpbf16ps adds two products at once to a float32 sum: so
+// two consecutive k of an operand lie side by side, in one 32-bit word.
+typedef uint16_t bf16;
+template <class T>
+constexpr int kPair = int(sizeof(float) / sizeof(T));  // elements of a word
+
+static DIINN_INLINE vec broadcast(const float* word) { return splat(*word); }
+template <class T>
+vec add_products(vec sum, vec x, vec w);
+template <>
+DIINN_INLINE vec add_products<float>(vec sum, vec x, vec w) {
+  return fma(x, w, sum);
+}
+// A vector of words: element i of each is from row i.
+static DIINN_INLINE void store_words(float* out, const float* const* rows, int64_t c) { store(out, load(rows[0] + c)); }
+
+#if defined(__AVX512BF16__)
+typedef bf16 half_vec __attribute__((vector_size(2 * kLanes), may_alias));
+typedef bf16 unaligned_half_vec __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
+
+static DIINN_INLINE half_vec load_halves(const bf16* p) { return *reinterpret_cast<const unaligned_half_vec*>(p); }
+static DIINN_INLINE half_vec round_halves(vec v) { return half_vec(_mm512_cvtneps_pbh(v)); }
+static DIINN_INLINE ivec widen(half_vec v) { return __builtin_convertvector(v, ivec); }
+
+static DIINN_INLINE vec load(const bf16* p) { return vec(widen(load_halves(p)) << 16); }
+static DIINN_INLINE void store(bf16* p, vec v) { *reinterpret_cast<unaligned_half_vec*>(p) = round_halves(v); }
+static DIINN_INLINE vec broadcast(const bf16* word) {
+  int32_t bits;
+  memcpy(&bits, word, sizeof bits);
+  return vec(ivec{} + bits);
+}
+template <>
+DIINN_INLINE vec add_products<bf16>(vec sum, vec x, vec w) {
+  return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)w);
+}
+static DIINN_INLINE void store_words(bf16* out, half_vec even, half_vec odd) {
+  store(reinterpret_cast<float*>(out), vec(widen(even) | widen(odd) << 16));
+}
+static DIINN_INLINE void store_words(bf16* out, const float* const* rows, int64_t c) {
+  store_words(out, round_halves(load(rows[0] + c)), round_halves(load(rows[1] + c)));
+}
+static DIINN_INLINE void store_words(bf16* out, const bf16* const* rows, int64_t c) {
+  store_words(out, load_halves(rows[0] + c), load_halves(rows[1] + c));
+}
+#endif
 
 }  // namespace DIINN_ISA
 }  // namespace diinn

@@ -2,8 +2,8 @@
 
 It follows torch's thread count, releases the GIL and may be called from several Python threads. Results do not depend
 on the number of threads or on how queries are cut. ``DIINN_FAST_CPU_ISA`` (avx512, avx2 or portable) overrides the
-choice of instruction set. A bfloat16 decode runs in bfloat16 with float32 sums where the CPU has AVX512_BF16 (forms
-content and modulation, forward); all else in 16 bits is computed in float32.
+choice of instruction set. A bfloat16 decode and its gradients are computed in bfloat16 with float32 sums where the CPU
+has AVX512_BF16 (forms content and modulation); all else in 16 bits is computed in float32.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tens
 
 
 def _takes_bf16(problem: Problem) -> bool:
-    """Whether the kernel for AVX512_BF16 takes a bfloat16 source, rather than the float32 kernels."""
+    """Whether the kernels for AVX512_BF16 take a bfloat16 source, rather than the float32 kernels."""
     if problem.form == "direct" or instruction_set() != "avx512" or not _kernels().has_bf16():
         return False
     return _self_check("avx512_bf16") is None
@@ -99,22 +99,41 @@ def backward(
 ) -> list[Tensor]:
     """Gradients of [source, *weights], empty where not needed. Each LR row's gradient and each copy of the weights'
     gradients is summed by one thread in a fixed order, and the copies in a fixed order: bitwise the same every time."""
-    inputs = [source, *weights]
+    if source.dtype == torch.bfloat16 and _takes_bf16(problem) and not _refuses_shape(weights):
+        return _backward_bf16(problem, grad, source, weights, needs)
     if source.dtype != torch.float32:
         grads = backward(problem, grad.float(), source.float(), [v.float() for v in weights], needs)
-        return [g.to(v.dtype) for g, v in zip(grads, inputs, strict=True)]
+        return [g.to(v.dtype) for g, v in zip(grads, [source, *weights], strict=True)]
     if reason := _refuses(problem, weights):
         return _fall_back(reason).backward(problem, grad, source, weights, needs)
+    return _sum_gradients(problem, grad, source, weights, needs)
+
+
+def _backward_bf16(
+    problem: Problem, grad: Tensor, source: Tensor, weights: Sequence[Tensor], needs: Sequence[bool]
+) -> list[Tensor]:
+    grads = _sum_gradients(problem, grad, source, [v.float() for v in weights], needs)
+    return [g.to(v.dtype) for g, v in zip(grads, [source, *weights], strict=True)]
+
+
+def _sum_gradients(
+    problem: Problem, grad: Tensor, source: Tensor, weights: Sequence[Tensor], needs: Sequence[bool]
+) -> list[Tensor]:
+    """By the kernels of the source's dtype, from float32 weights, whose gradients are float32."""
+    inputs = [source, *weights]
     if not grad.numel():
         return [torch.zeros_like(v) if need else v.new_empty(0) for v, need in zip(inputs, needs, strict=True)]
     gradients = [
-        v.new_empty(0) if not need else torch.zeros(v.shape) if n == 0 else torch.empty(v.shape)
+        v.new_empty(0) if not need else v.new_zeros(v.shape) if n == 0 else v.new_empty(v.shape)
         for n, (v, need) in enumerate(zip(inputs, needs, strict=True))
     ]
     arguments, alive = _arguments(problem, source, weights)
-    grad = grad.to(torch.float32).contiguous()
+    grad = grad.to(source.dtype).contiguous()
     addresses = [v.data_ptr() if need else 0 for v, need in zip(gradients, needs, strict=True)]
-    _kernels().backward(instruction_set(), arguments, grad.data_ptr(), addresses)
+    if source.dtype == torch.bfloat16:
+        _kernels().backward_bf16(arguments, grad.data_ptr(), addresses)
+    else:
+        _kernels().backward(instruction_set(), arguments, grad.data_ptr(), addresses)
     del alive
     return gradients
 
@@ -230,7 +249,7 @@ def _kernels() -> Any:
 def _self_check(name: str) -> str | None:
     """Decode a tiny problem once per instruction set and compare with eager: None, or why the kernels are refused.
 
-    "avx512_bf16": the bfloat16 kernel alone, whose refusal leaves bfloat16 to the float32 kernels.
+    "avx512_bf16": the bfloat16 kernels alone, whose refusal leaves bfloat16 to the float32 kernels.
     """
     with _check_lock, torch.autocast("cpu", enabled=False):
         if name not in _checked:
@@ -259,15 +278,17 @@ def _check_problem() -> tuple[Problem, Tensor, list[Tensor], Tensor]:
 
 
 def _compare_bf16_with_eager() -> str | None:
-    problem, source, weights, _ = _check_problem()
-    source, weights = source.bfloat16(), [v.bfloat16() for v in weights]
+    problem, source, weights, grad = _check_problem()
+    rounded, needs = [v.bfloat16() for v in (source, *weights, grad)], [True] * (1 + len(weights))
+    source, *weights, grad = rounded
     try:
-        ours = _forward_bf16(problem, source, weights).float()
+        ours = [_forward_bf16(problem, source, weights), *_backward_bf16(problem, grad, source, weights, needs)]
     except Exception as error:
         return f"their self-check failed: {error}"
-    theirs = eager.forward(problem, source.float(), [v.float() for v in weights])
-    apart = float((ours - theirs).abs().max() / theirs.abs().max())
-    # Each q is rounded by up to 2^-9 of itself, and the signs of a sum's terms are mixed.
+    source, *weights, grad = (v.float() for v in rounded)
+    theirs = [eager.forward(problem, source, weights), *eager.backward(problem, grad, source, weights, needs)]
+    # Factors are rounded by up to 2^-9 of themselves, and the signs of a sum's terms are mixed.
+    apart = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True))
     return None if apart <= 0.02 else f"their self-check differs from plain PyTorch by {apart:.1e} of the largest value"
 
 
