@@ -95,19 +95,21 @@ def give_back_freed_memory() -> None:
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL("libc.so.6")
         library.mallopt(M_MMAP_THRESHOLD, MIB)
+        library.mallopt(M_TRIM_THRESHOLD, MIB // 8)
         library.malloc_trim(0)
 
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Within, what is freed is used again: fresh pages, which the system clears, cost strips 3 to 5 % more time.
+    """Within, freed allocations of less than 4 MiB, such as weights that strips pack, are used again.
 
-    Strips are alike, so that the process holds no more than one needs. Afterwards as `give_back_freed_memory`.
+    Fresh pages, which the system clears, would take a strip some milliseconds. Not larger ones: holes that they leave
+    may not fit the next, and so would add up. Afterwards as `give_back_freed_memory`.
     """
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL("libc.so.6")
-        library.mallopt(M_MMAP_THRESHOLD, 32 * MIB)  # the most that glibc takes
-        library.mallopt(M_TRIM_THRESHOLD, 1 << 30)
+        library.mallopt(M_MMAP_THRESHOLD, 4 * MIB)
+        library.mallopt(M_TRIM_THRESHOLD, 64 * MIB)
     try:
         yield
     finally:
