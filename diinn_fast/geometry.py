@@ -48,7 +48,8 @@ def local_offset(start: int, stop: int, index: Tensor, n_in: int, n_out: int, dt
     """
     positions = torch.arange(start, stop, device=index.device)
     numerator = (2 * positions + 1) * n_in - (2 * index + 1) * n_out
-    return numerator.to(dtype) / n_out
+    values = numerator.to(dtype)
+    return values / torch.full_like(values, n_out)  # by a number, CUDA would multiply with its rounded reciprocal
 
 
 def area_ratio(lr: Sequence[int], size: Sequence[int]) -> float:

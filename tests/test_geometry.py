@@ -5,6 +5,7 @@ from fractions import Fraction
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diinn_fast import geometry
 
@@ -97,3 +98,19 @@ def test_sizes_that_cannot_be_exact_are_refused():
         geometry.check_size((geometry.MAX_LENGTH + 1, 4), (4, 4))
     with pytest.raises(ValueError, match="HR width"):
         geometry.check_size((4, 0), (4, 4))
+
+
+def test_offsets_are_divided_by_tensors():
+    """By a Python number, PyTorch's CUDA kernel multiplies with the rounded reciprocal: another last bit."""
+    divisors = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.div.Tensor:
+                divisors.append(args[1])
+            return func(*args, **(kwargs or {}))
+
+    index = geometry.nearest_index(0, 9, 4, 9)
+    with Watch():
+        got = geometry.local_offset(0, 9, index, 4, 9, torch.float32)
+    assert [d.shape for d in divisors] == [got.shape]
