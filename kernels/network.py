@@ -89,10 +89,11 @@ def product(
 @triton.jit
 def first_argument(position, bias, dy, dx, ratio, column, BN: tl.constexpr):
     """Sine argument of layer 0, Q_0 (dy, dx, ratio) + b_0, for BN outputs from ``column``: float32 [BM, BN]."""
+    # Fused by name: left to the compiler, which of two products it fuses depends on the tile, and so would the bits.
     n = column + tl.arange(0, BN)
-    constant = tl.load(position + 3 * n + 2) * ratio + tl.load(bias + n)
-    s = dy[:, None] * tl.load(position + 3 * n)[None, :] + dx[:, None] * tl.load(position + 3 * n + 1)[None, :]
-    return s + constant[None, :]
+    constant = tl.fma(tl.load(position + 3 * n + 2), ratio, tl.load(bias + n))
+    s = tl.fma(dy[:, None], tl.load(position + 3 * n)[None, :], constant[None, :])
+    return tl.fma(dx[:, None], tl.load(position + 3 * n + 1)[None, :], s)
 
 
 @triton.jit
