@@ -75,7 +75,8 @@ def plan(options: argparse.Namespace, out: Path) -> list[list[Step]]:
     # What takes longest starts first. A kernel compiles for seconds on one core: those that the next stages time are
     # compiled here, side by side with the checks.
     compiled = ("float16", "float32") if dry else ("float16", "bfloat16", "float32")
-    first = [check("surroundings", "surroundings")]
+    first = [check("compiled", "surroundings and (compile or graphed)")]  # by torch.compile: a minute of many cores
+    first.append(check("surroundings", "surroundings and not compile and not graphed"))
     first += [Step(f"compile-{p}", (*tune, "--rounds", "0", "--dtypes", p, *small), 150) for p in compiled]
     first += [check(f"mode{m}-{p}", f"mode{m} and -{p}") for p in precisions for m in modes]
     stages = [[measured("prepare", 90)], first]

@@ -30,10 +30,14 @@ def options(tmp_path: Path, **changed: Any) -> argparse.Namespace:
 def test_the_plan_checks_every_mode_and_precision_before_it_measures(tmp_path: Path) -> None:
     stages = gpu.plan(options(tmp_path, device="cuda", dry=False), tmp_path)
     names = [[step.name for step in stage] for stage in stages]
-    checks = {f"checks-mode{m}-{p}" for m in (1, 2, 3, 4) for p in gpu.PRECISIONS} | {"checks-surroundings"}
+    checks = {f"checks-mode{m}-{p}" for m in (1, 2, 3, 4) for p in gpu.PRECISIONS} | {
+        "checks-surroundings",
+        "checks-compiled",
+    }
     assert names[0] == ["prepare"] and checks < set(names[1])
     # The longest first, and everything that is timed is compiled before.
-    assert names[1][:4] == ["checks-surroundings", "compile-float16", "compile-bfloat16", "compile-float32"]
+    assert names[1][:2] == ["checks-compiled", "checks-surroundings"]
+    assert names[1][2:5] == ["compile-float16", "compile-bfloat16", "compile-float32"]
     assert names[2:] == [[n] for n in ["tune", "large", "training", "memory", "photo", "model", "small", "compiled"]]
     assert {s.name for stage in stages for s in stage if s.check} == checks | {"photo"}
     assert [[s.name for s in stage] for stage in gpu.plan(options(tmp_path, only=["tu"]), tmp_path)] == [["tune"]]
