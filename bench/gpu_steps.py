@@ -189,7 +189,7 @@ def speed(book: Book, suite: str, cases: Sequence[Case]) -> int:
 
 def compiled(book: Book) -> int:
     """One peer at a time: any of them may take longer to compile than there is time."""
-    for case in book.cases([*LARGE, *MODEL[2:3], *TRAINING]):
+    for case in book.cases([*LARGE[1:], *MODEL[2:3], *TRAINING, *LARGE[:1]]):  # there the official one can run at all
         for peer in compiled_of(case):
             time_together(book, case.kind, case, [peer])
             torch.compiler.reset()
