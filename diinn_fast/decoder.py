@@ -233,7 +233,7 @@ class ImplicitDecoder(nn.Module):
         step = max(1, int(BAND_BYTES / row_bytes))
         if step >= window.y1 - window.y0:
             return self._decode_window(features, lr, origin, size, window, chunk, backend)
-        out = features.new_empty(batch, 3, *window.shape)
+        out = features.new_empty(batch, 3, window.y1 - window.y0, window.x1 - window.x0)
         for y in range(window.y0, window.y1, step):
             band = Window(y, min(y + step, window.y1), window.x0, window.x1)
             part = self._decode_window(features, lr, origin, size, band, chunk, backend)
@@ -344,7 +344,7 @@ def _sum_taps(taps: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
     y0, y1, x0, x1 = window
     pad = (int(x0 == 0), int(x1 == size[1]), int(y0 == 0), int(y1 == size[0]))
     taps = F.pad(taps, pad, mode="reflect")
-    rows, columns = window.shape
+    rows, columns = y1 - y0, x1 - x0  # torch.compile of PyTorch 2.9 does not see through a named tuple's property
     total = taps[:, 0:3, 0:rows, 0:columns]
     for tap in range(1, 9):
         ky, kx = divmod(tap, 3)
