@@ -13,6 +13,7 @@ SUITES = {
     "decode": "Decoder alone",
     "model": "Whole model",
     "training": "Training step",
+    "liif": "Beside other methods' decoders",
     "memory": "Peak memory",
     "cold_start": "Cold start",
 }
@@ -46,8 +47,9 @@ How to read it:
 
 
 def load(folder: Path) -> dict[str, dict[str, Any]]:
-    """The files of one device, by name (suite, and dtype if not float32)."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    """The suites' files of one device, by name (suite, and dtype if not float32); other programs have their own."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    return {name: content for name, content in found.items() if "suite" in content}
 
 
 def section(name: str, results: dict[str, dict[str, Any]]) -> str:
