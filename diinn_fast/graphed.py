@@ -40,7 +40,7 @@ class Graphed:
     Args:
         model: the model, on its device.
         dtype: of the encoder and of the decoder's products; default float16 on CUDA, else float32.
-        compile: the encoder through ``torch.compile``, which fuses its small operations and compiles for each input shape.
+        compile: the encoder through ``torch.compile``, which fuses its small operations, for each input shape.
         most: graphs kept, each with the memory of one run; the least recently used makes room.
         largest: most LR pixels (of a batch) that are recorded.
 
