@@ -151,6 +151,12 @@ FAULTS = """
 import resource, torch
 from diinn_fast.inference import memory
 
+def left():  # bytes that ten tensors of 3 MiB leave behind when they are freed
+    before = memory.resident_bytes()
+    tensors = [torch.ones(3 << 18) for _ in range(10)]
+    del tensors
+    return memory.resident_bytes() - before
+
 def faults():  # pages that the system had to provide for five tensors of 3 MiB, one after the other
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(5):
@@ -159,12 +165,14 @@ def faults():  # pages that the system had to provide for five tensors of 3 MiB,
 
 pages = (3 << 20) // resource.getpagesize()
 memory.give_back_freed_memory()
-assert faults() >= 5 * pages
+assert left() < 10 << 20  # a hole or two in the heap may be taken
+assert faults() >= 2 * pages
 with memory.freed_memory_kept():
-    assert faults() < 2 * pages
+    assert left() > 20 << 20
+    assert faults() < pages
     held = memory.resident_bytes()
-assert memory.resident_bytes() <= held - (2 << 20)
-assert faults() >= 5 * pages
+assert memory.resident_bytes() <= held - (20 << 20)
+assert left() < 10 << 20
 """
 
 
