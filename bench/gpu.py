@@ -58,7 +58,7 @@ def plan(options: argparse.Namespace, out: Path) -> list[list[Step]]:
     python, dry = sys.executable, options.dry
     measure = [python, "-m", "bench.gpu_steps"]
     common = ["--out", str(out), "--device", options.device, "--run", options.run, *(["--dry"] if dry else [])]
-    pytest = [python, "-m", "pytest", "tests/test_on_device.py", "-o", "addopts=-q", "-p", "no:cacheprovider"]
+    pytest = [python, "-m", "pytest", "tests/contract/test_on_device.py", "-o", "addopts=-q", "-p", "no:cacheprovider"]
     pytest += ["-o", "python_functions=check_*", "-rfs", "--durations=5"]
     tune = [python, "-m", "diinn_fast.kernels.tune", "--device", options.device]
     small = ["--lr", "3", "--forms", "content", "--dtypes", "float16"] if dry else []

@@ -19,7 +19,7 @@ import time
 
 import torch
 import torch.nn.functional as F
-from conftest import make_decoder, oracle, random_geometry
+from helpers.problems import make_decoder, oracle, random_geometry
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 

@@ -48,7 +48,7 @@ def test(module: str, seconds: str) -> int:
     import pytest
 
     # Sanitizers keep freed memory: its bound is tested without them.
-    failed = pytest.main(["-x", str(ROOT / "tests" / "test_cpu_backend.py"), "-k", "not extra_memory"])
+    failed = pytest.main(["-x", str(ROOT / "tests" / "contract" / "test_cpu_backend.py"), "-k", "not extra_memory"])
     sys.argv = ["fuzz_decode", "--seconds", seconds]
     return int(failed) or fuzz_decode.main()
 

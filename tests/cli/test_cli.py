@@ -1,0 +1,450 @@
+"""The console program: what it writes and prints, its exit codes, and that errors are one sentence on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from helpers.known_models import nearest_model, random_model, save
+
+from diinn_fast import __version__
+from diinn_fast.cli import COMMANDS, main
+from diinn_fast.cli.upscale import join_scale
+from diinn_fast.imageio import read_image
+from diinn_fast.inference import Upscaler, sizes
+
+HEIGHT, WIDTH = 6, 8
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a model that is nearest-neighbour interpolation."""
+    return save(nearest_model(), tmp_path_factory.mktemp("weights") / "nearest")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with one picture in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sizes, "_warned_of_scale", False)
+    picture(tmp_path / "in.png")
+    return tmp_path
+
+
+@pytest.fixture
+def upscale(folder: Path, model: Path, capsys: pytest.CaptureFixture):
+    """Run ``diinn-fast upscale`` with the known model on the CPU: (exit code, stdout, stderr)."""
+
+    def run(*arguments: object, weights: object = model) -> tuple[int, str, str]:
+        code = main(["upscale", *map(str, arguments), "--device", "cpu", "--weights", str(weights)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def picture(path: Path, seed: int = 0, **options: object) -> np.ndarray:
+    samples = np.random.default_rng(seed).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    PIL.Image.fromarray(samples).save(path, **options)
+    return samples
+
+
+def size_of(path: Path | str) -> tuple[int, int]:
+    with PIL.Image.open(path) as image:
+        return image.height, image.width
+
+
+def one_line(err: str, *words: str) -> None:
+    """``err`` is one sentence of ours, without a traceback, that contains ``words``."""
+    assert err.startswith("diinn-fast: ") and err.count("\n") == 1 and err.endswith("\n"), err
+    for word in words:
+        assert word in err, err
+
+
+# ------------------------------------------------------------------------------------------ upscale: sizes
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], (24, 32)),
+        (["--scale", "3.7"], (22, 30)),
+        (["--scale", "0.5"], (3, 4)),
+        (["--scale", "2", "3"], (12, 24)),
+        (["--scale=2,3"], (12, 24)),
+        (["--size", "7", "31"], (7, 31)),
+        (["--long-side", "20"], (15, 20)),
+    ],
+)
+@pytest.mark.parametrize("options_first", [False, True])
+def test_sizes(upscale, folder, options, expected, options_first):
+    code, _, _ = upscale(*options, "in.png", "out.png") if options_first else upscale("in.png", "out.png", *options)
+    assert code == 0 and size_of("out.png") == expected
+
+
+def test_options_may_stand_between_the_paths(upscale, folder):
+    assert upscale("in.png", "--scale", "2", "out.png", "-q") == (0, "", "")
+    assert size_of("out.png") == (12, 16)
+
+
+def test_pictures_named_by_a_number_are_not_a_scale():
+    assert join_scale(["--scale", "2", "in.png", "out.png"]) == ["--scale", "2", "in.png", "out.png"]
+    assert join_scale(["--scale", "2", "3", "in.png", "o"]) == ["--scale", "2,3", "in.png", "o"]
+    assert join_scale(["in.png", "o", "--scale", "2"]) == ["in.png", "o", "--scale", "2"]
+
+
+def test_pixels_are_right(upscale, folder):
+    samples = picture(folder / "known.png", seed=5)
+    upscale("known.png", "out.png", "--scale", 2)
+    np.testing.assert_array_equal(np.array(PIL.Image.open("out.png")), samples.repeat(2, 0).repeat(2, 1))
+
+
+@pytest.mark.parametrize("name", ["out.jpg", "out.webp", "out.tif", "OUT.PNG"])
+def test_formats(upscale, folder, name):
+    assert upscale("in.png", name, "--scale", 2, "--quality", 80)[0] == 0
+    assert read_image(name).rgb.shape == (3, 12, 16)
+
+
+def test_orientation_is_applied(upscale, folder):
+    exif = PIL.Image.Exif()
+    exif[274] = 6  # to be turned by 90 degrees clockwise
+    samples = picture(folder / "turned.png", exif=exif)
+    upscale("turned.png", "out.png", "--scale", 2)
+    expected = np.rot90(samples, -1).repeat(2, 0).repeat(2, 1)
+    with PIL.Image.open("out.png") as out:
+        np.testing.assert_array_equal(np.array(out), expected)
+        assert out.getexif().get(274, 1) == 1, "must not be turned again by the viewer"
+
+
+def test_self_ensemble_and_precision_are_passed_on(upscale, folder, tmp_path_factory):
+    weights = save(random_model(), tmp_path_factory.mktemp("weights") / "random")
+    outputs = []
+    for n, options in enumerate(([], ["--self-ensemble"], ["--precision", "bf16"])):
+        assert upscale("in.png", f"{n}.tif", "--scale", 2, *options, weights=weights)[0] == 0
+        outputs.append(read_image(f"{n}.tif").rgb)
+    assert all(not torch.equal(outputs[0], other) for other in outputs[1:])
+
+
+# ------------------------------------------------------------------------------------- upscale: what it says
+
+
+def test_it_prints_sizes_time_and_backend(upscale, folder):
+    code, out, err = upscale("in.png", "out.png", "--scale", "3.7", "--backend", "eager")
+    assert (code, err) == (0, "")
+    assert re.fullmatch(r"in\.png 8x6 -> out\.png 30x22 \(x3\.7\) in \d+\.\d s, backend eager, \d+ kpx/s\n", out), out
+
+
+def test_quiet_and_verbose(upscale, folder):
+    assert upscale("in.png", "a.png", "-q", "--scale", 9) == (0, "", "")
+    _, _, err = upscale("in.png", "b.png", "-v")
+    assert "fp32" in err and "mode 3" in err and "8x6" in err
+
+
+def test_a_scale_beyond_training_warns_once(upscale, folder):
+    picture(folder / "too.png")
+    code, _, err = upscale("in.png", "too.png", "out", "--scale", 5)
+    assert code == 0
+    one_line(err, "scale 5", "1 to 4")
+
+
+# ---------------------------------------------------------------------------------------- upscale: batches
+
+
+def test_a_folder_keeps_names_and_formats(upscale, folder):
+    (folder / "scans").mkdir()
+    for name in ("a.png", "b.jpg", "c.TIF"):
+        picture(folder / "scans" / name)
+    (folder / "scans" / "notes.txt").write_text("not a picture")
+    code, out, err = upscale("scans", "large/deep", "--scale", 2)
+    assert (code, err) == (0, "") and out.count("\n") == 3
+    assert sorted(p.name for p in Path("large/deep").iterdir()) == ["a.png", "b.jpg", "c.TIF"]
+    assert all(size_of(p) == (12, 16) for p in Path("large/deep").iterdir())
+
+
+def test_a_bad_picture_is_skipped_and_reported_at_the_end(upscale, folder):
+    (folder / "scans").mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        picture(folder / "scans" / name)
+    whole = (folder / "scans" / "b.png").read_bytes()
+    (folder / "scans" / "b.png").write_bytes(whole[: len(whole) // 2])
+    code, out, err = upscale("scans", "large", "--scale", 2)
+    assert code == 1 and out.count("\n") == 2
+    assert sorted(p.name for p in Path("large").iterdir()) == ["a.png", "c.png"]
+    first, second = err.splitlines()
+    assert "b.png" in first and "Traceback" not in err
+    assert second == "diinn-fast: 1 of 3 pictures failed"
+    code, out, err = upscale("scans", "large", "--scale", 2)
+    assert code == 1 and out == "" and err.count("already exists") == 2, "nothing is replaced unasked"
+
+
+def test_patterns_and_several_inputs(upscale, folder):
+    for name in ("x1.png", "x2.png", "y.png"):
+        picture(folder / name)
+    assert upscale("x*.png", "y.png", "x1.png", "out", "--scale", 2)[0] == 0
+    assert sorted(p.name for p in Path("out").iterdir()) == ["x1.png", "x2.png", "y.png"]
+
+
+def test_a_file_into_a_folder(upscale, folder):
+    Path("existing").mkdir()
+    for out in ("existing", "new/"):
+        if out == "new/":
+            Path("new").mkdir()
+        assert upscale("in.png", out, "--scale", 2)[0] == 0
+        assert size_of(Path(out) / "in.png") == (12, 16)
+
+
+# --------------------------------------------------------------------------------------- upscale: refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["missing.png", "out.png"], ["missing.png", "does not exist"]),
+        (["truncated.png", "out.png"], ["truncated.png", "cut off"]),
+        (["text.png", "out.png"], ["text.png", "not a PNG"]),
+        (["empty.png", "out.png"], ["empty.png", "empty"]),
+        (["in.png", "existing.png"], ["existing.png", "--overwrite"]),
+        (["in.png", "no/such/folder/out.png"], ["no/such/folder"]),
+        (["in.png", "out.bmp"], ["out.bmp", ".png"]),
+        (["in.png", "out"], ["out", "extension"]),
+        (["in.png", "in.png", "--overwrite"], ["in.png", "one of the inputs"]),
+        (["in.png", "./in.png", "--overwrite"], ["in.png", "one of the inputs"]),
+        (["in.png", "text.png", ".", "--overwrite"], ["one of the inputs"]),
+        (["in.png", "sub/in.png", "out"], ["sub/in.png", "both"]),
+        (["in.png", "text.png", "existing.png"], ["existing.png", "folder"]),
+        (["in.png", "text.png", "new.png"], ["new.png", "folder"]),
+        (["nothing*.png", "out"], ["nothing*.png"]),
+        (["hollow", "out"], ["hollow", "no pictures"]),
+        (["in.png"], ["output"]),
+        ([], ["--help"]),
+        (["in.png", "out.png", "--scale", "0"], ["scale", "positive"]),
+        (["in.png", "out.png", "--scale", "-1.5"], ["scale", "positive"]),
+        (["in.png", "out.png", "--scale", "nan"], ["scale", "positive"]),
+        (["in.png", "out.png", "--scale", "2", "nan"], ["scale", "positive"]),
+        (["in.png", "out.png", "--scale", "inf"], ["scale", "positive"]),
+        (["in.png", "out.png", "--scale", "big"], ["--scale", "big"]),
+        (["in.png", "out.png", "--scale", "1,2,3"], ["scale"]),
+        (["in.png", "out.png", "--size", "0", "5"], ["5x0"]),
+        (["in.png", "out.png", "--size", "5"], ["--size"]),
+        (["in.png", "out.png", "--long-side", "-3"], ["-3"]),
+        (["in.png", "out.png", "--scale", "2", "--long-side", "9"], ["--scale", "--long-side"]),
+        (["in.png", "out.jpg", "--size", "10", "70000"], ["JPEG", "65,5"]),
+        (["in.png", "out.png", "--size", "8", "99999999"], ["99999999"]),
+        (["in.png", "out.png", "--size", "16000000", "16000000"], ["GiB"]),
+        (["in.png", "out.png", "--quality", "101"], ["--quality"]),
+        (["in.png", "out.png", "--device", "tpu9"], ["tpu9"]),
+        (["in.png", "out.png", "--precision", "fp8"], ["fp8", "fp16"]),
+        (["in.png", "out.png", "--backend", "abacus"], ["abacus", "eager"]),
+        (["in.png", "out.png", "--sclae", "2"], ["--sclae"]),
+        (["in.png", "out.png", "-q", "-v"], ["-v"]),
+        (["in.png", "out.png", "--weights", "no-such-model"], ["no-such-model", "bundled"]),
+        (["in.png", "out.png", "--weights", "other.pt"], ["other.pt", "decoder.K.0.0.weight"]),
+        (["in.png", "out.png", "--weights", "misfit.pt"], ["misfit.pt", "encoder.body.3.body.0.weight"]),
+        (["in.png", "out.png", "--weights", "nan.pt"], ["nan.pt", "decoder.last_layer.bias", "NaN"]),
+        (["in.png", "out.png", "--weights", "text.png"], ["text.png"]),
+    ],
+    ids=lambda value: " ".join(value).replace("/", "-") if isinstance(value, list) else None,
+)
+def test_refusals(folder, model, checkpoints, capsys, arguments, words):
+    """Exit code 2, one sentence, and nothing written."""
+    whole = (folder / "in.png").read_bytes()
+    (folder / "truncated.png").write_bytes(whole[:-40])
+    (folder / "text.png").write_text("this is no picture")
+    (folder / "empty.png").touch()
+    (folder / "existing.png").write_bytes(b"precious")
+    for name in ("sub", "hollow"):
+        (folder / name).mkdir()
+    picture(folder / "sub" / "in.png")
+    for path in checkpoints.iterdir():
+        os.link(path, folder / path.name)
+    before = sorted(folder.rglob("*"))
+    assert main(["upscale", "--weights", str(model), *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    one_line(err, *words)
+    assert sorted(folder.rglob("*")) == before
+    assert (folder / "in.png").read_bytes() == whole and (folder / "existing.png").read_bytes() == b"precious"
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints that cannot be used."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    state = random_model().state_dict()
+    torch.save({"features.0.weight": torch.zeros(1)}, folder / "other.pt")
+    torch.save({k: v for k, v in state.items() if k != "encoder.body.3.body.0.weight"}, folder / "misfit.pt")
+    torch.save({**state, "decoder.last_layer.bias": torch.full((3,), float("nan"))}, folder / "nan.pt")
+    return folder
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_without_cuda_is_refused(folder, model, capsys):
+    assert main(["upscale", "in.png", "out.png", "--weights", str(model), "--device", "cuda"]) == 2
+    one_line(capsys.readouterr().err, "cuda", "not available", "cpu")
+
+
+def test_a_backend_that_cannot_run_is_refused(upscale, folder, monkeypatch):
+    monkeypatch.setattr("diinn_fast.backends.eager.unavailable", lambda: "the test says so")
+    code, _, err = upscale("in.png", "out.png", "--backend", "eager")
+    assert code == 2
+    one_line(err, "'eager' cannot run", "the test says so")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_write_protected_folder_is_refused(upscale, folder):
+    Path("locked").mkdir(mode=0o500)
+    code, _, err = upscale("in.png", "locked/out.png")
+    assert code == 2
+    one_line(err, "locked")
+
+
+def test_the_output_is_checked_before_the_work(upscale, folder, monkeypatch):
+    monkeypatch.setattr(Upscaler, "__call__", lambda *_, **__: pytest.fail("worked first"))
+    picture(folder / "out.png")
+    assert upscale("in.png", "out.png")[0] == 2
+    assert upscale("in.png", "out.jpg", "--size", 10, 70000)[0] == 2
+
+
+def test_overwrite_replaces_outputs(upscale, folder):
+    picture(folder / "out.png")
+    assert upscale("in.png", "out.png", "--scale", 2, "--overwrite")[0] == 0
+    assert size_of("out.png") == (12, 16)
+
+
+# ---------------------------------------------------------------------------------- failures while working
+
+
+def test_a_network_that_overflows_fails_without_a_picture(upscale, folder, tmp_path_factory):
+    network = nearest_model()
+    with torch.no_grad():
+        network.decoder.last_layer.weight.mul_(1e6)  # beyond fp16
+    weights = save(network, tmp_path_factory.mktemp("weights") / "large")
+    code, _, err = upscale("in.png", "out.png", "--precision", "fp16", weights=weights)
+    assert code == 1 and not Path("out.png").exists()
+    one_line(err, "fp16", "--precision fp32")
+
+
+def test_unexpected_errors_are_one_line_and_debug_shows_more(upscale, folder, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr(Upscaler, "__call__", fail)
+    code, _, err = upscale("in.png", "out.png")
+    assert code == 1
+    one_line(err, "RuntimeError: two lines", "--debug")
+    code, _, err = upscale("in.png", "out.png", "--debug")
+    assert code == 1 and "Traceback" in err and err.splitlines()[-1].startswith("diinn-fast: ")
+
+
+def test_ctrl_c_in_process(upscale, folder, monkeypatch):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Upscaler, "__call__", interrupt)
+    code, _, err = upscale("in.png", "out.png")
+    assert code == 130
+    one_line(err, "interrupted")
+
+
+# -------------------------------------------------------------------------------------- real processes
+
+
+def process(*arguments: object, cwd: Path, **options) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "diinn_fast", *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True, **options)
+
+
+def test_as_a_process(folder, model):
+    run = process("upscale", "in.png", "out.png", "--scale", 2, "--weights", model, "--device", "cpu", cwd=folder)
+    out, err = run.communicate(timeout=120)
+    assert (run.returncode, err) == (0, "") and "in.png 8x6 -> out.png 16x12 (x2)" in out
+    assert size_of("out.png") == (12, 16)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_ctrl_c_leaves_nothing_behind(folder, model):
+    arguments = ("upscale", "in.png", "out.png", "--size", 8000, 8000, "--weights", model, "--device", "cpu", "-v")
+    # Shells start background jobs with SIGINT ignored, and children inherit that: a terminal's are not.
+    run = process(*arguments, cwd=folder, preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL))
+    assert run.stderr is not None
+    for line in run.stderr:
+        if "by backend" in line:
+            break
+    run.send_signal(signal.SIGINT)
+    _, rest = run.communicate(timeout=120)
+    assert run.returncode == 130
+    assert rest.splitlines()[-1] == "diinn-fast: interrupted" and "Traceback" not in rest
+    assert [p.name for p in folder.iterdir()] == ["in.png"]
+
+
+# ----------------------------------------------------------------------------------------- other commands
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "train"])
+def test_help_has_an_example(capsys, command):
+    assert main([command, "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert f"diinn-fast {command}" in out.partition("example:")[2] and err == ""
+
+
+def test_help_version_and_unknown_commands(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(command in out for command in COMMANDS)
+    assert main(["--version"]) == 0
+    assert __version__ in capsys.readouterr().out
+    assert main([]) == 2
+    capsys.readouterr()
+    assert main(["upscal"]) == 2
+    one_line(capsys.readouterr().err, "upscal", "info")
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["torch"] == torch.__version__ and facts["diinn_fast"] == __version__
+    assert facts["threads"] == torch.get_num_threads() and "cpu" in facts["devices"]
+    assert {row["backend"]: row["available"] for row in facts["backends"]}["eager"] == "yes"
+    assert all(word in text for word in (__version__, torch.__version__, "eager", "available"))
+
+
+@pytest.mark.parametrize("fp16", [False, True])
+def test_convert(folder, capsys, fp16):
+    network = random_model()
+    state = {f"net.{key}": value for key, value in network.state_dict().items()}
+    parameters = {"arch": "diinn", "mode": 3, "init_q": False}
+    torch.save({"state_dict": state, "hyper_parameters": parameters}, "official.ckpt")
+    arguments = ["convert", "official.ckpt", "model", *(["--fp16"] if fp16 else [])]
+    assert main(arguments) == 0
+    assert "mode 3" in capsys.readouterr().out
+    size = (folder / "model" / "model.safetensors").stat().st_size
+    assert size == pytest.approx((2 if fp16 else 4) * sum(p.numel() for p in network.parameters()), rel=0.02)
+    assert sorted(p.name for p in Path("model").iterdir()) == ["config.json", "model.safetensors"]
+    assert main(["upscale", "in.png", "out.png", "--weights", "model", "--device", "cpu"]) == 0
+    capsys.readouterr()
+    assert main(arguments) == 2
+    one_line(capsys.readouterr().err, "--overwrite")
+    assert main([*arguments, "--overwrite"]) == 0
+
+
+def test_convert_refuses_what_fp16_cannot_hold(folder, capsys):
+    network = random_model()
+    with torch.no_grad():
+        network.decoder.last_layer.bias[0] = 1e6
+    torch.save(network.state_dict(), "large.pt")
+    assert main(["convert", "large.pt", "model", "--fp16"]) == 2
+    one_line(capsys.readouterr().err, "decoder.last_layer.bias", "fp16")
+    assert not list(Path("model").iterdir())

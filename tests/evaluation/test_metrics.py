@@ -1,0 +1,173 @@
+"""Metrics against scikit-image, and the rules of every protocol, on a photograph."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import Tensor
+
+from diinn_fast import metrics
+from diinn_fast.metrics import PROTOCOLS, bicubic_matrix, degrade, luma, psnr, reduce, score, ssim
+
+PHOTO = Path(__file__).parents[2] / "examples" / "coffee.png"
+
+
+@pytest.fixture(scope="module")
+def hr() -> Tensor:
+    """[1, 3, 96, 120] in [0, 1]."""
+    pixels = np.array(Image.open(PHOTO).convert("RGB"))[60:156, 40:160]
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+
+
+@pytest.fixture(scope="module")
+def sr(hr: Tensor) -> Tensor:
+    """The photograph reduced by 3 and enlarged again."""
+    lr = degrade(hr, (32, 40), mirrored=True)
+    return F.interpolate(lr, (96, 120), mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def as_array(image: Tensor) -> np.ndarray:
+    return image[0].permute(1, 2, 0).double().numpy()
+
+
+@pytest.mark.parametrize("channels", [luma, lambda image: image], ids=["Y", "RGB"])
+def test_psnr_and_ssim_are_those_of_scikit_image(sr, hr, channels):
+    a, b = channels(sr), channels(hr)
+    assert psnr(a, b) == pytest.approx(peak_signal_noise_ratio(as_array(b), as_array(a), data_range=1.0), abs=1e-6)
+    want = structural_similarity(
+        as_array(a),
+        as_array(b),
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=1.0,
+        channel_axis=-1,
+    )
+    assert 0.5 < want < 0.95
+    assert ssim(a, b) == pytest.approx(want, abs=2e-5)
+
+
+def test_equal_images_are_perfect(hr):
+    assert psnr(hr, hr) == math.inf
+    assert ssim(hr, hr) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_nan_is_never_a_score(hr):
+    assert math.isnan(psnr(hr * math.nan, hr))
+
+
+def test_luma_spans_16_to_235():
+    black_white = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2).expand(1, 3, 1, 2)
+    assert luma(black_white).flatten() * 255 == pytest.approx([16.0, 235.0], abs=0.01)
+
+
+# ---------------------------------------------------------------------------------------------- protocols
+
+
+def literal_score(sr: Tensor, hr: Tensor, scale: int, name: str) -> float:
+    """PSNR by the protocols' published descriptions, in numpy."""
+    a, b = as_array(sr.clamp(0, 1)) * 255, as_array(hr) * 255
+    if name == "basicsr":
+        a = a.round()
+    if name in ("liif-benchmark", "basicsr"):
+        a, b = (v @ np.array([65.481, 128.553, 24.966]) / 255 + 16 for v in (a, b))
+    shave = {"liif-benchmark": scale, "basicsr": scale, "liif-div2k": scale + 6, "diinn-test": 0}[name]
+    a, b = (v[shave : len(v) - shave, shave : v.shape[1] - shave] for v in (a, b))
+    return float(10 * np.log10(255**2 / ((a - b) ** 2).mean()))
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("scale", [2, 3])
+def test_psnr_of_every_protocol_is_its_published_rule(sr, hr, name, scale):
+    spoiled = sr.clone()
+    spoiled[..., :2, :] = 1.2 * spoiled[..., :2, :] + 0.1  # the border counts in one protocol only, and clipping counts
+    got = score(spoiled, hr, scale, PROTOCOLS[name], ("psnr",), (96 // scale, 120 // scale))
+    assert got == {"psnr": pytest.approx(literal_score(spoiled, hr, scale, name), abs=0.002)}
+
+
+def test_only_basicsr_rounds_the_output(hr):
+    for name, protocol in PROTOCOLS.items():
+        found = score(hr + 0.3 / 255, hr, 2, protocol, ("psnr",), (48, 60))["psnr"]
+        assert (found > 100) == (name == "basicsr")
+
+
+def test_sizes_cut_or_keep_the_image():
+    liif, diinn = PROTOCOLS["liif-benchmark"], PROTOCOLS["diinn-test"]
+    assert liif.sizes(256, 255, 3) == ((85, 85), (255, 255))
+    assert liif.sizes(321, 481, 2.5) == ((128, 192), (320, 480))
+    assert liif.sizes(55, 33, 1.1) == ((50, 30), (55, 33))  # both quotients are a little smaller in floating point
+    assert diinn.sizes(256, 255, 3) == ((85, 85), (256, 255))
+    assert diinn.sizes(256, 228, 15) == ((17, 15), (256, 228))
+
+
+def test_images_smaller_than_the_scale_still_have_sizes():
+    for protocol in PROTOCOLS.values():
+        for height, width in ((1, 1), (3, 9), (7, 100)):
+            lr, size = protocol.sizes(height, width, 8)
+            assert min(lr) >= 1 and min(size) >= 1 and size[0] <= height and size[1] <= width
+
+
+def test_scores_without_a_region_are_nan():
+    tiny = torch.rand(1, 3, 8, 30)
+    for name, undefined in (("liif-div2k", {"psnr", "ssim"}), ("diinn-test", {"ssim"})):
+        found = score(tiny, tiny * 0.9, 4, PROTOCOLS[name], metrics.METRICS, (2, 8))
+        assert {k for k, v in found.items() if math.isnan(v)} == undefined
+
+
+def test_lr_psnr_sees_only_what_survives_reduction(sr, hr):
+    protocol, lr = PROTOCOLS["diinn-test"], (32, 40)
+    rows = bicubic_matrix(96, 32, mirrored=False)
+    projector = torch.linalg.pinv(rows) @ rows
+    unseen = torch.randn(96, 120, dtype=torch.float64) * 0.02
+    unseen = unseen - projector @ unseen  # nothing of it is left when rows are reduced
+    base = hr.double() * 0.5 + 0.25
+    found = score(base + unseen, base, 3, protocol, ("psnr", "lr_psnr"), lr)
+    assert found["psnr"] < 40 and found["lr_psnr"] > 200
+    reduced = (F.interpolate(v, lr, mode="bicubic", antialias=True) for v in (sr, hr))
+    assert score(sr, hr, 3, protocol, ("lr_psnr",), lr)["lr_psnr"] == pytest.approx(psnr(*reduced), abs=0.01)
+
+
+def test_ssim_says_what_to_install(monkeypatch):
+    assert metrics.missing_for(("psnr", "ssim")) is None
+    monkeypatch.setitem(__import__("sys").modules, "torchmetrics", None)
+    assert "pip install torchmetrics" in (metrics.missing_for(("psnr", "ssim")) or "")
+    assert metrics.missing_for(("psnr", "lr_psnr")) is None
+
+
+def test_protocols_describe_themselves():
+    for name, protocol in PROTOCOLS.items():
+        assert name in protocol.describe() and protocol.describe().endswith(".")
+
+
+# ---------------------------------------------------------------------------------------------- reduction
+
+
+@pytest.mark.parametrize("size", [(32, 40), (37, 51), (5, 7), (96, 120), (150, 121)])
+def test_reduction_is_torch_s_antialiased_bicubic(hr, size):
+    want = F.interpolate(hr.double(), size, mode="bicubic", antialias=True)
+    torch.testing.assert_close(reduce(hr.double(), size, mirrored=False), want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_mirrored_reduction_is_that_of_the_continued_image(hr, scale):
+    lr = 96 // scale, 120 // scale
+    pad = 8 * scale
+    continued = np.pad(hr[0].double().numpy(), ((0, 0), (pad, pad), (pad, pad)), mode="symmetric")
+    whole = reduce(torch.from_numpy(continued)[None], (lr[0] + 16, lr[1] + 16), mirrored=False)
+    got = reduce(hr.double(), lr, mirrored=True)
+    torch.testing.assert_close(got, whole[..., 8:-8, 8:-8], rtol=0, atol=1e-12)
+    assert (got - reduce(hr.double(), lr, mirrored=False)).abs().max() > 1e-4  # the borders differ
+
+
+def test_reduction_keeps_constants_and_rounds_to_8_bit(hr):
+    for mirrored in (False, True):
+        assert reduce(torch.full((1, 7, 9), 0.3), (2, 4), mirrored).flatten() == pytest.approx([0.3] * 8)
+        levels = degrade(hr, (31, 43), mirrored) * 255
+        assert (levels - levels.round()).abs().max() < 1e-4 and levels.min() >= 0 and levels.max() <= 255

@@ -1,0 +1,152 @@
+"""Several processes, as torchrun starts them: the same file, and what is left when one dies."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.small_models import picture, small_model
+
+from diinn_fast.inference import UpscaleError, Upscaler, ranks
+from diinn_fast.inference.job import Job
+from diinn_fast.inference.journal import read_journals
+
+PROGRAM = """
+import sys, time
+sys.path[:0] = [{tests!r}, {root!r}]
+from helpers.small_models import small_model
+from diinn_fast.inference import Upscaler, job, ranks, writer
+from diinn_fast.inference.plan import Plan
+writer.FLUSH_SECONDS, ranks.SILENCE = 0.0, 5.0
+job.plan_within = lambda t, base, bound: Plan(t.lr, t.hr, t.unit, t.radius, {tiles}, {block}, 8, 1 << 16, 0)
+work = job.Job.prepare(Upscaler(small_model(), device="cpu"), sys.argv[1], sys.argv[2], scale=12.0)
+rank = int(__import__("os").environ["RANK"])
+real = job.Job._block
+def block(*arguments):
+    if rank == {dies}:
+        __import__("os")._exit(9)
+    time.sleep(0.05)  # so that no process is done before the others have begun
+    return real(*arguments)
+job.Job._block = block
+work.run(resume=True)
+"""
+
+
+def torchrun(
+    tmp_path: Path, out: Path, count: int, tiles=(4, 4), block=(40, 60), dies: int = -1
+) -> subprocess.CompletedProcess:
+    program = tmp_path / "program.py"
+    tests = Path(__file__).resolve().parents[1]
+    program.write_text(PROGRAM.format(tests=str(tests), root=str(tests.parent), tiles=tiles, block=block, dies=dies))
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), str(program),
+         str(tmp_path / "in.npy"), str(out)],
+        capture_output=True, text=True, timeout=180, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole() -> np.ndarray:
+    return Upscaler(small_model(), device="cpu")(picture(40, 60), scale=12.0)
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    np.save(tmp_path / "in.npy", picture(40, 60))
+    return tmp_path / "in.npy"
+
+
+def test_three_processes_make_the_file_of_one(whole, source, tmp_path):
+    done = torchrun(tmp_path, tmp_path / "out.npy", 3)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), whole)
+    assert not (tmp_path / "out.npy.part").exists()
+
+
+def test_a_dead_process_leaves_what_others_resume(whole, source, tmp_path):
+    """Process 1 of 2 dies; then four processes, into the chunks of a Zarr, each of which one process owns."""
+    import zarr
+
+    out = tmp_path / "out.zarr"
+    start = time.monotonic()
+    done = torchrun(tmp_path, out, 2, tiles=(1, 2), block=(512, 512), dies=1)
+    assert done.returncode != 0 and time.monotonic() - start < 120
+    assert "keeps what is done: run it again with --resume" in done.stderr
+    state = read_journals(Path(f"{out}.part"))
+    assert state is not None and not out.exists()
+    done = torchrun(tmp_path, out, 4, tiles=(1, 2), block=(512, 512))
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(np.asarray(zarr.open(out, mode="r")[:]), whole)
+
+
+class Store(dict):
+    """What the real store does, in this process."""
+
+    def set(self, key, value):
+        self[key] = value
+
+    def get(self, key):
+        if key not in self:
+            raise RuntimeError("wait timeout")
+        return self[key]
+
+    def add(self, key, n):
+        self[key] = self.__dict__.setdefault(key, 0) + n
+        self.__dict__[key] = self[key]
+        return self[key]
+
+    def check(self, keys):
+        return all(k in self for k in keys)
+
+    def set_timeout(self, limit):
+        pass
+
+
+@pytest.fixture
+def two(monkeypatch) -> list[ranks.Ranks]:
+    """Both processes' ends of one store."""
+    store = Store()
+    found = []
+    for rank in (0, 1):
+        monkeypatch.setattr(torch.distributed, "rendezvous", lambda *_, rank=rank, **__: iter([(store, rank, 2)]))
+        found.append(ranks.Ranks())
+    yield found
+    for end in found:
+        end.close()
+
+
+def test_items_are_shared_once_each(two):
+    first, second = (end.share(list(range(7))) for end in two)
+    taken = [next(first), next(second), next(second), *first, *second]
+    assert sorted(taken) == list(range(7))
+
+
+def test_silence_of_a_process_is_noticed(two, monkeypatch):
+    monkeypatch.setattr(ranks, "SILENCE", 0.2)
+    two[1].close()
+    with pytest.raises(UpscaleError, match="process 1 has died: run it again with --resume"):
+        two[0].finish()
+
+
+def test_the_first_process_waits_for_the_others(two):
+    two[1].finish()
+    two[0].finish()
+
+
+def test_what_the_first_refuses_all_refuse(two, tmp_path, monkeypatch):
+    job = Job.prepare(Upscaler(small_model(), device="cpu"), picture(), tmp_path / "nowhere" / "out.npy", scale=2)
+    with pytest.raises(ValueError, match="is not a folder"):
+        job._begin(two[0], False, False)
+    with pytest.raises(UpscaleError, match="is not a folder"):
+        job._begin(two[1], False, False)
+
+
+def test_a_process_that_hears_nothing_says_so(two):
+    with pytest.raises(UpscaleError, match="heard nothing from process 0"):
+        two[1].hear()
