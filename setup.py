@@ -1,10 +1,12 @@
-"""Builds the CPU kernels (csrc/cpu) into ``diinn_fast/_cpu``, if the machine can, and adds the sources of the CUDA
-kernels (csrc/cuda), which are compiled at first use; everything else is in pyproject.toml.
+"""Builds the CPU kernels (csrc/cpu) into ``diinn_fast/_cpu``, if the machine can, and adds the
+sources of the CUDA kernels (csrc/cuda), which are compiled at first use; everything else is in
+pyproject.toml.
 
-A machine without a C++ compiler, or one where compiling fails, still gets a working package: plain PyTorch serves,
-and ``diinn-fast info`` says why. Environment: CXX (compiler), DIINN_FAST_NO_KERNELS=1 (do not compile),
-DIINN_FAST_SANITIZE=1 (address and undefined-behaviour sanitizers, into build/sanitize instead of the package; see
-csrc/cpu/README.md), DIINN_FAST_CUDA=80,90a (compile the CUDA kernels for these architectures now; "all": for those of
+A machine without a C++ compiler, or one where compiling fails, still gets a working package: plain
+PyTorch serves, and ``diinn-fast info`` says why. Environment: CXX (compiler),
+DIINN_FAST_NO_KERNELS=1 (do not compile), DIINN_FAST_SANITIZE=1 (address and undefined-behaviour
+sanitizers, into build/sanitize instead of the package; see csrc/cpu/README.md),
+DIINN_FAST_CUDA=80,90a (compile the CUDA kernels for these architectures now; "all": for those of
 ``diinn_fast/backends/_nvcc.py``).
 """
 
@@ -36,13 +38,25 @@ COMMON = [
     "-Wextra",
 ]
 X86 = {
-    "kernels_avx512.cpp": ["-mavx512f", "-mavx512dq", "-mavx2", "-mfma", "-mprefer-vector-width=512"],
+    "kernels_avx512.cpp": [
+        "-mavx512f",
+        "-mavx512dq",
+        "-mavx2",
+        "-mfma",
+        "-mprefer-vector-width=512",
+    ],
     "kernels_avx2.cpp": ["-mavx2", "-mfma"],
 }
 """Sources compiled for one instruction set; which of them runs is decided at run time."""
 BF16 = {"kernels_avx512_bf16.cpp": ["-mavx512bf16", *X86["kernels_avx512.cpp"]]}
 """Left out if the compiler (GCC before 10, Clang before 9) does not know the instructions."""
-SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1", "-fno-omit-frame-pointer"]
+SANITIZE = [
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+    "-g",
+    "-O1",
+    "-fno-omit-frame-pointer",
+]
 
 
 class BuildKernels(build_ext):
@@ -58,7 +72,10 @@ class BuildKernels(build_ext):
         try:
             compile_cuda(folder)
         except RuntimeError as error:
-            print(f"diinn_fast: the CUDA kernels were not compiled, first use will try: {error}", file=sys.stderr)
+            print(
+                f"diinn_fast: the CUDA kernels were not compiled, first use will try: {error}",
+                file=sys.stderr,
+            )
 
     def build_extension(self, extension: Extension) -> None:
         sanitize = os.environ.get("DIINN_FAST_SANITIZE") == "1"
@@ -69,16 +86,24 @@ class BuildKernels(build_ext):
             self._compile(target, sanitize)
         except (OSError, RuntimeError) as error:
             print(
-                f"diinn_fast: the CPU kernels were not compiled, plain PyTorch will be used: {error}", file=sys.stderr
+                "diinn_fast: the CPU kernels were not compiled, plain PyTorch will be used: "
+                f"{error}",
+                file=sys.stderr,
             )
 
     def _compile(self, target: Path, sanitize: bool) -> None:
         if os.environ.get("DIINN_FAST_NO_KERNELS") == "1":
             raise RuntimeError("DIINN_FAST_NO_KERNELS=1 is set")
         if sys.platform == "win32":
-            raise RuntimeError("they need GCC or Clang, which this build does not look for on Windows")
+            raise RuntimeError(
+                "they need GCC or Clang, which this build does not look for on Windows"
+            )
         compiler = find_compiler()
-        flags = [*COMMON, *(SANITIZE if sanitize else []), *(f"-I{folder}" for folder in include_folders())]
+        flags = [
+            *COMMON,
+            *(SANITIZE if sanitize else []),
+            *(f"-I{folder}" for folder in include_folders()),
+        ]
         sources = ["binding.cpp", "runtime.cpp", "kernels_portable.cpp"]
         if platform.machine().lower() in ("x86_64", "amd64"):
             flags.append("-DDIINN_X86_VARIANTS")
@@ -89,13 +114,34 @@ class BuildKernels(build_ext):
         objects = target.parent.resolve() if sanitize else Path(self.build_temp).resolve()
         objects.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        jobs, options = [], {**X86, **BF16}
+        jobs = []
+        options = {**X86, **BF16}
         for source in sources:
             built = objects / f"{Path(source).stem}.o"
-            jobs.append((built, [*compiler, *flags, *options.get(source, []), "-c", str((FOLDER / source).resolve())]))
+            jobs.append(
+                (
+                    built,
+                    [
+                        *compiler,
+                        *flags,
+                        *options.get(source, []),
+                        "-c",
+                        str((FOLDER / source).resolve()),
+                    ],
+                )
+            )
         run_jobs(jobs, objects)
-        shared = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared", "-pthread"]
-        link = [*compiler, *shared, *(SANITIZE if sanitize else []), *(str(built) for built, _ in jobs)]
+        shared = (
+            ["-bundle", "-undefined", "dynamic_lookup"]
+            if sys.platform == "darwin"
+            else ["-shared", "-pthread"]
+        )
+        link = [
+            *compiler,
+            *shared,
+            *(SANITIZE if sanitize else []),
+            *(str(built) for built, _ in jobs),
+        ]
         partial = target.with_suffix(".partial")
         run([*link, "-o", str(partial)])
         partial.replace(target)
@@ -105,14 +151,18 @@ def compile_cuda(folder: Path) -> None:
     """Compile the CUDA kernels for the architectures that DIINN_FAST_CUDA lists, if any."""
     asked = os.environ.get("DIINN_FAST_CUDA", "")
     nvcc = load_nvcc()
-    for arch in nvcc.ARCHITECTURES if asked == "all" else filter(None, asked.replace(" ", "").split(",")):
+    for arch in (
+        nvcc.ARCHITECTURES if asked == "all" else filter(None, asked.replace(" ", "").split(","))
+    ):
         print(f"diinn_fast: compiling the CUDA kernels for sm_{arch}")
         nvcc.compile_library(arch, folder)
 
 
 def load_nvcc() -> ModuleType:
     """``diinn_fast.backends._nvcc`` without importing the package, which needs torch."""
-    spec = importlib.util.spec_from_file_location("_nvcc", Path("diinn_fast/backends/_nvcc.py").resolve())
+    spec = importlib.util.spec_from_file_location(
+        "_nvcc", Path("diinn_fast/backends/_nvcc.py").resolve()
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -145,13 +195,23 @@ def include_folders() -> list[str]:
 
 
 def run_jobs(jobs: list[tuple[Path, list[str]]], folder: Path) -> None:
-    """Compile with ninja where there is one (in parallel, and only what changed), else one after the other."""
-    ninja = shutil.which("ninja", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    """Compile with ninja where there is one (in parallel, and only what changed), else one after
+    the other.
+    """
+    ninja = shutil.which(
+        "ninja",
+        path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+    )
     if ninja is None:
         for built, command in jobs:
             run([*command, "-o", str(built)])
         return
-    lines = ["rule cxx", "  command = $compile -MD -MF $out.d -o $out", "  depfile = $out.d", "  deps = gcc"]
+    lines = [
+        "rule cxx",
+        "  command = $compile -MD -MF $out.d -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+    ]
     for built, command in jobs:
         text = " ".join("'" + word.replace("$", "$$") + "'" for word in command)
         lines += [f"build {escape(str(built))}: cxx {escape(command[-1])}", f"  compile = {text}"]
@@ -164,10 +224,14 @@ def escape(path: str) -> str:
 
 
 def run(command: list[str]) -> None:
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    result = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     if result.returncode:
         lines = result.stdout.strip().splitlines()
-        reason = next((line for line in lines if "error" in line), lines[-1] if lines else "no message")
+        reason = next(
+            (line for line in lines if "error" in line), lines[-1] if lines else "no message"
+        )
         print(result.stdout, file=sys.stderr)
         raise RuntimeError(f"{Path(command[0]).name} failed: {reason.strip()}")
     if "warning" in result.stdout:

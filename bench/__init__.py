@@ -1,1 +1,3 @@
-"""Benchmarks: ``pytest bench`` measures, ``python -m bench.report`` writes docs/performance.md (see README.md here)."""
+"""Benchmarks: ``pytest bench`` measures, ``python -m bench.report`` writes docs/performance.md (see
+README.md here).
+"""

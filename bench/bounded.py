@@ -4,8 +4,8 @@
     python -m bench.bounded cost                    # against pure decoding in memory
     python -m bench.bounded long out.tif out.zarr   # 2048x2048 to 16384x16384 within 1.5 GiB
 
-Each run is a process of its own whose peak is the kernel's high-water mark of resident memory, read by that process
-itself. Results go to results/<device>/bounded-<what>.json.
+Each run is a process of its own whose peak is the kernel's high-water mark of resident memory, read
+by that process itself. Results go to results/<device>/bounded-<what>.json.
 """
 
 from __future__ import annotations
@@ -30,13 +30,19 @@ from bench.machine import ROOT, facts, slug
 from bench.memory import status_bytes
 
 MIB = 1 << 20
-LR, FILES = (320, 400), ("a.npy", "a.tif", "a.zarr")
+LR = (320, 400)
+FILES = ("a.npy", "a.tif", "a.zarr")
 """What `cost` enlarges, into what."""
-IMPORT = "import torch; print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+IMPORT = (
+    "import torch; print(*(line.split()[1] for line in open('/proc/self/status') if "
+    "line.startswith('VmHWM')))"
+)
 
 
 def photo(height: int, width: int) -> np.ndarray:
-    """examples/coffee.png mirrored to any size, with noise so that it does not compress like a pattern."""
+    """examples/coffee.png mirrored to any size, with noise so that it does not compress like a
+    pattern.
+    """
     tile = np.asarray(PIL.Image.open(ROOT / "examples" / "coffee.png").convert("RGB"))
     tile = np.concatenate([tile, tile[::-1]])
     tile = np.concatenate([tile, tile[:, ::-1]], axis=1)
@@ -61,7 +67,9 @@ def child(case: dict[str, Any]) -> dict[str, Any]:
         model = DIINN(mode=case.get("mode", 3), encoder=case["encoder"]).eval()
     start = time.perf_counter()
     upscaler = Upscaler(model, device="cpu")
-    job = Job.prepare(upscaler, case["picture"], case["out"], scale=case["scale"], max_memory=case["bound"])
+    job = Job.prepare(
+        upscaler, case["picture"], case["out"], scale=case["scale"], max_memory=case["bound"]
+    )
     plan = job.plan()
     predicted = job.predicted_peak(plan)
     encoded = plan.encoded_pixels(upscaler.model.decoder) / (job.lr[0] * job.lr[1])
@@ -92,9 +100,12 @@ def fresh(case: dict[str, Any], what: str = "child") -> dict[str, Any]:
 
 
 def peaks(folder: Path) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True
+    )
     imported = int(done.stdout) * 1024
-    edsr, gib = imported + 400 * MIB, 1024 * MIB
+    edsr = imported + 400 * MIB
+    gib = 1024 * MIB
     cases = [
         ("edsr-baseline", (500, 540), 1.3, edsr, "a.npy"),
         ("edsr-baseline", (500, 540), 1.1, edsr, "a.tif"),
@@ -117,9 +128,16 @@ def peaks(folder: Path) -> dict[str, Any]:
     ]
     runs = []
     for encoder, size, scale, bound, name in cases:
-        picture, out = folder / "in.png", folder / name
+        picture = folder / "in.png"
+        out = folder / name
         save_photo(picture, *size)
-        case = {"encoder": encoder, "picture": str(picture), "out": str(out), "scale": scale, "bound": bound}
+        case = {
+            "encoder": encoder,
+            "picture": str(picture),
+            "out": str(out),
+            "scale": scale,
+            "bound": bound,
+        }
         run = {"encoder": encoder, "lr": list(size), "scale": scale, "file": name, **fresh(case)}
         runs.append(run)
         mib = {name: f"{run[name] / MIB:.0f}" for name in ("peak", "predicted", "bound")}
@@ -132,14 +150,17 @@ def peaks(folder: Path) -> dict[str, Any]:
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, float]:
-    """(seconds of the clock, of this process's CPU), the latter less disturbed on a busy machine."""
+    """(seconds of the clock, of this process's CPU), the latter less disturbed on a busy
+    machine.
+    """
     start = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - start[0], time.process_time() - start[1]
 
 
 def times(case: dict[str, Any]) -> dict[str, list[float]]:
-    """(Seconds of the clock, of CPU) in this process: in memory if there is no bound, else into each kind of file.
+    """(Seconds of the clock, of CPU) in this process: in memory if there is no bound, else into
+    each kind of file.
 
     Not of warming up and planning. ``encoded``: LR pixels encoded, of those that there are.
     """
@@ -156,19 +177,25 @@ def times(case: dict[str, Any]) -> dict[str, list[float]]:
         return {"memory": [*whole], "encode": [*timed(lambda: upscaler.encode(rgb))]}
     found = {}
     for name in FILES:
-        job = Job.prepare(upscaler, picture, Path(case["folder"]) / name, scale=4, max_memory=case["bound"])
+        job = Job.prepare(
+            upscaler, picture, Path(case["folder"]) / name, scale=4, max_memory=case["bound"]
+        )
         encoded = job.plan().encoded_pixels(upscaler.model.decoder) / (LR[0] * LR[1])
         found[name] = [*timed(lambda: job.run(overwrite=True)), encoded]  # noqa: B023
     return found
 
 
 def cost(folder: Path) -> dict[str, Any]:
-    """Rendering within bounds against `upscale` in memory, which writes nothing; alternately, medians of three.
+    """Rendering within bounds against `upscale` in memory, which writes nothing; alternately,
+    medians of three.
 
     In processes of their own, for a bound changes how memory is allocated from then on.
     """
     bounds = (None, "450MiB", "640MiB")
-    runs = [{str(b): fresh({"bound": b, "folder": str(folder)}, "times") for b in bounds} for _ in range(3)]
+    runs = [
+        {str(b): fresh({"bound": b, "folder": str(folder)}, "times") for b in bounds}
+        for _ in range(3)
+    ]
     found: dict[str, Any] = {}
 
     def median(bound: str, name: str, n: int) -> float:
@@ -177,10 +204,18 @@ def cost(folder: Path) -> dict[str, Any]:
     for bound, name in itertools.product(("450MiB", "640MiB"), FILES):
         entry = found.setdefault(bound, {})[name] = {"encoded": median(bound, name, 2)}
         for n, clock in enumerate(("clock", "cpu")):
-            memory, encode, render = median("None", "memory", n), median("None", "encode", n), median(bound, name, n)
-            over = entry[f"over_decoding_{clock}"] = (render - (entry["encoded"] - 1) * encode) / memory - 1
-            print(f"{bound} {name} x4, {clock}: in memory {memory:.2f} s, rendered {render:.2f} s, encoded "
-                  f"{entry['encoded']:.2f} times, beyond the halo {100 * over:+.1f} %", flush=True)  # fmt: skip
+            memory = median("None", "memory", n)
+            encode = median("None", "encode", n)
+            render = median(bound, name, n)
+            over = entry[f"over_decoding_{clock}"] = (
+                render - (entry["encoded"] - 1) * encode
+            ) / memory - 1
+            print(
+                f"{bound} {name} x4, {clock}: in memory {memory:.2f} s, rendered {render:.2f} "
+                "s, encoded "
+                f"{entry['encoded']:.2f} times, beyond the halo {100 * over:+.1f} %",
+                flush=True,
+            )
     return {**found, "lr": list(LR), "seconds_clock_and_cpu_and_encoded": runs}
 
 
@@ -191,15 +226,32 @@ def long(outputs: list[str]) -> dict[str, Any]:
             picture = Path(folder) / "in.png"
             save_photo(picture, 2048, 2048)
             bound = int(1.5 * 1024 * MIB)
-            case = {"weights": "edsr-baseline-mode3", "picture": str(picture), "out": out, "scale": 8, "bound": bound}
-            run = {"lr": [2048, 2048], "hr": [16384, 16384], "file": "".join(Path(out).suffixes), **fresh(case)}
+            case = {
+                "weights": "edsr-baseline-mode3",
+                "picture": str(picture),
+                "out": out,
+                "scale": 8,
+                "bound": bound,
+            }
+            run = {
+                "lr": [2048, 2048],
+                "hr": [16384, 16384],
+                "file": "".join(Path(out).suffixes),
+                **fresh(case),
+            }
         runs.append(run)
-        print(f"{out}: peak {run['peak'] / MIB:.0f} MiB, {run['seconds']:.0f} s, tiles {run['tiles']}", flush=True)
+        print(
+            f"{out}: peak {run['peak'] / MIB:.0f} MiB, {run['seconds']:.0f} s, tiles "
+            f"{run['tiles']}",
+            flush=True,
+        )
     return {"runs": runs}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["peaks", "cost", "long", "child", "times"])
     parser.add_argument("arguments", nargs="*")
     options = parser.parse_args()
@@ -210,7 +262,9 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="bounded-"))
     try:
         found = (
-            long(options.arguments) if options.what == "long" else {"peaks": peaks, "cost": cost}[options.what](folder)
+            long(options.arguments)
+            if options.what == "long"
+            else {"peaks": peaks, "cost": cost}[options.what](folder)
         )
     finally:
         shutil.rmtree(folder)

@@ -1,4 +1,6 @@
-"""What is measured: a case is one piece of work of stated sizes, the same for every peer, and its FLOPs."""
+"""What is measured: a case is one piece of work of stated sizes, the same for every peer, and its
+FLOPs.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +9,30 @@ from typing import Any
 
 from diinn_fast.geometry import size_for_scale
 
-# Multiply-adds of the decoder, mode 3: in the least arithmetic known (content products once per LR pixel), as the
-# formulation writes it (everything per HR pixel). Of LIIF's decoder, as written, and with its first layer done once per
-# LR pixel; of Meta-SR's, with its last layer done once per LR pixel.
-PROJECTED_PER_HR, PROJECTED_PER_LR = 394_752, 589_824
+# Multiply-adds of the decoder, mode 3: in the least arithmetic known (content products once per LR
+# pixel), as the formulation writes it (everything per HR pixel). Of LIIF's decoder, as written, and
+# with its first layer done once per LR pixel; of Meta-SR's, with its last layer done once per LR
+# pixel.
+PROJECTED_PER_HR = 394_752
+PROJECTED_PER_LR = 589_824
 WRITTEN_PER_HR = 984_576
 LIIF_PER_HR = 1_383_424
-LIIF_PROJECTED_PER_HR, LIIF_PROJECTED_PER_LR = 791_552, 147_456
-METASR_PER_HR, METASR_PER_LR = 1_536, 444_096
+LIIF_PROJECTED_PER_HR = 791_552
+LIIF_PROJECTED_PER_LR = 147_456
+METASR_PER_HR = 1_536
+METASR_PER_LR = 444_096
 ENCODER_PER_LR = {"rdn": 21_964_480, "edsr-baseline": 1_218_240}
 """Multiply-adds per LR pixel of an encoder: its convolution weights."""
 
 OFFICIAL_BYTES = {"decode": 12_288, "model": 12_288, "training": 40_960}
-"""Memory of the official formulation per query: two 2.3 KB and one 3.3 KB tensors and the layers' results live at
-once; training keeps every layer's inputs."""
+"""Memory of the official formulation per query: two 2.3 KB and one 3.3 KB tensors and the layers'
+results live at once; training keeps every layer's inputs."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """``kind``: decode (features to RGB), model (LR image to RGB), training (decoder forward and backward; with an
-    encoder, of the whole model)."""
+    """``kind``: decode (features to RGB), model (LR image to RGB), training (decoder forward and
+    backward; with an encoder, of the whole model)."""
 
     kind: str
     lr: tuple[int, int]
@@ -58,7 +64,8 @@ class Case:
 
     @property
     def title(self) -> str:
-        (h, w), (height, width) = self.lr, self.size
+        h, w = self.lr
+        height, width = self.size
         what = "decode" if self.kind == "decode" else "decoder"
         if self.encoder:
             what = f"{self.encoder} and {what}"
@@ -68,7 +75,9 @@ class Case:
         return f"{what}: {h}x{w} to {height}x{width} (x{self.scale:g}{batch})"
 
     def flops(self, peer: str) -> float:
-        """Useful floating point operations: for all forms of one function those of the least arithmetic."""
+        """Useful floating point operations: for all forms of one function those of the least
+        arithmetic.
+        """
         if peer.startswith("liif"):
             macs = self.queries * LIIF_PROJECTED_PER_HR + self.lr_pixels * LIIF_PROJECTED_PER_LR
         elif peer == "metasr":
@@ -81,7 +90,11 @@ class Case:
         """Operations that a peer really does: what decides how long it will take."""
         if peer == "liif-unfolded":
             return self._with_rest(self.queries * LIIF_PER_HR)
-        return self._with_rest(self.queries * WRITTEN_PER_HR) if peer.startswith("official") else self.flops(peer)
+        return (
+            self._with_rest(self.queries * WRITTEN_PER_HR)
+            if peer.startswith("official")
+            else self.flops(peer)
+        )
 
     def _with_rest(self, macs: float) -> float:
         macs += self.lr_pixels * ENCODER_PER_LR.get(self.encoder, 0)

@@ -24,14 +24,18 @@ RESULTS = Path(__file__).parent / "results"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("diinn_fast")
-    group.addoption("--full", action="store_true", help="all sizes and peers (tens of minutes on two cores)")
+    group.addoption(
+        "--full", action="store_true", help="all sizes and peers (tens of minutes on two cores)"
+    )
     group.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where to measure")
     group.addoption("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
     group.addoption("--save", action="store_true", help="write bench/results/<device>/<suite>.json")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.option.benchmark_quiet = True  # one table is enough; --benchmark-verbose brings pytest-benchmark's own back
+    config.option.benchmark_quiet = (
+        True  # one table is enough; --benchmark-verbose brings pytest-benchmark's own back
+    )
     config.stash[BOARD] = Board(config)
 
 
@@ -68,7 +72,12 @@ class Board:
     def record(self, suite: str, case: Case) -> dict[str, Any]:
         """The record of a case, made at first use."""
         if (suite, case.name) not in self.records:
-            description = {"case": case.describe(), "name": case.name, "title": case.title, "size": list(case.size)}
+            description = {
+                "case": case.describe(),
+                "name": case.name,
+                "title": case.title,
+                "size": list(case.size),
+            }
             self.records[suite, case.name] = {**description, "peers": {}, "left_out": {}}
         return self.records[suite, case.name]
 
@@ -93,7 +102,9 @@ class Board:
         rates = machine.rates(self.device)
         calls |= {name: call for name, (call, _) in rates.items()}
         samples = interleave(
-            calls, lambda call: machine.seconds(call, self.device), *((5.0, 50) if self.full else (0.7, 15))
+            calls,
+            lambda call: machine.seconds(call, self.device),
+            *((5.0, 50) if self.full else (0.7, 15)),
         )
         record["rates"] = {
             name: {"flop_per_s": flops / summary(samples[name])["median"], **summary(samples[name])}
@@ -105,7 +116,9 @@ class Board:
         return record
 
     def _try(self, case: Case, peer: str, calls: dict[str, Callable[[], object]]) -> str | None:
-        """Set a peer up, on a small case first: its call goes to ``calls``, or why it cannot run is returned."""
+        """Set a peer up, on a small case first: its call goes to ``calls``, or why it cannot run is
+        returned.
+        """
         key = (case.kind, case.encoder, peer)
         try:
             if key not in self.tried:
@@ -120,12 +133,15 @@ class Board:
         calls[peer] = peers.build(case, peer)
         return None
 
-    def _entry(self, case: Case, peer: str, samples: list[float], rates: dict[str, Any]) -> dict[str, Any]:
+    def _entry(
+        self, case: Case, peer: str, samples: list[float], rates: dict[str, Any]
+    ) -> dict[str, Any]:
         entry: dict[str, Any] = {"title": peers.title(peer), **summary(samples), "samples": samples}
         if peer != "bicubic":
             entry["flops"] = case.flops(peer)
             entry["fraction"] = {
-                name: case.flops(peer) / entry["median"] / rate["flop_per_s"] for name, rate in rates.items()
+                name: case.flops(peer) / entry["median"] / rate["flop_per_s"]
+                for name, rate in rates.items()
             }
         return entry
 
@@ -133,12 +149,18 @@ class Board:
         """Write one file per suite; a file holds what this run measured."""
         folder = RESULTS / machine.slug(self.device)
         folder.mkdir(parents=True, exist_ok=True)
-        about = machine.facts(self.device) | {"command": machine.command(), "dtype": self.dtype, "full": self.full}
+        about = machine.facts(self.device) | {
+            "command": machine.command(),
+            "dtype": self.dtype,
+            "full": self.full,
+        }
         for suite in dict.fromkeys(suite for suite, _ in self.records):
             records = [record for (name, _), record in self.records.items() if name == suite]
             dtype = "" if self.dtype == "float32" else f"-{self.dtype}"
             path = folder / f"{suite}{dtype}.json"
-            path.write_text(json.dumps({**about, "suite": suite, "records": records}, indent=1) + "\n")
+            path.write_text(
+                json.dumps({**about, "suite": suite, "records": records}, indent=1) + "\n"
+            )
             yield path
 
 
@@ -156,7 +178,9 @@ def board(request: pytest.FixtureRequest) -> Board:
 
 @pytest.fixture
 def speed(board: Board, request: pytest.FixtureRequest, benchmark: Any) -> Report:
-    """Report a peer's time on a case to pytest-benchmark; the first peer asked for times all of them together."""
+    """Report a peer's time on a case to pytest-benchmark; the first peer asked for times all of
+    them together.
+    """
 
     def report(case: Case, peer: str) -> None:
         record = board.time(suite_of(request.node), case)
@@ -190,19 +214,25 @@ def peak(board: Board, request: pytest.FixtureRequest) -> Report:
     return report
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     board = config.stash[BOARD]
     if not board.records:
         return
     about = machine.facts(board.device)
-    terminalreporter.section(f"{about['device']}, {about['threads']} threads, torch {about['versions']['torch']}")
+    terminalreporter.section(
+        f"{about['device']}, {about['threads']} threads, torch {about['versions']['torch']}"
+    )
     for (suite, _), record in board.records.items():
         terminalreporter.write_line("\n" + text_table(suite, record))
     if config.option.save:
         for path in board.save():
             terminalreporter.write_line(f"wrote {path.relative_to(machine.ROOT)}")
     seconds = timedelta(seconds=round(sum(r.duration for r in _reports(terminalreporter))))
-    terminalreporter.write_line(f"measured in {seconds}; docs/performance.md: python -m bench.report")
+    terminalreporter.write_line(
+        f"measured in {seconds}; docs/performance.md: python -m bench.report"
+    )
 
 
 def _reports(reporter: pytest.TerminalReporter) -> list[Any]:

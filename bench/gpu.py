@@ -1,15 +1,18 @@
-"""Everything that needs a GPU, in one command of eight minutes: ``python -m bench.gpu`` (or ``make gpu``).
+"""Everything that needs a GPU, in one command of eight minutes: ``python -m bench.gpu`` (or
+``make gpu``).
 
-It checks the kernels on the device, tunes their tiles, and measures them against all peers. Every step is a process of
-its own with a time limit; a step that fails or hangs stops no other. Results are written as they come: tables, plots
-and a summary in bench/results/<device>/ (or --out), logs in its folder run/. The exit code is 1 if a check failed.
+It checks the kernels on the device, tunes their tiles, and measures them against all peers. Every
+step is a process of its own with a time limit; a step that fails or hangs stops no other. Results
+are written as they come: tables, plots and a summary in bench/results/<device>/ (or --out), logs in
+its folder run/. The exit code is 1 if a check failed.
 
-Needs a CUDA build of torch, triton, pytest, and what diinn_fast imports; not that the package is installed. Uses
-matplotlib, compute-sanitizer and ncu where they are.
+Needs a CUDA build of torch, triton, pytest, and what diinn_fast imports; not that the package is
+installed. Uses matplotlib, compute-sanitizer and ncu where they are.
 
-    python -m bench.gpu --full                # also the long steps: more sizes, sanitizers, profiles
-    python -m bench.gpu --only checks tune    # steps whose names begin so
-    python -m bench.gpu --device cpu --dry    # try this program without a GPU: tiny sizes, Triton's interpreter
+    python -m bench.gpu --full                # also the long steps: more sizes, sanitizers,
+    profiles python -m bench.gpu --only checks tune    # steps whose names begin so
+    python -m bench.gpu --device cpu --dry    # try this program without a GPU: tiny sizes, Triton's
+    interpreter
 """
 
 from __future__ import annotations
@@ -54,11 +57,31 @@ class Outcome:
 
 
 def plan(options: argparse.Namespace, out: Path) -> list[list[Step]]:
-    """Stages, one after the other; the steps of a stage run side by side, so only the first ones may be many."""
-    python, dry = sys.executable, options.dry
+    """Stages, one after the other; the steps of a stage run side by side, so only the first ones
+    may be many.
+    """
+    python = sys.executable
+    dry = options.dry
     measure = [python, "-m", "bench.gpu_steps"]
-    common = ["--out", str(out), "--device", options.device, "--run", options.run, *(["--dry"] if dry else [])]
-    pytest = [python, "-m", "pytest", "tests/contract/test_on_device.py", "-o", "addopts=-q", "-p", "no:cacheprovider"]
+    common = [
+        "--out",
+        str(out),
+        "--device",
+        options.device,
+        "--run",
+        options.run,
+        *(["--dry"] if dry else []),
+    ]
+    pytest = [
+        python,
+        "-m",
+        "pytest",
+        "tests/contract/test_on_device.py",
+        "-o",
+        "addopts=-q",
+        "-p",
+        "no:cacheprovider",
+    ]
     pytest += ["-o", "python_functions=check_*", "-rfs", "--durations=5"]
     tune = [python, "-m", "diinn_fast.kernels.tune", "--device", options.device]
     small = ["--lr", "3", "--forms", "content", "--dtypes", "float16"] if dry else []
@@ -72,15 +95,26 @@ def plan(options: argparse.Namespace, out: Path) -> list[list[Step]]:
     # The dtypes' ids end in their names, and bfloat16 contains float16: hence the dash.
     modes = [3] if dry else [1, 2, 3, 4]
     precisions = ["float16"] if dry else PRECISIONS
-    # What takes longest starts first. A kernel compiles for seconds on one core: those that the next stages time are
-    # compiled here, side by side with the checks.
+    # What takes longest starts first. A kernel compiles for seconds on one core: those that the
+    # next stages time are compiled here, side by side with the checks.
     compiled = ("float16", "float32") if dry else ("float16", "bfloat16", "float32")
-    first = [check("compiled", "surroundings and (compile or graphed)")]  # by torch.compile: a minute of many cores
+    first = [
+        check("compiled", "surroundings and (compile or graphed)")
+    ]  # by torch.compile: a minute of many cores
     first.append(check("surroundings", "surroundings and not compile and not graphed"))
-    first += [Step(f"compile-{p}", (*tune, "--rounds", "0", "--dtypes", p, *small), 150) for p in compiled]
+    first += [
+        Step(f"compile-{p}", (*tune, "--rounds", "0", "--dtypes", p, *small), 150) for p in compiled
+    ]
     first += [check(f"mode{m}-{p}", f"mode{m} and -{p}") for p in precisions for m in modes]
     stages = [[measured("prepare", 90)], first]
-    timed = ["--rounds", "2" if dry else "15", "--seconds", "45", "--json", str(out / "run/tune.json")]
+    timed = [
+        "--rounds",
+        "2" if dry else "15",
+        "--seconds",
+        "45",
+        "--json",
+        str(out / "run/tune.json"),
+    ]
     stages.append([Step("tune", (*tune, *small, *timed), 75)])
     photos = ["--photos", *options.photos] if options.photos else []
     stages += [
@@ -99,12 +133,17 @@ def plan(options: argparse.Namespace, out: Path) -> list[list[Step]]:
         ]
     if dry:  # the interpreter takes its time
         stages = [[replace(s, limit=10 * s.limit) for s in stage] for stage in stages]
-    chosen = [[s for s in stage if not options.only or s.name.startswith(tuple(options.only))] for stage in stages]
+    chosen = [
+        [s for s in stage if not options.only or s.name.startswith(tuple(options.only))]
+        for stage in stages
+    ]
     return [stage for stage in chosen if stage]
 
 
 def tools(python: str, profile: Sequence[str], out: Path, pytest: Sequence[str]) -> list[Step]:
-    """NVIDIA's sanitizers on a few checks, and a profile of every kernel, where the programs are installed."""
+    """NVIDIA's sanitizers on a few checks, and a profile of every kernel, where the programs are
+    installed.
+    """
     steps = []
     some = ["-k", "mode3-float16 and not bits"]
     if sanitizer := program("compute-sanitizer"):
@@ -145,13 +184,19 @@ def program(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=os.pathsep.join(TOOLS))
 
 
-# -- running ----------------------------------------------------------------------------------------------------------
+# -- running ---------------------------------------------------------------------------------------
 
 
 def run_stage(
-    steps: Sequence[Step], logs: Path, environment: dict[str, str], workers: int, end: float, least: float = 5.0
+    steps: Sequence[Step],
+    logs: Path,
+    environment: dict[str, str],
+    workers: int,
+    end: float,
+    least: float = 5.0,
 ) -> Iterable[Outcome]:
-    """Run steps side by side, ``workers`` at a time, none beyond its limit or ``end``; yield them as they finish.
+    """Run steps side by side, ``workers`` at a time, none beyond its limit or ``end``; yield them
+    as they finish.
 
     A step that would have less than ``least`` seconds is not run.
     """
@@ -167,7 +212,12 @@ def run_stage(
             log = (logs / f"{step.name}.log").open("w")
             # A session of its own, so that children of the step can be stopped with it.
             process = subprocess.Popen(
-                step.command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                step.command,
+                cwd=ROOT,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
             log.close()
             running[process] = step, time.monotonic(), limit
@@ -193,7 +243,9 @@ def last_line(log: Path) -> str:
 
 def environment_of(options: argparse.Namespace) -> dict[str, str]:
     environment = dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(ROOT), environment.get("PYTHONPATH", "")]
+    ).rstrip(os.pathsep)
     environment.pop("TRITON_INTERPRET", None)
     if options.device == "cpu":
         environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -204,13 +256,23 @@ def summarise(outcomes: Sequence[Outcome], out: Path, about: dict[str, Any]) -> 
     """The summary as text; it is also stored, with what was promised."""
     promises = gpu_promises.judge(out, about["run"])
     steps = [
-        {"step": o.step.name, "state": o.state, "seconds": round(o.seconds, 1), "last": o.last, "check": o.step.check}
+        {
+            "step": o.step.name,
+            "state": o.state,
+            "seconds": round(o.seconds, 1),
+            "last": o.last,
+            "check": o.step.check,
+        }
         for o in outcomes
     ]
     (out / "run" / "summary.json").write_text(
         json.dumps({**about, "steps": steps, "promises": promises}, indent=1) + "\n"
     )
-    lines = [f"{s['state']:8} {s['step']:24} {s['seconds']:7.1f} s  {s['last']}" for s in steps if s["state"] != "ok"]
+    lines = [
+        f"{s['state']:8} {s['step']:24} {s['seconds']:7.1f} s  {s['last']}"
+        for s in steps
+        if s["state"] != "ok"
+    ]
     lines += [f"{sum(o.state == 'ok' for o in outcomes)} of {len(outcomes)} steps passed", ""]
     lines += [gpu_promises.line(promise) for promise in promises]
     return "\n".join(lines)
@@ -231,15 +293,23 @@ def draw(out: Path) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--dry", action="store_true", help="tiny sizes, a few checks")
-    parser.add_argument("--full", action="store_true", help="long steps too, and no limit on the whole")
-    parser.add_argument("--only", nargs="+", default=[], metavar="STEP", help="steps whose names begin so")
+    parser.add_argument(
+        "--full", action="store_true", help="long steps too, and no limit on the whole"
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="STEP", help="steps whose names begin so"
+    )
     parser.add_argument("--out", help="folder of the results (default: bench/results/<device>)")
     parser.add_argument("--minutes", type=float, default=8.0, help="limit on the whole; 0: none")
-    parser.add_argument("--photos", nargs="+", default=[], help="photographs for the comparison in 8 bit")
+    parser.add_argument(
+        "--photos", nargs="+", default=[], help="photographs for the comparison in 8 bit"
+    )
     options = parser.parse_args(arguments)
     begin = time.monotonic()
     options.run = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
@@ -247,10 +317,14 @@ def main(arguments: list[str] | None = None) -> int:
         import torch
 
         if not torch.cuda.is_available():
-            print("no CUDA device; --device cpu --dry tries the program without one", file=sys.stderr)
+            print(
+                "no CUDA device; --device cpu --dry tries the program without one", file=sys.stderr
+            )
             return 2
     name = machine.slug(options.device)
-    out = Path(options.out or ROOT / ("build/gpu-dry" if options.dry else f"bench/results/{name}")).resolve()
+    out = Path(
+        options.out or ROOT / ("build/gpu-dry" if options.dry else f"bench/results/{name}")
+    ).resolve()
     (out / "run").mkdir(parents=True, exist_ok=True)
     logs = out / "run" / "logs"
     logs.mkdir(exist_ok=True)
@@ -263,7 +337,10 @@ def main(arguments: list[str] | None = None) -> int:
         for outcome in run_stage(stage, logs, environment_of(options), workers, end - 5):
             outcomes.append(outcome)
             said = outcome.last if outcome.step.check or outcome.state != "ok" else ""
-            print(f"{outcome.state:8} {outcome.step.name:24} {outcome.seconds:7.1f} s  {said}", flush=True)
+            print(
+                f"{outcome.state:8} {outcome.step.name:24} {outcome.seconds:7.1f} s  {said}",
+                flush=True,
+            )
     about = {"run": options.run, "device": machine.device_name(options.device), "dry": options.dry}
     print("\n" + summarise(outcomes, out, about))
     print(draw(out))

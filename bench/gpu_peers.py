@@ -1,7 +1,9 @@
-"""Who is measured on a GPU: the official formulation as users run it, plain PyTorch at its best, and our backends.
+"""Who is measured on a GPU: the official formulation as users run it, plain PyTorch at its best,
+and our backends.
 
-As ``peers``, but a peer here is a formulation *and* a precision: on a GPU the choice of precision is most of the speed.
-Positions and indices of the official formulation are made once, on the device: they are not what is measured.
+As ``peers``, but a peer here is a formulation *and* a precision: on a GPU the choice of precision
+is most of the speed. Positions and indices of the official formulation are made once, on the
+device: they are not what is measured.
 """
 
 from __future__ import annotations
@@ -26,13 +28,17 @@ from diinn_fast.ops import Problem
 Call = Callable[[], object]
 
 CHUNK = 1 << 18
-"""Queries at a time of the plain PyTorch peers: large, because launches are what small chunks would wait for."""
+"""Queries at a time of the plain PyTorch peers: large, because launches are what small chunks would
+wait for.
+"""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """``form``: official, eager, conv, or the name of one of our backends; ``precision``: float32 is the user's default
-    (convolutions in TF32), exact is float32 throughout; 16 bit is autocast, or for decode the tensors' own dtype."""
+    """``form``: official, eager, conv, or the name of one of our backends; ``precision``: float32
+    is the user's default (convolutions in TF32), exact is float32 throughout; 16 bit is autocast,
+    or for decode the tensors' own dtype.
+    """
 
     form: str
     precision: str
@@ -41,7 +47,9 @@ class Peer:
 
     @property
     def name(self) -> str:
-        """``official``, ``eager`` and ``conv`` are what tables compare with: the first of each form bears its name."""
+        """``official``, ``eager`` and ``conv`` are what tables compare with: the first of each form
+        bears its name.
+        """
         plain = {"official": "float32", "eager": "float16", "conv": "float16"}.get(self.form)
         parts = [self.form] + ([] if self.precision == plain else [self.precision])
         return "-".join(parts + ["compiled"] * self.compiled + ["graph"] * self.captured)
@@ -50,30 +58,47 @@ class Peer:
     def title(self) -> str:
         forms = {"official": "official formulation", "eager": "plain PyTorch, projected"}
         forms["conv"] = "plain PyTorch, projected, 1x1 conv NHWC"
-        precision = {"float32": "fp32 (TF32 conv)", "exact": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+        precision = {
+            "float32": "fp32 (TF32 conv)",
+            "exact": "fp32",
+            "float16": "fp16",
+            "bfloat16": "bf16",
+        }
         extra = ", torch.compile max-autotune" * self.compiled + ", CUDA graph" * self.captured
-        return f"{forms.get(self.form, f'diinn_fast (backend {self.form})')}, {precision[self.precision]}{extra}"
+        return (
+            f"{forms.get(self.form, f'diinn_fast (backend {self.form})')}, "
+            f"{precision[self.precision]}{extra}"
+        )
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.float32 if self.precision in ("float32", "exact") else getattr(torch, self.precision)
+        return (
+            torch.float32
+            if self.precision in ("float32", "exact")
+            else getattr(torch, self.precision)
+        )
 
 
 def fused(device: str) -> list[str]:
-    """Our backends with kernels that take tensors on this device (in Triton's interpreter, on the CPU too)."""
+    """Our backends with kernels that take tensors on this device (in Triton's interpreter, on the
+    CPU too).
+    """
     names = [name for name in backends.NAMES if name != "eager"]
     return [name for name in names if supports(name, torch.float16, device)]
 
 
 def supports(name: str, dtype: torch.dtype, device: str) -> bool:
     """Whether a backend does mode 3 in this dtype here."""
-    backend, problem = backends.load(name), Problem("content", 3, (1, 1), (0, 0), (1, 1), None, None, None, 0)
+    backend = backends.load(name)
+    problem = Problem("content", 3, (1, 1), (0, 0), (1, 1), None, None, None, 0)
     source = torch.empty(1, 1, 1, 1024, device=device, dtype=dtype)
     return backend.unavailable() is None and backend.unsupported(problem, source) is None
 
 
 def refused(name: str, dtype: torch.dtype) -> str | None:
-    """What a backend's self-check found wrong in this dtype: then plain PyTorch has done its work."""
+    """What a backend's self-check found wrong in this dtype: then plain PyTorch has done its
+    work.
+    """
     checked = getattr(backends.load(name), "_checked", {}) if name in backends.NAMES else {}
     return next((why for key, why in checked.items() if why and dtype in tuple(key)), None)
 
@@ -92,24 +117,32 @@ def peers_of(case: Case) -> list[Peer]:
 
 
 def compiled_of(case: Case) -> list[Peer]:
-    found = [Peer("official", "bfloat16", compiled=True), Peer("official", "float32", compiled=True)]
+    found = [
+        Peer("official", "bfloat16", compiled=True),
+        Peer("official", "float32", compiled=True),
+    ]
     if case.kind == "decode":
         found.append(Peer("conv", "float16", compiled=True))
     if case.kind == "model" and case.device == "cuda":
-        found = [Peer(name, "float16", compiled=True, captured=True) for name in fused(case.device)[:1]] + found
+        found = [
+            Peer(name, "float16", compiled=True, captured=True) for name in fused(case.device)[:1]
+        ] + found
     return found
 
 
 def left_out(case: Case, peer: Peer) -> str | None:
     """Why a peer is not tried on this case, or None."""
-    need, free = case.official_bytes(), free_bytes(case.device)
+    need = case.official_bytes()
+    free = free_bytes(case.device)
     if peer.form == "official" and (need := need * peer.dtype.itemsize // 4) > 0.9 * free:
         return f"would need {need / 2**30:.1f} GiB, {free / 2**30:.1f} are free"
     return None
 
 
 def build(case: Case, peer: Peer) -> Call:
-    """A function of no arguments that does the case's work once; random numbers are the same for every peer."""
+    """A function of no arguments that does the case's work once; random numbers are the same for
+    every peer.
+    """
     torch.manual_seed(0)
     if peer.captured and case.kind == "model":
         return _graphed(case, peer)
@@ -133,11 +166,15 @@ def _decoder(decoder: ImplicitDecoder, case: Case, peer: Peer) -> Callable[[Tens
 
 def official(decoder: ImplicitDecoder, case: Case) -> Callable[[Tensor], Tensor]:
     """``reference.decode`` with indices and positions made beforehand."""
-    (h, w), (height, width) = case.lr, case.size
+    h, w = case.lr
+    height, width = case.size
     weights = decoder.state_dict(keep_vars=True)
-    p, i, j = reference.position((h, w), case.size, torch.arange(height), torch.arange(width), torch.float32)
+    p, i, j = reference.position(
+        (h, w), case.size, torch.arange(height), torch.arange(width), torch.float32
+    )
     position = p.to(case.device, decoder.last_layer.weight.dtype)[None]
-    rows, columns = i.to(case.device), j.to(case.device)
+    rows = i.to(case.device)
+    columns = j.to(case.device)
 
     def decode(features: Tensor) -> Tensor:
         batch, channels = features.shape[:2]
@@ -170,14 +207,19 @@ def _exactly(peer: Peer, call: Call) -> Call:
 
 
 def _decode(case: Case, peer: Peer) -> Call:
-    features, decoder = torch.rand(case.batch, 64, *case.lr) * 2 - 1, ImplicitDecoder(64, mode=case.mode)
-    # The official formulation in 16 bit is run by autocast, ours and plain PyTorch by their tensors' dtype.
+    features = torch.rand(case.batch, 64, *case.lr) * 2 - 1
+    decoder = ImplicitDecoder(64, mode=case.mode)
+    # The official formulation in 16 bit is run by autocast, ours and plain PyTorch by their
+    # tensors' dtype.
     dtype = torch.float32 if peer.form == "official" else peer.dtype
-    features, decode = features.to(case.device, dtype), _decoder(decoder.to(case.device, dtype), case, peer)
+    features = features.to(case.device, dtype)
+    decode = _decoder(decoder.to(case.device, dtype), case, peer)
 
     @torch.inference_mode()
     def call() -> Tensor:
-        with _surroundings(case, replace(peer, precision="float32") if dtype == peer.dtype else peer):
+        with _surroundings(
+            case, replace(peer, precision="float32") if dtype == peer.dtype else peer
+        ):
             return decode(features)
 
     return _exactly(peer, call)
@@ -193,18 +235,25 @@ def _model(case: Case, peer: Peer) -> Call:
     @torch.inference_mode()
     def call() -> Tensor:
         with _surroundings(case, peer):
-            encode = official_encoder(model.encoder, image) if peer.form == "official" else model.encoder(image)
+            encode = (
+                official_encoder(model.encoder, image)
+                if peer.form == "official"
+                else model.encoder(image)
+            )
             return decode(encode)
 
     return _exactly(peer, call)
 
 
 def _training(case: Case, peer: Peer) -> Call:
-    """Forward and backward of the decoder: float32 parameters, gradients for the features and all of them."""
+    """Forward and backward of the decoder: float32 parameters, gradients for the features and all
+    of them.
+    """
     features = (torch.rand(case.batch, 64, *case.lr) * 2 - 1).to(case.device).requires_grad_()
     target = (torch.rand(case.batch, 3, *case.size) * 2 - 1).to(case.device)
     decoder = ImplicitDecoder(64, mode=case.mode).to(case.device)
-    decode, inputs = _decoder(decoder, case, peer), [features, *decoder.parameters()]
+    decode = _decoder(decoder, case, peer)
+    inputs = [features, *decoder.parameters()]
 
     def step() -> Sequence[Tensor]:
         with _surroundings(case, peer):

@@ -1,4 +1,6 @@
-"""What the GPU kernels are meant to reach, and what a run measured of it. Figures that miss are shown, not hidden."""
+"""What the GPU kernels are meant to reach, and what a run measured of it. Figures that miss are
+shown, not hidden.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,25 @@ OURS = ("-bfloat16", "-float16", "-exact", "-graph")
 
 
 def judge(folder: Path, run: str) -> list[dict[str, Any]]:
-    """Every promise with its measurement, or None where this run has none: ``{what, wanted, got, met}``."""
-    decode, model, training, memory = (load(folder, s, run) for s in ("decode", "model", "training", "memory"))
+    """Every promise with its measurement, or None where this run has none:
+    ``{what, wanted, got, met}``.
+    """
+    decode = load(folder, "decode", run)
+    model = load(folder, "model", run)
+    training = load(folder, "training", run)
+    memory = load(folder, "memory", run)
     found = []
 
     def add(what: str, wanted: float, got: float | None, least: bool = True) -> None:
         met = None if got is None else (got >= wanted if least else got <= wanted)
-        found.append({"what": what, "wanted": f"{'>=' if least else '<='} {wanted:g}", "got": got, "met": met})
+        found.append(
+            {
+                "what": what,
+                "wanted": f"{'>=' if least else '<='} {wanted:g}",
+                "got": got,
+                "met": met,
+            }
+        )
 
     for name in ("decode-512x512-x4", "decode-384x384-x4"):
         record = decode.get(name, {})
@@ -33,7 +47,8 @@ def judge(folder: Path, run: str) -> list[dict[str, Any]]:
     add("training step: x official under autocast", 4, ratio(step, ["official-bfloat16"]))
     peers = memory.get("training-48x48-x4", {}).get("peers", {})
     least = min(
-        (v["extra"] for k, v in peers.items() if k.endswith(OURS) and not k.startswith("official")), default=None
+        (v["extra"] for k, v in peers.items() if k.endswith(OURS) and not k.startswith("official")),
+        default=None,
     )
     base = peers.get("official-bfloat16", {}).get("extra")
     add(
@@ -59,7 +74,9 @@ def ours(record: dict[str, Any]) -> float | None:
     """The least median of our 16-bit peers, in seconds."""
     forms = ("official", "eager", "conv")
     peers = record.get("peers", {}).items()
-    return min((v["median"] for k, v in peers if not k.startswith(forms) and "float16" in k), default=None)
+    return min(
+        (v["median"] for k, v in peers if not k.startswith(forms) and "float16" in k), default=None
+    )
 
 
 def others(record: dict[str, Any]) -> list[str]:

@@ -1,4 +1,6 @@
-"""The machine: what it is called, how much memory is free, how fast its own matrix products are, and a clock."""
+"""The machine: what it is called, how much memory is free, how fast its own matrix products are,
+and a clock.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +37,24 @@ def slug(device: str) -> str:
 
 
 def facts(device: str) -> dict[str, Any]:
-    """All that a reader needs to judge a number: commit, date, versions, threads, instruction set."""
+    """All that a reader needs to judge a number: commit, date, versions, threads, instruction
+    set.
+    """
     found: dict[str, Any] = {
         "device": device_name(device),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "--short=12", "HEAD"),
-        "modified": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "diinn_fast", "csrc", "kernels")),
+        "modified": bool(
+            _git(
+                "status",
+                "--porcelain",
+                "--untracked-files=no",
+                "--",
+                "diinn_fast",
+                "csrc",
+                "kernels",
+            )
+        ),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "threads": torch.get_num_threads(),
         "isa": torch.backends.cpu.get_cpu_capability(),
@@ -68,7 +82,9 @@ def _cpuinfo(key: str) -> str:
 
 def _git(*arguments: str) -> str:
     try:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
 
@@ -100,16 +116,22 @@ def seconds(call: Callable[[], object], device: str) -> float:
 
 
 def rates(device: str) -> dict[str, tuple[Callable[[], object], float]]:
-    """The machine's own products, by name: a call and its FLOPs. They are timed in the same rounds as the peers.
+    """The machine's own products, by name: a call and its FLOPs. They are timed in the same rounds
+    as the peers.
 
     On the CPU also as a 1x1 convolution in channels_last: the matrix library is slow on some CPUs.
     """
     if device == "cuda":
         a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
         return {"torch.mm": (lambda: torch.mm(a, a), 2.0 * 8192**3)}
-    rows, depth, columns, repeats = 2048, 256, 512, 4
-    x, weight = torch.randn(rows, depth), torch.randn(depth, columns)
-    image, kernel = x[None, None].permute(0, 3, 1, 2), weight.t().contiguous()[:, :, None, None]
+    rows = 2048
+    depth = 256
+    columns = 512
+    repeats = 4
+    x = torch.randn(rows, depth)
+    weight = torch.randn(depth, columns)
+    image = x[None, None].permute(0, 3, 1, 2)
+    kernel = weight.t().contiguous()[:, :, None, None]
     flops = 2.0 * rows * depth * columns * repeats
 
     def products() -> None:

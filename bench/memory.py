@@ -1,7 +1,9 @@
-"""Peak memory of one peer on one case, in a process of its own: ``python -m bench.memory '{"case": .., "peer": ..}'``.
+"""Peak memory of one peer on one case, in a process of its own:
+``python -m bench.memory '{"case": .., "peer": ..}'``.
 
-Counted is what the process holds at most beyond its inputs and outputs: on Linux by the kernel's own high-water mark
-of resident memory, reset just before; elsewhere by polling; on a GPU by the allocator's statistics.
+Counted is what the process holds at most beyond its inputs and outputs: on Linux by the kernel's
+own high-water mark of resident memory, reset just before; elsewhere by polling; on a GPU by the
+allocator's statistics.
 """
 
 from __future__ import annotations
@@ -27,19 +29,29 @@ from bench.peers import build
 
 
 def measure_in_child(case: Case, peer: str) -> dict[str, int]:
-    """``{"extra": bytes, "output": bytes}`` of a case; raises RuntimeError with the child's last words."""
+    """``{"extra": bytes, "output": bytes}`` of a case; raises RuntimeError with the child's last
+    words.
+    """
     argument = json.dumps({"case": case.describe(), "peer": peer})
     done = subprocess.run(
-        [sys.executable, "-m", "bench.memory", argument], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "bench.memory", argument],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
-        raise RuntimeError(f"{peer} on {case.name} failed: {(done.stderr.strip() or 'killed').splitlines()[-1]}")
+        raise RuntimeError(
+            f"{peer} on {case.name} failed: {(done.stderr.strip() or 'killed').splitlines()[-1]}"
+        )
     return json.loads(done.stdout)
 
 
 def measure(case: Case, peer: str) -> dict[str, int]:
     """The same in this process."""
-    build(replace(case, lr=(8, 8), scale=2.0, batch=1), peer)()  # what libraries load at first use is not the peer's
+    build(
+        replace(case, lr=(8, 8), scale=2.0, batch=1), peer
+    )()  # what libraries load at first use is not the peer's
     call = build(case, peer)
     peak, result = (_cuda_peak if case.device == "cuda" else _resident_peak)(call)
     output = sum(v.numel() * v.element_size() for v in _tensors(result))

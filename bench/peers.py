@@ -1,7 +1,10 @@
-"""Who is measured: ``build(case, peer)`` sets one peer up for one case, for speed and for memory alike.
+"""Who is measured: ``build(case, peer)`` sets one peer up for one case, for speed and for memory
+alike.
 
-Peers: the official formulation (eager, and compiled), plain PyTorch at its best (the package's eager backend, and the
-same with 1x1 convolutions in channels_last), LIIF, bicubic, and every compiled backend of the package.
+Peers: the official formulation (eager, and compiled), plain PyTorch at its best (the package's
+    eager backend, and the
+same with 1x1 convolutions in channels_last), LIIF, bicubic, and every compiled backend of the
+package.
 """
 
 from __future__ import annotations
@@ -39,8 +42,8 @@ PLAIN = ("eager", "conv")
 """DIINN in plain PyTorch, as fast as it goes."""
 
 DEFAULT_LIMITS = {"official": 5e11, "liif": 2e11, "eager": 7e11, "conv": 1e12}
-"""FLOPs above which a peer is left to ``--full``, so that the default run ends in minutes on two cores. A training step
-may have twice as many: there is only one."""
+"""FLOPs above which a peer is left to ``--full``, so that the default run ends in minutes on two
+cores. A training step may have twice as many: there is only one."""
 
 
 def title(peer: str) -> str:
@@ -59,10 +62,16 @@ def fused(device: str) -> list[str]:
 
 def names(case: Case, full: bool) -> list[str]:
     """Peers that take part in a case, slowest kind first."""
-    found = ["official", *(["official-compiled"] if full and case.kind != "training" else []), "eager"]
+    found = [
+        "official",
+        *(["official-compiled"] if full and case.kind != "training" else []),
+        "eager",
+    ]
     if case.kind == "decode" and case.mode == 3:
         found.append("conv")
-    if case.kind != "training" or not case.encoder:  # LIIF keeps every layer's inputs: 20 GiB at batch 16
+    if (
+        case.kind != "training" or not case.encoder
+    ):  # LIIF keeps every layer's inputs: 20 GiB at batch 16
         found.append("liif")
     if case.kind != "training":
         found.append("bicubic")
@@ -71,8 +80,13 @@ def names(case: Case, full: bool) -> list[str]:
 
 def left_out(case: Case, peer: str, full: bool) -> str | None:
     """Why a peer is not run on this case, or None."""
-    if peer.startswith("official") and case.official_bytes() > (limit := free_bytes(case.device) // 2):
-        return f"would need {case.official_bytes() / 2**30:.1f} GiB, half of the free memory is {limit / 2**30:.1f}"
+    if peer.startswith("official") and case.official_bytes() > (
+        limit := free_bytes(case.device) // 2
+    ):
+        return (
+            f"would need {case.official_bytes() / 2**30:.1f} GiB, half of the free memory is "
+            f"{limit / 2**30:.1f}"
+        )
     most = DEFAULT_LIMITS.get(peer.split("-")[0], float("inf"))
     flops = case.performed_flops(peer)
     if not full and case.device == "cpu" and flops > most * (2 if case.kind == "training" else 1):
@@ -81,7 +95,9 @@ def left_out(case: Case, peer: str, full: bool) -> str | None:
 
 
 def build(case: Case, peer: str) -> Call:
-    """A function of no arguments that does the case's work once. All random numbers are the same for every peer."""
+    """A function of no arguments that does the case's work once. All random numbers are the same
+    for every peer.
+    """
     torch.manual_seed(0)
     work = {"decode": _decode, "model": _model, "training": _training}[case.kind]
     return work(case, peer)
@@ -99,7 +115,8 @@ def _decode(case: Case, peer: str) -> Call:
 
 def _decoder(case: Case, peer: str) -> Callable[[Tensor], Tensor]:
     """Features to RGB."""
-    size, mode = case.size, case.mode
+    size = case.size
+    mode = case.mode
     if peer == "bicubic":
         return lambda features: F.interpolate(features[:, :3], size, mode="bicubic")
     if peer.startswith("liif"):
@@ -140,8 +157,8 @@ def _model(case: Case, peer: str) -> Call:
 
 
 def _training(case: Case, peer: str) -> Call:
-    """Forward and backward of the decoder: gradients for the features and all weights. With an encoder, of the whole
-    model on LR images: gradients for all weights."""
+    """Forward and backward of the decoder: gradients for the features and all weights. With an
+    encoder, of the whole model on LR images: gradients for all weights."""
     source = _to(case, torch.rand(case.batch, 3 if case.encoder else 64, *case.lr) * 2 - 1)
     target = _to(case, torch.rand(case.batch, 3, *case.size) * 2 - 1)
     decoder: Any
@@ -160,7 +177,9 @@ def _training(case: Case, peer: str) -> Call:
         encoder = _to(case, make_encoder(case.encoder))
         inputs += encoder.parameters()
         official = peer.startswith("official")
-        encode = partial(official_encoder, encoder) if official else use_fast_weights(encoder)  # as training does
+        encode = (
+            partial(official_encoder, encoder) if official else use_fast_weights(encoder)
+        )  # as training does
     else:
         inputs.append(source.requires_grad_())
 
@@ -170,19 +189,29 @@ def _training(case: Case, peer: str) -> Call:
     return step
 
 
-def unfolded_liif(liif: LIIF, features: Tensor, size: tuple[int, int], chunk: int = 30_000) -> Tensor:
-    """LIIF in its authors' order of work: four times per query all 580 inputs are gathered and multiplied.
+def unfolded_liif(
+    liif: LIIF, features: Tensor, size: tuple[int, int], chunk: int = 30_000
+) -> Tensor:
+    """LIIF in its authors' order of work: four times per query all 580 inputs are gathered and
+    multiplied.
 
     Chunks of 30,000 queries as in their evaluation.
     """
-    batch, (h, w), (height, width) = features.shape[0], features.shape[-2:], size
+    batch = features.shape[0]
+    h, w = features.shape[-2:]
+    height, width = size
     unfolded = F.unfold(features, 3, padding=1).transpose(1, 2).contiguous()  # [B, h*w, 9C]
-    rows, columns = (surrounding(*n, features.device, features.dtype) for n in ((h, height), (w, width)))
-    cell = torch.tensor([2 * h / height, 2 * w / width], dtype=features.dtype, device=features.device)
+    rows = surrounding(*(h, height), features.device, features.dtype)
+    columns = surrounding(*(w, width), features.device, features.dtype)
+    cell = torch.tensor(
+        [2 * h / height, 2 * w / width], dtype=features.dtype, device=features.device
+    )
     parts = []
     for query in torch.arange(height * width, device=features.device).split(chunk):
-        y, x = query // width, query % width
-        predictions, areas = [], []
+        y = query // width
+        x = query % width
+        predictions = []
+        areas = []
         for i, dy in rows:
             for j, dx in columns:
                 position = torch.stack([dy[y], dx[x]], dim=-1)
@@ -194,19 +223,24 @@ def unfolded_liif(liif: LIIF, features: Tensor, size: tuple[int, int], chunk: in
                 predictions.append(liif.imnet(torch.cat(inputs, dim=-1)))
                 areas.append(position.prod(dim=-1).abs() + 1e-9)
         total = torch.stack(areas).sum(0)
-        weighted = [p * (a / total)[:, None] for p, a in zip(predictions, reversed(areas), strict=True)]
+        weighted = [
+            p * (a / total)[:, None] for p, a in zip(predictions, reversed(areas), strict=True)
+        ]
         parts.append(torch.stack(weighted).sum(0))
     return torch.cat(parts, dim=1).transpose(1, 2).reshape(batch, 3, height, width)
 
 
 def official_encoder(encoder: torch.nn.Module, x: Tensor) -> Tensor:
-    """Features as the official code computes them: default memory format, one concatenation per convolution."""
+    """Features as the official code computes them: default memory format, one concatenation per
+    convolution.
+    """
     if isinstance(encoder, EDSR):
         x = encoder.head(x)
         return x + encoder.body(x)
     assert isinstance(encoder, RDN)
     shallow = encoder.SFENet1(x)
-    x, outputs = encoder.SFENet2(shallow), []
+    x = encoder.SFENet2(shallow)
+    outputs = []
     blocks: Any = encoder.RDBs
     for block in blocks:
         x = block.LFF(block.convs(x)) + x
@@ -217,25 +251,37 @@ def official_encoder(encoder: torch.nn.Module, x: Tensor) -> Tensor:
 def decode_by_convolutions(
     decoder: ImplicitDecoder, features: Tensor, size: tuple[int, int], chunk: int = 4096
 ) -> Tensor:
-    """Mode 3, content projected and queries in chunks, each product a 1x1 convolution in channels_last.
+    """Mode 3, content projected and queries in chunks, each product a 1x1 convolution in
+    channels_last.
 
-    The convolution library uses AVX-512 on CPUs where the matrix library does not (AMD), and is then twice as fast.
+    The convolution library uses AVX-512 on CPUs where the matrix library does not (AMD), and is
+    then twice as fast.
     """
-    (h, w), (height, width), n = features.shape[-2:], size, decoder.width
-    content, weights = pack_content(decoder), pack(decoder, modulation=False)
+    h, w = features.shape[-2:]
+    height, width = size
+    n = decoder.width
+    content = pack_content(decoder)
+    weights = pack(decoder, modulation=False)
     kernel = content.content.view(-1, features.shape[1], 3, 3)
     nhwc = features.contiguous(memory_format=torch.channels_last)
-    projected = F.conv2d(nhwc, kernel, content.content_bias, padding=1).permute(0, 2, 3, 1).flatten(1, 2)
+    projected = (
+        F.conv2d(nhwc, kernel, content.content_bias, padding=1).permute(0, 2, 3, 1).flatten(1, 2)
+    )
     i, j = (nearest_index(0, b, a, b, features.device) for a, b in ((h, height), (w, width)))
-    dy, dx = local_offset(0, height, i, h, height, features.dtype), local_offset(0, width, j, w, width, features.dtype)
+    dy = local_offset(0, height, i, h, height, features.dtype)
+    dx = local_offset(0, width, j, w, width, features.dtype)
     out = features.new_empty(features.shape[0], height * width, 3)
     for image in range(features.shape[0]):
         for query in torch.arange(height * width, device=features.device).split(chunk):
-            row, column = query // width, query % width
+            row = query // width
+            column = query % width
             position = torch.stack([dy[row], dx[column]], dim=1)
             position = F.pad(position, (0, 1), value=area_ratio((h, w), size))
             c = projected[image, i[row] * w + j[column]]
-            q = torch.relu_(c[:, :n]) * _conv1x1(position, weights.position, weights.position_bias).sin_()
+            q = (
+                torch.relu_(c[:, :n])
+                * _conv1x1(position, weights.position, weights.position_bias).sin_()
+            )
             for layer in range(len(weights.hidden)):
                 product = _conv1x1(q, weights.hidden[layer])
                 k = product[:, :n].add_(c[:, (layer + 1) * n : (layer + 2) * n]).relu_()
@@ -245,6 +291,8 @@ def decode_by_convolutions(
 
 
 def _conv1x1(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x ``[n, in]`` times weight ``[out, in]`` transposed, as a convolution of a channels_last image of one row."""
+    """x ``[n, in]`` times weight ``[out, in]`` transposed, as a convolution of a channels_last
+    image of one row.
+    """
     image = x[None, None].permute(0, 3, 1, 2)  # [1, in, 1, n], with strides that say channels_last
     return F.conv2d(image, weight[:, :, None, None], bias)[0, :, 0].t()

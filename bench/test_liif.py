@@ -1,4 +1,6 @@
-"""Decoders that DIINN is compared with: LIIF, as its authors write it and projected, and Meta-SR."""
+"""Decoders that DIINN is compared with: LIIF, as its authors write it and projected, and
+Meta-SR.
+"""
 
 from __future__ import annotations
 

@@ -12,8 +12,14 @@ pytestmark = pytest.mark.benchmark(timer=REPLAY)
 
 
 def cases(full: bool) -> list[Case]:
-    found = [Case("model", (48, 48), s, encoder=e) for e in ("rdn", "edsr-baseline") for s in (2, 3, 4, 6, 8)]
-    return found + ([Case("model", (128, 128), 4, encoder=e) for e in ("rdn", "edsr-baseline")] if full else [])
+    found = [
+        Case("model", (48, 48), s, encoder=e)
+        for e in ("rdn", "edsr-baseline")
+        for s in (2, 3, 4, 6, 8)
+    ]
+    return found + (
+        [Case("model", (128, 128), 4, encoder=e) for e in ("rdn", "edsr-baseline")] if full else []
+    )
 
 
 def test_model(speed: Report, case: Case, peer: str) -> None:

@@ -1,5 +1,7 @@
-"""A training step, forward and backward: of the decoder (batch 4 of 48x48 features, x4) and, with ``--full``, of
-the whole model with EDSR-baseline at batch 4 and 16. At 16 the official formulation needs more than 20 GiB."""
+"""A training step, forward and backward: of the decoder (batch 4 of 48x48 features, x4) and, with
+``--full``, of the whole model with EDSR-baseline at batch 4 and 16. At 16 the official formulation
+needs more than 20 GiB.
+"""
 
 from __future__ import annotations
 

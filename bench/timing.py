@@ -1,4 +1,6 @@
-"""Timing peers against each other: round-robin, so that whatever slows the machine down hits all alike."""
+"""Timing peers against each other: round-robin, so that whatever slows the machine down hits all
+alike.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,12 @@ def interleave(
     budget: float = 1.0,
     most: int = 20,
 ) -> dict[str, list[float]]:
-    """Seconds of every call, ``{name: samples}``; each gets rounds for about ``budget`` seconds, 2 to ``most``.
+    """Seconds of every call, ``{name: samples}``; each gets rounds for about ``budget`` seconds, 2
+    to ``most``.
 
-    A first call of each warms up and says how many rounds it gets; above a second and a half it is a sample too.
-    Calls with fewer rounds are spread evenly over all rounds, and every round starts with another call, so that no
-    call always follows the same one.
+    A first call of each warms up and says how many rounds it gets; above a second and a half it is
+    a sample too. Calls with fewer rounds are spread evenly over all rounds, and every round starts
+    with another call, so that no call always follows the same one.
     """
     names = list(calls)
     first = {name: clock(calls[name]) for name in names}
@@ -51,7 +54,9 @@ def rounds_for(first: float, budget: float, most: int) -> int:
 def summary(samples: Sequence[float]) -> dict[str, Any]:
     """Median and spread, in seconds."""
     ordered = sorted(samples)
-    quartiles = statistics.quantiles(ordered, n=4, method="inclusive") if len(ordered) > 1 else ordered * 3
+    quartiles = (
+        statistics.quantiles(ordered, n=4, method="inclusive") if len(ordered) > 1 else ordered * 3
+    )
     return {
         "median": statistics.median(ordered),
         "min": ordered[0],
@@ -65,8 +70,9 @@ def summary(samples: Sequence[float]) -> dict[str, Any]:
 class Replay:
     """A timer for pytest-benchmark that gives it samples taken before.
 
-    pytest-benchmark runs its tests one after the other, which would let drift favour some peers. So peers are timed
-    together, and each test only reports: the difference between two readings of this timer is the next sample.
+    pytest-benchmark runs its tests one after the other, which would let drift favour some peers. So
+    peers are timed together, and each test only reports: the difference between two readings of
+    this timer is the next sample.
     """
 
     __name__ = "replay"
@@ -79,7 +85,9 @@ class Replay:
 
     def __call__(self) -> float:
         reading = next(self._readings, None)
-        return time.perf_counter() if reading is None else reading  # pytest-benchmark looks at a timer's precision
+        return (
+            time.perf_counter() if reading is None else reading
+        )  # pytest-benchmark looks at a timer's precision
 
 
 REPLAY = Replay()

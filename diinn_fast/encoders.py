@@ -1,9 +1,11 @@
-"""Encoders: LR image to LR features. RDN (the paper's) and EDSR-baseline, both without an upsampling tail.
+"""Encoders: LR image to LR features. RDN (the paper's) and EDSR-baseline, both without an
+upsampling tail.
 
-An encoder is any ``nn.Module`` ``[B, 3, h, w] -> [B, C, h, w]`` that states its channels as ``out_channels``
-(64 is assumed otherwise). Zero padding, stride 1: the LR grid is kept. Features keep the memory format that is faster
-for convolutions, so they may come back in channels_last. One that states its ``receptive_radius`` (LR pixels on each
-side that a feature depends on) can be computed in tiles.
+An encoder is any ``nn.Module`` ``[B, 3, h, w] -> [B, C, h, w]`` that states its channels as
+``out_channels`` (64 is assumed otherwise). Zero padding, stride 1: the LR grid is kept. Features
+keep the memory format that is faster for convolutions, so they may come back in channels_last. One
+that states its ``receptive_radius`` (LR pixels on each side that a feature depends on) can be
+computed in tiles.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 WIDEST = 256
-"""Input channels that one 3x3 convolution sums for inference on the CPU. With more than 320 the convolution library
-splits the sum at places that depend on the image's width, and tiles of an image would differ in the last bit."""
+"""Input channels that one 3x3 convolution sums for inference on the CPU. With more than 320 the
+convolution library splits the sum at places that depend on the image's width, and tiles of an image
+would differ in the last bit.
+"""
 
 LEAST_PIXELS = 1024
-"""Fewest pixels of a tile (the whole of a smaller image): below 20480 numbers PyTorch takes another convolution,
-which sums in another order."""
+"""Fewest pixels of a tile (the whole of a smaller image): below 20480 numbers PyTorch takes another
+convolution, which sums in another order."""
 
 
 def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
@@ -29,12 +33,14 @@ def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
 
 
 def fast_layout(x: Tensor) -> Tensor:
-    """The image in channels_last where convolutions are faster in it; every layer after the first then keeps it.
+    """The image in channels_last where convolutions are faster in it; every layer after the first
+    then keeps it.
 
-    On the CPU the convolution library needs no reordering of its inputs and outputs then, and the 1x1 convolutions of
-    RDN do not depend on the image's size to the last bit (they do in the default layout). It sums in fewer, longer
-    chains, so that the relative L2 error is up to 1.9 times that of the default layout. On a GPU the 16-bit kernels
-    want it, also those that autocast chooses. float64 has no such library on the CPU and stays as it is.
+    On the CPU the convolution library needs no reordering of its inputs and outputs then, and the
+    1x1 convolutions of RDN do not depend on the image's size to the last bit (they do in the
+    default layout). It sums in fewer, longer chains, so that the relative L2 error is up to 1.9
+    times that of the default layout. On a GPU the 16-bit kernels want it, also those that autocast
+    chooses. float64 has no such library on the CPU and stays as it is.
     """
     half = x.element_size() == 2 or torch.is_autocast_enabled(x.device.type)
     fast = x.dtype != torch.float64 if x.device.type == "cpu" else x.is_cuda and half
@@ -42,17 +48,24 @@ def fast_layout(x: Tensor) -> Tensor:
 
 
 def use_fast_weights(encoder: nn.Module) -> nn.Module:
-    """The encoder itself, its weights in channels_last: as its activations are, so that no call reorders them."""
+    """The encoder itself, its weights in channels_last: as its activations are, so that no call
+    reorders them.
+    """
     return encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def convolution_radius(encoder: nn.Module) -> int:
-    """LR pixels on each side that a feature depends on, for an encoder that is one chain of its convolutions.
+    """LR pixels on each side that a feature depends on, for an encoder that is one chain of its
+    convolutions.
 
-    The sum of their radii; a skip connection sees less, not more. (Of convolutions in parallel it is a bound.)
+    The sum of their radii; a skip connection sees less, not more. (Of convolutions in parallel it
+    is a bound.)
     """
     convolutions = [m for m in encoder.modules() if isinstance(m, nn.Conv2d)]
-    return sum(max(d * (k - 1) // 2 for k, d in zip(c.kernel_size, c.dilation, strict=True)) for c in convolutions)
+    return sum(
+        max(d * (k - 1) // 2 for k, d in zip(c.kernel_size, c.dilation, strict=True))
+        for c in convolutions
+    )
 
 
 class DenseConv(nn.Module):
@@ -67,11 +80,15 @@ class DenseConv(nn.Module):
 
 
 class RDB(nn.Module):
-    """Residual dense block (Zhang et al., CVPR 2018): dense convolutions, local feature fusion, local residual."""
+    """Residual dense block (Zhang et al., CVPR 2018): dense convolutions, local feature fusion,
+    local residual.
+    """
 
     def __init__(self, channels: int, growth: int, convs: int) -> None:
         super().__init__()
-        self.convs = nn.Sequential(*(DenseConv(channels + c * growth, growth) for c in range(convs)))
+        self.convs = nn.Sequential(
+            *(DenseConv(channels + c * growth, growth) for c in range(convs))
+        )
         self.LFF = nn.Conv2d(channels + convs * growth, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,25 +97,32 @@ class RDB(nn.Module):
         return self.LFF(self.convs(x)) + x
 
     def _infer(self, x: Tensor) -> Tensor:
-        """The same sums in groups of at most WIDEST input channels, which also halves what concatenations copy."""
+        """The same sums in groups of at most WIDEST input channels, which also halves what
+        concatenations copy.
+        """
         full: list[Tensor] = []  # groups that are complete
         group = x
         steps: Any = self.convs
         for conv in (step.conv[0] for step in steps):
             grown = torch.relu_(_sum_of_convs([*full, group], conv))
             if group.shape[1] + grown.shape[1] > WIDEST:
-                full, group = [*full, group], grown
+                full = [*full, group]
+                group = grown
             else:
                 group = torch.cat((group, grown), dim=1)
         return _sum_of_convs([*full, group], self.LFF).add_(x)
 
     def in_pieces(self, x: Tensor, work_bytes: int) -> Tensor:
-        """The block without gradients, in nearly square pieces whose dense features take at most ``work_bytes``.
+        """The block without gradients, in nearly square pieces whose dense features take at most
+        ``work_bytes``.
 
-        Each piece reads as many pixels around it as there are convolutions: bitwise the whole on the CPU.
+        Each piece reads as many pixels around it as there are convolutions: bitwise the whole on
+        the CPU.
         """
         height, width = x.shape[-2:]
-        pixels = max(LEAST_PIXELS, work_bytes // (x.shape[0] * x.element_size() * self.dense_floats))
+        pixels = max(
+            LEAST_PIXELS, work_bytes // (x.shape[0] * x.element_size() * self.dense_floats)
+        )
         if height * width <= pixels:
             return self(x)
         halo = len(self.convs)
@@ -107,9 +131,11 @@ class RDB(nn.Module):
         columns = width if width <= side else max(side, pixels // height) - 2 * halo
         out: Tensor | None = None
         for i0, i1 in _equal_parts(height, max(rows, halo)):
-            top, bottom = max(i0 - halo, 0), min(i1 + halo, height)
+            top = max(i0 - halo, 0)
+            bottom = min(i1 + halo, height)
             for j0, j1 in _equal_parts(width, max(columns, halo)):
-                left, right = max(j0 - halo, 0), min(j1 + halo, width)
+                left = max(j0 - halo, 0)
+                right = min(j1 + halo, width)
                 piece = self(fast_layout(x[:, :, top:bottom, left:right]))
                 out = torch.empty_like(x, dtype=piece.dtype) if out is None else out
                 out[:, :, i0:i1, j0:j1] = piece[:, :, i0 - top : i1 - top, j0 - left : j1 - left]
@@ -118,14 +144,17 @@ class RDB(nn.Module):
 
     @property
     def dense_floats(self) -> int:
-        """Numbers per pixel that `_infer` holds: all dense features, the last group twice, two sums."""
+        """Numbers per pixel that `_infer` holds: all dense features, the last group twice, two
+        sums.
+        """
         return self.LFF.in_channels + min(WIDEST, self.LFF.in_channels) + 2 * self.LFF.out_channels
 
 
 def _sum_of_convs(parts: list[Tensor], conv: nn.Conv2d) -> Tensor:
     """``conv(cat(parts))``, one part after the other."""
     assert conv.bias is not None
-    total, start = conv.bias.view(1, -1, 1, 1), 0
+    total = conv.bias.view(1, -1, 1, 1)
+    start = 0
     for part in parts:
         weight = conv.weight[:, start : start + part.shape[1]]
         total = _add(F.conv2d(part, weight, padding=conv.padding), total)
@@ -146,15 +175,21 @@ def _equal_parts(length: int, most: int) -> list[tuple[int, int]]:
 
 
 class RDN(nn.Module):
-    """Residual Dense Network, config B by default: 16 blocks of 8 convolutions, growth 64; 21,973,952 parameters."""
+    """Residual Dense Network, config B by default: 16 blocks of 8 convolutions, growth 64;
+    21,973,952 parameters.
+    """
 
-    def __init__(self, channels: int = 64, growth: int = 64, blocks: int = 16, convs: int = 8) -> None:
+    def __init__(
+        self, channels: int = 64, growth: int = 64, blocks: int = 16, convs: int = 8
+    ) -> None:
         super().__init__()
         self.out_channels = channels
         self.SFENet1 = conv3x3(3, channels)
         self.SFENet2 = conv3x3(channels, channels)
         self.RDBs = nn.ModuleList(RDB(channels, growth, convs) for _ in range(blocks))
-        self.GFF = nn.Sequential(nn.Conv2d(blocks * channels, channels, 1), conv3x3(channels, channels))
+        self.GFF = nn.Sequential(
+            nn.Conv2d(blocks * channels, channels, 1), conv3x3(channels, channels)
+        )
 
     @property
     def receptive_radius(self) -> int:
@@ -173,10 +208,13 @@ class RDN(nn.Module):
                 x = block(x)
                 outputs.append(x)
             return self.GFF(torch.cat(outputs, dim=1)) + shallow
-        fusion, channels = self.GFF[0], self.out_channels
+        fusion = self.GFF[0]
+        channels = self.out_channels
         assert isinstance(fusion, nn.Conv2d) and fusion.bias is not None
         total = fusion.bias.view(1, -1, 1, 1)
-        for n, block in enumerate(self.RDBs):  # summed as they come, so that no block's output has to be kept
+        for n, block in enumerate(
+            self.RDBs
+        ):  # summed as they come, so that no block's output has to be kept
             assert isinstance(block, RDB)
             x = block(x) if work_bytes is None else block.in_pieces(x, work_bytes)
             total = _add(F.conv2d(x, fusion.weight[:, n * channels : (n + 1) * channels]), total)
@@ -189,20 +227,26 @@ class ResBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(conv3x3(channels, channels), nn.ReLU(inplace=True), conv3x3(channels, channels))
+        self.body = nn.Sequential(
+            conv3x3(channels, channels), nn.ReLU(inplace=True), conv3x3(channels, channels)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return _add(self.body(x), x)
 
 
 class EDSR(nn.Module):
-    """EDSR-baseline (Lim et al., CVPRW 2017) without tail and mean shift, with LIIF's parameter names."""
+    """EDSR-baseline (Lim et al., CVPRW 2017) without tail and mean shift, with LIIF's parameter
+    names.
+    """
 
     def __init__(self, channels: int = 64, blocks: int = 16) -> None:
         super().__init__()
         self.out_channels = channels
         self.head = nn.Sequential(conv3x3(3, channels))
-        self.body = nn.Sequential(*(ResBlock(channels) for _ in range(blocks)), conv3x3(channels, channels))
+        self.body = nn.Sequential(
+            *(ResBlock(channels) for _ in range(blocks)), conv3x3(channels, channels)
+        )
 
     @property
     def receptive_radius(self) -> int:
@@ -222,5 +266,7 @@ def make_encoder(encoder: str | nn.Module) -> nn.Module:
     if isinstance(encoder, nn.Module):
         return encoder
     if encoder not in ENCODERS:
-        raise ValueError(f"unknown encoder {encoder!r}: choose one of {', '.join(ENCODERS)} or pass an nn.Module")
+        raise ValueError(
+            f"unknown encoder {encoder!r}: choose one of {', '.join(ENCODERS)} or pass an nn.Module"
+        )
     return ENCODERS[encoder]()

@@ -1,5 +1,5 @@
-"""A model frozen for inference, its work on a GPU recorded in CUDA graphs: for images so small that launching kernels
-takes longer than running them."""
+"""A model frozen for inference, its work on a GPU recorded in CUDA graphs: for images so small that
+launching kernels takes longer than running them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from diinn_fast.model import DIINN
 T = TypeVar("T")
 
 LARGEST = 1 << 16
-"""Most LR pixels of a batch that are recorded. RDN launches some 600 kernels, about 3 ms of a CPU; for more pixels it
-computes longer than that (prediction: 0.1 us per LR pixel), and a graph would only hold memory."""
+"""Most LR pixels of a batch that are recorded. RDN launches some 600 kernels, about 3 ms of a CPU;
+for more pixels it computes longer than that (prediction: 0.1 us per LR pixel), and a graph would
+only hold memory.
+"""
 WARM_UP = 2
 """Runs before recording: kernels are compiled and checked, and algorithms chosen."""
 
@@ -29,22 +31,26 @@ _one_at_a_time = threading.Lock()  # PyTorch records one graph of a process at a
 
 
 class Graphed:
-    """A DIINN for inference, called as the model is: ``graphed(x, (H, W))`` or ``graphed(x, scale=3.5)``.
+    """A DIINN for inference, called as the model is: ``graphed(x, (H, W))`` or
+    ``graphed(x, scale=3.5)``.
 
-    It holds a copy of the model as it is now, the encoder in ``dtype`` and channels_last; changes of the model do not
-    reach it. On a CUDA device the first call for a shape and size records its kernels, and further ones replay them
-    with one launch; settings in force at the first call (backend, TF32) stay. Elsewhere, and above ``largest`` LR
-    pixels, the copy is run as it is. Results have x's dtype and are the caller's. Calls from several threads and
-    streams follow each other.
+    It holds a copy of the model as it is now, the encoder in ``dtype`` and channels_last; changes
+    of the model do not reach it. On a CUDA device the first call for a shape and size records its
+    kernels, and further ones replay them with one launch; settings in force at the first call
+    (backend, TF32) stay. Elsewhere, and above ``largest`` LR pixels, the copy is run as it is.
+    Results have x's dtype and are the caller's. Calls from several threads and streams follow each
+    other.
 
     Args:
         model: the model, on its device.
         dtype: of the encoder and of the decoder's products; default float16 on CUDA, else float32.
-        compile: the encoder through ``torch.compile``, which fuses its small operations, for each input shape.
+        compile: the encoder through ``torch.compile``, which fuses its small operations, for each
+            input shape.
         most: graphs kept, each with the memory of one run; the least recently used makes room.
         largest: most LR pixels (of a batch) that are recorded.
 
-    Raises RuntimeError where an encoder of one's own cannot be recorded (it waits for the GPU, for instance).
+    Raises RuntimeError where an encoder of one's own cannot be recorded (it waits for the GPU, for
+    instance).
     """
 
     def __init__(
@@ -61,14 +67,19 @@ class Graphed:
         self.device = next(model.parameters()).device
         self.dtype = dtype or (torch.float16 if self.device.type == "cuda" else torch.float32)
         if self.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-            raise ValueError(f"dtype must be float16, bfloat16, float32 or float64, got {self.dtype}")
+            raise ValueError(
+                f"dtype must be float16, bfloat16, float32 or float64, got {self.dtype}"
+            )
         frozen = copy.deepcopy(model).eval().requires_grad_(False)
-        self.half = self.dtype.itemsize == 2  # then the decoder's positions stay float32, as under autocast
+        self.half = (
+            self.dtype.itemsize == 2
+        )  # then the decoder's positions stay float32, as under autocast
         self.decoder = frozen.decoder.to(torch.float32 if self.half else self.dtype)
         self.encoder = use_fast_weights(frozen.encoder.to(self.dtype))
         if compile:
             self.encoder.compile(mode="max-autotune-no-cudagraphs", dynamic=False)
-        self.most, self.largest = most, largest
+        self.most = most
+        self.largest = largest
         self._recorded: OrderedDict[tuple, _Recording] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -82,9 +93,13 @@ class Graphed:
         scale: float | Sequence[float] | None = None,
         backend: str | None = None,
     ) -> Tensor:
-        """SR image ``[B, 3, H, W]`` of an LR one ``[B, 3, h, w]``, both normalised, as of `DIINN.forward`."""
+        """SR image ``[B, 3, H, W]`` of an LR one ``[B, 3, h, w]``, both normalised, as of
+        `DIINN.forward`.
+        """
         if x.device != self.device:
-            raise ValueError(f"the image is on {x.device}, the model on {self.device}: move one of them")
+            raise ValueError(
+                f"the image is on {x.device}, the model on {self.device}: move one of them"
+            )
         hr = hr_size(x.shape[-2:], size, scale)
         name = backends.requested() if backend is None else backend
         if not can_record(x) or x[:, 0].numel() > self.largest:
@@ -104,7 +119,9 @@ class Graphed:
         with torch.autocast(kind, enabled=False):
             features = self.encoder(x.to(self.dtype))
         # The cache of casts must not carry tensors from outside into a graph, nor out of it.
-        with torch.autocast(kind, dtype=self.dtype if self.half else None, enabled=self.half, cache_enabled=False):
+        with torch.autocast(
+            kind, dtype=self.dtype if self.half else None, enabled=self.half, cache_enabled=False
+        ):
             return self.decoder(features, size, backend=backend).to(x.dtype)
 
 
@@ -141,14 +158,20 @@ class _Recording:
 
 
 def record(call: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-    """A call's work on the current CUDA device as a graph: its static output, and what computes it anew."""
-    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()  # PyTorch's own stream for recording is of one device
+    """A call's work on the current CUDA device as a graph: its static output, and what computes it
+    anew.
+    """
+    # PyTorch's own stream for recording is of one device
+    side = torch.cuda.Stream()
+    graph = torch.cuda.CUDAGraph()
     with _one_at_a_time:
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UP):
                 call()
-        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):  # other threads may allocate
+        with torch.cuda.graph(
+            graph, stream=side, capture_error_mode="thread_local"
+        ):  # other threads may allocate
             out = call()
         torch.cuda.current_stream().wait_stream(side)
     return out, graph.replay

@@ -1,8 +1,10 @@
-"""Image quality by named protocol: the same two images give other decibels by other rules, so that a number without
-its protocol says nothing. Images are ``[..., 3, H, W]`` in [0, 1]; means are taken in float64.
+"""Image quality by named protocol: the same two images give other decibels by other rules, so that
+a number without its protocol says nothing. Images are ``[..., 3, H, W]`` in [0, 1]; means are taken
+in float64.
 
-Of all protocols here: an HR image gives its LR image by antialiased bicubic reduction (a = -0.5), rounded to 8 bit;
-outputs are clamped to [0, 1]; the score of a set is the mean of its images' scores.
+Of all protocols here: an HR image gives its LR image by antialiased bicubic reduction (a = -0.5),
+rounded to 8 bit; outputs are clamped to [0, 1]; the score of a set is the mean of its images'
+scores.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ import torch
 from torch import Tensor
 
 LUMA = (65.738 / 256, 129.057 / 256, 25.064 / 256)
-"""ITU-R BT.601 luma of [0, 1] colours, on the scale that has black at 16/255 and white at 235/255."""
+"""ITU-R BT.601 luma of [0, 1] colours, on the scale that has black at 16/255 and white at
+235/255.
+"""
 
 METRICS = ("psnr", "ssim", "lr_psnr")
 SSIM_WINDOW = 11
@@ -32,11 +36,15 @@ class Protocol:
     rounded: bool
     """Whether outputs are rounded to 8 bit before they are scored."""
     crop: bool
-    """Whether HR is cut to round(s h) x round(s w) with h, w = floor(H / s), floor(W / s), the LR size. Otherwise HR is
-    kept whole, the LR size is round(H / s) x round(W / s), and the scales of the axes differ a little."""
+    """Whether HR is cut to round(s h) x round(s w) with h, w = floor(H / s), floor(W / s), the LR
+    size. Otherwise HR is kept whole, the LR size is round(H / s) x round(W / s), and the scales of
+    the axes differ a little.
+    """
     mirrored: bool
-    """Whether the reduction continues the image by its mirror image, as MATLAB's imresize, which made the LR images of
-    the usual data sets. Otherwise the filter is cut off at the border and normalised again, as Pillow and torch do."""
+    """Whether the reduction continues the image by its mirror image, as MATLAB's imresize, which
+    made the LR images of the usual data sets. Otherwise the filter is cut off at the border and
+    normalised again, as Pillow and torch do.
+    """
     metrics: tuple[str, ...]
     source: str
 
@@ -44,7 +52,9 @@ class Protocol:
         """Pixels left out at each border."""
         return 0 if self.shave is None else int(scale) + self.shave
 
-    def sizes(self, height: int, width: int, scale: float) -> tuple[tuple[int, int], tuple[int, int]]:
+    def sizes(
+        self, height: int, width: int, scale: float
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
         """LR size and HR size of an image of ``height`` x ``width``; both at least 1 pixel."""
         if not self.crop:
             return (max(1, round(height / scale)), max(1, round(width / scale))), (height, width)
@@ -53,13 +63,20 @@ class Protocol:
 
     def describe(self) -> str:
         """One sentence for the head of a table."""
-        border = "whole image" if self.shave is None else f"border of int(scale){f' + {self.shave}' * bool(self.shave)}"
+        border = (
+            "whole image"
+            if self.shave is None
+            else f"border of int(scale){f' + {self.shave}' * bool(self.shave)}"
+        )
         parts = [
             {"Y": "luma", "RGB": "RGB"}[self.channels],
             f"{border} left out" if self.shave is not None else border,
             f"output clamped and {'rounded to 8 bit' if self.rounded else 'not rounded'}",
-            "HR cut to a multiple of the scale" if self.crop else "HR whole, LR of round(H / scale)",
-            f"LR by antialiased bicubic ({'mirrored' if self.mirrored else 'renormalised'} border), 8 bit",
+            "HR cut to a multiple of the scale"
+            if self.crop
+            else "HR whole, LR of round(H / scale)",
+            f"LR by antialiased bicubic ({'mirrored' if self.mirrored else 'renormalised'} "
+            "border), 8 bit",
         ]
         return f"`{self.name}`: " + ", ".join(parts) + "."
 
@@ -67,31 +84,60 @@ class Protocol:
 PROTOCOLS = {
     p.name: p
     for p in (
-        Protocol("liif-benchmark", "Y", 0, False, True, True, ("psnr",), "LIIF's test of benchmark sets"),
+        Protocol(
+            "liif-benchmark", "Y", 0, False, True, True, ("psnr",), "LIIF's test of benchmark sets"
+        ),
         Protocol("liif-div2k", "RGB", 6, False, True, True, ("psnr",), "LIIF's test of DIV2K"),
-        Protocol("basicsr", "Y", 0, True, True, True, ("psnr", "ssim"), "BasicSR's calculate_psnr with test_y_channel"),
-        Protocol("diinn-test", "RGB", None, False, False, False, METRICS, "DIINN's test at scales beyond training"),
+        Protocol(
+            "basicsr",
+            "Y",
+            0,
+            True,
+            True,
+            True,
+            ("psnr", "ssim"),
+            "BasicSR's calculate_psnr with test_y_channel",
+        ),
+        Protocol(
+            "diinn-test",
+            "RGB",
+            None,
+            False,
+            False,
+            False,
+            METRICS,
+            "DIINN's test at scales beyond training",
+        ),
     )
 }
 """All rules in one table."""
 
 
 def score(
-    sr: Tensor, hr: Tensor, scale: float, protocol: Protocol, metrics: tuple[str, ...], lr: tuple[int, int]
+    sr: Tensor,
+    hr: Tensor,
+    scale: float,
+    protocol: Protocol,
+    metrics: tuple[str, ...],
+    lr: tuple[int, int],
 ) -> dict[str, float]:
-    """Scores of an output ``[1, 3, H, W]``; NaN where the image is too small for the border or for SSIM's window.
+    """Scores of an output ``[1, 3, H, W]``; NaN where the image is too small for the border or for
+    SSIM's window.
 
-    ``lr`` is the LR size (for ``lr_psnr``: PSNR of both images reduced to it, not rounded, without a border).
+    ``lr`` is the LR size (for ``lr_psnr``: PSNR of both images reduced to it, not rounded, without
+    a border).
     """
     sr = sr.clamp(0, 1)
     if protocol.rounded:
         sr = (sr * 255).round() / 255
-    a, b = (luma(v) if protocol.channels == "Y" else v for v in (sr, hr))
+    a = luma(sr) if protocol.channels == "Y" else sr
+    b = luma(hr) if protocol.channels == "Y" else hr
     found = {}
     if "lr_psnr" in metrics:
         found["lr_psnr"] = psnr(reduce(a, lr, protocol.mirrored), reduce(b, lr, protocol.mirrored))
     border = protocol.border(scale)
-    a, b = (v[..., border : v.shape[-2] - border, border : v.shape[-1] - border] for v in (a, b))
+    a = a[..., border : a.shape[-2] - border, border : a.shape[-1] - border]
+    b = b[..., border : b.shape[-2] - border, border : b.shape[-1] - border]
     if "psnr" in metrics:
         found["psnr"] = psnr(a, b) if a.numel() else math.nan
     if "ssim" in metrics:
@@ -112,8 +158,9 @@ def luma(image: Tensor) -> Tensor:
 
 
 def ssim(sr: Tensor, hr: Tensor) -> float:
-    """Structural similarity (Wang et al., 2004) of ``[1, C, H, W]``: Gaussian window 11x11 with sigma 1.5, K1 = 0.01,
-    K2 = 0.03, biased variances, mean over channels and the region where the window fits. Needs torchmetrics.
+    """Structural similarity (Wang et al., 2004) of ``[1, C, H, W]``: Gaussian window 11x11 with
+    sigma 1.5, K1 = 0.01, K2 = 0.03, biased variances, mean over channels and the region where the
+    window fits. Needs torchmetrics.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -130,7 +177,9 @@ def missing_for(metrics: tuple[str, ...]) -> str | None:
         try:
             import torchmetrics  # noqa: F401
         except ImportError:
-            return "SSIM needs torchmetrics: pip install torchmetrics, or leave ssim out of --metrics"
+            return (
+                "SSIM needs torchmetrics: pip install torchmetrics, or leave ssim out of --metrics"
+            )
     return None
 
 
@@ -140,7 +189,9 @@ def degrade(hr: Tensor, size: tuple[int, int], mirrored: bool) -> Tensor:
 
 
 def reduce(image: Tensor, size: tuple[int, int], mirrored: bool) -> Tensor:
-    """``[..., H, W]`` to ``[..., h, w]`` by antialiased bicubic interpolation (a = -0.5); see Protocol.mirrored."""
+    """``[..., H, W]`` to ``[..., h, w]`` by antialiased bicubic interpolation (a = -0.5); see
+    Protocol.mirrored.
+    """
     rows, columns = (
         bicubic_matrix(n_in, n_out, mirrored).to(image.device, image.dtype)
         for n_in, n_out in zip(image.shape[-2:], size, strict=True)
@@ -149,7 +200,8 @@ def reduce(image: Tensor, size: tuple[int, int], mirrored: bool) -> Tensor:
 
 
 def bicubic_matrix(n_in: int, n_out: int, mirrored: bool) -> Tensor:
-    """Weights of the antialiased bicubic resize of one axis: float64 ``[n_out, n_in]``, rows sum to 1.
+    """Weights of the antialiased bicubic resize of one axis: float64 ``[n_out, n_in]``, rows sum to
+    1.
 
     Keys' kernel, a = -0.5, widened by n_in / n_out where that reduces.
     """
@@ -158,7 +210,8 @@ def bicubic_matrix(n_in: int, n_out: int, mirrored: bool) -> Tensor:
     taps = torch.arange(math.ceil(4 * widening) + 2)
     position = (centre - 2 * widening).floor().long()[:, None] + taps  # [n_out, taps]
     x = (position - centre[:, None]).abs() / widening
-    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
     weight = torch.where(x <= 1, near, torch.where(x < 2, far, 0.0))
     if mirrored:
         folded = position.remainder(2 * n_in)

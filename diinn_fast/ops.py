@@ -1,18 +1,24 @@
-"""The decode operator: one ``torch.library`` operator and its backward, over interchangeable backends.
+"""The decode operator: one ``torch.library`` operator and its backward, over interchangeable
+backends.
 
-For every query it takes the nearest LR pixel, the local coordinate p = (dy, dx, ratio) and the per-query network
+For every query it takes the nearest LR pixel, the local coordinate p = (dy, dx, ratio) and the
+per-query network
 
-    q_0 = k_0 * sin(Q_0 p + b_0),   q_i = k_i * sin(Q_i q_{i-1} + b_i),   out = last q_{L-1} + last_bias
+    q_0 = k_0 * sin(Q_0 p + b_0),   q_i = k_i * sin(Q_i q_{i-1} + b_i),   out = last q_{L-1} +
+    last_bias
 
 and differs only in where the modulation k_i comes from (``form``):
 
-- ``content``: source is the LR-size content c ``[B, h, w, L*H]`` (bias included), ``k_i = relu(c_i + K_i r)`` with the
-  recurrent input r = q_{i-1} (modes 3 and 4);
-- ``modulation``: source is k itself ``[B, h, w, L*H]``, computed at LR size (modes 1 and 2 without init_q);
-- ``direct``: source is the feature map with one pixel of padding ``[B, h+2, w+2, C]``; content products, and the
-  sine layer of init_q, are done per query (all modes; r = k_{i-1} in modes 1 and 2).
+- ``content``: source is the LR-size content c ``[B, h, w, L*H]`` (bias included),
+  ``k_i = relu(c_i + K_i r)`` with the recurrent input r = q_{i-1} (modes 3 and 4);
+- ``modulation``: source is k itself ``[B, h, w, L*H]``, computed at LR size (modes 1 and 2 without
+  init_q);
+- ``direct``: source is the feature map with one pixel of padding ``[B, h+2, w+2, C]``; content
+  products, and the sine layer of init_q, are done per query (all modes; r = k_{i-1} in modes 1 and
+  2).
 
-The backward recomputes: only the inputs are saved. It is an operator of its own, and is deterministic.
+The backward recomputes: only the inputs are saved. It is an operator of its own, and is
+deterministic.
 """
 
 from __future__ import annotations
@@ -34,14 +40,16 @@ FORMS = ("content", "modulation", "direct")
 class Problem:
     """Everything about a decode except the numbers in ``source`` and ``weights``.
 
-    Queries are either a ``window`` of the HR grid, or points: ``index`` ``[B, N]`` int64, the flattened source pixel
-    of each, and ``offset`` ``[B, N, 2]``, its (dy, dx).
+    Queries are either a ``window`` of the HR grid, or points: ``index`` ``[B, N]`` int64, the
+    flattened source pixel of each, and ``offset`` ``[B, N, 2]``, its (dy, dx).
     """
 
     form: str
     mode: int
     lr: tuple[int, int]  # whole LR size (h, w)
-    origin: tuple[int, int]  # LR row and column of the source's first pixel (a tile starts elsewhere than at 0, 0)
+    origin: tuple[
+        int, int
+    ]  # LR row and column of the source's first pixel (a tile starts elsewhere than at 0, 0)
     size: tuple[int, int]  # whole HR size (H, W)
     window: Window | None
     index: Tensor | None
@@ -58,14 +66,21 @@ class Problem:
         return source.shape[1] - halo, source.shape[2] - halo
 
     def check_source(self, source: Tensor) -> None:
-        """IndexError if the window's queries lie outside the source, where a kernel would read what is not its own."""
+        """IndexError if the window's queries lie outside the source, where a kernel would read what
+        is not its own.
+        """
         if self.window is None:
             return
-        (y0, y1, x0, x1), (i, j), (rows, columns) = self.window, self.origin, self.grid(source)
+        y0, y1, x0, x1 = self.window
+        i, j = self.origin
+        rows, columns = self.grid(source)
         top, bottom = lr_range(y0, y1, self.lr[0], self.size[0])
         left, right = lr_range(x0, x1, self.lr[1], self.size[1])
         if top < i or bottom > i + rows or left < j or right > j + columns:
-            raise IndexError(f"window {tuple(self.window)} needs LR pixels outside the source's {rows}x{columns} tile")
+            raise IndexError(
+                f"window {tuple(self.window)} needs LR pixels outside the source's "
+                f"{rows}x{columns} tile"
+            )
 
     def output_shape(self, batch: int, channels: int) -> tuple[int, ...]:
         """``[B, channels, rows, columns]`` for a window, ``[B, N, channels]`` for points."""
@@ -76,7 +91,12 @@ class Problem:
 
 
 def _problem(
-    form: str, mode: int, geometry: Sequence[int], index: Tensor | None, offset: Tensor | None, chunk: int
+    form: str,
+    mode: int,
+    geometry: Sequence[int],
+    index: Tensor | None,
+    offset: Tensor | None,
+    chunk: int,
 ) -> Problem:
     h, w, row, column, height, width, *window = geometry
     cut = Window(*window) if window else None
@@ -84,7 +104,9 @@ def _problem(
 
 
 def _dtypes_as_given(source: Tensor) -> torch.autocast:
-    """Autocast off: it reaches into operators, and would round positions and sine arguments to 16 bit."""
+    """Autocast off: it reaches into operators, and would round positions and sine arguments to 16
+    bit.
+    """
     return torch.autocast(source.device.type, enabled=False)
 
 
@@ -92,10 +114,15 @@ ARGUMENTS = (
     "Tensor source, Tensor[] weights, str form, int mode, SymInt[] geometry, "
     "Tensor? index, Tensor? offset, int chunk, str backend"
 )
-# Defined one by one rather than by torch.library.custom_op, which imports the compiler (a second) at the first call.
+# Defined one by one rather than by torch.library.custom_op, which imports the compiler (a second)
+# at the first call.
 torch.library.define("diinn_fast::decode", f"({ARGUMENTS}) -> Tensor")
-torch.library.define("diinn_fast::decode_backward", f"(Tensor grad, {ARGUMENTS}, bool[] needs) -> Tensor[]")
-torch.library.define("diinn_fast::conv3x3", "(Tensor padded, Tensor weight, Tensor bias, str backend) -> Tensor")
+torch.library.define(
+    "diinn_fast::decode_backward", f"(Tensor grad, {ARGUMENTS}, bool[] needs) -> Tensor[]"
+)
+torch.library.define(
+    "diinn_fast::conv3x3", "(Tensor padded, Tensor weight, Tensor bias, str backend) -> Tensor"
+)
 
 
 @torch.library.impl("diinn_fast::decode", "CompositeExplicitAutograd")
@@ -137,18 +164,24 @@ def _(
 ) -> list[Tensor]:
     problem = _problem(form, mode, geometry, index, offset, chunk)
     with _dtypes_as_given(source):  # backends check themselves when they are chosen
-        return backends.choose(backend, problem, source).backward(problem, grad, source, list(weights), list(needs))
+        return backends.choose(backend, problem, source).backward(
+            problem, grad, source, list(weights), list(needs)
+        )
 
 
 @torch.library.register_fake("diinn_fast::decode_backward")
 def _(grad, source, weights, form, mode, geometry, index, offset, chunk, backend, needs):  # type: ignore[no-untyped-def]
     inputs = [source, *weights]
-    return [torch.empty_like(v) if need else v.new_empty(0) for v, need in zip(inputs, needs, strict=True)]
+    return [
+        torch.empty_like(v) if need else v.new_empty(0)
+        for v, need in zip(inputs, needs, strict=True)
+    ]
 
 
 def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
     source, weights, *ctx.plain, index, offset, chunk, backend = inputs
-    ctx.tail, ctx.points = (chunk, backend), index is not None
+    ctx.tail = (chunk, backend)
+    ctx.points = index is not None
     ctx.save_for_backward(source, *weights, *([index, offset] if ctx.points else []))
 
 
@@ -173,7 +206,10 @@ torch.library.register_autograd("diinn_fast::decode", _backward, setup_context=_
 
 
 def _no_double_backward(ctx: Any, *grads: Any) -> tuple:
-    raise RuntimeError("decode has no second derivative: use diinn_fast.use_backend with plain PyTorch layers instead")
+    raise RuntimeError(
+        "decode has no second derivative: use diinn_fast.use_backend with plain PyTorch layers "
+        "instead"
+    )
 
 
 torch.library.register_autograd("diinn_fast::decode_backward", _no_double_backward)
@@ -191,7 +227,8 @@ def _(padded, weight, bias, backend):  # type: ignore[no-untyped-def]
 
 
 def conv3x3(padded: Tensor, weight: Tensor, bias: Tensor, backend: str | None = None) -> Tensor:
-    """3x3 convolution of ``[B, h+2, w+2, C]`` by ``[out, 9C]`` (columns c*9 + tap) plus bias: ``[B, h, w, out]``.
+    """3x3 convolution of ``[B, h+2, w+2, C]`` by ``[out, 9C]`` (columns c*9 + tap) plus bias:
+    ``[B, h, w, out]``.
 
     For inference on the CPU: bitwise the same however the image is cut. Not differentiable.
     """
@@ -214,12 +251,15 @@ def decode(
     chunk: int = 0,
     backend: str | None = None,
 ) -> Tensor:
-    """Decode a window of the HR grid, or points, from ``source`` (see the module and ``Problem`` for shapes).
+    """Decode a window of the HR grid, or points, from ``source`` (see the module and ``Problem``
+    for shapes).
 
     ``weights`` is ``[*Weights]``, followed by ``[*ContentWeights]`` in the direct form. Returns
-    ``[B, channels, rows, columns]`` for a window, ``[B, N, channels]`` for points, in the dtype of ``source``.
-    Differentiable once with respect to ``source`` and ``weights``.
+    ``[B, channels, rows, columns]`` for a window, ``[B, N, channels]`` for points, in the dtype of
+    ``source``. Differentiable once with respect to ``source`` and ``weights``.
     """
     geometry = [*lr, *origin, *size, *(window or ())]
     name = backends.requested() if backend is None else backend
-    return torch.ops.diinn_fast.decode(source, list(weights), form, mode, geometry, index, offset, chunk, name)
+    return torch.ops.diinn_fast.decode(
+        source, list(weights), form, mode, geometry, index, offset, chunk, name
+    )

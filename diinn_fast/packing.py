@@ -1,8 +1,10 @@
-"""The decoder's parameters in the form that decode operators take: few dense tensors instead of eighteen 1x1 layers.
+"""The decoder's parameters in the form that decode operators take: few dense tensors instead of
+eighteen 1x1 layers.
 
-H is the hidden width, L the number of layers (4), C the feature channels. All functions are autograd-visible, so
-that gradients of the packed tensors reach the parameters; they are called at every decode (about 1 ms) rather than
-cached, because writes through ``.data`` (EMA) would leave a cache stale.
+H is the hidden width, L the number of layers (4), C the feature channels. All functions are
+autograd-visible, so that gradients of the packed tensors reach the parameters; they are called at
+every decode (about 1 ms) rather than cached, because writes through ``.data`` (EMA) would leave a
+cache stale.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ if TYPE_CHECKING:
 class Weights(NamedTuple):
     """Per-query weights, in the order in which operators take them.
 
-    ``hidden`` is ``[L-1, 2H, H]``, rows K_i (recurrent part) then Q_i; in the *modulation* form, where the K branch is
-    done at LR size, it is ``[L-1, H, H]``, Q_i alone. ``position`` is Q_0: ``[H, 3]``, or ``[H, 9C]`` with init_q.
-    ``last`` is the RGB layer ``[3, H]``, or in mode 4 its nine taps ``[27, H]``, row ``(ky*3 + kx)*3 + channel``.
+    ``hidden`` is ``[L-1, 2H, H]``, rows K_i (recurrent part) then Q_i; in the *modulation* form,
+    where the K branch is done at LR size, it is ``[L-1, H, H]``, Q_i alone. ``position`` is Q_0:
+    ``[H, 3]``, or ``[H, 9C]`` with init_q. ``last`` is the RGB layer ``[3, H]``, or in mode 4 its
+    nine taps ``[27, H]``, row ``(ky*3 + kx)*3 + channel``.
     """
 
     position: Tensor
@@ -35,7 +38,9 @@ class Weights(NamedTuple):
 
 
 class ContentWeights(NamedTuple):
-    """What the direct form needs besides: content products per query, and the extra sine layer of init_q."""
+    """What the direct form needs besides: content products per query, and the extra sine layer of
+    init_q.
+    """
 
     content: Tensor  # [L*H, 9C] (mode 1: [H, 9C]), columns c*9 + ky*3 + kx
     content_bias: Tensor  # [L*H]
@@ -44,18 +49,24 @@ class ContentWeights(NamedTuple):
 
 
 def pack(decoder: ImplicitDecoder, modulation: bool) -> Weights:
-    """Per-query weights; ``modulation`` leaves the K branch out (modes 1 and 2, done at LR size)."""
-    width, last = decoder.width, decoder.last_layer
+    """Per-query weights; ``modulation`` leaves the K branch out (modes 1 and 2, done at LR
+    size).
+    """
+    width = decoder.width
+    last = decoder.last_layer
     position, *synthesis = convolutions(decoder.Q)
     hidden = torch.stack([layer.weight.flatten(1) for layer in synthesis])
     if not modulation:
         recurrent = [layer.weight.flatten(1)[:, :width] for layer in convolutions(decoder.K)[1:]]
         hidden = torch.cat([torch.stack(recurrent), hidden], dim=1)
     hidden_bias = torch.stack([bias(layer) for layer in synthesis])
-    matrix, last_bias = last.weight.permute(2, 3, 0, 1).reshape(-1, width), bias(last)
+    matrix = last.weight.permute(2, 3, 0, 1).reshape(-1, width)
+    last_bias = bias(last)
     if decoder.mode == 4:
         last_bias = F.pad(last_bias, (12, 12))  # the bias belongs to the centre tap
-    return Weights(position.weight.flatten(1), bias(position), hidden, hidden_bias, matrix, last_bias)
+    return Weights(
+        position.weight.flatten(1), bias(position), hidden, hidden_bias, matrix, last_bias
+    )
 
 
 def pack_content(decoder: ImplicitDecoder) -> ContentWeights:

@@ -1,4 +1,6 @@
-"""The kernels of the backward that are not the framework's products; ``gradient`` puts them together."""
+"""The kernels of the backward that are not the framework's products; ``gradient`` puts them
+together.
+"""
 
 import triton
 import triton.language as tl
@@ -11,8 +13,8 @@ from .trig import INTERPRETED, cos, sin
 def gradients_of_layer(dq, dk, s, k, MODULATION: tl.constexpr, FAST: tl.constexpr):
     """(dk, ds) of q = relu(a) sin(s): dk = (dq sin(s) + dk) [k > 0], ds = dq k cos(s), all float32.
 
-    The given dk is what k_i got from k_{i+1} (modes 1 and 2, direct); in the modulation form k is the source itself,
-    without relu.
+    The given dk is what k_i got from k_{i+1} (modes 1 and 2, direct); in the modulation form k is
+    the source itself, without relu.
     """
     dk += dq * sin(s, FAST)
     if not MODULATION:
@@ -23,12 +25,16 @@ def gradients_of_layer(dq, dk, s, k, MODULATION: tl.constexpr, FAST: tl.constexp
 @triton.jit(do_not_specialize=["queries"])
 def split(
     dq, carry, s, k, both, queries,
-    WIDTH: tl.constexpr, CARRY: tl.constexpr, MODULATION: tl.constexpr, FAST: tl.constexpr, BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr, CARRY: tl.constexpr, MODULATION: tl.constexpr, FAST: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``both`` [queries, 2H] = [dk | ds] of a layer, given dq [queries, H] (and ``carry``, the dk from above)."""
+    """``both`` [queries, 2H] = [dk | ds] of a layer, given dq [queries, H] (and ``carry``, the dk
+    from above).
+    """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < queries.to(tl.int64) * WIDTH
-    g, argument = tl.load(dq + at, mask=mask, other=0.0), tl.load(s + at, mask=mask, other=0.0)
+    g = tl.load(dq + at, mask=mask, other=0.0)
+    argument = tl.load(s + at, mask=mask, other=0.0)
     modulation = tl.load(k + at, mask=mask, other=0.0).to(tl.float32)
     above = tl.load(carry + at, mask=mask, other=0.0) if CARRY else tl.zeros([BLOCK], tl.float32)
     dk, ds = gradients_of_layer(g, above, argument, modulation, MODULATION, FAST)
@@ -43,10 +49,11 @@ def step_back(
     WIDTH: tl.constexpr, MODULATION: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """From a layer's [dk | ds] to that of the layer below: ``split`` of dq = ``above`` W, which is never written.
+    """From a layer's [dk | ds] to that of the layer below: ``split`` of dq = ``above`` W, which is
+    never written.
 
-    ``above`` and ``both`` are [queries, 2H], ``weight`` [2H, H] (modulation: ds alone counts, and [H, H]). A program is
-    BM queries by BN columns.
+    ``above`` and ``both`` are [queries, 2H], ``weight`` [2H, H] (modulation: ds alone counts, and
+    [H, H]). A program is BM queries by BN columns.
     """
     m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     n = tl.program_id(1) * BN + tl.arange(0, BN)
@@ -64,30 +71,50 @@ def step_back(
         else:
             dq = tl.dot(x, w, dq, input_precision=PRECISION)
     at = m[:, None] * WIDTH + n[None, :]
-    modulation, argument = tl.load(k + at).to(tl.float32), tl.load(s + at)
-    dk, ds = gradients_of_layer(dq, tl.zeros([BM, BN], tl.float32), argument, modulation, MODULATION, FAST)
+    modulation = tl.load(k + at).to(tl.float32)
+    argument = tl.load(s + at)
+    dk, ds = gradients_of_layer(
+        dq, tl.zeros([BM, BN], tl.float32), argument, modulation, MODULATION, FAST
+    )
     to = both + m[:, None] * (2 * WIDTH) + n[None, :]
     tl.store(to, narrow(dk, both.dtype.element_ty), mask=mask[:, None])
     tl.store(to + WIDTH, narrow(ds, both.dtype.element_ty), mask=mask[:, None])
 
 
-@triton.jit(do_not_specialize=["queries", "columns", "i0", "j0", "down", "span", "grid_rows", "grid_columns"])
+@triton.jit(
+    do_not_specialize=[
+        "queries",
+        "columns",
+        "i0",
+        "j0",
+        "down",
+        "span",
+        "grid_rows",
+        "grid_columns",
+    ]
+)
 def sum_queries(
-    values, pitch, target, target_pitch, row_start, column_start, queries, columns, i0, j0, down, span,
+    values, pitch, target, target_pitch, row_start, column_start, queries, columns, i0, j0, down,
+    span,
     grid_rows, grid_columns,
     FEATURES: tl.constexpr, BF: tl.constexpr, BQ: tl.constexpr,
 ):  # fmt: skip
-    """target[LR pixel] += sum of values[query] over the queries of that LR pixel: no atomics, always the same order.
+    """target[LR pixel] += sum of values[query] over the queries of that LR pixel: no atomics,
+    always the same order.
 
-    ``values`` [images * queries, pitch], an image's queries row by row in a rectangle of ``columns``; the LR pixel
-    (i0 + a, j0 + b) owns its rows row_start[a] : row_start[a+1] and columns column_start[b] : column_start[b+1]. A
-    program is one LR pixel (``down`` rows of ``span`` of them an image) and BF features.
+    ``values`` [images * queries, pitch], an image's queries row by row in a rectangle of
+    ``columns``; the LR pixel (i0 + a, j0 + b) owns its rows row_start[a] : row_start[a+1] and
+    columns column_start[b] : column_start[b+1]. A program is one LR pixel (``down`` rows of
+    ``span`` of them an image) and BF features.
     """
     image = (tl.program_id(0) // (down * span)).to(tl.int64)
     program = tl.program_id(0) % (down * span)
-    a, b = program // span, program % span
-    y0, y1 = tl.load(row_start + a), tl.load(row_start + a + 1)
-    x0, x1 = tl.load(column_start + b), tl.load(column_start + b + 1)
+    a = program // span
+    b = program % span
+    y0 = tl.load(row_start + a)
+    y1 = tl.load(row_start + a + 1)
+    x0 = tl.load(column_start + b)
+    x1 = tl.load(column_start + b + 1)
     across = x1 - x0
     count = (y1 - y0) * across
     f = tl.program_id(1) * BF + tl.arange(0, BF)
@@ -98,7 +125,12 @@ def sum_queries(
         n = start + tl.arange(0, BQ)
         query = image * queries + (y0 + n // across) * columns + x0 + n % across
         mask = (n < count)[:, None] & exists[None, :]
-        total += tl.sum(tl.load(values + query[:, None] * pitch + f[None, :], mask=mask, other=0.0).to(tl.float32), 0)
+        total += tl.sum(
+            tl.load(values + query[:, None] * pitch + f[None, :], mask=mask, other=0.0).to(
+                tl.float32
+            ),
+            0,
+        )
         start += BQ
     to = target + ((image * grid_rows + i0 + a) * grid_columns + j0 + b) * target_pitch + f
     tl.store(to, tl.load(to, mask=exists) + total, mask=exists)

@@ -1,12 +1,15 @@
-"""Backward of the decode: recomputed slab after slab of queries, so that its memory is bounded; deterministic.
+"""Backward of the decode: recomputed slab after slab of queries, so that its memory is bounded;
+deterministic.
 
-A slab's sine arguments s, modulation k and q come from the forward kernel; then per layer, from the last to the first,
+A slab's sine arguments s, modulation k and q come from the forward kernel; then per layer, from the
+last to the first,
 
-    dW += [dk | ds]^T r;   dC[LR pixel] += sum of dk;   dq = [dk | ds] W, and the next [dk | ds] from dq, s and k
+    dW += [dk | ds]^T r;   dC[LR pixel] += sum of dk;   dq = [dk | ds] W, and the next [dk | ds]
+    from dq, s and k
 
-The last two steps are one kernel, so that dq is never written; dW is the framework's product (operands in
-the source's dtype, sums in float32). Slabs follow each other in a fixed order, and within a slab every LR pixel is
-summed by one program: two runs are bitwise equal.
+The last two steps are one kernel, so that dq is never written; dW is the framework's product
+(operands in the source's dtype, sums in float32). Slabs follow each other in a fixed order, and
+within a slab every LR pixel is summed by one program: two runs are bitwise equal.
 """
 
 from __future__ import annotations
@@ -20,7 +23,15 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from diinn_fast.backends._gradients import add_product, add_rows, add_sum, locate, owners, parts, product
+from diinn_fast.backends._gradients import (
+    add_product,
+    add_rows,
+    add_sum,
+    locate,
+    owners,
+    parts,
+    product,
+)
 
 from . import tiles
 from .backward import split, step_back, sum_queries
@@ -31,28 +42,33 @@ if TYPE_CHECKING:
     from diinn_fast.ops import Problem
 
 SLAB = 1 << 16
-"""Queries at a time: about 11 KiB each in 16 bit at H = 256 and 4 layers (direct form: 24 KiB), so 0.7 to 1.5 GiB. Some
-forty launches per slab take the CPU about 0.4 ms, and a GPU needs some 10 ns per query: fewer queries would leave it
-waiting."""
+"""Queries at a time: about 11 KiB each in 16 bit at H = 256 and 4 layers (direct form: 24 KiB), so
+0.7 to 1.5 GiB. Some forty launches per slab take the CPU about 0.4 ms, and a GPU needs some 10 ns
+per query: fewer queries would leave it waiting."""
 
 
 def backward(
     problem: Problem, grad: Tensor, source: Tensor, weights: Sequence[Tensor], needs: Sequence[bool]
 ) -> list[Tensor]:
     """Gradients of [source, *weights], empty where not needed."""
-    network, inputs = Network(problem, source, weights), [source, *weights]
+    network = Network(problem, source, weights)
+    inputs = [source, *weights]
     sums = Sums(network, needs)
     if grad.numel():
         for slab, images, rows in _slabs(problem, grad):
             _Slab(network, slab, images, sums).run(rows)
     grads = sums.finish(network)
-    return [v.new_empty(0) if g is None else g.reshape(v.shape).to(v.dtype) for v, g in zip(inputs, grads, strict=True)]
+    return [
+        v.new_empty(0) if g is None else g.reshape(v.shape).to(v.dtype)
+        for v, g in zip(inputs, grads, strict=True)
+    ]
 
 
 def _slabs(problem: Problem, grad: Tensor) -> Iterator[tuple[Problem, slice, Tensor]]:
-    """All queries in slabs: several images whole, or parts of one; with the gradient of their output
-    [queries, channels]."""
-    most, count = problem.chunk or SLAB, query_count(problem)
+    """All queries in slabs: several images whole, or parts of one; with the gradient of their
+    output [queries, channels]."""
+    most = problem.chunk or SLAB
+    count = query_count(problem)
     together = max(1, most // count)
     for start in range(0, len(grad), together):
         images = slice(start, min(start + together, len(grad)))
@@ -68,7 +84,9 @@ def _parts(problem: Problem, grad: Tensor, most: int) -> Iterator[tuple[Problem,
         assert problem.index is not None and problem.offset is not None
         for start in range(0, problem.index.shape[1], most):
             stop = start + most
-            part = replace(problem, index=problem.index[:, start:stop], offset=problem.offset[:, start:stop])
+            part = replace(
+                problem, index=problem.index[:, start:stop], offset=problem.offset[:, start:stop]
+            )
             yield part, grad[:, start:stop].flatten(0, 1)
         return
     top, _, left, _ = problem.window
@@ -82,17 +100,33 @@ class Sums:
 
     def __init__(self, network: Network, needs: Sequence[bool]) -> None:
         n = network
-        shapes: list[Tensor | None] = [n.source, n.position, n.position_bias, n.hidden, n.hidden_bias]
+        shapes: list[Tensor | None] = [
+            n.source,
+            n.position,
+            n.position_bias,
+            n.hidden,
+            n.hidden_bias,
+        ]
         shapes += [n.last, n.last_bias]
         if n.form == "direct":
-            shapes += [n.content, n.content_bias] + ([] if n.first is None else [n.first, n.first_bias])
+            shapes += [n.content, n.content_bias] + (
+                [] if n.first is None else [n.first, n.first_bias]
+            )
         zeros = [
-            torch.zeros(v.shape, dtype=torch.float32, device=n.device) if need and v is not None else None
+            torch.zeros(v.shape, dtype=torch.float32, device=n.device)
+            if need and v is not None
+            else None
             for v, need in zip(shapes, needs, strict=True)
         ]
-        self.source, self.position, self.position_bias, self.hidden, self.hidden_bias, self.last, self.last_bias = (
-            zeros[:7]
-        )
+        (
+            self.source,
+            self.position,
+            self.position_bias,
+            self.hidden,
+            self.hidden_bias,
+            self.last,
+            self.last_bias,
+        ) = zeros[:7]
         self.content, self.content_bias, self.first, self.first_bias = (zeros[7:] + [None] * 4)[:4]
         self.count = len(zeros)
         self.taps = None  # gradient of each LR pixel's neighbourhood, [B, rows*columns, 9*depth]
@@ -102,7 +136,11 @@ class Sums:
 
     def finish(self, network: Network) -> list[Tensor | None]:
         """The gradients in the operator's order and layout."""
-        n, source, position, content, first = network, self.source, self.position, self.content, self.first
+        n = network
+        source = self.source
+        position = self.position
+        content = self.content
+        first = self.first
         first_bias = self.first_bias
         if n.form == "direct":
             if source is not None and self.taps is not None:
@@ -117,7 +155,15 @@ class Sums:
                 position = None if position is None else n.channel_major(position)
                 first = None if first is None else n.channel_major(first.t()).t()
                 first_bias = None if first_bias is None else n.channel_major(first_bias[None])[0]
-        grads = [source, position, self.position_bias, self.hidden, self.hidden_bias, self.last, self.last_bias]
+        grads = [
+            source,
+            position,
+            self.position_bias,
+            self.hidden,
+            self.hidden_bias,
+            self.last,
+            self.last_bias,
+        ]
         return [*grads, content, self.content_bias, first, first_bias][: self.count]
 
 
@@ -125,35 +171,47 @@ class _Slab:
     """The backward of one slab: some queries of some images."""
 
     def __init__(self, network: Network, problem: Problem, images: slice, sums: Sums) -> None:
-        self.network, self.problem, self.images, self.sums = network, problem, images, sums
+        self.network = network
+        self.problem = problem
+        self.images = images
+        self.sums = sums
         self.count = images.stop - images.start
         self.queries = query_count(problem)  # of each image
         self.halo = 2 if network.form == "direct" else 0
         self._locate()
 
     def _locate(self) -> None:
-        """Position p [queries, 3] (float32) of every query, its LR pixel, counted through the images, and each LR
-        pixel's rectangle."""
-        problem, device = self.problem, self.network.device
+        """Position p [queries, 3] (float32) of every query, its LR pixel, counted through the
+        images, and each LR pixel's rectangle."""
+        problem = self.problem
+        device = self.network.device
         self.rows, self.columns = (n - self.halo for n in self.network.source.shape[1:3])
         if problem.window is None:
             assert problem.index is not None and problem.offset is not None
-            pixel, offset = problem.index, problem.offset.detach().float().flatten(0, 1)
+            pixel = problem.index
+            offset = problem.offset.detach().float().flatten(0, 1)
         else:
             y0, y1, x0, x1 = problem.window
-            (h, w), (height, width) = problem.lr, problem.size
+            h, w = problem.lr
+            height, width = problem.size
             i, j, offset = locate(problem, device)
             self.first_row, self.row_start = owners(y0, y1, h, height, i)
             self.first_column, self.column_start = owners(x0, x1, w, width, j)
             offset = offset.repeat(self.count, 1)
-            pixel = ((i - problem.origin[0])[:, None] * self.columns + (j - problem.origin[1])).flatten()
+            pixel = (
+                (i - problem.origin[0])[:, None] * self.columns + (j - problem.origin[1])
+            ).flatten()
         before = torch.arange(self.count, device=device) * (self.rows * self.columns)
         self.pixel = (before[:, None] + pixel).flatten()
         self.position = F.pad(offset, (0, 1), value=problem.ratio)
 
     def run(self, grad: Tensor) -> None:
-        """Add this slab's part to the sums, given the gradient of its output [queries, channels]."""
-        n, sums, width = self.network, self.sums, self.network.width
+        """Add this slab's part to the sums, given the gradient of its output [queries,
+        channels].
+        """
+        n = self.network
+        sums = self.sums
+        width = self.network.width
         grad = grad.to(n.dtype).contiguous()
         s, k, q = n.recompute(self.problem, self.images)
         add_product(sums.last, grad, q[-1])
@@ -162,20 +220,25 @@ class _Slab:
         chain = n.form == "direct" and n.mode in (1, 2)  # k_i takes k_{i-1}
         dks: list[Tensor] = []
         for layer in reversed(range(n.layers)):
-            dk, ds = both[:, :width], both[:, width:]
+            dk = both[:, :width]
+            ds = both[:, width:]
             if n.form == "direct":
                 dks.insert(0, dk)
             elif sums.source is not None:
-                self._to_pixels(sums.source[self.images].flatten(0, 2)[:, layer * width :], both, width)
+                self._to_pixels(
+                    sums.source[self.images].flatten(0, 2)[:, layer * width :], both, width
+                )
             if layer == 0:
                 break
-            weight, below = n.hidden[layer - 1], q[layer - 1]
+            weight = n.hidden[layer - 1]
+            below = q[layer - 1]
             total = None if sums.hidden is None else sums.hidden[layer - 1]
             add_sum(None if sums.hidden_bias is None else sums.hidden_bias[layer - 1], ds)
             if chain:
                 add_product(None if total is None else total[:width], dk, k[layer - 1])
                 add_product(None if total is None else total[width:], ds, below)
-                carry, dq = product(dk, weight[:width]), product(ds, weight[width:])
+                carry = product(dk, weight[:width])
+                dq = product(ds, weight[width:])
                 both = self._split(dq, carry, s[layer - 1], k[layer - 1])
             else:
                 add_product(total, ds if n.form == "modulation" else both, below)
@@ -187,15 +250,23 @@ class _Slab:
             add_product(sums.position, ds.float(), self.position)
 
     def _direct(self, dks: list[Tensor], ds: Tensor) -> None:
-        """From the gradients dk_i and ds_0 to content weights, features, and the sine layer of init_q."""
-        n, sums, width = self.network, self.sums, self.network.width
+        """From the gradients dk_i and ds_0 to content weights, features, and the sine layer of
+        init_q.
+        """
+        n = self.network
+        sums = self.sums
+        width = self.network.width
         assert n.content is not None
         padded = n.source[self.images].flatten(0, 2)  # [images (rows+2) (columns+2), depth]
         pitch = self.columns + 2
         row = self.pixel // self.columns
-        corner = (row + row // self.rows * 2) * pitch + self.pixel % self.columns  # an image has two rows of border
+        corner = (
+            row + row // self.rows * 2
+        ) * pitch + self.pixel % self.columns  # an image has two rows of border
         x = torch.cat([padded[corner + tap // 3 * pitch + tap % 3] for tap in range(9)], dim=1)
-        modulated, position, argument = x, self.position, None
+        modulated = x
+        position = self.position
+        argument = None
         if n.first is not None and n.first_bias is not None:
             argument = torch.addmm(n.first_bias, self.position, n.first.t())
             position = torch.sin(argument)
@@ -217,23 +288,28 @@ class _Slab:
             self._to_pixels(sums.taps[self.images].flatten(0, 1), dx, dx.shape[1])
 
     def _split(self, dq: Tensor, carry: Tensor | None, s: Tensor, k: Tensor) -> Tensor:
-        n, block = self.network, 1024
+        n = self.network
+        block = 1024
         both = k.new_empty(len(k), 2 * n.width)
         split[(triton.cdiv(s.numel(), block),)](
             dq, carry, s, k, both, len(k),
-            WIDTH=n.width, CARRY=carry is not None, MODULATION=n.form == "modulation", FAST=n.fast_sine, BLOCK=block,
+            WIDTH=n.width, CARRY=carry is not None, MODULATION=n.form == "modulation",
+            FAST=n.fast_sine, BLOCK=block,
             enable_fp_fusion=True,
         )  # fmt: skip
         return both
 
     def _step_back(self, above: Tensor, weight: Tensor, s: Tensor, k: Tensor) -> Tensor:
-        n, both = self.network, above.new_empty(above.shape)
+        n = self.network
+        both = above.new_empty(above.shape)
         tile = tiles.step_back(n.dtype, n.width)
         grid = triton.cdiv(len(both), tile.bm), n.width // tile.bn
         step_back[grid](
             above, weight, s, k, both, len(both),
-            WIDTH=n.width, MODULATION=n.form == "modulation", PRECISION=n.precision, FAST=n.fast_sine,
-            **tiles.step_back_constants(tile), num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+            WIDTH=n.width, MODULATION=n.form == "modulation", PRECISION=n.precision,
+            FAST=n.fast_sine,
+            **tiles.step_back_constants(tile), num_warps=tile.warps, num_stages=tile.stages,
+            enable_fp_fusion=True,
         )  # fmt: skip
         return both
 
@@ -242,11 +318,15 @@ class _Slab:
         if self.problem.window is None:
             add_rows(target[:, :features], self.pixel, values[:, :features].float())
             return
-        window, origin = self.problem.window, self.problem.origin
-        down, span, block = len(self.row_start) - 1, len(self.column_start) - 1, divisor(features, 256)
+        window = self.problem.window
+        origin = self.problem.origin
+        down = len(self.row_start) - 1
+        span = len(self.column_start) - 1
+        block = divisor(features, 256)
         sum_queries[(self.count * down * span, features // block)](
             values, values.stride(0), target, target.stride(0), self.row_start, self.column_start,
-            self.queries, window.shape[1], self.first_row - origin[0], self.first_column - origin[1], down, span,
+            self.queries, window.shape[1], self.first_row - origin[0],
+            self.first_column - origin[1], down, span,
             self.rows, self.columns,
             FEATURES=features, BF=block, BQ=16, enable_fp_fusion=True,
         )  # fmt: skip

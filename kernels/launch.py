@@ -26,21 +26,39 @@ LEAST = 16
 
 
 class Network:
-    """Source and weights of one decode in the layout that the kernels take, and the launch of its forward kernel."""
+    """Source and weights of one decode in the layout that the kernels take, and the launch of its
+    forward kernel.
+    """
 
     def __init__(
-        self, problem: Problem, source: Tensor, weights: Sequence[Tensor], tile: tiles.Tile | None = None
+        self,
+        problem: Problem,
+        source: Tensor,
+        weights: Sequence[Tensor],
+        tile: tiles.Tile | None = None,
     ) -> None:
         """``tile``: this one, whatever the tables and the tuned file say."""
-        self.form, self.mode, self.tile = problem.form, problem.mode, tile
-        self.dtype, self.device = source.dtype, source.device
-        self.position, self.position_bias, self.hidden, self.hidden_bias, self.last, self.last_bias = (
-            v.detach().contiguous() for v in weights[:6]
-        )
+        self.form = problem.form
+        self.mode = problem.mode
+        self.tile = tile
+        self.dtype = source.dtype
+        self.device = source.device
+        (
+            self.position,
+            self.position_bias,
+            self.hidden,
+            self.hidden_bias,
+            self.last,
+            self.last_bias,
+        ) = (v.detach().contiguous() for v in weights[:6])
         self.position, self.position_bias = self.position.float(), self.position_bias.float()
         self.hidden_bias, self.last_bias = self.hidden_bias.float(), self.last_bias.float()
         self.hidden, self.last = self.hidden.to(self.dtype), self.last.to(self.dtype)
-        self.width, self.layers, self.channels = len(self.position), len(self.hidden) + 1, len(self.last)
+        self.width, self.layers, self.channels = (
+            len(self.position),
+            len(self.hidden) + 1,
+            len(self.last),
+        )
         self.source = source.detach().contiguous()
         self.content: Tensor | None = None
         self.content_bias: Tensor | None = None
@@ -61,17 +79,23 @@ class Network:
             self.first_bias = self.tap_major(first[1].detach().float()[None])[0]
 
     def tap_major(self, matrix: Tensor) -> Tensor:
-        """Columns from c*9 + tap to tap*depth + c, so that a tap's features are contiguous as in the source."""
+        """Columns from c*9 + tap to tap*depth + c, so that a tap's features are contiguous as in
+        the source.
+        """
         taps = matrix.reshape(len(matrix), self.features, 9).transpose(1, 2)
         return F.pad(taps, (0, self.depth - self.features)).flatten(1).contiguous()
 
     def channel_major(self, matrix: Tensor) -> Tensor:
         """The inverse of ``tap_major``."""
-        return matrix.view(len(matrix), 9, self.depth)[..., : self.features].transpose(1, 2).flatten(1)
+        return (
+            matrix.view(len(matrix), 9, self.depth)[..., : self.features].transpose(1, 2).flatten(1)
+        )
 
     @cached_property
     def precision(self) -> str:
-        """Of float32 products: three TF32 products each (as accurate as float32), or one where the user allows it."""
+        """Of float32 products: three TF32 products each (as accurate as float32), or one where the
+        user allows it.
+        """
         return "tf32" if self.device.type == "cuda" and allows_tf32() else "tf32x3"
 
     @property
@@ -85,7 +109,9 @@ class Network:
         return out
 
     def recompute(self, problem: Problem, images: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Sine arguments s (float32), modulation k and q ``[L, queries, H]`` of some images' queries, row by row."""
+        """Sine arguments s (float32), modulation k and q ``[L, queries, H]`` of some images'
+        queries, row by row.
+        """
         source = self.source[images]
         shape = (self.layers, len(source) * query_count(problem), self.width)
         s = self.source.new_empty(shape, dtype=torch.float32)
@@ -94,12 +120,19 @@ class Network:
         return slabs
 
     def _launch(
-        self, problem: Problem, source: Tensor, out: Tensor | None, slabs: tuple[Tensor, Tensor, Tensor] | None
+        self,
+        problem: Problem,
+        source: Tensor,
+        out: Tensor | None,
+        slabs: tuple[Tensor, Tensor, Tensor] | None,
     ) -> None:
-        points, keep, init_q = problem.window is None, slabs is not None, self.first is not None
+        points = problem.window is None
+        keep = slabs is not None
+        init_q = self.first is not None
         tile = self.tile or tuned.tile(self.form, self.device, self.dtype, self.width, keep)
         numbers = _geometry(problem, source)
-        rows, columns = numbers["rows"], numbers["columns"]
+        rows = numbers["rows"]
+        columns = numbers["columns"]
         if points:
             programs = triton.cdiv(columns, tile.ty * tile.tx)
         else:
@@ -114,24 +147,41 @@ class Network:
             "FAST": self.fast_sine,
         } | tile_constants(tile, self.channels)
         last = F.pad(self.last, (0, 0, 0, constants["PADDED"] - self.channels))
-        tensors: list[Tensor | None] = [source, self.position, self.position_bias, self.hidden, self.hidden_bias]
+        tensors: list[Tensor | None] = [
+            source,
+            self.position,
+            self.position_bias,
+            self.hidden,
+            self.hidden_bias,
+        ]
         tensors += [last, self.last_bias]
         if self.form == "direct":
             tensors += [self.content, self.content_bias, self.first, self.first_bias]
             constants |= direct_constants(self.depth, self.mode, init_q)
         else:
             constants["MODULATION"] = self.form == "modulation"
-        index, offset = problem.index, problem.offset
+        index = problem.index
+        offset = problem.offset
         if index is not None and offset is not None:
-            index, offset = index.contiguous(), offset.detach().float().contiguous()
+            index = index.contiguous()
+            offset = offset.detach().float().contiguous()
         kernel = direct if self.form == "direct" else projected
         kernel[(programs * len(source),)](
-            *tensors, index, offset, out, *(slabs or (None, None, None)), **numbers, **constants, **options(tile)
+            *tensors,
+            index,
+            offset,
+            out,
+            *(slabs or (None, None, None)),
+            **numbers,
+            **constants,
+            **options(tile),
         )
 
 
 def tile_constants(tile: tiles.Tile, channels: int) -> dict[str, Any]:
-    """Compile-time arguments of the forward kernels that follow from the tile and the output channels."""
+    """Compile-time arguments of the forward kernels that follow from the tile and the output
+    channels.
+    """
     padded = triton.next_power_of_2(max(LEAST, channels))
     return {"PADDED": padded, "TY": tile.ty, "TX": tile.tx, "BN": tile.bn, "STAGES": tile.stages}
 
@@ -143,7 +193,9 @@ def direct_constants(depth: int, mode: int, init_q: bool) -> dict[str, Any]:
 
 
 def options(tile: tiles.Tile) -> dict[str, Any]:
-    """Compiler options. Fused multiply-add changes neither indices nor offsets, which multiply last."""
+    """Compiler options. Fused multiply-add changes neither indices nor offsets, which multiply
+    last.
+    """
     return {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
 
 
@@ -157,22 +209,44 @@ def query_count(problem: Problem) -> int:
 
 def _geometry(problem: Problem, source: Tensor) -> dict[str, Any]:
     """The kernels' GEOMETRY arguments."""
-    (h, w), (height, width) = problem.lr, problem.size
-    y0, x0, rows, columns = 0, 0, 1, 0
+    h, w = problem.lr
+    height, width = problem.size
+    y0 = 0
+    x0 = 0
+    rows = 1
+    columns = 0
     if problem.window is not None:
-        y0, x0 = problem.window.y0, problem.window.x0
+        y0 = problem.window.y0
+        x0 = problem.window.x0
         rows, columns = problem.window.shape
     else:
         assert problem.index is not None
         columns = problem.index.shape[1]
-    scale, halo = (_float32(h / height), _float32(w / width)), 2 if problem.form == "direct" else 0
+    scale = (_float32(h / height), _float32(w / width))
+    halo = 2 if problem.form == "direct" else 0
     grid = source.shape[1] - halo, source.shape[2] - halo
-    values = (h, w, height, width, *scale, problem.ratio, *problem.origin, *grid, y0, x0, rows, columns, len(source))
+    values = (
+        h,
+        w,
+        height,
+        width,
+        *scale,
+        problem.ratio,
+        *problem.origin,
+        *grid,
+        y0,
+        x0,
+        rows,
+        columns,
+        len(source),
+    )
     return dict(zip(GEOMETRY, values, strict=True))
 
 
 def allows_tf32() -> bool:
-    """What the user's settings say of products on CUDA; "none" leaves it to the setting for everything."""
+    """What the user's settings say of products on CUDA; "none" leaves it to the setting for
+    everything.
+    """
     precision: str = torch.backends.cuda.matmul.fp32_precision
     if precision == "none":
         precision = torch.backends.fp32_precision  # type: ignore[attr-defined]

@@ -8,17 +8,21 @@ import triton.language as tl
 from .trig import INTERPRETED
 
 GEOMETRY = (
-    "h", "w", "height", "width", "scale_y", "scale_x", "ratio",  # LR and HR sizes, float32(h / H), float32(w / W)
+    "h", "w", "height", "width", "scale_y", "scale_x", "ratio",  # sizes, float32(h / H), ...
     "origin_y", "origin_x", "grid_rows", "grid_columns",  # the source's first LR pixel and size
     "y0", "x0", "rows", "columns",  # the window; for points rows = 1, columns = N
     "images",
 )  # fmt: skip
-"""Scalar arguments of the kernels that differ from image to image: no specialisation, or each size would compile."""
+"""Scalar arguments of the kernels that differ from image to image: no specialisation, or each size
+would compile.
+"""
 
 
 @triton.jit
 def nearest(position, scale, n_in):
-    """LR index of HR positions along one axis: the float32 formula of ``geometry.nearest_index``, bit for bit."""
+    """LR index of HR positions along one axis: the float32 formula of ``geometry.nearest_index``,
+    bit for bit.
+    """
     return tl.minimum(((position.to(tl.float32) + 0.5) * scale).to(tl.int64), n_in.to(tl.int64) - 1)
 
 
@@ -26,18 +30,22 @@ def nearest(position, scale, n_in):
 def local(position, index, n_in, n_out):
     """Local coordinate in LR half-pixels: numerator in int64, division rounded as IEEE says."""
     numerator = (2 * position.to(tl.int64) + 1) * n_in - (2 * index + 1) * n_out
-    return tl.div_rn(numerator.to(tl.float32), tl.zeros_like(numerator).to(tl.float32) + n_out.to(tl.float32))
+    return tl.div_rn(
+        numerator.to(tl.float32), tl.zeros_like(numerator).to(tl.float32) + n_out.to(tl.float32)
+    )
 
 
 @triton.jit
 def locate(
-    index, offset, h, w, height, width, scale_y, scale_x, origin_y, origin_x, grid_rows, grid_columns,
+    index, offset, h, w, height, width, scale_y, scale_x, origin_y, origin_x, grid_rows,
+    grid_columns,
     y0, x0, rows, columns, POINTS: tl.constexpr, TY: tl.constexpr, TX: tl.constexpr,
 ):  # fmt: skip
-    """The queries of this program: image, number within the image, mask, source row and column, dy, dx.
+    """The queries of this program: image, number within the image, mask, source row and column, dy,
+    dx.
 
-    A program has TY*TX points, or a tile of TY x TX pixels of the window: neighbours share LR pixels, so that their
-    gathers hit the cache. Queries past the end repeat the last one, masked.
+    A program has TY*TX points, or a tile of TY x TX pixels of the window: neighbours share LR
+    pixels, so that their gathers hit the cache. Queries past the end repeat the last one, masked.
     """
     m = tl.arange(0, TY * TX)
     tiles_x = tl.cdiv(columns, TX)
@@ -53,19 +61,28 @@ def locate(
         pixel = tl.load(index + at)
         inside = (pixel >= 0) & (pixel < grid_rows.to(tl.int64) * grid_columns)
         pixel = tl.where(inside, pixel, 0)
-        row, column = pixel // grid_columns, pixel % grid_columns
-        dy, dx = tl.load(offset + 2 * at), tl.load(offset + 2 * at + 1)
-        dy = tl.where(inside, dy, float("nan"))  # an index outside the source gives NaN, not another pixel
+        row = pixel // grid_columns
+        column = pixel % grid_columns
+        dy = tl.load(offset + 2 * at)
+        dx = tl.load(offset + 2 * at + 1)
+        dy = tl.where(
+            inside, dy, float("nan")
+        )  # an index outside the source gives NaN, not another pixel
     else:
         y = tile // tiles_x * TY + m // TX
         x = tile % tiles_x * TX + m % TX
         mask = (y < rows) & (x < columns)
-        y, x = tl.minimum(y, rows - 1), tl.minimum(x, columns - 1)
+        y = tl.minimum(y, rows - 1)
+        x = tl.minimum(x, columns - 1)
         query = y.to(tl.int64) * columns + x
-        y, x = y + y0, x + x0
-        i, j = nearest(y, scale_y, h), nearest(x, scale_x, w)
-        dy, dx = local(y, i, h, height), local(x, j, w, width)
-        row, column = i - origin_y, j - origin_x
+        y = y + y0
+        x = x + x0
+        i = nearest(y, scale_y, h)
+        j = nearest(x, scale_x, w)
+        dy = local(y, i, h, height)
+        dx = local(x, j, w, width)
+        row = i - origin_y
+        column = j - origin_x
     return image, query, mask, row, column, dy, dx
 
 
@@ -74,11 +91,13 @@ def product(
     x, matrix, row, column, total,
     PITCH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """total + x M^T for M = ``matrix[row : row+ROWS, column : column+COLUMNS]`` of a row-major matrix.
+    """total + x M^T for M = ``matrix[row : row+ROWS, column : column+COLUMNS]`` of a row-major
+    matrix.
 
     x is [BM, COLUMNS], total float32 [BM, ROWS]: operands in their own dtype, sums in float32.
     """
-    n, k = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    n = tl.arange(0, ROWS)
+    k = tl.arange(0, COLUMNS)
     m = tl.load(matrix + (row + n)[None, :] * PITCH + (column + k)[:, None])
     if INTERPRETED:  # whose bfloat16 products are wrong
         return tl.dot(x.to(tl.float32), m.to(tl.float32), total, input_precision="ieee")
@@ -88,8 +107,11 @@ def product(
 
 @triton.jit
 def first_argument(position, bias, dy, dx, ratio, column, BN: tl.constexpr):
-    """Sine argument of layer 0, Q_0 (dy, dx, ratio) + b_0, for BN outputs from ``column``: float32 [BM, BN]."""
-    # Fused by name: left to the compiler, which of two products it fuses depends on the tile, and so would the bits.
+    """Sine argument of layer 0, Q_0 (dy, dx, ratio) + b_0, for BN outputs from ``column``: float32
+    [BM, BN].
+    """
+    # Fused by name: left to the compiler, which of two products it fuses depends on the tile, and
+    # so would the bits.
     n = column + tl.arange(0, BN)
     constant = tl.fma(tl.load(position + 3 * n + 2), ratio, tl.load(bias + n))
     s = tl.fma(dy[:, None], tl.load(position + 3 * n)[None, :], constant[None, :])
@@ -101,7 +123,9 @@ def store_output(
     q, last, last_bias, out, image, query, mask, total, WIDTH: tl.constexpr, BN: tl.constexpr,
     CHANNELS: tl.constexpr, PADDED: tl.constexpr, POINTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out = last q + bias; ``last`` is [PADDED, H], its surplus rows zero. ``total``: queries per image."""
+    """out = last q + bias; ``last`` is [PADDED, H], its surplus rows zero. ``total``: queries per
+    image.
+    """
     CHUNKS: tl.constexpr = WIDTH // BN
     rgb = tl.zeros([query.shape[0], PADDED], tl.float32)
     for i in tl.static_range(CHUNKS):
@@ -118,8 +142,8 @@ def store_output(
 
 @triton.jit
 def keep(slab, value, layer, column, queries, place, mask, WIDTH: tl.constexpr, BN: tl.constexpr):
-    """Write a [BM, BN] tile of a layer into a slab [layers, queries, H], for the backward; ``queries`` are those of
-    all images, ``place`` counts through them."""
+    """Write a [BM, BN] tile of a layer into a slab [layers, queries, H], for the backward;
+    ``queries`` are those of all images, ``place`` counts through them."""
     where = (layer * queries + place)[:, None] * WIDTH + (column + tl.arange(0, BN))[None, :]
     tl.store(slab + where, narrow(value, slab.dtype.element_ty), mask=mask[:, None])
 
@@ -141,9 +165,11 @@ def relu(x):
 
 @triton.jit
 def put(chunks, value, at, CHUNKS: tl.constexpr):
-    """The tuple with ``chunks[at]`` replaced: registers have no addresses, so a selection stands for an index.
+    """The tuple with ``chunks[at]`` replaced: registers have no addresses, so a selection stands
+    for an index.
 
-    (Rotating the tuple is cheaper but yields loop variables untouched, and the pipeliner then skips the loop.)
+    (Rotating the tuple is cheaper but yields loop variables untouched, and the pipeliner then skips
+    the loop.)
     """
     replaced = ()
     for i in tl.static_range(CHUNKS):

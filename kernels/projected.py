@@ -1,10 +1,13 @@
-"""The decoder on LR-size content: forms ``content`` (modes 3 and 4) and ``modulation`` (modes 1 and 2).
+"""The decoder on LR-size content: forms ``content`` (modes 3 and 4) and ``modulation`` (modes 1 and
+2).
 
-    q_0 = k_0 sin(Q_0 p + b_0),  k_i = relu(c_i + K_i q_{i-1}),  q_i = k_i sin(Q_i q_{i-1} + b_i),  out = last q + bias
+    q_0 = k_0 sin(Q_0 p + b_0),  k_i = relu(c_i + K_i q_{i-1}),  q_i = k_i sin(Q_i q_{i-1} + b_i),
+    out = last q + bias
 
-One program keeps the q of BM queries in registers, as a tuple of [BM, BN] chunks. One rolled loop runs over the output
-chunks of all layers, so that the compiler prefetches the weights of the next chunk during the products of this one;
-finished chunks gather in the tuple ``new``, which becomes q when a layer is complete.
+One program keeps the q of BM queries in registers, as a tuple of [BM, BN] chunks. One rolled loop
+runs over the output chunks of all layers, so that the compiler prefetches the weights of the next
+chunk during the products of this one; finished chunks gather in the tuple ``new``, which becomes q
+when a layer is complete.
 """
 
 # ruff: noqa: RUF005 - Triton has no starred expressions
@@ -28,25 +31,34 @@ from .trig import sin
 
 @triton.jit(do_not_specialize=GEOMETRY)
 def projected(
-    source, position, position_bias, hidden, hidden_bias, last, last_bias, index, offset, out, slab_s, slab_k, slab_q,
-    h, w, height, width, scale_y, scale_x, ratio, origin_y, origin_x, grid_rows, grid_columns, y0, x0, rows, columns,
+    source, position, position_bias, hidden, hidden_bias, last, last_bias, index, offset, out,
+    slab_s, slab_k, slab_q,
+    h, w, height, width, scale_y, scale_x, ratio, origin_y, origin_x, grid_rows, grid_columns, y0,
+    x0, rows, columns,
     images,
     WIDTH: tl.constexpr, LAYERS: tl.constexpr, CHANNELS: tl.constexpr, PADDED: tl.constexpr,
-    MODULATION: tl.constexpr, POINTS: tl.constexpr, KEEP: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
+    MODULATION: tl.constexpr, POINTS: tl.constexpr, KEEP: tl.constexpr, PRECISION: tl.constexpr,
+    FAST: tl.constexpr,
     TY: tl.constexpr, TX: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """``source`` [B, rows, columns, L*H]; ``hidden`` [L-1, 2H, H] (modulation: [L-1, H, H]); see ``network`` for the
-    rest. KEEP writes sine arguments, modulation and q of every layer to slabs [L, queries, H]."""
+    """``source`` [B, rows, columns, L*H]; ``hidden`` [L-1, 2H, H] (modulation: [L-1, H, H]); see
+    ``network`` for the rest. KEEP writes sine arguments, modulation and q of every layer to slabs
+    [L, queries, H].
+    """
     CHUNKS: tl.constexpr = WIDTH // BN
     PITCH: tl.constexpr = WIDTH if MODULATION else 2 * WIDTH  # rows of a layer in ``hidden``
     SYNTHESIS: tl.constexpr = 0 if MODULATION else WIDTH  # its first row of Q_i
     image, query, mask, row, column, dy, dx = locate(
-        index, offset, h, w, height, width, scale_y, scale_x, origin_y, origin_x, grid_rows, grid_columns,
+        index, offset, h, w, height, width, scale_y, scale_x, origin_y, origin_x, grid_rows,
+        grid_columns,
         y0, x0, rows, columns, POINTS, TY, TX,
     )  # fmt: skip
     total = rows.to(tl.int64) * columns
-    place, queries = image * total + query, images * total
-    content = source + ((image * grid_rows + row) * grid_columns + column)[:, None] * (LAYERS * WIDTH)
+    place = image * total + query
+    queries = images * total
+    content = source + ((image * grid_rows + row) * grid_columns + column)[:, None] * (
+        LAYERS * WIDTH
+    )
     content += tl.arange(0, BN)[None, :]
 
     q = ()
@@ -63,7 +75,8 @@ def projected(
 
     new = q
     for step in tl.range((LAYERS - 1) * CHUNKS, num_stages=STAGES):
-        layer, o = step // CHUNKS, step % CHUNKS
+        layer = step // CHUNKS
+        o = step % CHUNKS
         c = tl.load(content + (layer + 1) * WIDTH + o * BN)
         b = tl.load(hidden_bias + layer * WIDTH + o * BN + tl.arange(0, BN))
         weight = hidden + layer * (PITCH * WIDTH)
@@ -88,4 +101,19 @@ def projected(
         q = following
 
     if not KEEP:
-        store_output(q, last, last_bias, out, image, query, mask, total, WIDTH, BN, CHANNELS, PADDED, POINTS, PRECISION)
+        store_output(
+            q,
+            last,
+            last_bias,
+            out,
+            image,
+            query,
+            mask,
+            total,
+            WIDTH,
+            BN,
+            CHANNELS,
+            PADDED,
+            POINTS,
+            PRECISION,
+        )

@@ -1,10 +1,12 @@
-"""Tile sizes per architecture, operand dtype and form. Every figure is from code generation; nothing is timed yet.
+"""Tile sizes per architecture, operand dtype and form. Every figure is from code generation;
+nothing is timed yet.
 
-The tables are what runs unless ``tuned`` finds that this machine has measured a faster one among ``candidates``.
+The tables are what runs unless ``tuned`` finds that this machine has measured a faster one among
+``candidates``.
 
-What bounds them: q and the next q in registers (BM * H * 2 operands over the program's threads, of 255 registers
-each), the weights of one step times ``stages`` in shared memory, and the weights' traffic: BM FLOP per byte read
-from L2, so that a large BM is worth a few spilled registers.
+What bounds them: q and the next q in registers (BM * H * 2 operands over the program's threads, of
+255 registers each), the weights of one step times ``stages`` in shared memory, and the weights'
+traffic: BM FLOP per byte read from L2, so that a large BM is worth a few spilled registers.
 """
 
 from __future__ import annotations
@@ -28,17 +30,21 @@ INTERPRETER = Tile(8, 16, 64, 1, 4)
 """Few programs, since each costs a Python call per operation."""
 
 SIXTEEN_BIT = {
-    # K_i and Q_i for 64 outputs are 64 KiB a stage; two warpgroups of 64 queries, operand A from registers.
+    # K_i and Q_i for 64 outputs are 64 KiB a stage; two warpgroups of 64 queries, operand A from
+    # registers.
     90: Tile(8, 16, 64, 2, 8),
-    # mma.sync; 3 stages of 16 KiB: 73 KiB, two programs on an 8.0, and within the 99 KiB of 8.6, 8.9 and 12.0.
+    # mma.sync; 3 stages of 16 KiB: 73 KiB, two programs on an 8.0, and within the 99 KiB of 8.6,
+    # 8.9 and 12.0.
     80: Tile(8, 8, 32, 3, 4),
 }
 FLOAT32 = {
-    # Operands are twice as wide and split into two TF32 numbers: half the queries, 32 outputs at a time.
+    # Operands are twice as wide and split into two TF32 numbers: half the queries, 32 outputs at a
+    # time.
     90: Tile(8, 8, 32, 2, 8),
     # Nothing spilled, but 156 KiB: 8.0 only.
     80: Tile(4, 8, 64, 2, 8),
-    # Within 99 KiB by loading weights without prefetching; with 32 outputs at a time 800 bytes would be spilled.
+    # Within 99 KiB by loading weights without prefetching; with 32 outputs at a time 800 bytes
+    # would be spilled.
     86: Tile(4, 8, 64, 1, 8),
 }
 DIRECT = {  # (architecture, bytes of an operand)
@@ -55,17 +61,29 @@ KEEP = {  # 16-bit forward kernels that also write slabs: addresses take registe
     80: Tile(4, 8, 64, 2, 4),
 }
 
-CANDIDATES = {  # (family, bytes of an operand): what ``tune`` measures besides the tables' own choice
-    # Narrower products with one more stage; half the queries, so that two programs share an SM and one's sines run
-    # during the other's products.
-    (90, 2): [Tile(8, 16, 32, 3, 8), Tile(8, 16, 32, 2, 8), Tile(8, 8, 64, 2, 4), Tile(8, 8, 64, 2, 8),
-              Tile(8, 8, 32, 2, 4), Tile(8, 16, 64, 2, 8)],
+# (family, bytes of an operand): what ``tune`` measures besides the tables' own choice.
+CANDIDATES = {
+    # Narrower products with one more stage; half the queries, so that two programs share an SM and
+    # one's sines run during the other's products.
+    (90, 2): [
+        Tile(8, 16, 32, 3, 8),
+        Tile(8, 16, 32, 2, 8),
+        Tile(8, 8, 64, 2, 4),
+        Tile(8, 8, 64, 2, 8),
+        Tile(8, 8, 32, 2, 4),
+        Tile(8, 16, 64, 2, 8),
+    ],
     (90, 4): [Tile(8, 8, 32, 1, 8), Tile(8, 8, 32, 3, 8), Tile(8, 16, 32, 2, 8)],
-    (80, 2): [Tile(8, 8, 32, 2, 4), Tile(4, 8, 64, 2, 4), Tile(8, 16, 32, 3, 8), Tile(8, 8, 64, 2, 8)],
+    (80, 2): [
+        Tile(8, 8, 32, 2, 4),
+        Tile(4, 8, 64, 2, 4),
+        Tile(8, 16, 32, 3, 8),
+        Tile(8, 8, 64, 2, 8),
+    ],
     (80, 4): [Tile(4, 8, 64, 1, 8), Tile(4, 8, 64, 2, 8), Tile(4, 8, 64, 1, 4)],
     (0, 2): [INTERPRETER._replace(ty=16, tx=8)],
     (0, 4): [INTERPRETER._replace(ty=16, tx=8)],
-}  # fmt: skip
+}
 
 
 class Step(NamedTuple):
@@ -79,7 +97,9 @@ class Step(NamedTuple):
 
 
 def step_back(dtype: torch.dtype, width: int) -> Step:
-    """48 KiB in 16 bit, for all architectures: it is bound by memory, not by products. float32: half the queries."""
+    """48 KiB in 16 bit, for all architectures: it is bound by memory, not by products. float32:
+    half the queries.
+    """
     found = Step(128, 128, 32, 3, 8) if dtype.itemsize == 2 else Step(64, 128, 32, 2, 8)
     return found._replace(bn=divisor(width, found.bn), bk=divisor(width, found.bk))
 
@@ -88,24 +108,34 @@ def step_back_constants(step: Step) -> dict[str, int]:
     return {"BM": step.bm, "BN": step.bn, "BK": step.bk, "STAGES": step.stages}
 
 
-def candidates(form: str, architecture: int, dtype: torch.dtype, width: int, keep: bool = False) -> list[Tile]:
+def candidates(
+    form: str, architecture: int, dtype: torch.dtype, width: int, keep: bool = False
+) -> list[Tile]:
     """Tiles of the same summation order as ``choose``'s, which comes first.
 
-    A sum runs over its terms in steps of 16 (TF32: 8), one after the other, whatever the tile; only float32's three
-    products per product are added up per block of BN, hence BN is kept there. On 9.0, 64 queries and more use the same
-    instruction. ``tune`` measures besides that the results are the same to the bit.
+    A sum runs over its terms in steps of 16 (TF32: 8), one after the other, whatever the tile; only
+    float32's three products per product are added up per block of BN, hence BN is kept there. On
+    9.0, 64 queries and more use the same instruction. ``tune`` measures besides that the results
+    are the same to the bit.
     """
     chosen = choose(form, architecture, dtype, width, keep)
-    found = [t._replace(bn=divisor(width, t.bn)) for t in CANDIDATES[_family(architecture), dtype.itemsize]]
+    found = [
+        t._replace(bn=divisor(width, t.bn))
+        for t in CANDIDATES[_family(architecture), dtype.itemsize]
+    ]
     if dtype.itemsize == 4:
         found = [t for t in found if t.bn == chosen.bn]
     return list(dict.fromkeys([chosen, *found]))
 
 
-def choose(form: str, architecture: int, dtype: torch.dtype, width: int, keep: bool = False) -> Tile:
-    """The tile for a form, an architecture (10 * major + minor, 0 for the interpreter), a dtype and a hidden width.
+def choose(
+    form: str, architecture: int, dtype: torch.dtype, width: int, keep: bool = False
+) -> Tile:
+    """The tile for a form, an architecture (10 * major + minor, 0 for the interpreter), a dtype and
+    a hidden width.
 
-    ``keep``: the kernel also writes what the backward needs. Architectures newer than 9.0 run as 8.x do.
+    ``keep``: the kernel also writes what the backward needs. Architectures newer than 9.0 run as
+    8.x do.
     """
     family = _family(architecture)
     if architecture == 0:

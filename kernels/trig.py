@@ -1,10 +1,13 @@
-"""Sine and cosine for hot kernels (``tl.sin`` is libdevice's accurate one: a slow path of thousands of local loads).
+"""Sine and cosine for hot kernels (``tl.sin`` is libdevice's accurate one: a slow path of thousands
+of local loads).
 
-- ``fast``: the special-function unit after a reduction to [-pi, pi]; absolute error below 1.5e-6 for |x| < 1e4;
+- ``fast``: the special-function unit after a reduction to [-pi, pi]; absolute error below 1.5e-6
+  for |x| < 1e4;
 - else: reduction to [-pi/2, pi/2] and an odd polynomial; absolute error below 2.5e-7 for |x| < 1e4.
 
-Reduction subtracts n times pi (or 2 pi) in three parts (Cody and Waite); the first two have so few bits that their
-product with n is exact, with or without fused multiply-add. NaN and infinities give NaN.
+Reduction subtracts n times pi (or 2 pi) in three parts (Cody and Waite); the first two have so few
+bits that their product with n is exact, with or without fused multiply-add. NaN and infinities give
+NaN.
 """
 
 import os
@@ -13,13 +16,22 @@ import triton
 import triton.language as tl
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
-"""Kernels run in Triton's interpreter on the CPU, which has no inline assembly and no bfloat16 products."""
+"""Kernels run in Triton's interpreter on the CPU, which has no inline assembly and no bfloat16
+products.
+"""
 
-ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer, left in the low bits of the sum
-PI = (tl.constexpr(3.140625), tl.constexpr(9.675025939941406e-4), tl.constexpr(1.5099580252808664e-7))
+ROUND = tl.constexpr(
+    12582912.0
+)  # 1.5 * 2^23: adding it rounds to an integer, left in the low bits of the sum
+PI = (
+    tl.constexpr(3.140625),
+    tl.constexpr(9.675025939941406e-4),
+    tl.constexpr(1.5099580252808664e-7),
+)
 PI_1, PI_2, PI_3 = PI
 INVERSE_PI = tl.constexpr(0.3183098861837907)
-# sin(r) = r (1 + r^2 (S3 + r^2 (S5 + ...))) on [-pi/2, pi/2], minimax: relative error 4.9e-9 before rounding
+# sin(r) = r (1 + r^2 (S3 + r^2 (S5 + ...))) on [-pi/2, pi/2], minimax: relative error 4.9e-9 before
+# rounding
 S3 = tl.constexpr(-1.66666605e-01)
 S5 = tl.constexpr(8.33308817e-03)
 S7 = tl.constexpr(-1.98111127e-04)
@@ -35,7 +47,9 @@ def sin(x, FAST: tl.constexpr):
         if INTERPRETED:
             return tl.sin(r)
         else:
-            return tl.inline_asm_elementwise("sin.approx.ftz.f32 $0, $1;", "=f,f", [r], tl.float32, True, 1)
+            return tl.inline_asm_elementwise(
+                "sin.approx.ftz.f32 $0, $1;", "=f,f", [r], tl.float32, True, 1
+            )
     else:
         shifted = x * INVERSE_PI + ROUND
         return _reduced(x, shifted - ROUND, shifted.to(tl.int32, bitcast=True) << 31)
@@ -50,7 +64,9 @@ def cos(x, FAST: tl.constexpr):
         if INTERPRETED:
             return tl.cos(r)
         else:
-            return tl.inline_asm_elementwise("cos.approx.ftz.f32 $0, $1;", "=f,f", [r], tl.float32, True, 1)
+            return tl.inline_asm_elementwise(
+                "cos.approx.ftz.f32 $0, $1;", "=f,f", [r], tl.float32, True, 1
+            )
     else:
         # cos(x) = -(-1)^n sin(x - (n + 1/2) pi)
         shifted = x * INVERSE_PI - 0.5 + ROUND

@@ -1,7 +1,8 @@
-"""Measure which tile is fastest here, and store it for ``tuned``: ``python -m diinn_fast.kernels.tune`` (a minute).
+"""Measure which tile is fastest here, and store it for ``tuned``:
+``python -m diinn_fast.kernels.tune`` (a minute).
 
-Only tiles of the same summation order are tried, and one whose results differ in a single bit from the default's is
-left out: tuning never changes a picture.
+Only tiles of the same summation order are tried, and one whose results differ in a single bit from
+the default's is left out: tuning never changes a picture.
 """
 
 from __future__ import annotations
@@ -32,17 +33,27 @@ GAIN = 1.02
 Result = dict[str, Any]
 
 
-def work(form: str, dtype: torch.dtype, device: torch.device, lr: int, scale: int) -> tuple[Problem, Tensor, list]:
+def work(
+    form: str, dtype: torch.dtype, device: torch.device, lr: int, scale: int
+) -> tuple[Problem, Tensor, list]:
     """A decode of the published size (64 features, 4 layers of 256) with random numbers."""
     draw = torch.Generator().manual_seed(0)
-    width, layers, mode, size = 256, 4, {"modulation": 1}.get(form, 3), lr * scale
+    width = 256
+    layers = 4
+    mode = {"modulation": 1}.get(form, 3)
+    size = lr * scale
 
     def random(*shape: int, to: torch.dtype = torch.float32) -> Tensor:
         bound = (3 / shape[-1]) ** 0.5 if len(shape) > 1 else 0.1
         return ((torch.rand(shape, generator=draw) * 2 - 1) * bound).to(device, to)
 
     rows = width if form == "modulation" else 2 * width
-    weights = [random(width, 3), random(width), random(layers - 1, rows, width, to=dtype), random(layers - 1, width)]
+    weights = [
+        random(width, 3),
+        random(width),
+        random(layers - 1, rows, width, to=dtype),
+        random(layers - 1, width),
+    ]
     weights += [random(3, width, to=dtype), random(3)]
     if form == "direct":
         source = (torch.rand(1, lr + 2, lr + 2, 64, generator=draw) * 2 - 1).to(device, dtype)
@@ -50,7 +61,11 @@ def work(form: str, dtype: torch.dtype, device: torch.device, lr: int, scale: in
     else:
         source = (torch.rand(1, lr, lr, layers * width, generator=draw) * 2 - 1).to(device, dtype)
     window = Window(0, size, 0, size)
-    return Problem(form, mode, (lr, lr), (0, 0), (size, size), window, None, None, 0), source, weights
+    return (
+        Problem(form, mode, (lr, lr), (0, 0), (size, size), window, None, None, 0),
+        source,
+        weights,
+    )
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
@@ -67,9 +82,17 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
 
 
 def compare(
-    form: str, dtype: torch.dtype, keep: bool, device: torch.device, lr: int, scale: int, rounds: int
+    form: str,
+    dtype: torch.dtype,
+    keep: bool,
+    device: torch.device,
+    lr: int,
+    scale: int,
+    rounds: int,
 ) -> Result:
-    """The best tile, the default, and what was tried: ``{tile: milliseconds, or why it is out}``."""
+    """The best tile, the default, and what was tried:
+    ``{tile: milliseconds, or why it is out}``.
+    """
     problem, source, weights = work(form, dtype, device, lr, scale)
     choices = tiles.candidates(form, tuned.architecture(device), dtype, len(weights[0]), keep)
     calls: dict[tiles.Tile, Callable[[], Any]] = {}
@@ -83,7 +106,9 @@ def compare(
 
         try:
             result = call()
-        except Exception as error:  # more shared memory than the device has, or a compiler's failure
+        except (
+            Exception
+        ) as error:  # more shared memory than the device has, or a compiler's failure
             outcome[tile] = (str(error).splitlines() or [type(error).__name__])[0][:100]
             continue
         if reference is None:
@@ -113,9 +138,11 @@ def tune(
     scale: int = 4,
     rounds: int = 15,
 ) -> dict[str, Result]:
-    """Tune kernels, the most used first, until ``budget`` seconds are spent; each result is stored at once.
+    """Tune kernels, the most used first, until ``budget`` seconds are spent; each result is stored
+    at once.
 
-    With no ``rounds`` everything is compiled, into Triton's cache on disk, and nothing is measured or stored.
+    With no ``rounds`` everything is compiled, into Triton's cache on disk, and nothing is measured
+    or stored.
     """
     found: dict[str, Result] = {}
     begin = time.perf_counter()
@@ -135,18 +162,29 @@ def tune(
 
 def describe(label: str, result: Result) -> str:
     """One line: the kernel, the best tile, and what every other one took."""
-    parts = [f"{tuple(tile)} {v if isinstance(v, str) else f'{v:.3f} ms'}" for tile, v in result["tried"].items()]
+    parts = [
+        f"{tuple(tile)} {v if isinstance(v, str) else f'{v:.3f} ms'}"
+        for tile, v in result["tried"].items()
+    ]
     return f"{label}: {tuple(result['best'])}; " + ", ".join(parts)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m diinn_fast.kernels.tune", description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1 (cpu: the interpreter, to try this program)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="stop starting kernels after this long")
+    parser = argparse.ArgumentParser(
+        prog="python -m diinn_fast.kernels.tune", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--device", default="cuda", help="cuda, cuda:1 (cpu: the interpreter, to try this program)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="stop starting kernels after this long"
+    )
     parser.add_argument("--forms", nargs="+", default=FORMS, choices=FORMS)
     parser.add_argument("--dtypes", nargs="+", default=NAMES, choices=NAMES)
     parser.add_argument("--lr", type=int, default=128, help="LR height and width")
-    parser.add_argument("--rounds", type=int, default=15, help="timings of each tile; 0: compile only")
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="timings of each tile; 0: compile only"
+    )
     parser.add_argument("--json", help="also write the figures to this file")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
@@ -154,14 +192,22 @@ def main(arguments: list[str] | None = None) -> int:
         print("no CUDA device: tuning measures on the GPU that it is for", file=sys.stderr)
         return 2
     if device.type == "cuda":
-        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+        device = torch.device(
+            "cuda", torch.cuda.current_device() if device.index is None else device.index
+        )
         torch.cuda.set_device(device)  # Triton launches, and events count, on the current one
     dtypes = [getattr(torch, name) for name in options.dtypes]
     with torch.inference_mode():
-        found = tune(device, options.forms, dtypes, options.seconds, options.lr, rounds=options.rounds)
+        found = tune(
+            device, options.forms, dtypes, options.seconds, options.lr, rounds=options.rounds
+        )
     if options.json:
         plain = {
-            label: {"best": r["best"], "default": r["default"], "tried": [[t, v] for t, v in r["tried"].items()]}
+            label: {
+                "best": r["best"],
+                "default": r["default"],
+                "tried": [[t, v] for t, v in r["tried"].items()],
+            }
             for label, r in found.items()
         }
         with open(options.json, "w") as file:

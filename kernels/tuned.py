@@ -1,7 +1,9 @@
-"""The tiles that ``tune`` found fastest on this machine: one small file per device in the user's cache folder.
+"""The tiles that ``tune`` found fastest on this machine: one small file per device in the user's
+cache folder.
 
-A decode only reads it, once per process and device; without a file, or with one that does not fit, the tables of
-``tiles`` serve. No file can change a result: only ``tiles.candidates`` are accepted, which sum in the same order.
+A decode only reads it, once per process and device; without a file, or with one that does not fit,
+the tables of ``tiles`` serve. No file can change a result: only ``tiles.candidates`` are accepted,
+which sum in the same order.
 """
 
 from __future__ import annotations
@@ -66,13 +68,17 @@ def name(form: str, dtype: torch.dtype, width: int, keep: bool) -> str:
 
 @cache
 def read(device: torch.device) -> dict[str, Tile]:
-    """The tuned tiles of a device by name; empty, with one line in the log, if the file is damaged or out of date."""
+    """The tuned tiles of a device by name; empty, with one line in the log, if the file is damaged
+    or out of date.
+    """
     try:
         file = path(device)
         content = json.loads(file.read_text())
         found = {key: Tile(*map(int, values)) for key, values in content["tiles"].items()}
         if content["machine"] != machine(device):
-            log.warning("tuned tiles in %s are of another version, the defaults serve: tune again", file)
+            log.warning(
+                "tuned tiles in %s are of another version, the defaults serve: tune again", file
+            )
             return {}
     except (FileNotFoundError, RuntimeError):  # not tuned; no home folder
         return {}
@@ -83,7 +89,9 @@ def read(device: torch.device) -> dict[str, Tile]:
 
 
 @cache
-def tile(form: str, device: torch.device, dtype: torch.dtype, width: int, keep: bool = False) -> Tile:
+def tile(
+    form: str, device: torch.device, dtype: torch.dtype, width: int, keep: bool = False
+) -> Tile:
     """The tile with which a kernel is launched."""
     arguments = form, architecture(device), dtype, width, keep
     best = read(device).get(name(form, dtype, width, keep))
@@ -96,7 +104,10 @@ def write(device: torch.device, found: dict[str, Tile]) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     forget()
     found = read(device) | found
-    content = {"machine": machine(device), "tiles": {key: list(values) for key, values in sorted(found.items())}}
+    content = {
+        "machine": machine(device),
+        "tiles": {key: list(values) for key, values in sorted(found.items())},
+    }
     partial = file.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(content, indent=1) + "\n")
     partial.replace(file)

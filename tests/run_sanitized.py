@@ -1,9 +1,11 @@
-"""The kernel tests and a short fuzz on a build with the address and undefined-behaviour sanitizers (GCC or Clang).
+"""The kernel tests and a short fuzz on a build with the address and undefined-behaviour sanitizers
+(GCC or Clang).
 
     python tests/run_sanitized.py [fuzz seconds, default 30]
 
-Builds into build/sanitize (the installed kernels stay as they are), starts itself again with the sanitizer's run-time
-library in front, puts the sanitized module in the kernels' place, and exits with 0 only if nothing was found.
+Builds into build/sanitize (the installed kernels stay as they are), starts itself again with the
+sanitizer's run-time library in front, puts the sanitized module in the kernels' place, and exits
+with 0 only if nothing was found.
 """
 
 from __future__ import annotations
@@ -22,7 +24,12 @@ def build() -> Path:
     folder = ROOT / "build" / "sanitize"
     for old in folder.glob("_cpu*.so"):
         old.unlink()
-    subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=ROOT, env=environment, check=True)
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
+        cwd=ROOT,
+        env=environment,
+        check=True,
+    )
     built = next(folder.glob("_cpu*.so"), None)
     if built is None:
         raise SystemExit("the sanitized kernels were not compiled: see the message above")
@@ -33,7 +40,10 @@ def runtime_libraries() -> str:
     """The sanitizer's library, and the C++ one, whose exceptions it must see loaded."""
     compiler = os.environ.get("CXX", "g++")
     names = ("libasan.so", "libstdc++.so")
-    found = (subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip() for name in names)
+    found = (
+        subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip()
+        for name in names
+    )
     return " ".join(str(Path(path).resolve()) for path in found)
 
 
@@ -48,7 +58,9 @@ def test(module: str, seconds: str) -> int:
     import pytest
 
     # Sanitizers keep freed memory: its bound is tested without them.
-    failed = pytest.main(["-x", str(ROOT / "tests" / "contract" / "test_cpu_backend.py"), "-k", "not extra_memory"])
+    failed = pytest.main(
+        ["-x", str(ROOT / "tests" / "contract" / "test_cpu_backend.py"), "-k", "not extra_memory"]
+    )
     sys.argv = ["fuzz_decode", "--seconds", seconds]
     return int(failed) or fuzz_decode.main()
 
@@ -61,10 +73,12 @@ def main() -> int:
         **os.environ,
         "DIINN_FAST_SANITIZED_MODULE": str(build()),
         "LD_PRELOAD": runtime_libraries(),
-        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",  # the interpreter's own leaks are not ours
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",  # leaks of the interpreter
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
-    return subprocess.run([sys.executable, __file__, seconds], env=environment, check=False).returncode
+    return subprocess.run(
+        [sys.executable, __file__, seconds], env=environment, check=False
+    ).returncode
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-// Backward: recomputes a tile's activations, then goes through the layers from the last to the first:
+// Backward: recomputes a tile's activations, then goes through the layers from the last to the
+// first:
 //
 //   dk_i = dq_i sin(s_i) [k_i > 0],  ds_i = dq_i k_i cos(s_i),  dq_{i-1} = [dk_i | ds_i] W_i,
 //   dW_i += [dk_i | ds_i]^T q_{i-1},  dc[LR pixel] += dk_i
 //
-// The factors of the hidden products, and what is kept for them, are of type T: float, or bf16 (not in the direct
-// form). Slabs (plan.h) make it deterministic whatever the number of threads.
+// The factors of the hidden products, and what is kept for them, are of type T: float, or bf16 (not
+// in the direct form). Slabs (plan.h) make it deterministic whatever the number of threads.
 #pragma once
 
 #include "plan.h"
@@ -19,7 +20,8 @@ class Backward {
  public:
   static constexpr int64_t kTile = kMostRows / kRows * kRows;
 
-  Backward(const Problem& problem, const T* grad, T* source_gradient, float* const* weight_gradients)
+  Backward(const Problem& problem, const T* grad, T* source_gradient,
+           float* const* weight_gradients)
       : p(problem),
         net(problem),
         grad_(grad),
@@ -39,12 +41,15 @@ class Backward {
       }
     }
     if (p.form == Form::direct) {
-      content_back_.pack({p.weights[kContent], p.content_rows, net.taps, net.taps, 1, 0, p.channels}, p.threads);
+      content_back_.pack(
+          {p.weights[kContent], p.content_rows, net.taps, net.taps, 1, 0, p.channels}, p.threads);
       halo_floats_ = source_gradient_ ? 2 * (p.columns + 2) * p.channels : 0;
       halos_.reset(halo_floats_ * plan_.count());
       if (halo_floats_) memset(halos_.get(), 0, halo_floats_ * plan_.count() * sizeof(float));
     }
-    if (p.init_q()) position_back_.pack({p.weights[kPosition], width, net.taps, net.taps, 1, 0, p.channels}, p.threads);
+    if (p.init_q())
+      position_back_.pack({p.weights[kPosition], width, net.taps, net.taps, 1, 0, p.channels},
+                          p.threads);
     copies_ = 2 * p.threads < plan_.slabs ? 2 * p.threads : plan_.slabs;
     sums_.allocate(copies_);
     scratch_floats_ = lay_out(nullptr, nullptr);
@@ -82,7 +87,7 @@ class Backward {
     float* sum[kWeights];  // this slab's weight gradients, null: not needed
     T *grad, *d, *d_before, *packed;
     float *dk_next, *pixel_sum;
-    int64_t pixel;                                              // whose content's gradient so far is in pixel_sum
+    int64_t pixel;  // whose content's gradient so far is in pixel_sum
     float *x, *modulator, *modulated, *content, *dc, *dx, *dp;  // direct form
     Layer<T> layer[kMostLayers];
   };
@@ -96,7 +101,9 @@ class Backward {
       return at;
     };
     auto rows = [&](int64_t stride) { return floats(kTile * stride); };
-    auto operands = [&](int64_t count) { return reinterpret_cast<T*>(floats((count + kPair<T> - 1) / kPair<T>)); };
+    auto operands = [&](int64_t count) {
+      return reinterpret_cast<T*>(floats((count + kPair<T> - 1) / kPair<T>));
+    };
     Work unused;
     Work& w = work ? *work : unused;
     const int64_t tap_rows = p.form == Form::direct ? net.tap_stride : 0, all = p.layers * p.width;
@@ -134,7 +141,8 @@ class Backward {
 
   void segment(const Segment& segment, float* halo, Work* w) const {
     w->pixel = -1;
-    const int64_t total = segment.last_query - segment.first_query, tiles = (total + kTile - 1) / kTile;
+    const int64_t total = segment.last_query - segment.first_query,
+                  tiles = (total + kTile - 1) / kTile;
     for (int64_t n = 0; n < tiles; ++n) {  // of like sizes
       const int64_t first = total * n / tiles, count = total * (n + 1) / tiles - first;
       plan_.list(segment, segment.first_query + first, count, w->tile.query);
@@ -148,10 +156,11 @@ class Backward {
     const int64_t width = p.width, stride = net.row_stride, last = p.layers - 1;
     recompute(segment.image, w);
     load_grad(segment.image, w);
-    add_product(t.count, w->grad, net.output_stride, p.outputs, w->layer[last].q, stride, width, w->sum[kLast],
-                w->packed);
+    add_product(t.count, w->grad, net.output_stride, p.outputs, w->layer[last].q, stride, width,
+                w->sum[kLast], w->packed);
     add_columns(t.count, w->grad, net.output_stride, p.outputs, w->sum[kLastBias]);
-    product(t.rows, w->grad, net.output_stride, last_back_, differentiate(w->layer[last], w->d, nullptr));
+    product(t.rows, w->grad, net.output_stride, last_back_,
+            differentiate(w->layer[last], w->d, nullptr));
     for (int64_t n = last;; --n) {
       pass_content(segment.image, n, w);
       if (n == 0) break;
@@ -160,15 +169,17 @@ class Backward {
       add_columns(t.count, w->d + width, d_stride(), width, sum ? sum + (n - 1) * width : nullptr);
       sum = w->sum[kHidden] ? w->sum[kHidden] + (n - 1) * net.hidden_rows * width : nullptr;
       if (p.recurrent_k) {
-        add_product(t.count, d, d_stride(), width, w->layer[n - 1].k, stride, width, sum, w->packed);
-        add_product(t.count, d + width, d_stride(), width, q, stride, width, sum ? sum + width * width : nullptr,
+        add_product(t.count, d, d_stride(), width, w->layer[n - 1].k, stride, width, sum,
                     w->packed);
+        add_product(t.count, d + width, d_stride(), width, q, stride, width,
+                    sum ? sum + width * width : nullptr, w->packed);
         product(t.rows, d, d_stride(), hidden_back_[p.layers + n], Store{w->dk_next, stride});
         product(t.rows, d + width, d_stride(), hidden_back_[n],
                 differentiate(w->layer[n - 1], w->d_before, w->dk_next));
       } else {
         add_product(t.count, d, d_stride(), net.hidden_rows, q, stride, width, sum, w->packed);
-        product(t.rows, d, d_stride(), hidden_back_[n], differentiate(w->layer[n - 1], w->d_before, nullptr));
+        product(t.rows, d, d_stride(), hidden_back_[n],
+                differentiate(w->layer[n - 1], w->d_before, nullptr));
       }
       T* swap = w->d;
       w->d = w->d_before;
@@ -192,7 +203,8 @@ class Backward {
     const int64_t stride = net.row_stride;
     const bool rectify = p.form != Form::modulation;
     if constexpr (kFloat) {
-      if (p.form == Form::direct) net.compute_content(image, &t, w->x, w->modulator, w->modulated, w->content);
+      if (p.form == Form::direct)
+        net.compute_content(image, &t, w->x, w->modulator, w->modulated, w->content);
       if (p.recurrent_k) {
         for (int64_t n = 0; n < t.rows; ++n) {
           for (int64_t j = 0; j < p.width; j += kLanes)
@@ -202,12 +214,14 @@ class Backward {
     }
     if (p.init_q()) {
       product(t.rows, w->modulator, net.tap_stride, net.position_product,
-              RecordSine<T>{t.content, 0, nullptr, p.weights[kPositionBias], w->layer[0], stride, true});
+              RecordSine<T>{t.content, 0, nullptr, p.weights[kPositionBias], w->layer[0], stride,
+                            true});
     } else {
       for (int64_t n = 0; n < t.rows; ++n) {
         const vec dy = splat(t.dy[n]), dx = splat(t.dx[n]);
         for (int64_t j = 0; j < p.width; j += kLanes)
-          record(w->layer[0], n * stride + j, load(t.content[n] + j), net.position(j, dy, dx), rectify);
+          record(w->layer[0], n * stride + j, load(t.content[n] + j), net.position(j, dy, dx),
+                 rectify);
       }
     }
     for (int64_t n = 1; n < p.layers; ++n) {
@@ -219,16 +233,20 @@ class Backward {
                 RecordSine<T>{t.content, offset, nullptr, bias, layer, stride, false});
       } else if (p.recurrent_k) {
         if constexpr (kFloat) {
-          product(t.rows, before.k, stride, net.hidden[p.layers + n], Modulate{t.content, offset, layer.k, stride});
+          product(t.rows, before.k, stride, net.hidden[p.layers + n],
+                  Modulate{t.content, offset, layer.k, stride});
         }
-        product(t.rows, before.q, stride, net.hidden[n], RecordSine<T>{nullptr, 0, layer.k, bias, layer, stride, true});
+        product(t.rows, before.q, stride, net.hidden[n],
+                RecordSine<T>{nullptr, 0, layer.k, bias, layer, stride, true});
       } else {
-        product(t.rows, before.q, stride, net.hidden[n], RecordPair<T>{t.content, offset, bias, layer, stride});
+        product(t.rows, before.q, stride, net.hidden[n],
+                RecordPair<T>{t.content, offset, bias, layer, stride});
       }
     }
   }
 
-  // The content's gradient of layer n: into the source's, whose rows this slab owns, or kept for the direct form.
+  // The content's gradient of layer n: into the source's, whose rows this slab owns, or kept for
+  // the direct form.
   void pass_content(int64_t image, int64_t n, Work* w) const {
     const Tile<T>& t = w->tile;
     const int64_t all = p.layers * p.width;
@@ -238,7 +256,8 @@ class Backward {
       return;
     }
     if (!source_gradient_) return;
-    for (int64_t start = 0, stop; start < t.count; start = stop) {  // a pixel's queries follow one another
+    for (int64_t start = 0, stop; start < t.count;
+         start = stop) {  // a pixel's queries follow one another
       const int64_t pixel = t.pixel[start];
       for (stop = start + 1; stop < t.count && t.pixel[stop] == pixel;) ++stop;
       T* to = source_gradient_ + (image * p.rows * p.columns + pixel) * all + n * p.width;
@@ -252,16 +271,18 @@ class Backward {
     }
   }
 
-  // Direct form: from the content's gradient to its weights, the extra sine layer, and the features.
+  // Direct form: from the content's gradient to its weights, the extra sine layer, and the
+  // features.
   void pass_neighbourhoods(const Segment& segment, float* halo, Work* w) const {
     const Tile<T>& t = w->tile;
     const int64_t all = p.layers * p.width, taps = net.taps, stride = net.tap_stride;
     for (int64_t n = t.count; n < t.rows; ++n) memset(w->dc + n * all, 0, all * sizeof(float));
     add_columns(t.count, w->dc, all, all, w->sum[kContentBias]);
-    add_product(t.count, w->dc, all, p.content_rows, w->modulated, stride, taps, w->sum[kContent], w->packed);
+    add_product(t.count, w->dc, all, p.content_rows, w->modulated, stride, taps, w->sum[kContent],
+                w->packed);
     if (p.init_q())
-      add_product(t.count, w->d + p.width, d_stride(), p.width, w->modulator, stride, taps, w->sum[kPosition],
-                  w->packed);
+      add_product(t.count, w->d + p.width, d_stride(), p.width, w->modulator, stride, taps,
+                  w->sum[kPosition], w->packed);
     const bool need_first = w->sum[kFirst] || w->sum[kFirstBias];
     if (!source_gradient_ && !need_first) return;
     product(t.rows, w->dc, all, content_back_, Store{w->dx, stride});
@@ -285,13 +306,15 @@ class Backward {
     for (int64_t n = 0; n < t.count; ++n) {
       float* dx = w->dx + n * stride;
       if (p.init_q()) {
-        for (int64_t j = 0; j < taps; j += kLanes) store(dx + j, load(dx + j) * load(w->modulator + n * stride + j));
+        for (int64_t j = 0; j < taps; j += kLanes)
+          store(dx + j, load(dx + j) * load(w->modulator + n * stride + j));
       }
       const int64_t row = t.pixel[n] / p.columns, column = t.pixel[n] % p.columns;
       for (int64_t ky = 0; ky < 3; ++ky, dx += run) {
         const int64_t y = row + ky;
         float* to =
-            (y < segment.last_row ? image + y * line : halo + (y - segment.last_row) * line) + column * p.channels;
+            (y < segment.last_row ? image + y * line : halo + (y - segment.last_row) * line) +
+            column * p.channels;
         for (int64_t j = 0; j < run; ++j) to[j] += dx[j];
       }
     }
@@ -303,8 +326,9 @@ class Backward {
     memset(w->grad, 0, t.rows * net.output_stride * sizeof(T));
     for (int64_t n = 0; n < t.count; ++n) {
       for (int64_t o = 0; o < p.outputs; ++o) {
-        w->grad[n * net.output_stride + o] = p.points ? grad_[(image * p.points + t.query[n]) * p.outputs + o]
-                                                      : grad_[(image * p.outputs + o) * p.queries() + t.query[n]];
+        w->grad[n * net.output_stride + o] =
+            p.points ? grad_[(image * p.points + t.query[n]) * p.outputs + o]
+                     : grad_[(image * p.outputs + o) * p.queries() + t.query[n]];
       }
     }
   }

@@ -1,4 +1,5 @@
-// Python module diinn_fast._cpu: the kernels on raw addresses. diinn_fast/backends/cpu.py checks everything first.
+// Python module diinn_fast._cpu: the kernels on raw addresses. diinn_fast/backends/cpu.py checks
+// everything first.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -33,12 +34,15 @@ std::vector<std::string> instruction_sets() {
   return names;
 }
 
-Problem problem(const std::string& form, bool recurrent_k, std::array<std::int64_t, 7> shape, std::int64_t content_rows,
-                std::uintptr_t source, const std::vector<std::uintptr_t>& weights, float ratio,
-                std::array<std::int64_t, 3> queries, std::array<std::uintptr_t, 4> positions, int threads,
-                bool bfloat16) {
+Problem problem(const std::string& form, bool recurrent_k, std::array<std::int64_t, 7> shape,
+                std::int64_t content_rows, std::uintptr_t source,
+                const std::vector<std::uintptr_t>& weights, float ratio,
+                std::array<std::int64_t, 3> queries, std::array<std::uintptr_t, 4> positions,
+                int threads, bool bfloat16) {
   Problem p{};
-  p.form = form == "direct" ? Form::direct : form == "modulation" ? Form::modulation : Form::content;
+  p.form = form == "direct"       ? Form::direct
+           : form == "modulation" ? Form::modulation
+                                  : Form::content;
   p.recurrent_k = recurrent_k;
   p.batch = shape[0];
   p.rows = shape[1];
@@ -51,7 +55,8 @@ Problem problem(const std::string& form, bool recurrent_k, std::array<std::int64
   p.threads = threads < 1 ? 1 : threads;
   p.source = at<const void>(source);
   p.bfloat16 = bfloat16;
-  for (std::size_t n = 0; n < weights.size() && n < kWeights; ++n) p.weights[n] = at<const float>(weights[n]);
+  for (std::size_t n = 0; n < weights.size() && n < kWeights; ++n)
+    p.weights[n] = at<const float>(weights[n]);
   p.ratio = ratio;
   p.points = queries[0];
   p.window_rows = queries[1];
@@ -70,13 +75,15 @@ Problem problem(const std::string& form, bool recurrent_k, std::array<std::int64
 
 void check_source(const Problem& p, bool bfloat16) {
   if (p.bfloat16 != bfloat16) throw std::invalid_argument("the source is of the other dtype");
-  if (bfloat16 && (!kernels_bf16() || p.form == Form::direct)) throw std::invalid_argument("no bfloat16 kernels");
+  if (bfloat16 && (!kernels_bf16() || p.form == Form::direct))
+    throw std::invalid_argument("no bfloat16 kernels");
 }
 
 // Of [source, *weights].
 std::array<float*, kWeights> weight_gradients(const std::vector<std::uintptr_t>& gradients) {
   std::array<float*, kWeights> pointers{};
-  for (std::size_t n = 1; n < gradients.size() && n <= kWeights; ++n) pointers[n - 1] = at<float>(gradients[n]);
+  for (std::size_t n = 1; n < gradients.size() && n <= kWeights; ++n)
+    pointers[n - 1] = at<float>(gradients[n]);
   return pointers;
 }
 
@@ -86,9 +93,10 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Fused DIINN decoder for CPUs, on raw addresses: use diinn_fast.backends.cpu.";
   m.def("instruction_sets", &instruction_sets, "Compiled sets that this CPU has, best first.");
   py::class_<Problem>(m, "Problem")
-      .def(py::init(&problem), py::kw_only(), py::arg("form"), py::arg("recurrent_k"), py::arg("shape"),
-           py::arg("content_rows"), py::arg("source"), py::arg("weights"), py::arg("ratio"), py::arg("queries"),
-           py::arg("positions"), py::arg("threads"), py::arg("bfloat16") = false);
+      .def(py::init(&problem), py::kw_only(), py::arg("form"), py::arg("recurrent_k"),
+           py::arg("shape"), py::arg("content_rows"), py::arg("source"), py::arg("weights"),
+           py::arg("ratio"), py::arg("queries"), py::arg("positions"), py::arg("threads"),
+           py::arg("bfloat16") = false);
   m.def("forward", [](const std::string& name, const Problem& p, std::uintptr_t out) {
     const Kernels& k = kernels(name);
     check_source(p, false);
@@ -104,29 +112,34 @@ PYBIND11_MODULE(_cpu, m) {
     k.backward(p, at<const float>(grad), at<float>(gradients.at(0)), pointers.data());
   });
   m.def(
-      "has_bf16", [] { return kernels_bf16() != nullptr; }, "Whether this build and CPU have the kernels in bfloat16.");
+      "has_bf16", [] { return kernels_bf16() != nullptr; },
+      "Whether this build and CPU have the kernels in bfloat16.");
   m.def("forward_bf16", [](const Problem& p, std::uintptr_t out) {
     check_source(p, true);
     py::gil_scoped_release release;
     kernels_bf16()->forward(p, at<std::uint16_t>(out));
   });
-  m.def("backward_bf16", [](const Problem& p, std::uintptr_t grad, const std::vector<std::uintptr_t>& gradients) {
-    check_source(p, true);
-    const auto pointers = weight_gradients(gradients);
-    py::gil_scoped_release release;
-    kernels_bf16()->backward(p, at<const std::uint16_t>(grad), at<std::uint16_t>(gradients.at(0)), pointers.data());
-  });
-  m.def("conv3x3", [](const std::string& name, std::uintptr_t padded, std::uintptr_t weight, std::uintptr_t bias,
-                      std::uintptr_t out, std::array<std::int64_t, 5> shape, int threads) {
+  m.def("backward_bf16",
+        [](const Problem& p, std::uintptr_t grad, const std::vector<std::uintptr_t>& gradients) {
+          check_source(p, true);
+          const auto pointers = weight_gradients(gradients);
+          py::gil_scoped_release release;
+          kernels_bf16()->backward(p, at<const std::uint16_t>(grad),
+                                   at<std::uint16_t>(gradients.at(0)), pointers.data());
+        });
+  m.def("conv3x3", [](const std::string& name, std::uintptr_t padded, std::uintptr_t weight,
+                      std::uintptr_t bias, std::uintptr_t out, std::array<std::int64_t, 5> shape,
+                      int threads) {
     const Kernels& k = kernels(name);
     py::gil_scoped_release release;
-    k.conv3x3(at<const float>(padded), at<const float>(weight), at<const float>(bias), at<float>(out), shape[0],
-              shape[1], shape[2], shape[3], shape[4], threads < 1 ? 1 : threads);
+    k.conv3x3(at<const float>(padded), at<const float>(weight), at<const float>(bias),
+              at<float>(out), shape[0], shape[1], shape[2], shape[3], shape[4],
+              threads < 1 ? 1 : threads);
   });
-  m.def("sine",
-        [](const std::string& name, std::uintptr_t x, std::uintptr_t sine, std::uintptr_t cosine, std::int64_t count) {
-          const Kernels& k = kernels(name);
-          py::gil_scoped_release release;
-          k.sine(at<const float>(x), at<float>(sine), at<float>(cosine), count);
-        });
+  m.def("sine", [](const std::string& name, std::uintptr_t x, std::uintptr_t sine,
+                   std::uintptr_t cosine, std::int64_t count) {
+    const Kernels& k = kernels(name);
+    py::gil_scoped_release release;
+    k.sine(at<const float>(x), at<float>(sine), at<float>(cosine), count);
+  });
 }

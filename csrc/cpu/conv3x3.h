@@ -1,5 +1,5 @@
-// 3x3 convolution as gathered rows times packed weights: every pixel is summed in the same order, wherever an image
-// is cut.
+// 3x3 convolution as gathered rows times packed weights: every pixel is summed in the same order,
+// wherever an image is cut.
 #pragma once
 
 #include "network.h"
@@ -16,13 +16,15 @@ struct StoreRows {
   DIINN_INLINE void operator()(int64_t row, int64_t panel, const Sums& sums) const {
     for (int64_t r = 0; r < kRows && row + r < count; ++r) {
       float* to = out + (row + r) * stride + panel * kPanel;
-      for (int c = 0; c < kPanel; c += kLanes) store(to + c, load(sums[r] + c) + load(bias + panel * kPanel + c));
+      for (int c = 0; c < kPanel; c += kLanes)
+        store(to + c, load(sums[r] + c) + load(bias + panel * kPanel + c));
     }
   }
 };
 
-static void conv3x3(const float* padded, const float* weight, const float* bias, float* out, int64_t batch,
-                    int64_t rows, int64_t columns, int64_t channels, int64_t out_channels, int threads) {
+static void conv3x3(const float* padded, const float* weight, const float* bias, float* out,
+                    int64_t batch, int64_t rows, int64_t columns, int64_t channels,
+                    int64_t out_channels, int threads) {
   const int64_t taps = 9 * channels, stride = taps + 16, pixels = rows * columns;
   int64_t tile = round_up((batch * pixels + threads - 1) / threads, kRows);
   if (tile > 96) tile = 96;

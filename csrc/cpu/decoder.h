@@ -1,5 +1,5 @@
-// The fused DIINN decoder for CPUs: what the kernels compute and how they are called. Plain C++17, no framework
-// headers; csrc/cpu/README.md explains the design.
+// The fused DIINN decoder for CPUs: what the kernels compute and how they are called. Plain C++17,
+// no framework headers; csrc/cpu/README.md explains the design.
 #pragma once
 
 #include <stdint.h>
@@ -22,21 +22,25 @@ enum Weight {  // the operator's order; the last two exist with init_q only
   kWeights
 };
 
-// A decode. All pointers are to contiguous float32 or int64 data (the source may be bfloat16) that outlives the call.
+// A decode. All pointers are to contiguous float32 or int64 data (the source may be bfloat16) that
+// outlives the call.
 struct Problem {
   Form form;
-  bool recurrent_k;  // modes 1 and 2 in the direct form: k_i = relu(c_i + K_i k_{i-1}), otherwise r = q_{i-1}
+  bool recurrent_k;  // modes 1 and 2 in the direct form: k_i = relu(c_i + K_i k_{i-1}), otherwise r
+                     // = q_{i-1}
   int64_t batch, rows, columns;  // LR grid of the source (without the direct form's halo)
   int64_t width, layers, outputs, channels;
   int64_t content_rows;  // of the direct form's content weight: layers * width, in mode 1 width
   int threads;
-  const void* source;  // [batch, rows, columns, layers * width], direct: [batch, rows + 2, columns + 2, channels]
+  const void* source;  // [batch, rows, columns, layers * width], direct: [batch, rows + 2, columns
+                       // + 2, channels]
   bool bfloat16;       // the source is bfloat16: for KernelsBf16 alone
   const float* weights[kWeights];
   float ratio;
   // Queries of one image: window_rows * window_columns, or points.
   int64_t window_rows, window_columns;
-  const int64_t *row_index, *column_index;  // [window_rows], [window_columns]: LR row and column in the source
+  const int64_t *row_index,
+      *column_index;  // [window_rows], [window_columns]: LR row and column in the source
   const float *row_offset, *column_offset;  // dy, dx
   int64_t points;                           // 0: a window
   const int64_t* point_index;               // [batch, points], flattened LR pixel
@@ -51,29 +55,35 @@ struct Kernels {
   const char* name;
   // out: [batch, outputs, window_rows, window_columns], or [batch, points, outputs].
   void (*forward)(const Problem&, float* out);
-  // The source's gradient is zero-filled by the caller, weight_gradients[Weight] are not; null: not needed.
-  void (*backward)(const Problem&, const float* grad, float* source_gradient, float* const* weight_gradients);
-  // Padded NHWC [batch, rows + 2, columns + 2, channels] by weight [out, 9 * channels] (columns c * 9 + tap) plus
-  // bias [out] to [batch, rows, columns, out]; out a multiple of 16.
-  void (*conv3x3)(const float* padded, const float* weight, const float* bias, float* out, int64_t batch, int64_t rows,
-                  int64_t columns, int64_t channels, int64_t out_channels, int threads);
+  // The source's gradient is zero-filled by the caller, weight_gradients[Weight] are not; null: not
+  // needed.
+  void (*backward)(const Problem&, const float* grad, float* source_gradient,
+                   float* const* weight_gradients);
+  // Padded NHWC [batch, rows + 2, columns + 2, channels] by weight [out, 9 * channels] (columns c *
+  // 9 + tap) plus bias [out] to [batch, rows, columns, out]; out a multiple of 16.
+  void (*conv3x3)(const float* padded, const float* weight, const float* bias, float* out,
+                  int64_t batch, int64_t rows, int64_t columns, int64_t channels,
+                  int64_t out_channels, int threads);
   void (*sine)(const float* x, float* sine, float* cosine, int64_t count);
 };
 
-// The kernels in bfloat16 (not of the direct form): source and output and their gradients are bfloat16, the hidden
-// weights and the backward pass's RGB weights are rounded to it. As Kernels otherwise.
+// The kernels in bfloat16 (not of the direct form): source and output and their gradients are
+// bfloat16, the hidden weights and the backward pass's RGB weights are rounded to it. As Kernels
+// otherwise.
 struct KernelsBf16 {
   void (*forward)(const Problem&, uint16_t* out);
-  void (*backward)(const Problem&, const uint16_t* grad, uint16_t* source_gradient, float* const* weight_gradients);
+  void (*backward)(const Problem&, const uint16_t* grad, uint16_t* source_gradient,
+                   float* const* weight_gradients);
 };
 const KernelsBf16* kernels_bf16();  // null where the build or this CPU has none
 
 // Every instruction set that was compiled and that this CPU has, best first; ends with null.
 const Kernels* const* available_kernels();
 
-// Calls task(context, index, thread) for every index below count, on up to `threads` threads that live for this call
-// only: starting one costs some 15 us against milliseconds of work, and nothing is left behind that a fork, the end
-// of the interpreter or a second calling thread could trip over. Indices are handed out in order, to whom is free.
+// Calls task(context, index, thread) for every index below count, on up to `threads` threads that
+// live for this call only: starting one costs some 15 us against milliseconds of work, and nothing
+// is left behind that a fork, the end of the interpreter or a second calling thread could trip
+// over. Indices are handed out in order, to whom is free.
 void parallel_for(int64_t count, int threads, void (*task)(void*, int64_t, int), void* context);
 
 // 64-byte aligned memory; throws std::bad_alloc.

@@ -36,7 +36,8 @@ struct Synthesize {
   bool rectify;  // relu(k): the first layer with init_q
   DIINN_INLINE void prefetch(int64_t row, int64_t panel) const {
     for (int r = 0; r < kRows; ++r) {
-      for (int c = 0; c < kPanel; c += 16) __builtin_prefetch(k[row + r] + offset + panel * kPanel + c);
+      for (int c = 0; c < kPanel; c += 16)
+        __builtin_prefetch(k[row + r] + offset + panel * kPanel + c);
     }
   }
   DIINN_INLINE void operator()(int64_t row, int64_t panel, const Sums& sums) const {
@@ -44,7 +45,8 @@ struct Synthesize {
       for (int c = 0; c < kPanel; c += kLanes) {
         const int64_t j = panel * kPanel + c;
         const vec own = load(k[row + r] + offset + j);
-        store(q + (row + r) * stride + j, (rectify ? relu(own) : own) * sine(load(sums[r] + c) + load(bias + j)));
+        store(q + (row + r) * stride + j,
+              (rectify ? relu(own) : own) * sine(load(sums[r] + c) + load(bias + j)));
       }
     }
   }
@@ -54,7 +56,8 @@ class Forward {
  public:
   Forward(const Problem& problem, float* out) : p(problem), net(problem), out_(out) {
     const int64_t total = p.batch * p.queries();
-    // Rows of a tile: q (twice) and one panel stay in the caches; small problems are shared among the threads.
+    // Rows of a tile: q (twice) and one panel stay in the caches; small problems are shared among
+    // the threads.
     const int64_t most = p.form == Form::direct ? 48 : 96;
     rows_ = round_up((total + p.threads - 1) / p.threads, kRows);
     if (rows_ > most) rows_ = most;
@@ -113,7 +116,8 @@ class Forward {
       }
       swap(&q, &next);
     }
-    product(t.rows, q, net.row_stride, net.last, Store{rgb, net.output_stride, net.last_bias.get()});
+    product(t.rows, q, net.row_stride, net.last,
+            Store{rgb, net.output_stride, net.last_bias.get()});
     write(image, first, count, rgb);
   }
 
@@ -121,7 +125,8 @@ class Forward {
   void first_layer(const Tile<float>& t, const float* modulator, float* q, float* k) const {
     if (p.recurrent_k) {
       for (int64_t n = 0; n < t.rows; ++n) {
-        for (int64_t j = 0; j < p.width; j += kLanes) store(k + n * net.row_stride + j, relu(load(t.content[n] + j)));
+        for (int64_t j = 0; j < p.width; j += kLanes)
+          store(k + n * net.row_stride + j, relu(load(t.content[n] + j)));
       }
     }
     if (p.init_q()) {
@@ -134,7 +139,8 @@ class Forward {
       const vec dy = splat(t.dy[n]), dx = splat(t.dx[n]);
       for (int64_t j = 0; j < p.width; j += kLanes) {
         const vec own = load(t.content[n] + j);
-        store(q + n * net.row_stride + j, (rectify ? relu(own) : own) * sine(net.position(j, dy, dx)));
+        store(q + n * net.row_stride + j,
+              (rectify ? relu(own) : own) * sine(net.position(j, dy, dx)));
       }
     }
   }

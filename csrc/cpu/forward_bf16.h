@@ -1,6 +1,6 @@
-// Forward in bfloat16, for CPUs whose vdpbf16ps adds products of bfloat16 pairs to float32 sums: forms content and
-// modulation. The content, the hidden weights and q between layers are bfloat16; everything else, the RGB layer
-// included, is float32.
+// Forward in bfloat16, for CPUs whose vdpbf16ps adds products of bfloat16 pairs to float32 sums:
+// forms content and modulation. The content, the hidden weights and q between layers are bfloat16;
+// everything else, the RGB layer included, is float32.
 #pragma once
 
 #include "network.h"
@@ -28,8 +28,8 @@ class ForwardBf16 {
   }
 
  private:
-  // Takes q as it leaves the registers: bfloat16 for the next product, or, of the last layer, into the RGB sums
-  // [rows][outputs][kLanes], which are added up across the lanes in the end.
+  // Takes q as it leaves the registers: bfloat16 for the next product, or, of the last layer, into
+  // the RGB sums [rows][outputs][kLanes], which are added up across the lanes in the end.
   struct Leave {
     bf16* next;
     float* rgb;
@@ -45,7 +45,8 @@ class ForwardBf16 {
     }
   };
 
-  // q = relu(content + k sums) * sin(s sums + bias) on paired panels, or q = modulation * sin(sums + bias).
+  // q = relu(content + k sums) * sin(s sums + bias) on paired panels, or q = modulation * sin(sums
+  // + bias).
   struct Hidden {
     const bf16* const* content;
     int64_t offset;
@@ -61,7 +62,8 @@ class ForwardBf16 {
       for (int r = 0; r < kRows; ++r) {
         const bf16* own = content[row + r] + offset + j;
         if (paired) {
-          leave(row + r, j, relu(load(own) + load(sums[r])) * sine(load(sums[r] + kLanes) + load(bias + j)));
+          leave(row + r, j,
+                relu(load(own) + load(sums[r])) * sine(load(sums[r] + kLanes) + load(bias + j)));
           continue;
         }
         for (int c = 0; c < kPanel; c += kLanes) {
@@ -81,7 +83,8 @@ class ForwardBf16 {
     first_layer(t, Leave{q, rgb, p, p.layers == 1});
     for (int64_t n = 1; n < p.layers; ++n) {
       product(t.rows, q, p.width, net.hidden[n],
-              Hidden{t.content, n * p.width, net.hidden_bias(n), rectify, Leave{next, rgb, p, n == p.layers - 1}});
+              Hidden{t.content, n * p.width, net.hidden_bias(n), rectify,
+                     Leave{next, rgb, p, n == p.layers - 1}});
       bf16* swap = q;
       q = next;
       next = swap;

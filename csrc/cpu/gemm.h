@@ -1,9 +1,9 @@
 // Products of a tile of rows with packed weights.
 //
-// A weight matrix B [depth, columns] is packed in panels of kPanel columns, each [depth][kPanel] contiguous (of
-// bfloat16 [depth / 2][kPanel][2]): one panel stays in the L1 cache while all rows of the tile pass. The microkernel
-// keeps kRows x kPanel sums in registers and adds over the depth in order, so that a row's result does not depend on
-// the other rows, the tile or the thread.
+// A weight matrix B [depth, columns] is packed in panels of kPanel columns, each [depth][kPanel]
+// contiguous (of bfloat16 [depth / 2][kPanel][2]): one panel stays in the L1 cache while all rows
+// of the tile pass. The microkernel keeps kRows x kPanel sums in registers and adds over the depth
+// in order, so that a row's result does not depend on the other rows, the tile or the thread.
 #pragma once
 
 #include "decoder.h"
@@ -17,7 +17,8 @@ static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) 
 class Buffer {  // of floats, 64-byte aligned
  public:
   Buffer() = default;
-  explicit Buffer(int64_t count) : data_(count ? static_cast<float*>(allocate(count * 4)) : nullptr) {}
+  explicit Buffer(int64_t count)
+      : data_(count ? static_cast<float*>(allocate(count * 4)) : nullptr) {}
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer() {
@@ -37,12 +38,15 @@ class Buffer {  // of floats, 64-byte aligned
 // Calls work(index, thread) for every index below count (see parallel_for).
 template <class Work>
 void parallel(int64_t count, int threads, const Work& work) {
-  auto call = [](void* context, int64_t index, int thread) { (*static_cast<const Work*>(context))(index, thread); };
+  auto call = [](void* context, int64_t index, int thread) {
+    (*static_cast<const Work*>(context))(index, thread);
+  };
   parallel_for(count, threads, call, const_cast<Work*>(&work));
 }
 
-// Where B's element (k, n) lies: data[k * k_stride + n * n_stride]. Features are gathered tap by tap (runs of
-// channels), while weights have columns c * 9 + tap: k_channels or n_channels > 0 says that k or n counts tap-major.
+// Where B's element (k, n) lies: data[k * k_stride + n * n_stride]. Features are gathered tap by
+// tap (runs of channels), while weights have columns c * 9 + tap: k_channels or n_channels > 0 says
+// that k or n counts tap-major.
 struct Operand {
   const float* data;
   int64_t depth, columns;
@@ -63,7 +67,8 @@ class Panels {
     count_ = b.pair ? b.pair / kLanes : round_up(b.columns, kPanel) / kPanel;
     data_.reset(count_ * depth_ * kPanel / kPair<T>);
     T* out = reinterpret_cast<T*>(data_.get());
-    parallel(count_, threads, [&](int64_t panel, int) { pack_panel(b, panel, out + panel * depth_ * kPanel); });
+    parallel(count_, threads,
+             [&](int64_t panel, int) { pack_panel(b, panel, out + panel * depth_ * kPanel); });
   }
   int64_t depth() const { return depth_; }
   int64_t count() const { return count_; }
@@ -101,9 +106,11 @@ class Panels {
 
 typedef float Sums[kRows][kPanel];
 
-// sums[r][c] = sum over k of a(r, k) * panel(k, c), with row r of a at a + r * stride, or packed as by pack_factor.
+// sums[r][c] = sum over k of a(r, k) * panel(k, c), with row r of a at a + r * stride, or packed as
+// by pack_factor.
 template <bool kPackedRows, class T>
-static DIINN_INLINE void microkernel(int64_t depth, const T* a, int64_t stride, const T* panel, Sums& sums) {
+static DIINN_INLINE void microkernel(int64_t depth, const T* a, int64_t stride, const T* panel,
+                                     Sums& sums) {
   constexpr int kWord = kPair<T>;
   vec total[kRows][2];
 #pragma GCC unroll 16
@@ -128,24 +135,27 @@ static DIINN_INLINE void microkernel(int64_t depth, const T* a, int64_t stride, 
   }
 }
 
-// For each panel and each kRows of the `rows` rows (a multiple of kRows): the microkernel, then done(row, panel, sums).
-// done.prefetch(row, panel) comes before, to fetch what done will need. depth is a multiple of kPair. Not inlined, so
-// that the microkernel has all registers.
+// For each panel and each kRows of the `rows` rows (a multiple of kRows): the microkernel, then
+// done(row, panel, sums). done.prefetch(row, panel) comes before, to fetch what done will need.
+// depth is a multiple of kPair. Not inlined, so that the microkernel has all registers.
 template <bool kPackedRows, class T, class Epilogue>
-static __attribute__((noinline)) void product(int64_t rows, int64_t depth, const T* a, int64_t stride, const T* panels,
-                                              int64_t count, const Epilogue done) {
+static __attribute__((noinline)) void product(int64_t rows, int64_t depth, const T* a,
+                                              int64_t stride, const T* panels, int64_t count,
+                                              const Epilogue done) {
   alignas(64) Sums sums;
   for (int64_t panel = 0; panel < count; ++panel, panels += depth * kPanel) {
     for (int64_t row = 0; row < rows; row += kRows) {
       done.prefetch(row, panel);
-      microkernel<kPackedRows>(depth, a + row * (kPackedRows ? depth : stride), stride, panels, sums);
+      microkernel<kPackedRows>(depth, a + row * (kPackedRows ? depth : stride), stride, panels,
+                               sums);
       done(row, panel, sums);
     }
   }
 }
 
 template <class T, class Epilogue>
-static inline void product(int64_t rows, const T* a, int64_t stride, const Panels<T>& b, const Epilogue& done) {
+static inline void product(int64_t rows, const T* a, int64_t stride, const Panels<T>& b,
+                           const Epilogue& done) {
   product<false>(rows, b.depth(), a, stride, b.panels(), b.count(), done);
 }
 
@@ -178,7 +188,8 @@ struct Add {
   int64_t rows, columns;
   DIINN_INLINE void prefetch(int64_t row, int64_t panel) const {
     const float* to = total + row * columns + panel * kPanel;
-    for (int64_t r = 0; r < kRows; ++r) prefetch_columns<true>(to + (rows - row > r ? r * columns : 0));
+    for (int64_t r = 0; r < kRows; ++r)
+      prefetch_columns<true>(to + (rows - row > r ? r * columns : 0));
   }
   DIINN_INLINE void operator()(int64_t row, int64_t panel, const Sums& sums) const {
     const int64_t last_row = rows - row < kRows ? rows - row : kRows, first = panel * kPanel;

@@ -1,6 +1,6 @@
-// One instruction set's kernels: each kernels_*.cpp includes this once, compiled for that set. Everything here lives in
-// a namespace of its own and instantiates nothing of the standard library, so that no function compiled for one
-// instruction set can stand in for another's at link time.
+// One instruction set's kernels: each kernels_*.cpp includes this once, compiled for that set.
+// Everything here lives in a namespace of its own and instantiates nothing of the standard library,
+// so that no function compiled for one instruction set can stand in for another's at link time.
 #include "backward.h"
 #include "conv3x3.h"
 #include "forward.h"
@@ -37,8 +37,8 @@ static void sine_array(const float* x, float* s, float* c, int64_t count) {
 #define DIINN_TEXT(a) DIINN_TEXT2(a)
 
 const Kernels* DIINN_JOIN(kernels_, DIINN_ISA)() {
-  static const Kernels kernels = {DIINN_TEXT(DIINN_ISA), DIINN_ISA::forward, DIINN_ISA::backward, DIINN_ISA::conv3x3,
-                                  DIINN_ISA::sine_array};
+  static const Kernels kernels = {DIINN_TEXT(DIINN_ISA), DIINN_ISA::forward, DIINN_ISA::backward,
+                                  DIINN_ISA::conv3x3, DIINN_ISA::sine_array};
   return &kernels;
 }
 

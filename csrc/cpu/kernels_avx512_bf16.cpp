@@ -6,7 +6,8 @@ namespace diinn {
 namespace DIINN_ISA {
 
 static void forward(const Problem& problem, bf16* out) { ForwardBf16(problem, out).run(); }
-static void backward(const Problem& problem, const bf16* grad, bf16* source_gradient, float* const* weight_gradients) {
+static void backward(const Problem& problem, const bf16* grad, bf16* source_gradient,
+                     float* const* weight_gradients) {
   Backward<bf16>(problem, grad, source_gradient, weight_gradients).run();
 }
 

@@ -45,29 +45,35 @@ static inline void place(const Problem& p, int64_t image, int64_t count, Tile<T>
 
 // Places `count` queries from `first` on.
 template <class T>
-static inline void place(const Problem& p, int64_t image, int64_t first, int64_t count, Tile<T>* t) {
+static inline void place(const Problem& p, int64_t image, int64_t first, int64_t count,
+                         Tile<T>* t) {
   for (int64_t n = 0; n < count; ++n) t->query[n] = first + n;
   place(p, image, count, t);
 }
 
 // 3x3 neighbourhood of LR pixel `pixel` of a padded image, tap-major: out[9 * channels].
-static inline void gather_taps(const float* padded, int64_t columns, int64_t channels, int64_t pixel, float* out) {
+static inline void gather_taps(const float* padded, int64_t columns, int64_t channels,
+                               int64_t pixel, float* out) {
   const int64_t run = 3 * channels;
   const float* from = padded + (pixel / columns * (columns + 2) + pixel % columns) * channels;
-  for (int ky = 0; ky < 3; ++ky, from += (columns + 2) * channels) memcpy(out + ky * run, from, run * sizeof(float));
+  for (int ky = 0; ky < 3; ++ky, from += (columns + 2) * channels)
+    memcpy(out + ky * run, from, run * sizeof(float));
 }
 
-// A small dense layer of three inputs, transposed and padded: out_j = bias_j + w_j . (dy, dx, ratio).
+// A small dense layer of three inputs, transposed and padded: out_j = bias_j + w_j . (dy, dx,
+// ratio).
 class PositionLayer {
  public:
-  void pack(const float* weight, const float* bias, int64_t columns, int64_t channels, float ratio) {
+  void pack(const float* weight, const float* bias, int64_t columns, int64_t channels,
+            float ratio) {
     const int64_t stride = round_up(columns, kPanel);
     stride_ = stride;
     ratio_ = ratio;
     data_.reset(4 * stride);
     for (int64_t j = 0; j < stride; ++j) {
       const int64_t from = j < columns ? from_tap_major(j, channels) : 0;
-      for (int64_t i = 0; i < 3; ++i) data_.get()[i * stride + j] = j < columns ? weight[from * 3 + i] : 0;
+      for (int64_t i = 0; i < 3; ++i)
+        data_.get()[i * stride + j] = j < columns ? weight[from * 3 + i] : 0;
       data_.get()[3 * stride + j] = j < columns ? bias[from] : 0;
     }
   }
@@ -83,14 +89,15 @@ class PositionLayer {
   float ratio_ = 0;
 };
 
-// The weights as the forward pass takes them, and the steps before the first hidden product. In T are the factors of
-// the hidden products; the direct form is for float alone.
+// The weights as the forward pass takes them, and the steps before the first hidden product. In T
+// are the factors of the hidden products; the direct form is for float alone.
 template <class T>
 class Network {
  public:
   explicit Network(const Problem& problem) : p(problem), taps(9 * problem.channels) {
     const int64_t width = p.width, k_rows = p.form == Form::modulation ? 0 : width;
-    tap_stride = round_up(taps, kPanel) + 16;  // the 16 keep the rows of a tile off the same cache sets
+    tap_stride =
+        round_up(taps, kPanel) + 16;  // the 16 keep the rows of a tile off the same cache sets
     row_stride = width + 16;
     output_stride = round_up(p.outputs, kPanel);
     hidden_rows = k_rows + width;
@@ -117,7 +124,8 @@ class Network {
     }
     last.pack({p.weights[kLast], width, p.outputs, 1, width}, p.threads);
     last_bias.reset(output_stride);
-    for (int64_t j = 0; j < output_stride; ++j) last_bias.get()[j] = j < p.outputs ? p.weights[kLastBias][j] : 0;
+    for (int64_t j = 0; j < output_stride; ++j)
+      last_bias.get()[j] = j < p.outputs ? p.weights[kLastBias][j] : 0;
   }
   Network(const Network&) = delete;
   Network& operator=(const Network&) = delete;
@@ -125,10 +133,13 @@ class Network {
 
   const float* hidden_bias(int64_t n) const { return p.weights[kHiddenBias] + (n - 1) * p.width; }
 
-  // Direct form: computes each row's content into `out` [rows, layers * width]. `x` [rows, tap_stride] receives the
-  // gathered neighbourhoods; with init_q `modulator` the p' and `modulated` x * p' (it may be x itself).
-  void compute_content(int64_t image, Tile<T>* tile, float* x, float* modulator, float* modulated, float* out) const {
-    const float* padded = static_cast<const float*>(p.source) + image * (p.rows + 2) * (p.columns + 2) * p.channels;
+  // Direct form: computes each row's content into `out` [rows, layers * width]. `x` [rows,
+  // tap_stride] receives the gathered neighbourhoods; with init_q `modulator` the p' and
+  // `modulated` x * p' (it may be x itself).
+  void compute_content(int64_t image, Tile<T>* tile, float* x, float* modulator, float* modulated,
+                       float* out) const {
+    const float* padded =
+        static_cast<const float*>(p.source) + image * (p.rows + 2) * (p.columns + 2) * p.channels;
     for (int64_t n = 0; n < tile->rows; ++n) {
       float* row = x + n * tap_stride;
       gather_taps(padded, p.columns, p.channels, tile->pixel[n], row);
@@ -156,7 +167,8 @@ class Network {
   int64_t tap_stride, row_stride, output_stride, hidden_rows;
   PositionLayer position, first;
   Panels<float> position_product, content, last;
-  Panels<T>* hidden;  // [n]: K_n and Q_n in pairs, or Q_n alone; then [layers + n]: K_n alone (recurrent_k)
+  Panels<T>* hidden;  // [n]: K_n and Q_n in pairs, or Q_n alone; then [layers + n]: K_n alone
+                      // (recurrent_k)
   Buffer last_bias;
 };
 
@@ -171,7 +183,8 @@ struct Modulate {
     for (int r = 0; r < kRows; ++r) {
       for (int c = 0; c < kPanel; c += kLanes) {
         const int64_t j = panel * kPanel + c;
-        store(k + (row + r) * stride + j, relu(load(content[row + r] + offset + j) + load(sums[r] + c)));
+        store(k + (row + r) * stride + j,
+              relu(load(content[row + r] + offset + j) + load(sums[r] + c)));
       }
     }
   }

@@ -1,9 +1,10 @@
-// How the backward pass divides its work: into slabs that depend on the problem alone, never on the threads.
+// How the backward pass divides its work: into slabs that depend on the problem alone, never on the
+// threads.
 //
-// A slab is a run of LR rows, with all queries that take their content from them. It owns these rows of the source's
-// gradient and a copy of all weight gradients; the copies are added in the order of the slabs. So nothing is shared
-// while threads run, and every sum has one order. Queries are taken in the order of their LR pixels, so that a pixel's
-// gradient is one sum.
+// A slab is a run of LR rows, with all queries that take their content from them. It owns these
+// rows of the source's gradient and a copy of all weight gradients; the copies are added in the
+// order of the slabs. So nothing is shared while threads run, and every sum has one order. Queries
+// are taken in the order of their LR pixels, so that a pixel's gradient is one sum.
 #pragma once
 
 #include "network.h"
@@ -11,7 +12,8 @@
 namespace diinn {
 namespace DIINN_ISA {
 
-// LR rows first_row <= row < last_row of one image, and their queries' places in the order of LR pixels.
+// LR rows first_row <= row < last_row of one image, and their queries' places in the order of LR
+// pixels.
 struct Segment {
   int64_t image, first_row, last_row, first_query, last_query;
 };
@@ -19,7 +21,8 @@ struct Segment {
 class Plan {
  public:
   static constexpr int64_t kMostSlabs = 16;
-  static constexpr int64_t kLeastQueries = 256;    // of a slab, so that its copy of the weight gradients is worth it
+  static constexpr int64_t kLeastQueries =
+      256;  // of a slab, so that its copy of the weight gradients is worth it
   static constexpr int64_t kSlabBytes = 32 << 20;  // of all copies of the weight gradients
 
   Plan(const Problem& problem, int64_t weight_floats) : p(problem) {

@@ -6,7 +6,8 @@
 namespace diinn {
 namespace DIINN_ISA {
 
-// Rows of q, and of what dq is multiplied by to give dk and ds: `by_k` = sin(s) [k > 0], `by_s` = k cos(s).
+// Rows of q, and of what dq is multiplied by to give dk and ds: `by_k` = sin(s) [k > 0], `by_s` = k
+// cos(s).
 template <class T>
 struct Layer {
   T *q, *by_k, *by_s, *k;  // k: with recurrent K layers only
@@ -64,7 +65,8 @@ struct RecordSine {
   }
 };
 
-// Rows of d = [dk | ds] of a layer from dq, the sums; `dk_next`, if not null, is the gradient of k through k_{i+1}.
+// Rows of d = [dk | ds] of a layer from dq, the sums; `dk_next`, if not null, is the gradient of k
+// through k_{i+1}.
 template <class T>
 struct Differentiate {
   Layer<T> layer;

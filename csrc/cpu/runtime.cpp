@@ -1,4 +1,5 @@
-// Threads, memory and the choice of instruction set: everything that must not be compiled for a particular one.
+// Threads, memory and the choice of instruction set: everything that must not be compiled for a
+// particular one.
 #include <atomic>
 #include <new>
 #include <system_error>
@@ -39,7 +40,8 @@ const Kernels* const* available_kernels() {
 const KernelsBf16* kernels_bf16() {
 #ifdef DIINN_AVX512_BF16
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16")) {
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bf16")) {
     return kernels_avx512_bf16();
   }
 #endif
@@ -49,11 +51,13 @@ const KernelsBf16* kernels_bf16() {
 void parallel_for(int64_t count, int threads, void (*task)(void*, int64_t, int), void* context) {
   std::atomic<int64_t> next{0};
   auto work = [&](int thread) {
-    for (int64_t index; (index = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(context, index, thread);
+    for (int64_t index; (index = next.fetch_add(1, std::memory_order_relaxed)) < count;)
+      task(context, index, thread);
   };
   std::vector<std::thread> helpers;
   try {
-    for (int thread = 1; thread < threads && thread < count; ++thread) helpers.emplace_back(work, thread);
+    for (int thread = 1; thread < threads && thread < count; ++thread)
+      helpers.emplace_back(work, thread);
   } catch (const std::system_error&) {
     // No more threads to be had: those that run, and this one, do all the work.
   }
@@ -61,7 +65,9 @@ void parallel_for(int64_t count, int threads, void (*task)(void*, int64_t, int),
   for (std::thread& helper : helpers) helper.join();
 }
 
-void* allocate(int64_t bytes) { return ::operator new(static_cast<size_t>(bytes), std::align_val_t(64)); }
+void* allocate(int64_t bytes) {
+  return ::operator new(static_cast<size_t>(bytes), std::align_val_t(64));
+}
 
 void release(void* memory) { ::operator delete(memory, std::align_val_t(64)); }
 

@@ -1,7 +1,8 @@
-// Vectors of float32 for the instruction set that this file is compiled for, the sine on them, and bfloat16.
+// Vectors of float32 for the instruction set that this file is compiled for, the sine on them, and
+// bfloat16.
 //
-// Products are fused explicitly (fma) and the compiler may not fuse others (-ffp-contract=off), so that the same
-// formula gives the same bits wherever it is inlined.
+// Products are fused explicitly (fma) and the compiler may not fuse others (-ffp-contract=off), so
+// that the same formula gives the same bits wherever it is inlined.
 #pragma once
 
 #include <math.h>
@@ -18,8 +19,8 @@ namespace DIINN_ISA {
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
-constexpr int kRows =
-    12;  // of the microkernel: 12 x 2 accumulators, 2 vectors of weights and 1 of input of 32 registers
+constexpr int kRows = 12;  // of the microkernel: 12 x 2 accumulators, 2 vectors of weights and 1 of
+                           // input of 32 registers
 #elif defined(__AVX2__)
 constexpr int kLanes = 8;
 constexpr int kRows = 6;  // 6 x 2 + 2 + 1 of 16 registers
@@ -91,11 +92,11 @@ static DIINN_INLINE bool any_beyond(vec x, float limit) {
 #endif
 }
 
-// Sine and cosine of x. With n = round(x / pi) and r = x - n pi in [-pi/2, pi/2] (Cody-Waite: pi in parts whose
-// products with n are exact, or fused), sin x = (-1)^n (r + r^3 P(r^2)) and cos x = (-1)^n (1 + r^2 Q(r^2)); P and Q
-// are minimax polynomials (Remez) of relative error 4.8e-9 and 2.5e-10. For |x| <= 10,000 both are within 1.4e-7 of
-// the exact value (2e-7 without fused products); vectors with a larger, infinite or NaN argument take the C library's
-// functions.
+// Sine and cosine of x. With n = round(x / pi) and r = x - n pi in [-pi/2, pi/2] (Cody-Waite: pi in
+// parts whose products with n are exact, or fused), sin x = (-1)^n (r + r^3 P(r^2)) and cos x =
+// (-1)^n (1 + r^2 Q(r^2)); P and Q are minimax polynomials (Remez) of relative error 4.8e-9
+// and 2.5e-10. For |x| <= 10,000 both are within 1.4e-7 of the exact value (2e-7 without fused
+// products); vectors with a larger, infinite or NaN argument take the C library's functions.
 constexpr float kSineRange = 1e4f;
 
 static DIINN_INLINE vec reduce(vec x, ivec* sign) {
@@ -156,8 +157,8 @@ static DIINN_INLINE void sine_cosine(vec x, vec* s, vec* c) {
   *c = vec(ivec(cosine_polynomial(z)) ^ sign);
 }
 
-// Elements of products are float, or bf16 (its bits), of which vdpbf16ps adds two products at once to a float32 sum: so
-// two consecutive k of an operand lie side by side, in one 32-bit word.
+// Elements of products are float, or bf16 (its bits), of which vdpbf16ps adds two products at once
+// to a float32 sum: so two consecutive k of an operand lie side by side, in one 32-bit word.
 typedef uint16_t bf16;
 template <class T>
 constexpr int kPair = int(sizeof(float) / sizeof(T));  // elements of a word
@@ -170,18 +171,24 @@ DIINN_INLINE vec add_products<float>(vec sum, vec x, vec w) {
   return fma(x, w, sum);
 }
 // A vector of words: element i of each is from row i.
-static DIINN_INLINE void store_words(float* out, const float* const* rows, int64_t c) { store(out, load(rows[0] + c)); }
+static DIINN_INLINE void store_words(float* out, const float* const* rows, int64_t c) {
+  store(out, load(rows[0] + c));
+}
 
 #if defined(__AVX512BF16__)
 typedef bf16 half_vec __attribute__((vector_size(2 * kLanes), may_alias));
 typedef bf16 unaligned_half_vec __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
 
-static DIINN_INLINE half_vec load_halves(const bf16* p) { return *reinterpret_cast<const unaligned_half_vec*>(p); }
+static DIINN_INLINE half_vec load_halves(const bf16* p) {
+  return *reinterpret_cast<const unaligned_half_vec*>(p);
+}
 static DIINN_INLINE half_vec round_halves(vec v) { return half_vec(_mm512_cvtneps_pbh(v)); }
 static DIINN_INLINE ivec widen(half_vec v) { return __builtin_convertvector(v, ivec); }
 
 static DIINN_INLINE vec load(const bf16* p) { return vec(widen(load_halves(p)) << 16); }
-static DIINN_INLINE void store(bf16* p, vec v) { *reinterpret_cast<unaligned_half_vec*>(p) = round_halves(v); }
+static DIINN_INLINE void store(bf16* p, vec v) {
+  *reinterpret_cast<unaligned_half_vec*>(p) = round_halves(v);
+}
 static DIINN_INLINE vec broadcast(const bf16* word) {
   int32_t bits;
   memcpy(&bits, word, sizeof bits);

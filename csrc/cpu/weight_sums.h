@@ -1,5 +1,5 @@
-// Gradients of the weights: sums over a tile's queries, a copy of all of them for each slab at work, and the copies'
-// sum in the order of the slabs. All in float32.
+// Gradients of the weights: sums over a tile's queries, a copy of all of them for each slab at
+// work, and the copies' sum in the order of the slabs. All in float32.
 #pragma once
 
 #include "network.h"
@@ -7,8 +7,9 @@
 namespace diinn {
 namespace DIINN_ISA {
 
-// Packs x [count, columns] as a factor of a product along its rows: [columns / kBlock][count / kPair][kBlock][kPair],
-// with zeros beyond `columns` and `count`. May read and write some elements further, before what it writes there.
+// Packs x [count, columns] as a factor of a product along its rows: [columns / kBlock][count /
+// kPair][kBlock][kPair], with zeros beyond `columns` and `count`. May read and write some elements
+// further, before what it writes there.
 template <int kBlock, class T>
 static inline void pack_factor(int64_t count, const T* x, int64_t stride, int64_t columns, T* to) {
   constexpr int kWord = kPair<T>;
@@ -17,27 +18,31 @@ static inline void pack_factor(int64_t count, const T* x, int64_t stride, int64_
     const int64_t own = columns - first < kBlock ? columns - first : kBlock;
     for (int64_t t = 0; t < count; t += kWord, to += kWord * kBlock) {
       const T* rows[kWord];
-      for (int i = 0; i < kWord; ++i) rows[i] = t + i < count ? x + (t + i) * stride + first : zeros;
+      for (int i = 0; i < kWord; ++i)
+        rows[i] = t + i < count ? x + (t + i) * stride + first : zeros;
       if (own == kBlock) {
         for (int c = 0; c < kBlock; c += kLanes) store_words(to + kWord * c, rows, c);
       } else {
-        for (int c = 0; c < kWord * kBlock; ++c) to[c] = c / kWord < own ? rows[c % kWord][c / kWord] : T(0);
+        for (int c = 0; c < kWord * kBlock; ++c)
+          to[c] = c / kWord < own ? rows[c % kWord][c / kWord] : T(0);
       }
     }
   }
 }
 
-// sum [rows, columns] += d^T x, with d [count, rows] and x [count, columns]; nothing if sum is null. `packed` has room
-// for both factors: packed_factors<T>(count, rows, columns) elements.
+// sum [rows, columns] += d^T x, with d [count, rows] and x [count, columns]; nothing if sum is
+// null. `packed` has room for both factors: packed_factors<T>(count, rows, columns) elements.
 template <class T>
-static inline void add_product(int64_t count, const T* d, int64_t d_stride, int64_t rows, const T* x, int64_t x_stride,
-                               int64_t columns, float* sum, T* packed) {
+static inline void add_product(int64_t count, const T* d, int64_t d_stride, int64_t rows,
+                               const T* x, int64_t x_stride, int64_t columns, float* sum,
+                               T* packed) {
   if (!sum) return;
   const int64_t depth = round_up(count, kPair<T>), padded = round_up(rows, kRows);
   T* panels = packed + round_up(padded * depth, 64);
   pack_factor<kRows>(count, d, d_stride, rows, packed);
   pack_factor<kPanel>(count, x, x_stride, columns, panels);
-  product<true>(padded, depth, packed, 0, panels, round_up(columns, kPanel) / kPanel, Add{sum, rows, columns});
+  product<true>(padded, depth, packed, 0, panels, round_up(columns, kPanel) / kPanel,
+                Add{sum, rows, columns});
 }
 
 template <class T>
@@ -46,18 +51,21 @@ static inline int64_t packed_factors(int64_t count, int64_t rows, int64_t column
   return round_up(round_up(rows, kRows) * depth, 64) + round_up(columns, kPanel) * depth;
 }
 
-constexpr int64_t kSumBlock = 16;  // rows added at a time, and the tile's own sum first: long sums stay accurate
+constexpr int64_t kSumBlock =
+    16;  // rows added at a time, and the tile's own sum first: long sums stay accurate
 
 // sum [columns] += the rows of x, whose stride is a multiple of kLanes.
 template <class T>
-static inline void add_columns(int64_t count, const T* x, int64_t stride, int64_t columns, float* sum) {
+static inline void add_columns(int64_t count, const T* x, int64_t stride, int64_t columns,
+                               float* sum) {
   if (!sum) return;
   int64_t j = 0;
   for (; j + kLanes <= columns; j += kLanes) {
     vec total{};
     for (int64_t start = 0; start < count; start += kSumBlock) {
       vec block{};
-      for (int64_t t = start; t < count && t < start + kSumBlock; ++t) block += load(x + t * stride + j);
+      for (int64_t t = start; t < count && t < start + kSumBlock; ++t)
+        block += load(x + t * stride + j);
       total += block;
     }
     store(sum + j, load(sum + j) + total);
@@ -73,8 +81,8 @@ static inline void add_columns(int64_t count, const T* x, int64_t stride, int64_
 
 // sum [columns, 3] += x^T [dy, dx, ratio].
 template <class T>
-static inline void add_positions(const Tile<T>& tile, float ratio, const T* x, int64_t stride, int64_t columns,
-                                 float* sum) {
+static inline void add_positions(const Tile<T>& tile, float ratio, const T* x, int64_t stride,
+                                 int64_t columns, float* sum) {
   if (!sum) return;
   for (int64_t j = 0; j < columns; j += kLanes) {
     vec total[3] = {};
@@ -99,7 +107,8 @@ static inline void add_positions(const Tile<T>& tile, float ratio, const T* x, i
 class WeightSums {
  public:
   // gradients[Weight], null: not needed.
-  WeightSums(const Problem& problem, float* const* gradients, int64_t hidden_rows) : p(problem), gradients_(gradients) {
+  WeightSums(const Problem& problem, float* const* gradients, int64_t hidden_rows)
+      : p(problem), gradients_(gradients) {
     const int64_t width = p.width, taps = 9 * p.channels, first = p.init_q() ? taps : 0;
     const int64_t content = p.form == Form::direct ? p.content_rows * taps : 0;
     const int64_t sizes[kWeights] = {width * (p.init_q() ? taps : 3),
@@ -145,7 +154,8 @@ class WeightSums {
     });
   }
 
-  // The gradients from the total; columns (or, in the first sine layer, rows) back from tap-major order.
+  // The gradients from the total; columns (or, in the first sine layer, rows) back from tap-major
+  // order.
   void finish() const {
     for (int weight = 0; weight < kWeights; ++weight) {
       float* to = gradients_[weight];
@@ -160,7 +170,8 @@ class WeightSums {
       }
       for (int64_t n = 0; n < size_[weight] / line; ++n) {
         float* row = to + (rows ? from_tap_major(n, p.channels) : n) * line;
-        for (int64_t j = 0; j < line; ++j) row[columns ? from_tap_major(j, p.channels) : j] = *from++;
+        for (int64_t j = 0; j < line; ++j)
+          row[columns ? from_tap_major(j, p.channels) : j] = *from++;
       }
     }
   }

@@ -1,10 +1,13 @@
-// Backward of the decode, between the recomputed forward (Portable with kKeep) and the framework's weight products.
+// Backward of the decode, between the recomputed forward (Portable with kKeep) and the framework's
+// weight products.
 //
-// Of a slab of queries, from dq of the last layer: per layer, last to first, with q = k sin(s), k = relu(a),
+// Of a slab of queries, from dq of the last layer: per layer, last to first, with q = k sin(s), k =
+// relu(a),
 //   dk = dq sin(s) [k > 0],  ds = dq k cos(s),  dq_prev = [dk | ds] [K; Q]
-// (modulation form: k is given, not rectified, and dq_prev = ds Q). [dk | ds] of all layers goes to memory once; dq
-// never does. Then SumQueries adds dk into the content's gradient: one thread owns 8 units of an LR pixel and goes
-// through its queries in order, so that no atomics are needed and every run gives the same bits.
+// (modulation form: k is given, not rectified, and dq_prev = ds Q). [dk | ds] of all layers goes to
+// memory once; dq never does. Then SumQueries adds dk into the content's gradient: one thread owns
+// 8 units of an LR pixel and goes through its queries in order, so that no atomics are needed and
+// every run gives the same bits.
 #pragma once
 
 #include "network.h"
@@ -23,17 +26,18 @@ struct Gradient {
   const void* kept_k;   // [L, queries, H]
   const float* dq;      // [queries, H], of the last layer
   void* both;           // [L, queries, 2H]: dk, ds
-  // The content's gradient, null if not needed. LR pixel (first_row + a, first_column + b) owns the slab's rows
-  // row_start[a] to row_start[a + 1] and columns alike; the slab is `columns` wide.
+  // The content's gradient, null if not needed. LR pixel (first_row + a, first_column + b) owns the
+  // slab's rows row_start[a] to row_start[a + 1] and columns alike; the slab is `columns` wide.
   float* source;  // [grid_rows, grid_columns, L * H], added to
   const int64_t *row_start, *column_start;
   int64_t down, across, columns, first_row, first_column, grid_columns;
 };
 
-// From which element of `hidden` element e of the packed weights comes: as portable_hidden, but k's are the rows of
-// [K; Q] and columns its inputs, and layers come last to first.
+// From which element of `hidden` element e of the packed weights comes: as portable_hidden, but k's
+// are the rows of [K; Q] and columns its inputs, and layers come last to first.
 DIINN_BOTH int64_t gradient_hidden(const Gradient& g, int64_t e) {
-  const int half = e % 2, part = e / 2 % 4, lane = e / 8 % 32, piece = e / 256 % 2, warp = e / 512 % kPortableWarps;
+  const int half = e % 2, part = e / 2 % 4, lane = e / 8 % 32, piece = e / 256 % 2,
+            warp = e / 512 % kPortableWarps;
   const int rows = g.modulation ? kWidth : 2 * kWidth, steps = rows / kStep;
   const int64_t step = e / (512 * kPortableWarps), layer = g.layers - 2 - step / steps;
   const int64_t row = step % steps * kStep + 8 * (part % 2) + 2 * (lane % 4) + half;
@@ -102,7 +106,8 @@ struct Chain {
     if (!kModulation) *reinterpret_cast<Vector16*>(piece(query, unit / 8)) = packed_dk;
     *reinterpret_cast<Vector16*>(piece(query, (kTerms - kWidth + unit) / 8)) = packed_ds;
     if (number < g.queries) {
-      uint16_t* to = static_cast<uint16_t*>(g.both) + (layer * g.queries + number) * (2 * kWidth) + unit;
+      uint16_t* to =
+          static_cast<uint16_t*>(g.both) + (layer * g.queries + number) * (2 * kWidth) + unit;
       *reinterpret_cast<Vector16*>(to) = packed_dk;
       *reinterpret_cast<Vector16*>(to + kWidth) = packed_ds;
     }
@@ -134,7 +139,8 @@ struct Chain {
             load_matrices(a, piece(16 * i + lane % 16, 2 * step + lane / 16));
             DIINN_UNROLL
             for (int b = 0; b < kBlocks; ++b) {
-              multiply<T>(sums[i][b], a, weights[b / 2].word[b % 2 * 2], weights[b / 2].word[b % 2 * 2 + 1]);
+              multiply<T>(sums[i][b], a, weights[b / 2].word[b % 2 * 2],
+                          weights[b / 2].word[b % 2 * 2 + 1]);
             }
           }
         }
@@ -168,10 +174,14 @@ DIINN_DEVICE void sum_queries(const Gradient& g, int64_t job) {
       for (int i = 0; i < 8; ++i) sums[i] += dk[i];
     }
   }
-  float* to = g.source + ((g.first_row + a) * g.grid_columns + g.first_column + b) * (g.layers * kWidth) + unit;
+  float* to = g.source +
+              ((g.first_row + a) * g.grid_columns + g.first_column + b) * (g.layers * kWidth) +
+              unit;
   DIINN_UNROLL
   for (int i = 0; i < 8; ++i) to[i] += sums[i];
 }
-DIINN_BOTH int64_t sum_jobs(const Gradient& g) { return g.down * g.across * g.layers * (kWidth / 8); }
+DIINN_BOTH int64_t sum_jobs(const Gradient& g) {
+  return g.down * g.across * g.layers * (kWidth / 8);
+}
 
 }  // namespace diinn

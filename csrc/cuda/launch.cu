@@ -1,5 +1,5 @@
-// The kernels and their launchers: a C interface on addresses, sizes and a stream. A launcher returns 0, or an error
-// code with its text in `message`. Loading this library needs no driver.
+// The kernels and their launchers: a C interface on addresses, sizes and a stream. A launcher
+// returns 0, or an error code with its text in `message`. Loading this library needs no driver.
 #include <cuda_runtime.h>
 #include <stdio.h>
 
@@ -23,14 +23,16 @@ __global__ void add_queries(const __grid_constant__ Gradient g) {
   if (job < sum_jobs(g)) sum_queries<T>(g, job);
 }
 
-static_assert(sizeof(Portable<Float16, false, false>::Shared) <= 99 << 10, "what a block has on sm_86, 89 and 120");
+static_assert(sizeof(Portable<Float16, false, false>::Shared) <= 99 << 10,
+              "what a block has on sm_86, 89 and 120");
 static_assert(sizeof(Chain<Float16, false>::Shared) <= 99 << 10, "likewise");
 #ifdef DIINN_HOPPER
 static_assert(sizeof(Hopper<Float16, false>::Shared) <= 227 << 10, "what a block has on sm_90");
 #endif
 
 template <class Kernel, class Problem>
-__global__ void __launch_bounds__(Kernel::kThreads, 1) block_kernel(const __grid_constant__ Problem p) {
+__global__ void __launch_bounds__(Kernel::kThreads, 1)
+    block_kernel(const __grid_constant__ Problem p) {
   extern __shared__ __align__(1024) char memory[];
   Kernel(p, *reinterpret_cast<typename Kernel::Shared*>(memory)).run();
 }
@@ -49,7 +51,10 @@ template <class Problem>
 class Launch {
  public:
   Launch(const Problem& problem, char* message, int64_t length)
-      : p(problem), stream_(static_cast<cudaStream_t>(problem.stream)), message_(message), length_(length) {}
+      : p(problem),
+        stream_(static_cast<cudaStream_t>(problem.stream)),
+        message_(message),
+        length_(length) {}
 
   int forward() {
     if (!pack(packed_elements(p) / 8)) return code_;
@@ -66,7 +71,9 @@ class Launch {
     pack_weights<<<blocks_of_256(pieces), 256, 0, stream_>>>(p, pieces);
     return check(cudaGetLastError(), "packing the weights");
   }
-  static unsigned blocks_of_256(int64_t threads) { return static_cast<unsigned>((threads + 255) / 256); }
+  static unsigned blocks_of_256(int64_t threads) {
+    return static_cast<unsigned>((threads + 255) / 256);
+  }
 
   template <class T>
   int forward_form() {
@@ -92,7 +99,8 @@ class Launch {
     constexpr int bytes = sizeof(typename Kernel::Shared);
     const auto kernel = block_kernel<Kernel, Problem>;
     int processors = 0;
-    if (!check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, p.device), "asking the device") ||
+    if (!check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, p.device),
+               "asking the device") ||
         !check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
                "reserving shared memory")) {
       return code_;
@@ -139,7 +147,8 @@ class Launch {
   bool check(cudaError_t error, const char* doing) {
     if (error != cudaSuccess) {
       code_ = static_cast<int>(error);
-      snprintf(message_, static_cast<size_t>(length_), "%s failed: %s", doing, cudaGetErrorString(error));
+      snprintf(message_, static_cast<size_t>(length_), "%s failed: %s", doing,
+               cudaGetErrorString(error));
     }
     return error == cudaSuccess;
   }

@@ -1,10 +1,10 @@
-// Who holds which number: fragments of the matrix instructions, packed weights, swizzled shared memory. Host and
-// device.
+// Who holds which number: fragments of the matrix instructions, packed weights, swizzled shared
+// memory. Host and device.
 //
-// Both kernels choose the order of a layer's outputs so that relu(k) * sin(s) needs no other thread's registers and a
-// thread's outputs are consecutive in memory. A matrix instruction gives a thread, of every 8 columns, the two at
-// 2 * (lane % 4); the weights' rows are permuted so that these pairs, over the column blocks t, are the outputs
-// pairs * (lane % 4) + 2 t + {0, 1}.
+// Both kernels choose the order of a layer's outputs so that relu(k) * sin(s) needs no other
+// thread's registers and a thread's outputs are consecutive in memory. A matrix instruction gives a
+// thread, of every 8 columns, the two at 2 * (lane % 4); the weights' rows are permuted so that
+// these pairs, over the column blocks t, are the outputs pairs * (lane % 4) + 2 t + {0, 1}.
 #pragma once
 
 #include "decode.h"
@@ -13,31 +13,37 @@
 namespace diinn {
 
 // -- fragments --
-// mma.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type"), and per warp of a warpgroup
-// wgmma.m64nNk16 (its 16 rows): lane = 4 * (row in 8) + quad.
+// mma.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type"), and per
+// warp of a warpgroup wgmma.m64nNk16 (its 16 rows): lane = 4 * (row in 8) + quad.
 //   A: register r, half e: row lane / 4 + 8 * (r % 2), k = 2 * (lane % 4) + e + 8 * (r / 2)
 //   B: register r, half e: column lane / 4, k = 2 * (lane % 4) + e + 8 * r
-//   D: number v of column block t: row lane / 4 + 8 * (v / 2), column 8 * t + 2 * (lane % 4) + v % 2
-// So numbers 0, 1 of blocks 2j and 2j + 1, then 2, 3 of both, are in 16 bits the A fragment of the k's 16j to 16j + 15.
+//   D: number v of column block t: row lane / 4 + 8 * (v / 2), column 8 * t + 2 * (lane % 4) + v %
+//   2
+// So numbers 0, 1 of blocks 2j and 2j + 1, then 2, 3 of both, are in 16 bits the A fragment of the
+// k's 16j to 16j + 15.
 
 constexpr int kStep = 16;  // k's of a matrix instruction
 
 // Output that stands in column n (of 8 * blocks) when a thread's pairs are made consecutive.
-DIINN_BOTH int output_of_column(int n, int blocks) { return 2 * blocks * (n % 8 / 2) + 2 * (n / 8) + n % 2; }
+DIINN_BOTH int output_of_column(int n, int blocks) {
+  return 2 * blocks * (n % 8 / 2) + 2 * (n / 8) + n % 2;
+}
 
 // -- shared memory --
 
 // 128-byte swizzle: bits 4 to 6 of an address are xor-ed with bits 7 to 9. An involution.
 DIINN_BOTH uint32_t swizzle_128(uint32_t address) { return address ^ (address >> 3 & 0x70); }
 
-// Byte of 16-byte piece `piece` of a query's q in the portable kernel's shared memory: 8 queries' pieces of one number
-// lie in 8 different bank groups, so that ldmatrix and the epilogue's stores do not collide.
+// Byte of 16-byte piece `piece` of a query's q in the portable kernel's shared memory: 8 queries'
+// pieces of one number lie in 8 different bank groups, so that ldmatrix and the epilogue's stores
+// do not collide.
 DIINN_BOTH uint32_t portable_q(int query, int piece) {
   return static_cast<uint32_t>(query * (2 * kWidth) + (piece ^ (query & 7)) * 16);
 }
 
-// Shared-memory matrix descriptor of wgmma (PTX ISA, "Matrix descriptor") for a K-major operand in 128-byte swizzle:
-// rows of 128 bytes (64 k's), groups of 8 rows 1024 bytes apart. k advances by adding bytes to the address.
+// Shared-memory matrix descriptor of wgmma (PTX ISA, "Matrix descriptor") for a K-major operand in
+// 128-byte swizzle: rows of 128 bytes (64 k's), groups of 8 rows 1024 bytes apart. k advances by
+// adding bytes to the address.
 constexpr uint32_t kGroupBytes = 1024;
 DIINN_BOTH uint64_t matrix_descriptor(uint32_t shared_address) {
   const uint64_t start = (shared_address & 0x3FFFF) >> 4;
@@ -50,44 +56,51 @@ DIINN_BOTH uint64_t matrix_descriptor(uint32_t shared_address) {
 // -- packed weights --
 // Both functions tell from which element of `hidden` element e of the packed weights comes.
 
-// Portable kernel: steps of 16 k's in the order of use; per step a warp's part, 16-byte pieces of 32 lanes, each the B
-// fragments of two column blocks. Warp w makes outputs 32 w to 32 w + 31: in content form its blocks 0 to 3 are their
-// k columns and 4 to 7 the s columns, in modulation form 0 to 3 are s.
+// Portable kernel: steps of 16 k's in the order of use; per step a warp's part, 16-byte pieces of
+// 32 lanes, each the B fragments of two column blocks. Warp w makes outputs 32 w to 32 w + 31: in
+// content form its blocks 0 to 3 are their k columns and 4 to 7 the s columns, in modulation form 0
+// to 3 are s.
 constexpr int kPortableWarps = 8;
 DIINN_BOTH int64_t portable_hidden(bool modulation, int64_t e) {
-  const int pieces = modulation ? 2 : 4, half = e % 2, part = e / 2 % 4, lane = e / 8 % 32, piece = e / 256 % pieces;
+  const int pieces = modulation ? 2 : 4, half = e % 2, part = e / 2 % 4, lane = e / 8 % 32,
+            piece = e / 256 % pieces;
   const int warp = e / (256 * pieces) % kPortableWarps;
   const int64_t step = e / (256 * pieces * kPortableWarps);
   const int block = 2 * piece + part / 2;
   const int64_t k = step % (kWidth / kStep) * kStep + 8 * (part % 2) + 2 * (lane % 4) + half;
   const int64_t layer = step / (kWidth / kStep);
   const int output = 32 * warp + output_of_column(8 * (block % 4) + lane / 4, 4);
-  const int64_t row = modulation ? layer * kWidth + output : layer * 2 * kWidth + block / 4 * kWidth + output;
+  const int64_t row =
+      modulation ? layer * kWidth + output : layer * 2 * kWidth + block / 4 * kWidth + output;
   return row * kWidth + k;
 }
 
-// Hopper kernel: stages of 128 columns x 64 k's, 16 KB, swizzled as they lie in shared memory; per layer, chunks of
-// outputs, and per chunk four stages. A chunk's columns are in content form [64 k | 64 s] of the same 64 outputs, in
-// modulation form s of 2 x 64 outputs.
+// Hopper kernel: stages of 128 columns x 64 k's, 16 KB, swizzled as they lie in shared memory; per
+// layer, chunks of outputs, and per chunk four stages. A chunk's columns are in content form [64 k
+// | 64 s] of the same 64 outputs, in modulation form s of 2 x 64 outputs.
 constexpr int kStageColumns = 128, kStageDepth = 64, kStageBytes = kStageColumns * kStageDepth * 2;
 constexpr int kBlockStages = kWidth / kStageDepth;  // stages of a chunk
 
-// The activation behind the k-th input column: q stays in the registers that the previous layer's sums were in.
+// The activation behind the k-th input column: q stays in the registers that the previous layer's
+// sums were in.
 DIINN_BOTH int hopper_input(int k) { return k / 64 * 64 + output_of_column(k % 64, 8); }
 
 DIINN_BOTH int64_t hopper_hidden(bool modulation, int64_t e) {
   const int64_t stage = e / (kStageColumns * kStageDepth);
   const uint32_t byte = swizzle_128(static_cast<uint32_t>(e % (kStageColumns * kStageDepth)) * 2);
-  const int column = byte / 128, k = byte % 128 / 2 + static_cast<int>(stage % kBlockStages) * kStageDepth;
+  const int column = byte / 128,
+            k = byte % 128 / 2 + static_cast<int>(stage % kBlockStages) * kStageDepth;
   const int chunks = modulation ? 2 : 4;
   const int64_t chunk = stage / kBlockStages % chunks, layer = stage / kBlockStages / chunks;
   const int64_t group = modulation ? 2 * chunk + column / 64 : chunk;  // of 64 outputs
   const int64_t output = 64 * group + output_of_column(column % 64, 8);
-  const int64_t row = modulation ? layer * kWidth + output : (2 * layer + column / 64) * kWidth + output;
+  const int64_t row =
+      modulation ? layer * kWidth + output : (2 * layer + column / 64) * kWidth + output;
   return row * kWidth + hopper_input(k);
 }
 
-// The last layer's B fragments [channels / 8, 16 steps, 32 lanes, 2 registers]: element of `last`, or -1 for a zero.
+// The last layer's B fragments [channels / 8, 16 steps, 32 lanes, 2 registers]: element of `last`,
+// or -1 for a zero.
 DIINN_BOTH int64_t packed_last(bool hopper, int channels, int64_t e) {
   const int half = e % 2, part = e / 2 % 2, lane = e / 4 % 32, step = e / 128 % (kWidth / kStep);
   const int channel = static_cast<int>(e / (128 * (kWidth / kStep))) * 8 + lane / 4;
@@ -105,7 +118,8 @@ DIINN_BOTH int64_t packed_elements(const Decode& d) {
 
 // 8 packed elements from `piece * 8`: hidden weights, then the last layer.
 DIINN_BOTH void pack_piece(const Decode& d, int64_t piece) {
-  const uint16_t *hidden = static_cast<const uint16_t*>(d.hidden), *last = static_cast<const uint16_t*>(d.last);
+  const uint16_t *hidden = static_cast<const uint16_t*>(d.hidden),
+                 *last = static_cast<const uint16_t*>(d.last);
   const bool hopper = d.kernel == kHopper;
   const int64_t boundary = hidden_elements(d);
   uint16_t element[8];
@@ -113,7 +127,8 @@ DIINN_BOTH void pack_piece(const Decode& d, int64_t piece) {
   for (int i = 0; i < 8; ++i) {
     const int64_t e = piece * 8 + i;
     if (e < boundary) {
-      element[i] = hidden[hopper ? hopper_hidden(d.modulation, e) : portable_hidden(d.modulation, e)];
+      element[i] =
+          hidden[hopper ? hopper_hidden(d.modulation, e) : portable_hidden(d.modulation, e)];
     } else {
       const int64_t from = packed_last(hopper, d.channels, e - boundary);
       element[i] = from < 0 ? 0 : last[from];

@@ -1,4 +1,5 @@
-// The network's arithmetic on a thread's numbers: sine, activation, the first layer, the output. Used by all kernels.
+// The network's arithmetic on a thread's numbers: sine, activation, the first layer, the output.
+// Used by all kernels.
 #pragma once
 
 #include "instructions.h"
@@ -6,9 +7,9 @@
 
 namespace diinn {
 
-// x minus the nearest multiple of 2 pi, which is subtracted in two parts (Cody and Waite): the first has so few bits
-// that its product is exact. Absolute error 5e-7 for |x| < 1e4, as much as the special-function unit's own, and 2.5e-7
-// for |x| < 1e3. NaN and infinities give NaN.
+// x minus the nearest multiple of 2 pi, which is subtracted in two parts (Cody and Waite): the
+// first has so few bits that its product is exact. Absolute error 5e-7 for |x| < 1e4, as much as
+// the special-function unit's own, and 2.5e-7 for |x| < 1e3. NaN and infinities give NaN.
 DIINN_BOTH float reduce(float x) {
   const float round = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const float n = (x * 0.15915494309189535f + round) - round;
@@ -41,8 +42,8 @@ DIINN_DEVICE Vector16 pack_8(const float (&x)[8]) {
 
 // What the backward needs of 8 outputs of a layer, from unit `unit`: see Decode.
 template <class T>
-DIINN_DEVICE void keep_8(const Decode& d, int layer, const Query& query, int unit, const float (&s)[8],
-                         const float (&k)[8], const Vector16& q) {
+DIINN_DEVICE void keep_8(const Decode& d, int layer, const Query& query, int unit,
+                         const float (&s)[8], const float (&k)[8], const Vector16& q) {
   if (query.out < 0) return;
   const int64_t at = (layer * (d.rows * d.columns) + query.number) * kWidth + unit;
   for (int i = 0; i < 2; ++i) {
@@ -56,8 +57,9 @@ DIINN_DEVICE void keep_8(const Decode& d, int layer, const Query& query, int uni
 
 // q = k sin(s) of 8 outputs, k = relu(content + product) or the given modulation.
 template <class T, bool kModulation, bool kKeep>
-DIINN_DEVICE Vector16 activate(const Decode& d, int layer, const Query& query, int unit, const Vector16& content,
-                               const float (&product)[8], const float (&s)[8]) {
+DIINN_DEVICE Vector16 activate(const Decode& d, int layer, const Query& query, int unit,
+                               const Vector16& content, const float (&product)[8],
+                               const float (&s)[8]) {
   float k[8], q[8];
   unpack_8<T>(content, k);
   DIINN_UNROLL
@@ -70,8 +72,8 @@ DIINN_DEVICE Vector16 activate(const Decode& d, int layer, const Query& query, i
   return packed;
 }
 
-// The first layer's 8 outputs from `unit`: s = Q_0 (dy, dx, ratio) + b_0 with weights that stay in registers while
-// queries pass.
+// The first layer's 8 outputs from `unit`: s = Q_0 (dy, dx, ratio) + b_0 with weights that stay in
+// registers while queries pass.
 struct FirstLayer {
   float y[8], x[8], constant[8];
   DIINN_DEVICE FirstLayer(const Decode& d, int unit) {
@@ -91,7 +93,8 @@ struct FirstLayer {
     float s[8], none[8] = {};
     DIINN_UNROLL
     for (int i = 0; i < 8; ++i) s[i] = query.dy * y[i] + query.dx * x[i] + constant[i];
-    return activate<T, kModulation, kKeep>(d, 0, query, unit, load_content(d, query, 0, unit), none, s);
+    return activate<T, kModulation, kKeep>(d, 0, query, unit, load_content(d, query, 0, unit), none,
+                                           s);
   }
 };
 
@@ -100,17 +103,19 @@ DIINN_DEVICE void store_output(const Decode& d, int64_t element, float value) {
   if (d.output == kFloat32) {
     static_cast<float*>(d.out)[element] = value;
   } else {
-    const uint32_t both = d.output == kFloat16 ? pack<Float16>(value, 0.0f) : pack<BFloat16>(value, 0.0f);
+    const uint32_t both =
+        d.output == kFloat16 ? pack<Float16>(value, 0.0f) : pack<BFloat16>(value, 0.0f);
     static_cast<uint16_t*>(d.out)[element] = static_cast<uint16_t>(both);
   }
 }
 
-// Channels 8 block to 8 block + 7 of a warp's 16 queries, whose q are A fragments: fragment(step, a). low and high are
-// the queries of rows lane / 4 and lane / 4 + 8.
+// Channels 8 block to 8 block + 7 of a warp's 16 queries, whose q are A fragments: fragment(step,
+// a). low and high are the queries of rows lane / 4 and lane / 4 + 8.
 template <class T, class Fragment>
-DIINN_DEVICE void write_output(const Decode& d, int block, int lane, const Query& low, const Query& high,
-                               Fragment fragment) {
-  const uint32_t* last = reinterpret_cast<const uint32_t*>(static_cast<const uint16_t*>(d.packed) + hidden_elements(d));
+DIINN_DEVICE void write_output(const Decode& d, int block, int lane, const Query& low,
+                               const Query& high, Fragment fragment) {
+  const uint32_t* last = reinterpret_cast<const uint32_t*>(static_cast<const uint16_t*>(d.packed) +
+                                                           hidden_elements(d));
   last += block * (kWidth / kStep * 64) + lane * 2;
   float sums[4] = {};
   DIINN_UNROLL

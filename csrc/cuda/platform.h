@@ -1,5 +1,5 @@
-// One source for two machines: nvcc compiles the kernels for a GPU, any C++17 compiler compiles the same text for the
-// emulation (emulation/), which executes it thread by thread.
+// One source for two machines: nvcc compiles the kernels for a GPU, any C++17 compiler compiles the
+// same text for the emulation (emulation/), which executes it thread by thread.
 #pragma once
 
 #include <stdint.h>

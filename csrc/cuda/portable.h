@@ -1,9 +1,10 @@
-// The decoder on mma.sync, for every GPU from compute capability 8.0: forms content and modulation, and with kKeep the
-// recomputation of the backward.
+// The decoder on mma.sync, for every GPU from compute capability 8.0: forms content and modulation,
+// and with kKeep the recomputation of the backward.
 //
-// A block of 8 warps takes tiles of 64 queries. q [64, 256] lies in shared memory; a layer's [64, 512] sums (256 in
-// modulation form) are in registers: warp w has 32 outputs, k and s, of all 64 queries. So no two warps want the same
-// weights and no two lanes the same fragment (weight_stream.h), and barriers stand only where q changes hands.
+// A block of 8 warps takes tiles of 64 queries. q [64, 256] lies in shared memory; a layer's [64,
+// 512] sums (256 in modulation form) are in registers: warp w has 32 outputs, k and s, of all 64
+// queries. So no two warps want the same weights and no two lanes the same fragment
+// (weight_stream.h), and barriers stand only where q changes hands.
 #pragma once
 
 #include "network.h"
@@ -14,9 +15,10 @@ namespace diinn {
 template <class T, bool kModulation, bool kKeep>
 struct Portable {
   static constexpr int kThreads = 32 * kPortableWarps;
-  static constexpr int kBlocks = kModulation ? 4 : 8;  // of 8 columns, a warp's: k (content form) and s of 32 outputs
-  static constexpr int kSteps = kWidth / kStep;        // of a layer
-  static constexpr int kRows = kTile / 16;             // blocks of 16 queries
+  static constexpr int kBlocks =
+      kModulation ? 4 : 8;  // of 8 columns, a warp's: k (content form) and s of 32 outputs
+  static constexpr int kSteps = kWidth / kStep;  // of a layer
+  static constexpr int kRows = kTile / 16;       // blocks of 16 queries
   using Stream = WeightStream<kBlocks / 2, kPortableWarps>;
 
   struct Shared {
@@ -70,13 +72,15 @@ struct Portable {
         load_q(i, step, a);
         DIINN_UNROLL
         for (int b = 0; b < kBlocks; ++b) {
-          multiply<T>(sums[i][b], a, weights[b / 2].word[b % 2 * 2], weights[b / 2].word[b % 2 * 2 + 1]);
+          multiply<T>(sums[i][b], a, weights[b / 2].word[b % 2 * 2],
+                      weights[b / 2].word[b % 2 * 2 + 1]);
         }
       }
     }
     Vector16 content[2 * kRows];  // on its way while the last products end
     DIINN_UNROLL
-    for (int i = 0; i < 2 * kRows; ++i) content[i] = load_content(d, shared.queries[row(i / 2, i % 2)], layer, unit);
+    for (int i = 0; i < 2 * kRows; ++i)
+      content[i] = load_content(d, shared.queries[row(i / 2, i % 2)], layer, unit);
     sync_block();  // everyone has read q
     float bias[8];
     load_floats(d.hidden_bias + (layer - 1) * kWidth + unit, bias);
@@ -90,7 +94,8 @@ struct Portable {
         k[j] = kModulation ? 0.0f : sums[i / 2][block][v];
         s[j] = sums[i / 2][kBlocks - 4 + block][v] + bias[j];
       }
-      set_q(query, activate<T, kModulation, kKeep>(d, layer, shared.queries[query], unit, content[i], k, s));
+      set_q(query, activate<T, kModulation, kKeep>(d, layer, shared.queries[query], unit,
+                                                   content[i], k, s));
     }
     sync_block();
   }
@@ -99,7 +104,7 @@ struct Portable {
     for (int job = warp; job < kRows * channel_blocks(d.channels); job += kPortableWarps) {
       const int i = job % kRows;
       write_output<T>(d, job / kRows, lane, shared.queries[row(i, 0)], shared.queries[row(i, 1)],
-                      [&](int step, uint32_t(&a)[4]) { load_q(i, step, a); });
+                      [&](int step, uint32_t (&a)[4]) { load_q(i, step, a); });
     }
   }
 

@@ -1,5 +1,5 @@
-// Where a query lies: its LR pixel, local coordinate and place in the output. The formulas of diinn_fast/geometry.py,
-// to the bit. Host and device.
+// Where a query lies: its LR pixel, local coordinate and place in the output. The formulas of
+// diinn_fast/geometry.py, to the bit. Host and device.
 #pragma once
 
 #include "decode.h"
@@ -7,20 +7,23 @@
 
 namespace diinn {
 
-// A tile is 64 queries of one image: 8 x 8 pixels of the window, which share LR pixels, or 64 points.
+// A tile is 64 queries of one image: 8 x 8 pixels of the window, which share LR pixels, or 64
+// points.
 constexpr int kTile = 64, kTileSide = 8;
 
 struct Query {
   int64_t content;  // element of the source where its LR pixel begins
-  int64_t out;      // element of the output, -1: none (past the edge; such a query repeats its neighbour)
-  int64_t number;   // within the image, row by row
+  int64_t
+      out;  // element of the output, -1: none (past the edge; such a query repeats its neighbour)
+  int64_t number;  // within the image, row by row
   float dy, dx;
 };
 
 DIINN_BOTH int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 DIINN_BOTH int64_t tiles_per_image(const Decode& d) {
-  return d.index ? divide_up(d.columns, kTile) : divide_up(d.rows, kTileSide) * divide_up(d.columns, kTileSide);
+  return d.index ? divide_up(d.columns, kTile)
+                 : divide_up(d.rows, kTileSide) * divide_up(d.columns, kTileSide);
 }
 DIINN_BOTH int64_t tile_count(const Decode& d) { return d.batch * tiles_per_image(d); }
 
@@ -32,7 +35,8 @@ DIINN_BOTH int64_t nearest(int64_t position, float scale, int64_t n_in) {
 
 // Local coordinate in LR half-pixels: numerator in int64, one rounding, one IEEE division.
 DIINN_BOTH float local(int64_t position, int64_t index, int64_t n_in, int64_t n_out) {
-  return static_cast<float>((2 * position + 1) * n_in - (2 * index + 1) * n_out) / static_cast<float>(n_out);
+  return static_cast<float>((2 * position + 1) * n_in - (2 * index + 1) * n_out) /
+         static_cast<float>(n_out);
 }
 
 // Query m of a tile; a tile past the last one has queries without output.
@@ -59,7 +63,8 @@ DIINN_BOTH Query locate(const Decode& d, int64_t tile, int m) {
     query.out = image * d.out_image + n * d.out_column;
   } else {
     const int64_t across = divide_up(d.columns, kTileSide);
-    int64_t y = tile / across * kTileSide + m / kTileSide, x = tile % across * kTileSide + m % kTileSide;
+    int64_t y = tile / across * kTileSide + m / kTileSide,
+            x = tile % across * kTileSide + m % kTileSide;
     exists = exists && y < d.rows && x < d.columns;
     y = y < d.rows ? y : d.rows - 1;
     x = x < d.columns ? x : d.columns - 1;

@@ -1,12 +1,14 @@
-// Weights on their way from global memory to a thread's registers, through a ring in shared memory (cp.async). A thread
-// fetches exactly the bytes that it will itself read, so that no barrier is needed.
+// Weights on their way from global memory to a thread's registers, through a ring in shared memory
+// (cp.async). A thread fetches exactly the bytes that it will itself read, so that no barrier is
+// needed.
 #pragma once
 
 #include "instructions.h"
 
 namespace diinn {
 
-// kPieces: 16 bytes each, of a thread and a step; kWarps per block. Packed weights: [steps, warps, pieces, lanes].
+// kPieces: 16 bytes each, of a thread and a step; kWarps per block. Packed weights: [steps, warps,
+// pieces, lanes].
 template <int kPieces, int kWarps>
 struct WeightStream {
   static constexpr int kSlots = 4, kThreads = 32 * kWarps;
@@ -19,7 +21,10 @@ struct WeightStream {
   int64_t ahead = 0;  // the step to fetch next
 
   DIINN_DEVICE WeightStream(Ring& memory, const void* weights, int64_t count)
-      : ring(memory), packed(static_cast<const Vector16*>(weights)), steps(count), thread(thread_index()) {
+      : ring(memory),
+        packed(static_cast<const Vector16*>(weights)),
+        steps(count),
+        thread(thread_index()) {
     DIINN_UNROLL
     for (int slot = 0; slot < kSlots - 1; ++slot) fetch(slot);
   }
@@ -32,8 +37,8 @@ struct WeightStream {
     ahead = ahead + 1 == steps ? 0 : ahead + 1;
   }
 
-  // The next step's weights; slots follow each other. The slot of the previous step, whose numbers are in use, is
-  // filled again.
+  // The next step's weights; slots follow each other. The slot of the previous step, whose numbers
+  // are in use, is filled again.
   DIINN_DEVICE void next(int slot, Vector16 (&weights)[kPieces]) {
     copy_wait<kSlots - 2>();
     DIINN_UNROLL

@@ -5,7 +5,8 @@ A backend is a module of this folder with
 - ``unavailable() -> str | None``: why it cannot run on this machine, or None if it can;
 - ``unsupported(problem, source) -> str | None``: why it cannot do this problem, or None if it can;
 - ``forward(problem, source, weights) -> Tensor`` and
-  ``backward(problem, grad, source, weights, needs) -> list[Tensor]``: the operator (see ``diinn_fast.ops``);
+  ``backward(problem, grad, source, weights, needs) -> list[Tensor]``: the operator (see
+  ``diinn_fast.ops``);
 - ``DTYPES``, ``DEVICES`` and ``NOTE``: text for ``diinn-fast info``.
 
 ``auto`` takes the first of ``ORDER`` that is available and supports the case.
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 ORDER = ("cpu", "eager")
 """Backends that ``auto`` considers, fastest first; the last one runs everywhere."""
 NAMES = ("cpu", "triton", "cuda", "eager")
-"""Backends that can be asked for by name: one enters ORDER when it has been measured on hardware."""
+"""Backends that can be asked for by name: one enters ORDER when it has been measured on
+hardware.
+"""
 
 log = logging.getLogger("diinn_fast")
 _warned: set[str] = set()
@@ -58,7 +61,8 @@ def requested() -> str:
 
 
 class use_backend:
-    """Choose the backend for all decodes: call it to set one globally, or use it as a context manager.
+    """Choose the backend for all decodes: call it to set one globally, or use it as a context
+    manager.
 
     >>> use_backend("eager")
     >>> with use_backend("cpu"): ...
@@ -82,7 +86,9 @@ class use_backend:
 
 
 def choose(name: str, problem: Problem, source: Tensor) -> ModuleType:
-    """The backend module for this problem; ``auto`` falls back with one log line, a named one raises BackendError."""
+    """The backend module for this problem; ``auto`` falls back with one log line, a named one
+    raises BackendError.
+    """
     if name != "auto":
         backend = load(check_name(name))
         if reason := backend.unavailable() or backend.unsupported(problem, source):
@@ -98,7 +104,9 @@ def choose(name: str, problem: Problem, source: Tensor) -> ModuleType:
 
 
 def conv3x3(name: str, padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """3x3 convolution for inference on the CPU, by a backend that has one for the case, else by ``eager``."""
+    """3x3 convolution for inference on the CPU, by a backend that has one for the case, else by
+    ``eager``.
+    """
     if name in ("auto", "cpu") and (out := load("cpu").conv3x3(padded, weight, bias)) is not None:
         return out
     return load("eager").conv3x3(padded, weight, bias)
@@ -126,7 +134,8 @@ def _warn_once(name: str, reason: str) -> None:
 @contextmanager
 def quiet() -> Iterator[None]:
     """No fall-back messages inside (for self-checks)."""
-    previous, log.disabled = log.disabled, True
+    previous = log.disabled
+    log.disabled = True
     try:
         yield
     finally:

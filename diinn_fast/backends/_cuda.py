@@ -1,5 +1,5 @@
-"""A decode, and a slab of its backward, as the CUDA kernels' C interface takes them: mirrors the structs ``Decode`` of
-csrc/cuda/decode.h and ``Gradient`` of csrc/cuda/gradient.h."""
+"""A decode, and a slab of its backward, as the CUDA kernels' C interface takes them: mirrors the
+structs ``Decode`` of csrc/cuda/decode.h and ``Gradient`` of csrc/cuda/gradient.h."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ from diinn_fast.geometry import _float32
 if TYPE_CHECKING:
     from diinn_fast.ops import Problem
 
-WIDTH, MOST_LAYERS, MOST_CHANNELS = 256, 16, 32
+WIDTH = 256
+MOST_LAYERS = 16
+MOST_CHANNELS = 32
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-PORTABLE, HOPPER = 0, 1
+PORTABLE = 0
+HOPPER = 1
 
-_INT64, _INT32, _FLOAT, _POINTER = ctypes.c_int64, ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
+_INT64 = ctypes.c_int64
+_INT32 = ctypes.c_int32
+_FLOAT = ctypes.c_float
+_POINTER = ctypes.c_void_p
 
 
 class Decode(ctypes.Structure):
@@ -31,7 +37,10 @@ class Decode(ctypes.Structure):
         *((name, _INT32) for name in ("layers", "channels", "operand", "output", "modulation")),
         ("source", _POINTER),
         *((name, _INT64) for name in ("source_image", "source_row", "source_column")),
-        *((name, _POINTER) for name in ("position", "position_bias", "hidden", "hidden_bias", "last", "last_bias")),
+        *(
+            (name, _POINTER)
+            for name in ("position", "position_bias", "hidden", "hidden_bias", "last", "last_bias")
+        ),
         *((name, _POINTER) for name in ("index", "offset", "out")),
         *((name, _INT64) for name in ("out_image", "out_channel", "out_row", "out_column")),
         *((name, _POINTER) for name in ("packed", "kept_s", "kept_k", "kept_q")),
@@ -46,43 +55,69 @@ class Gradient(ctypes.Structure):
     _fields_ = [
         ("queries", _INT64),
         *((name, _INT32) for name in ("layers", "operand", "modulation", "device")),
-        *((name, _POINTER) for name in ("stream", "hidden", "packed", "kept_s", "kept_k", "dq", "both")),
+        *(
+            (name, _POINTER)
+            for name in ("stream", "hidden", "packed", "kept_s", "kept_k", "dq", "both")
+        ),
         *((name, _POINTER) for name in ("source", "row_start", "column_start")),
-        *((name, _INT64) for name in ("down", "across", "columns", "first_row", "first_column", "grid_columns")),
+        *(
+            (name, _INT64)
+            for name in ("down", "across", "columns", "first_row", "first_column", "grid_columns")
+        ),
     ]
 
 
-def describe(problem: Problem, source: Tensor, weights: Sequence[Tensor], out: Tensor | None) -> Decode:
-    """The decode without work space, kernel, device and stream. ``out`` None: to be recomputed into slabs."""
+def describe(
+    problem: Problem, source: Tensor, weights: Sequence[Tensor], out: Tensor | None
+) -> Decode:
+    """The decode without work space, kernel, device and stream. ``out`` None: to be recomputed into
+    slabs.
+    """
     source = aligned(source.detach())
-    position, position_bias, hidden, hidden_bias, last, last_bias = (v.detach() for v in weights[:6])
+    position, position_bias, hidden, hidden_bias, last, last_bias = (
+        v.detach() for v in weights[:6]
+    )
     exact = [aligned(v.float()) for v in (position, position_bias, hidden_bias, last_bias)]
     matrices = [aligned(v.to(source.dtype)) for v in (hidden, last)]
-    (h, w), (height, width) = problem.lr, problem.size
+    h, w = problem.lr
+    height, width = problem.size
     decode = Decode()
     decode.alive = [source, *exact, *matrices]
     decode.batch, decode.grid_rows, decode.grid_columns = source.shape[:3]
-    decode.lr_h, decode.lr_w, decode.hr_h, decode.hr_w = h, w, height, width
+    decode.lr_h = h
+    decode.lr_w = w
+    decode.hr_h = height
+    decode.hr_w = width
     decode.origin_y, decode.origin_x = problem.origin
-    decode.scale_y, decode.scale_x, decode.ratio = _float32(h / height), _float32(w / width), problem.ratio
+    decode.scale_y, decode.scale_x, decode.ratio = (
+        _float32(h / height),
+        _float32(w / width),
+        problem.ratio,
+    )
     decode.layers, decode.channels = len(hidden) + 1, len(last)
     decode.operand, decode.modulation = TYPES[source.dtype], int(problem.form == "modulation")
     decode.source = source.data_ptr()
     decode.source_image, decode.source_row, decode.source_column = source.stride()[:3]
-    decode.position, decode.position_bias, decode.hidden_bias, decode.last_bias = (v.data_ptr() for v in exact)
+    decode.position, decode.position_bias, decode.hidden_bias, decode.last_bias = (
+        v.data_ptr() for v in exact
+    )
     decode.hidden, decode.last = (v.data_ptr() for v in matrices)
     if problem.window is not None:
-        decode.y0, decode.x0 = problem.window.y0, problem.window.x0
+        decode.y0 = problem.window.y0
+        decode.x0 = problem.window.x0
         decode.rows, decode.columns = problem.window.shape
     else:
         assert problem.index is not None and problem.offset is not None
-        index, offset = problem.index.contiguous(), problem.offset.detach().float().contiguous()
+        index = problem.index.contiguous()
+        offset = problem.offset.detach().float().contiguous()
         decode.alive += [index, offset]
         decode.index, decode.offset = index.data_ptr(), offset.data_ptr()
-        decode.rows, decode.columns = 1, index.shape[1]
+        decode.rows = 1
+        decode.columns = index.shape[1]
     if out is not None:
         decode.alive.append(out)
-        decode.out, decode.output = out.data_ptr(), TYPES[out.dtype]
+        decode.out = out.data_ptr()
+        decode.output = TYPES[out.dtype]
         if problem.window is not None:
             decode.out_image, decode.out_channel, decode.out_row, decode.out_column = out.stride()
         else:

@@ -1,8 +1,10 @@
-"""Backward of the decode with the CUDA kernels: recomputed slab after slab of queries; deterministic.
+"""Backward of the decode with the CUDA kernels: recomputed slab after slab of queries;
+deterministic.
 
-Per slab the forward kernel writes s, k and q of all layers; ``diinn_gradient`` goes back through the layers, writes
-[dk | ds] of each and adds dk into the content's gradient; the weights' gradients are the framework's products of
-[dk | ds] and q. Slabs follow each other in a fixed order and nothing is added atomically: two runs are bitwise equal.
+Per slab the forward kernel writes s, k and q of all layers; ``diinn_gradient`` goes back through
+the layers, writes [dk | ds] of each and adds dk into the content's gradient; the weights' gradients
+are the framework's products of [dk | ds] and q. Slabs follow each other in a fixed order and
+nothing is added atomically: two runs are bitwise equal.
 """
 
 from __future__ import annotations
@@ -17,7 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diinn_fast.backends import _cuda
-from diinn_fast.backends._gradients import add_product, add_rows, add_sum, locate, owners, parts, product
+from diinn_fast.backends._gradients import (
+    add_product,
+    add_rows,
+    add_sum,
+    locate,
+    owners,
+    parts,
+    product,
+)
 
 if TYPE_CHECKING:
     from diinn_fast.ops import Problem
@@ -47,7 +57,9 @@ def backward(
         for image in range(len(source)):
             for slab, rows in _slabs(problem, grad[image], image):
                 _Slab(slab, source[image : image + 1], image, weights, sums, launch).run(rows)
-    return [v.new_empty(0) if s is None else s.to(v.dtype) for v, s in zip(inputs, sums, strict=True)]
+    return [
+        v.new_empty(0) if s is None else s.to(v.dtype) for v, s in zip(inputs, sums, strict=True)
+    ]
 
 
 def _slabs(problem: Problem, grad: Tensor, image: int) -> Iterator[tuple[Problem, Tensor]]:
@@ -57,7 +69,8 @@ def _slabs(problem: Problem, grad: Tensor, image: int) -> Iterator[tuple[Problem
         assert problem.index is not None and problem.offset is not None
         for start in range(0, problem.index.shape[1], most):
             part = slice(start, start + most)
-            index, offset = (v[image : image + 1, part] for v in (problem.index, problem.offset))
+            index = problem.index[image : image + 1, part]
+            offset = problem.offset[image : image + 1, part]
             yield replace(problem, index=index, offset=offset), grad[part]
         return
     top, _, left, _ = problem.window
@@ -78,18 +91,32 @@ class _Slab:
         sums: Sequence[Tensor | None],
         launch: Launch,
     ) -> None:
-        self.problem, self.source, self.image, self.sums, self.launch = problem, source, image, sums, launch
+        self.problem = problem
+        self.source = source
+        self.image = image
+        self.sums = sums
+        self.launch = launch
         self.weights, self.hidden = weights, _cuda.aligned(weights[2].detach().to(source.dtype))
-        self.layers, self.modulation = len(self.hidden) + 1, problem.form == "modulation"
+        self.layers = len(self.hidden) + 1
+        self.modulation = problem.form == "modulation"
 
     def run(self, grad: Tensor) -> None:
-        """Add this slab's part to the sums, given the gradient of its output [queries, channels]."""
-        source, width, last = self.source, _cuda.WIDTH, self.weights[4].detach().to(self.source.dtype)
+        """Add this slab's part to the sums, given the gradient of its output [queries,
+        channels].
+        """
+        source = self.source
+        width = _cuda.WIDTH
+        last = self.weights[4].detach().to(self.source.dtype)
         grad = grad.to(source.dtype).contiguous()
         shape = (self.layers, len(grad), width)
-        s, k, q = source.new_empty(shape, dtype=torch.float32), source.new_empty(shape), source.new_empty(shape)
+        s = source.new_empty(shape, dtype=torch.float32)
+        k = source.new_empty(shape)
+        q = source.new_empty(shape)
         decode = _cuda.describe(self.problem, source, self.weights, None)
-        decode.kernel, (decode.kept_s, decode.kept_k, decode.kept_q) = _cuda.PORTABLE, (v.data_ptr() for v in (s, k, q))
+        decode.kernel, (decode.kept_s, decode.kept_k, decode.kept_q) = (
+            _cuda.PORTABLE,
+            (v.data_ptr() for v in (s, k, q)),
+        )
         self.launch("diinn_forward", decode, source, _cuda.packed_bytes(decode))
         both = source.new_empty(self.layers, len(grad), 2 * width)
         self._chain(s, k, product(grad, last), both)
@@ -97,7 +124,9 @@ class _Slab:
         add_product(dlast, grad, q[-1])
         add_sum(dlast_bias, grad)
         for n in range(self.layers - 1):
-            add_product(None if dhidden is None else dhidden[n], self._of_weights(both[n + 1]), q[n])
+            add_product(
+                None if dhidden is None else dhidden[n], self._of_weights(both[n + 1]), q[n]
+            )
             add_sum(None if dhidden_bias is None else dhidden_bias[n], both[n + 1, :, width:])
         add_sum(dposition_bias, both[0, :, width:])
         if dposition is not None:
@@ -108,27 +137,40 @@ class _Slab:
             add_rows(self.sums[0][self.image].flatten(0, 1), self.problem.index[0], rows)
 
     def _chain(self, s: Tensor, k: Tensor, dq: Tensor, both: Tensor) -> None:
-        """both = [dk | ds] of all layers; dk also into the content's gradient, unless the queries are points."""
+        """both = [dk | ds] of all layers; dk also into the content's gradient, unless the queries
+        are points.
+        """
         gradient = _cuda.Gradient()
-        gradient.queries, gradient.layers = len(dq), self.layers
+        gradient.queries = len(dq)
+        gradient.layers = self.layers
         gradient.operand, gradient.modulation = _cuda.TYPES[k.dtype], int(self.modulation)
-        gradient.hidden, gradient.kept_s, gradient.kept_k = self.hidden.data_ptr(), s.data_ptr(), k.data_ptr()
+        gradient.hidden, gradient.kept_s, gradient.kept_k = (
+            self.hidden.data_ptr(),
+            s.data_ptr(),
+            k.data_ptr(),
+        )
         gradient.dq, gradient.both = dq.data_ptr(), both.data_ptr()
         alive = []
         if self.problem.window is not None and self.sums[0] is not None:
-            window, (h, w), (height, width) = self.problem.window, self.problem.lr, self.problem.size
+            window = self.problem.window
+            h, w = self.problem.lr
+            height, width = self.problem.size
             i, j, _ = locate(self.problem, dq.device)
             top, row_start = owners(window.y0, window.y1, h, height, i)
             left, column_start = owners(window.x0, window.x1, w, width, j)
             alive = [row_start, column_start]
             gradient.source = self.sums[0][self.image].data_ptr()
-            gradient.row_start, gradient.column_start = row_start.data_ptr(), column_start.data_ptr()
+            gradient.row_start, gradient.column_start = (
+                row_start.data_ptr(),
+                column_start.data_ptr(),
+            )
             gradient.down, gradient.across, gradient.columns = (
                 len(row_start) - 1,
                 len(column_start) - 1,
                 window.shape[1],
             )
-            gradient.first_row, gradient.first_column = top - self.problem.origin[0], left - self.problem.origin[1]
+            gradient.first_row = top - self.problem.origin[0]
+            gradient.first_column = left - self.problem.origin[1]
             gradient.grid_columns = self.problem.grid(self.source)[1]
         self.launch("diinn_gradient", gradient, dq, 2 * self.hidden.numel())
         del alive
@@ -139,7 +181,8 @@ class _Slab:
 
     def _position(self) -> Tensor:
         """The first layer's input (dy, dx, ratio), float32 [queries, 3]."""
-        problem, device = self.problem, self.source.device
+        problem = self.problem
+        device = self.source.device
         if problem.window is None:
             assert problem.offset is not None
             offset = problem.offset[0].detach().float()

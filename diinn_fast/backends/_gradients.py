@@ -1,4 +1,6 @@
-"""What the backwards of the GPU backends share: slabs of queries, where they lie, and sums in float32."""
+"""What the backwards of the GPU backends share: slabs of queries, where they lie, and sums in
+float32.
+"""
 
 from __future__ import annotations
 
@@ -25,18 +27,28 @@ def parts(window: Window, most: int) -> Iterator[Window]:
 
 
 def locate(problem: Problem, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a window: LR index of each row and of each column, int64, and (dy, dx) of every query, float32 ``[n, 2]``."""
+    """Of a window: LR index of each row and of each column, int64, and (dy, dx) of every query,
+    float32 ``[n, 2]``.
+    """
     assert problem.window is not None
     y0, y1, x0, x1 = problem.window
-    (h, w), (height, width) = problem.lr, problem.size
-    i, j = nearest_index(y0, y1, h, height, device), nearest_index(x0, x1, w, width, device)
+    h, w = problem.lr
+    height, width = problem.size
+    i = nearest_index(y0, y1, h, height, device)
+    j = nearest_index(x0, x1, w, width, device)
     dy = local_offset(y0, y1, i, h, height, torch.float32)
     dx = local_offset(x0, x1, j, w, width, torch.float32)
-    return i, j, torch.stack([dy[:, None].expand(-1, len(dx)), dx.expand(len(dy), -1)], -1).flatten(0, 1)
+    return (
+        i,
+        j,
+        torch.stack([dy[:, None].expand(-1, len(dx)), dx.expand(len(dy), -1)], -1).flatten(0, 1),
+    )
 
 
 def owners(start: int, stop: int, n_in: int, n_out: int, index: Tensor) -> tuple[int, Tensor]:
-    """First LR index of the positions start <= Y < stop, and where each LR index's positions begin (and all end)."""
+    """First LR index of the positions start <= Y < stop, and where each LR index's positions begin
+    (and all end).
+    """
     first, end = lr_range(start, stop, n_in, n_out)
     return first, torch.searchsorted(index, torch.arange(first, end + 1, device=index.device))
 
@@ -63,6 +75,8 @@ def add_sum(total: Tensor | None, grad: Tensor) -> None:
 def add_rows(total: Tensor, index: Tensor, rows: Tensor) -> None:
     """total[index[n]] += rows[n], repeated indices summed in a fixed order."""
     if total.is_cuda:
-        total.index_put_((index,), rows, accumulate=True)  # sorts; index_add_ and scatter_add_ would add atomically
+        total.index_put_(
+            (index,), rows, accumulate=True
+        )  # sorts; index_add_ and scatter_add_ would add atomically
     else:
         total.scatter_add_(0, index[:, None].expand_as(rows), rows)

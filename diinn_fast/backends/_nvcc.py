@@ -1,9 +1,11 @@
-"""Compiles csrc/cuda with nvcc, one shared library per GPU architecture, and keeps it by the hash of its sources.
+"""Compiles csrc/cuda with nvcc, one shared library per GPU architecture, and keeps it by the hash
+of its sources.
 
-Needs no torch and no GPU; setup.py uses it too. A library is looked for beside the package's copy of the sources (built
-by ``DIINN_FAST_CUDA=80,90a pip install .``), then in the cache, ``$XDG_CACHE_HOME/diinn_fast`` or
-``~/.cache/diinn_fast``; else it is compiled into the cache. ``DIINN_FAST_NVCC_FLAGS`` adds flags: for tuning, such as
-``-DDIINN_CLUSTER=4`` (csrc/cuda/hopper.h).
+Needs no torch and no GPU; setup.py uses it too. A library is looked for beside the package's copy
+of the sources (built by ``DIINN_FAST_CUDA=80,90a pip install .``), then in the cache,
+``$XDG_CACHE_HOME/diinn_fast`` or ``~/.cache/diinn_fast``; else it is compiled into the cache.
+``DIINN_FAST_NVCC_FLAGS`` adds flags: for tuning, such as ``-DDIINN_CLUSTER=4``
+(csrc/cuda/hopper.h).
 """
 
 from __future__ import annotations
@@ -41,7 +43,10 @@ def sources() -> Path:
 def nvcc() -> str | None:
     """nvcc's path: $CUDA_HOME, $PATH, /usr/local/cuda."""
     places = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
-    places += [None if (found := shutil.which("nvcc")) is None else str(Path(found).parents[1]), "/usr/local/cuda"]
+    places += [
+        None if (found := shutil.which("nvcc")) is None else str(Path(found).parents[1]),
+        "/usr/local/cuda",
+    ]
     for place in filter(None, places):
         if os.access(path := Path(place) / "bin" / "nvcc", os.X_OK):
             return str(path)
@@ -78,22 +83,33 @@ def command(arch: str) -> list[str]:
     compiler = nvcc()
     if compiler is None:
         raise CompileError("nvcc was not found (install the CUDA toolkit, or set CUDA_HOME)")
-    target = [f"-gencode=arch=compute_{arch},code=sm_{arch}", *(["-DDIINN_HOPPER"] if arch == "90a" else [])]
+    target = [
+        f"-gencode=arch=compute_{arch},code=sm_{arch}",
+        *(["-DDIINN_HOPPER"] if arch == "90a" else []),
+    ]
     return [compiler, *flags(), *target, str(sources() / "launch.cu")]
 
 
 def compile_library(arch: str, folder: Path) -> Path:
-    """Compile for an architecture into ``folder``; several processes may do so at once. Raises CompileError."""
+    """Compile for an architecture into ``folder``; several processes may do so at once. Raises
+    CompileError.
+    """
     path = folder / name(arch)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             partial = Path(scratch) / path.name
-            run = subprocess.run([*command(arch), "-o", str(partial)], capture_output=True, text=True, check=False)
+            run = subprocess.run(
+                [*command(arch), "-o", str(partial)], capture_output=True, text=True, check=False
+            )
             if run.returncode:
                 lines = (run.stderr or run.stdout).strip().splitlines() or ["no message"]
-                raise CompileError(f"nvcc failed: {next((line for line in lines if 'error' in line), lines[-1])}")
+                raise CompileError(
+                    f"nvcc failed: {next((line for line in lines if 'error' in line), lines[-1])}"
+                )
             partial.replace(path)
     except OSError as error:
-        raise CompileError(f"the CUDA kernels could not be compiled into {folder}: {error}") from error
+        raise CompileError(
+            f"the CUDA kernels could not be compiled into {folder}: {error}"
+        ) from error
     return path

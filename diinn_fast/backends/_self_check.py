@@ -1,4 +1,6 @@
-"""The first-use check of the GPU backends: the very kernels of a decode on a tiny image, against ``eager``."""
+"""The first-use check of the GPU backends: the very kernels of a decode on a tiny image, against
+``eager``.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from diinn_fast.geometry import Window
 if TYPE_CHECKING:
     from diinn_fast.ops import Problem
 
-LR, SIZE = (3, 4), (7, 9)
+LR = (3, 4)
+SIZE = (7, 9)
 
 
 def compare_with_eager(
@@ -23,11 +26,12 @@ def compare_with_eager(
     source: Tensor,
     weights: Sequence[Tensor],
     forward: Callable[[Problem, Tensor, Sequence[Tensor]], Tensor],
-    backward: Callable[[Problem, Tensor, Tensor, Sequence[Tensor], Sequence[bool]], list[Tensor]] | None,
+    backward: Callable[[Problem, Tensor, Tensor, Sequence[Tensor], Sequence[bool]], list[Tensor]]
+    | None,
     exact: bool,
 ) -> str | None:
-    """Decode 3x4 to 7x9 pixels (or as many points) with random numbers in the shape of this decode's: why a backend's
-    forward, or its backward if given, is not to be trusted, or None.
+    """Decode 3x4 to 7x9 pixels (or as many points) with random numbers in the shape of this
+    decode's: why a backend's forward, or its backward if given, is not to be trusted, or None.
 
     Tolerances are relative to the norm: ``exact`` float32, float16 and TF32, bfloat16.
     """
@@ -35,7 +39,9 @@ def compare_with_eager(
 
     def like(tensor: Tensor, *shape: int) -> Tensor:
         values = torch.rand(shape or tensor.shape, generator=draw) * 2 - 1
-        return (values * 3**0.5 / values.shape[-1] ** 0.5 if values.ndim > 1 and not shape else values).to(tensor)
+        return (
+            values * 3**0.5 / values.shape[-1] ** 0.5 if values.ndim > 1 and not shape else values
+        ).to(tensor)
 
     halo = 2 if problem.form == "direct" else 0
     small = like(source, 1, LR[0] + halo, LR[1] + halo, source.shape[-1])
@@ -50,16 +56,24 @@ def compare_with_eager(
     tolerance = 1e-4 if exact else 5e-2 if source.dtype == torch.bfloat16 else 1e-2
     try:
         if backward is None:
-            ours, theirs = [forward(trial, small, weights)], [eager.forward(trial, small, weights)]
+            ours = [forward(trial, small, weights)]
+            theirs = [eager.forward(trial, small, weights)]
         else:
-            grad, needs = like(source, *trial.output_shape(1, len(weights[4]))), [True] * (1 + len(weights))
+            grad = like(source, *trial.output_shape(1, len(weights[4])))
+            needs = [True] * (1 + len(weights))
             ours = backward(trial, grad, small, weights, needs)
             theirs = eager.backward(trial, grad, small, weights, needs)
-            tolerance *= 10  # they differ by whole terms where rounding takes relu's argument across zero
+            tolerance *= (
+                10  # they differ by whole terms where rounding takes relu's argument across zero
+            )
         for a, b in zip(ours, theirs, strict=True):
-            difference, length = (float(v.double().norm()) for v in (a - b, b))
+            difference = float((a - b).double().norm())
+            length = float(b.double().norm())
             if not difference <= tolerance * length:
-                return f"in their self-check they differ from plain PyTorch by {difference / length:.1e}"
+                return (
+                    "in their self-check they differ from plain PyTorch by "
+                    f"{difference / length:.1e}"
+                )
     except Exception as error:
         return f"their self-check failed: {error}"
     return None

@@ -1,9 +1,11 @@
-"""Backend ``cpu``: the fused decoder compiled from csrc/cpu, float32, for x86-64 (AVX-512, AVX2) and others (portable).
+"""Backend ``cpu``: the fused decoder compiled from csrc/cpu, float32, for x86-64 (AVX-512, AVX2)
+and others (portable).
 
-It follows torch's thread count, releases the GIL and may be called from several Python threads. Results do not depend
-on the number of threads or on how queries are cut. ``DIINN_FAST_CPU_ISA`` (avx512, avx2 or portable) overrides the
-choice of instruction set. A bfloat16 decode and its gradients are computed in bfloat16 with float32 sums where the CPU
-has AVX512_BF16 (forms content and modulation); all else in 16 bits is computed in float32.
+It follows torch's thread count, releases the GIL and may be called from several Python threads.
+Results do not depend on the number of threads or on how queries are cut. ``DIINN_FAST_CPU_ISA``
+(avx512, avx2 or portable) overrides the choice of instruction set. A bfloat16 decode and its
+gradients are computed in bfloat16 with float32 sums where the CPU has AVX512_BF16 (forms content
+and modulation); all else in 16 bits is computed in float32.
 """
 
 from __future__ import annotations
@@ -30,8 +32,11 @@ DEVICES = ("cpu",)
 DTYPES = "float32; bfloat16 with AVX512_BF16, else, as float16, computed in float32"
 NOTE = "compiled C++, fused; all modes, forward and backward"
 
-WIDTH_UNIT, MOST_LAYERS = 32, 16
-"""The kernels take hidden widths that are multiples of WIDTH_UNIT, and at most MOST_LAYERS layers."""
+WIDTH_UNIT = 32
+MOST_LAYERS = 16
+"""The kernels take hidden widths that are multiples of WIDTH_UNIT, and at most MOST_LAYERS
+layers.
+"""
 
 log = logging.getLogger("diinn_fast")
 _check_lock = threading.Lock()
@@ -44,7 +49,10 @@ def unavailable() -> str | None:
         return module
     name = os.environ.get("DIINN_FAST_CPU_ISA")
     if name and name not in module.instruction_sets():
-        return f"DIINN_FAST_CPU_ISA={name}, but this CPU and build have {', '.join(module.instruction_sets())}"
+        return (
+            f"DIINN_FAST_CPU_ISA={name}, but this CPU and build have "
+            f"{', '.join(module.instruction_sets())}"
+        )
     return _self_check(instruction_set())
 
 
@@ -66,7 +74,9 @@ def instruction_set() -> str:
 def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
     if source.dtype == torch.bfloat16 and _takes_bf16(problem) and not _refuses_shape(weights):
         return _forward_bf16(problem, source, weights)
-    if source.dtype != torch.float32:  # 2.1 times faster than plain PyTorch's bfloat16, and more exact
+    if (
+        source.dtype != torch.float32
+    ):  # 2.1 times faster than plain PyTorch's bfloat16, and more exact
         return forward(problem, source.float(), [v.float() for v in weights]).to(source.dtype)
     if reason := _refuses(problem, weights):
         return _fall_back(reason).forward(problem, source, weights)
@@ -79,7 +89,9 @@ def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tens
 
 
 def _takes_bf16(problem: Problem) -> bool:
-    """Whether the kernels for AVX512_BF16 take a bfloat16 source, rather than the float32 kernels."""
+    """Whether the kernels for AVX512_BF16 take a bfloat16 source, rather than the float32
+    kernels.
+    """
     if problem.form == "direct" or instruction_set() != "avx512" or not _kernels().has_bf16():
         return False
     return _self_check("avx512_bf16") is None
@@ -97,8 +109,10 @@ def _forward_bf16(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -
 def backward(
     problem: Problem, grad: Tensor, source: Tensor, weights: Sequence[Tensor], needs: Sequence[bool]
 ) -> list[Tensor]:
-    """Gradients of [source, *weights], empty where not needed. Each LR row's gradient and each copy of the weights'
-    gradients is summed by one thread in a fixed order, and the copies in a fixed order: bitwise the same every time."""
+    """Gradients of [source, *weights], empty where not needed. Each LR row's gradient and each copy
+    of the weights' gradients is summed by one thread in a fixed order, and the copies in a fixed
+    order: bitwise the same every time.
+    """
     if source.dtype == torch.bfloat16 and _takes_bf16(problem) and not _refuses_shape(weights):
         return _backward_bf16(problem, grad, source, weights, needs)
     if source.dtype != torch.float32:
@@ -122,7 +136,10 @@ def _sum_gradients(
     """By the kernels of the source's dtype, from float32 weights, whose gradients are float32."""
     inputs = [source, *weights]
     if not grad.numel():
-        return [torch.zeros_like(v) if need else v.new_empty(0) for v, need in zip(inputs, needs, strict=True)]
+        return [
+            torch.zeros_like(v) if need else v.new_empty(0)
+            for v, need in zip(inputs, needs, strict=True)
+        ]
     gradients = [
         v.new_empty(0) if not need else v.new_zeros(v.shape) if n == 0 else v.new_empty(v.shape)
         for n, (v, need) in enumerate(zip(inputs, needs, strict=True))
@@ -139,15 +156,18 @@ def _sum_gradients(
 
 
 def conv3x3(padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor | None:
-    """3x3 convolution of ``[B, h+2, w+2, C]`` by ``[out, 9C]`` (columns c*9 + tap) plus ``[out]``: ``[B, h, w, out]``.
+    """3x3 convolution of ``[B, h+2, w+2, C]`` by ``[out, 9C]`` (columns c*9 + tap) plus ``[out]``:
+    ``[B, h, w, out]``.
 
-    Every pixel is summed in the same order, however the image is cut. None where it does not apply: kernels not
-    available, not float32, ``out`` not a multiple of 32.
+    Every pixel is summed in the same order, however the image is cut. None where it does not apply:
+    kernels not available, not float32, ``out`` not a multiple of 32.
     """
     tensors = (padded, weight, bias)
     if any(v.device.type != "cpu" or v.dtype != torch.float32 for v in tensors) or unavailable():
         return None
-    if weight.shape[0] % WIDTH_UNIT or (torch.is_grad_enabled() and any(v.requires_grad for v in tensors)):
+    if weight.shape[0] % WIDTH_UNIT or (
+        torch.is_grad_enabled() and any(v.requires_grad for v in tensors)
+    ):
         return None
     padded, weight, bias = (v.detach().contiguous() for v in tensors)
     batch, rows, columns, channels = padded.shape
@@ -167,7 +187,8 @@ def _refuses(problem: Problem, weights: Sequence[Tensor]) -> str | None:
 
 
 def _refuses_shape(weights: Sequence[Tensor]) -> str | None:
-    width, layers = weights[0].shape[0], len(weights[2]) + 1
+    width = weights[0].shape[0]
+    layers = len(weights[2]) + 1
     if width % WIDTH_UNIT or layers > MOST_LAYERS:
         return f"width {width} is not a multiple of {WIDTH_UNIT}, or more than {MOST_LAYERS} layers"
     return None
@@ -178,12 +199,15 @@ def _fall_back(reason: str) -> ModuleType:
     return eager
 
 
-def _arguments(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> tuple[Any, list[Tensor]]:
+def _arguments(
+    problem: Problem, source: Tensor, weights: Sequence[Tensor]
+) -> tuple[Any, list[Tensor]]:
     """The kernel's view of a decode, and the tensors that must live as long as it."""
     source = source.detach().contiguous()
     matrices = [v.detach().contiguous() for v in weights]
     rows, columns = problem.grid(source)
-    width, layers = matrices[0].shape[0], len(matrices[2]) + 1
+    width = matrices[0].shape[0]
+    layers = len(matrices[2]) + 1
     direct = problem.form == "direct"
     if problem.window is not None:
         positions = _window_positions(problem, problem.window, rows, columns)
@@ -194,7 +218,15 @@ def _arguments(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> t
     arguments = _kernels().Problem(
         form=problem.form,
         recurrent_k=direct and problem.mode in (1, 2),
-        shape=[source.shape[0], rows, columns, width, layers, matrices[4].shape[0], source.shape[-1] if direct else 0],
+        shape=[
+            source.shape[0],
+            rows,
+            columns,
+            width,
+            layers,
+            matrices[4].shape[0],
+            source.shape[-1] if direct else 0,
+        ],
         content_rows=len(matrices[6]) if direct else 0,
         source=source.data_ptr(),
         weights=[v.data_ptr() for v in matrices],
@@ -209,15 +241,19 @@ def _arguments(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> t
 
 def _window_positions(problem: Problem, window: Window, rows: int, columns: int) -> list[Tensor]:
     """LR row and dy of each HR row, LR column and dx of each HR column."""
-    (h, w), (height, width) = problem.lr, problem.size
+    h, w = problem.lr
+    height, width = problem.size
     i = nearest_index(window.y0, window.y1, h, height)
     j = nearest_index(window.x0, window.x1, w, width)
     dy = local_offset(window.y0, window.y1, i, h, height, torch.float32)
     dx = local_offset(window.x0, window.x1, j, w, width, torch.float32)
-    i, j = i - problem.origin[0], j - problem.origin[1]
+    i = i - problem.origin[0]
+    j = j - problem.origin[1]
     # The maps are monotone: their ends decide.
     if i[0] < 0 or i[-1] >= rows or j[0] < 0 or j[-1] >= columns:
-        raise IndexError(f"window {tuple(window)} needs LR pixels outside the source's {rows}x{columns} tile")
+        raise IndexError(
+            f"window {tuple(window)} needs LR pixels outside the source's {rows}x{columns} tile"
+        )
     return [i, dy.contiguous(), j, dx.contiguous()]
 
 
@@ -225,8 +261,13 @@ def _point_positions(problem: Problem, rows: int, columns: int) -> list[Tensor]:
     assert problem.index is not None and problem.offset is not None
     low, high = problem.index.aminmax()
     if low < 0 or high >= rows * columns:
-        raise IndexError(f"point indices must be within 0..{rows * columns - 1}, got {int(low)}..{int(high)}")
-    return [problem.index.to(torch.int64).contiguous(), problem.offset.detach().to(torch.float32).contiguous()]
+        raise IndexError(
+            f"point indices must be within 0..{rows * columns - 1}, got {int(low)}..{int(high)}"
+        )
+    return [
+        problem.index.to(torch.int64).contiguous(),
+        problem.offset.detach().to(torch.float32).contiguous(),
+    ]
 
 
 @cache
@@ -236,7 +277,9 @@ def _load() -> ModuleType | str:
         return importlib.import_module("diinn_fast._cpu")
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError):
-            return "the kernels are not compiled (install a C++ compiler, then reinstall diinn_fast)"
+            return (
+                "the kernels are not compiled (install a C++ compiler, then reinstall diinn_fast)"
+            )
         return f"the compiled kernels cannot be loaded: {error}"
 
 
@@ -247,7 +290,8 @@ def _kernels() -> Any:
 
 
 def _self_check(name: str) -> str | None:
-    """Decode a tiny problem once per instruction set and compare with eager: None, or why the kernels are refused.
+    """Decode a tiny problem once per instruction set and compare with eager: None, or why the
+    kernels are refused.
 
     "avx512_bf16": the bfloat16 kernels alone, whose refusal leaves bfloat16 to the float32 kernels.
     """
@@ -256,7 +300,9 @@ def _self_check(name: str) -> str | None:
             bf16 = name == "avx512_bf16"
             _checked[name] = _compare_bf16_with_eager() if bf16 else _compare_with_eager()
             if reason := _checked[name]:
-                log.warning("the CPU kernels%s are not used: %s", " for bfloat16" if bf16 else "", reason)
+                log.warning(
+                    "the CPU kernels%s are not used: %s", " for bfloat16" if bf16 else "", reason
+                )
         return _checked[name]
 
 
@@ -264,13 +310,17 @@ def _check_problem() -> tuple[Problem, Tensor, list[Tensor], Tensor]:
     """A tiny problem with source, weights and the output's gradient."""
     from diinn_fast.ops import Problem
 
-    width, layers, lr, size = 32, 3, (3, 4), (7, 9)
+    width = 32
+    layers = 3
+    lr = (3, 4)
+    size = (7, 9)
     draw = torch.Generator().manual_seed(0)
 
     def values(*shape: int) -> Tensor:
         return torch.rand(shape, generator=draw) * 2 - 1
 
-    source, grad = values(1, *lr, layers * width), values(1, 3, *size)
+    source = values(1, *lr, layers * width)
+    grad = values(1, 3, *size)
     weights = [values(width, 3), values(width), values(layers - 1, 2 * width, width) / 4]
     weights += [values(layers - 1, width), values(3, width), values(3)]
     problem = Problem("content", 3, lr, (0, 0), size, Window(0, size[0], 0, size[1]), None, None, 0)
@@ -279,17 +329,30 @@ def _check_problem() -> tuple[Problem, Tensor, list[Tensor], Tensor]:
 
 def _compare_bf16_with_eager() -> str | None:
     problem, source, weights, grad = _check_problem()
-    rounded, needs = [v.bfloat16() for v in (source, *weights, grad)], [True] * (1 + len(weights))
+    rounded = [v.bfloat16() for v in (source, *weights, grad)]
+    needs = [True] * (1 + len(weights))
     source, *weights, grad = rounded
     try:
-        ours = [_forward_bf16(problem, source, weights), *_backward_bf16(problem, grad, source, weights, needs)]
+        ours = [
+            _forward_bf16(problem, source, weights),
+            *_backward_bf16(problem, grad, source, weights, needs),
+        ]
     except Exception as error:
         return f"their self-check failed: {error}"
     source, *weights, grad = (v.float() for v in rounded)
-    theirs = [eager.forward(problem, source, weights), *eager.backward(problem, grad, source, weights, needs)]
+    theirs = [
+        eager.forward(problem, source, weights),
+        *eager.backward(problem, grad, source, weights, needs),
+    ]
     # Factors are rounded by up to 2^-9 of themselves, and the signs of a sum's terms are mixed.
-    apart = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True))
-    return None if apart <= 0.02 else f"their self-check differs from plain PyTorch by {apart:.1e} of the largest value"
+    apart = max(
+        float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True)
+    )
+    return (
+        None
+        if apart <= 0.02
+        else f"their self-check differs from plain PyTorch by {apart:.1e} of the largest value"
+    )
 
 
 def _compare_with_eager() -> str | None:
@@ -299,8 +362,13 @@ def _compare_with_eager() -> str | None:
         ours = [forward(problem, source, weights), *backward(problem, grad, source, weights, needs)]
     except Exception as error:
         return f"their self-check failed: {error}"
-    theirs = [eager.forward(problem, source, weights), *eager.backward(problem, grad, source, weights, needs)]
+    theirs = [
+        eager.forward(problem, source, weights),
+        *eager.backward(problem, grad, source, weights, needs),
+    ]
     for a, b in zip(ours, theirs, strict=True):
         if not torch.allclose(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max())):
-            return f"their self-check differs from plain PyTorch by {float((a - b).abs().max()):.1e}"
+            return (
+                f"their self-check differs from plain PyTorch by {float((a - b).abs().max()):.1e}"
+            )
     return None

@@ -1,8 +1,9 @@
-"""Backend ``cuda``: the fused decoder in CUDA C++ (csrc/cuda), for NVIDIA GPUs of compute capability 8.0 and up.
+"""Backend ``cuda``: the fused decoder in CUDA C++ (csrc/cuda), for NVIDIA GPUs of compute
+capability 8.0 and up.
 
-float16 and bfloat16 operands with float32 sums. Compiled with nvcc at first use, once per architecture, unless the
-installation did it (``_nvcc``); no CUDA headers of the framework are involved. Not yet run on hardware: what is proven,
-and how, is in docs/kernels.md.
+float16 and bfloat16 operands with float32 sums. Compiled with nvcc at first use, once per
+architecture, unless the installation did it (``_nvcc``); no CUDA headers of the framework are
+involved. Not yet run on hardware: what is proven, and how, is in docs/kernels.md.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from diinn_fast.backends import BackendError, _cuda, _cuda_gradient, _nvcc, _self_check, eager, triton
+from diinn_fast.backends import (
+    BackendError,
+    _cuda,
+    _cuda_gradient,
+    _nvcc,
+    _self_check,
+    eager,
+    triton,
+)
 
 if TYPE_CHECKING:
     from diinn_fast.ops import Problem
@@ -26,7 +35,8 @@ if TYPE_CHECKING:
 DEVICES = ("cuda",)
 DTYPES = "float16, bfloat16"
 NOTE = (
-    "CUDA C++, fused; all modes without init_q, forward and backward; not yet run on hardware, therefore only by name"
+    "CUDA C++, fused; all modes without init_q, forward and backward; not yet run on hardware, "
+    "therefore only by name"
 )
 
 log = logging.getLogger("diinn_fast")
@@ -36,7 +46,10 @@ _checked: dict[tuple, str | None] = {}
 
 def unavailable() -> str | None:
     if not torch.cuda.is_available():
-        return "PyTorch sees no CUDA device (it needs an NVIDIA GPU, its driver and a CUDA build of PyTorch)"
+        return (
+            "PyTorch sees no CUDA device (it needs an NVIDIA GPU, its driver and a CUDA build "
+            "of PyTorch)"
+        )
     if torch.version.hip:
         return "it is written for NVIDIA GPUs, this is a ROCm build of PyTorch"
     return _not_compiled(_nvcc.architecture(*torch.cuda.get_device_capability()))
@@ -45,7 +58,10 @@ def unavailable() -> str | None:
 @cache
 def _not_compiled(arch: str) -> str | None:
     if _nvcc.nvcc() is None and _nvcc.built(arch) is None:
-        return "its kernels are not compiled and nvcc was not found (install the CUDA toolkit, or set CUDA_HOME)"
+        return (
+            "its kernels are not compiled and nvcc was not found (install the CUDA toolkit, or "
+            "set CUDA_HOME)"
+        )
     return None
 
 
@@ -53,14 +69,20 @@ def unsupported(problem: Problem, source: Tensor) -> str | None:
     if source.device.type != "cuda":
         return f"it needs tensors on a CUDA device, got {source.device}"
     if (capability := torch.cuda.get_device_capability(source.device)) < (8, 0):
-        return f"it needs compute capability 8.0 or higher, {source.device} has {capability[0]}.{capability[1]}"
+        return (
+            f"it needs compute capability 8.0 or higher, {source.device} has "
+            f"{capability[0]}.{capability[1]}"
+        )
     return _unsuited(problem, source)
 
 
 def _unsuited(problem: Problem, source: Tensor) -> str | None:
     """``unsupported`` as far as it does not depend on the device."""
     if source.dtype not in (torch.float16, torch.bfloat16):
-        return f"it computes in {DTYPES}, got {source.dtype}: convert the model, use autocast, or backend 'triton'"
+        return (
+            f"it computes in {DTYPES}, got {source.dtype}: convert the model, use autocast, or "
+            "backend 'triton'"
+        )
     if problem.form == "direct":
         return "it has no direct form (init_q, down-scaling, few points): use backend 'triton'"
     return None
@@ -76,7 +98,9 @@ def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tens
 def backward(
     problem: Problem, grad: Tensor, source: Tensor, weights: Sequence[Tensor], needs: Sequence[bool]
 ) -> list[Tensor]:
-    """Gradients of [source, *weights], empty where not needed; recomputed in slabs, bitwise the same every time."""
+    """Gradients of [source, *weights], empty where not needed; recomputed in slabs, bitwise the
+    same every time.
+    """
     with torch.cuda.device_of(source):
         if (other := _other(problem, source, weights, gradients=True)) is not None:
             return other.backward(problem, grad, source, weights, needs)
@@ -86,7 +110,9 @@ def backward(
 def _backward(
     problem: Problem, grad: Tensor, source: Tensor, weights: Sequence[Tensor], needs: Sequence[bool]
 ) -> list[Tensor]:
-    return _cuda_gradient.backward(problem, grad, _cuda.aligned(source.detach()), weights, needs, _launch)
+    return _cuda_gradient.backward(
+        problem, grad, _cuda.aligned(source.detach()), weights, needs, _launch
+    )
 
 
 def _forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -99,11 +125,16 @@ def _forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Ten
 
 
 def _launch(name: str, arguments: Any, source: Tensor, packed_bytes: int) -> None:
-    """Start a launcher of csrc/cuda on the current stream, with work space for the packed weights."""
+    """Start a launcher of csrc/cuda on the current stream, with work space for the packed
+    weights.
+    """
     packed = torch.empty(packed_bytes, dtype=torch.uint8, device=source.device)
     arguments.packed = packed.data_ptr()
     if source.is_cuda:
-        arguments.device, arguments.stream = source.device.index, torch.cuda.current_stream(source.device).cuda_stream
+        arguments.device, arguments.stream = (
+            source.device.index,
+            torch.cuda.current_stream(source.device).cuda_stream,
+        )
     message = ctypes.create_string_buffer(400)
     library = _library(_architecture(source))
     if getattr(library, name)(ctypes.byref(arguments), message, len(message)):
@@ -128,7 +159,11 @@ def _library(arch: str) -> ctypes.CDLL:
 def _load(arch: str) -> ctypes.CDLL:
     path = _nvcc.built(arch)
     if path is None:
-        log.warning("compiling the CUDA kernels for sm_%s into %s: once, about ten seconds", arch, _nvcc.cache())
+        log.warning(
+            "compiling the CUDA kernels for sm_%s into %s: once, about ten seconds",
+            arch,
+            _nvcc.cache(),
+        )
         try:
             path = _nvcc.compile_library(arch, _nvcc.cache())
         except _nvcc.CompileError as error:
@@ -137,10 +172,14 @@ def _load(arch: str) -> ctypes.CDLL:
 
 
 def interface(path: object) -> ctypes.CDLL:
-    """A compiled library with its functions' types; its struct must be the one that ``_cuda`` mirrors."""
+    """A compiled library with its functions' types; its struct must be the one that ``_cuda``
+    mirrors.
+    """
     library = ctypes.CDLL(str(path))
     launchers = {"diinn_forward": _cuda.Decode, "diinn_gradient": _cuda.Gradient}
-    for (name, struct), size in zip(launchers.items(), ("diinn_decode_bytes", "diinn_gradient_bytes"), strict=True):
+    for (name, struct), size in zip(
+        launchers.items(), ("diinn_decode_bytes", "diinn_gradient_bytes"), strict=True
+    ):
         getattr(library, size).restype = ctypes.c_int64
         if getattr(library, size)() != ctypes.sizeof(struct):
             raise BackendError(f"{path} was compiled from other sources: remove it")
@@ -152,10 +191,14 @@ def _fallback(problem: Problem, source: Tensor) -> ModuleType:
     return eager if triton.unavailable() or triton.unsupported(problem, source) else triton
 
 
-def _other(problem: Problem, source: Tensor, weights: Sequence[Tensor], gradients: bool) -> ModuleType | None:
-    """The backend that must do it instead: said at debug level where the kernels do not apply, loudly where they are
-    wrong."""
-    width, layers, channels = weights[0].shape[0], len(weights[2]) + 1, len(weights[4])
+def _other(
+    problem: Problem, source: Tensor, weights: Sequence[Tensor], gradients: bool
+) -> ModuleType | None:
+    """The backend that must do it instead: said at debug level where the kernels do not apply,
+    loudly where they are wrong."""
+    width = weights[0].shape[0]
+    layers = len(weights[2]) + 1
+    channels = len(weights[4])
     if width != _cuda.WIDTH or layers > _cuda.MOST_LAYERS or channels > _cuda.MOST_CHANNELS:
         why = f"width {width} (not {_cuda.WIDTH}), {layers} layers or {channels} channels"
         log.debug("backend 'cuda' hands a decode on: its kernels do not take %s", why)
@@ -164,10 +207,21 @@ def _other(problem: Problem, source: Tensor, weights: Sequence[Tensor], gradient
     return _fallback(problem, source) if _distrusted(problem, source, weights, gradients) else None
 
 
-def _distrusted(problem: Problem, source: Tensor, weights: Sequence[Tensor], gradients: bool) -> str | None:
-    """Compare the kernels of this decode with eager on a tiny image, once per device and kernel: why it is refused."""
+def _distrusted(
+    problem: Problem, source: Tensor, weights: Sequence[Tensor], gradients: bool
+) -> str | None:
+    """Compare the kernels of this decode with eager on a tiny image, once per device and kernel:
+    why it is refused.
+    """
     points = problem.window is None
-    key = (str(source.device), source.dtype, problem.form, points, gradients, *(v.shape for v in weights))
+    key = (
+        str(source.device),
+        source.dtype,
+        problem.form,
+        points,
+        gradients,
+        *(v.shape for v in weights),
+    )
     with torch.no_grad():
         if key not in _checked:
             if source.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -178,6 +232,10 @@ def _distrusted(problem: Problem, source: Tensor, weights: Sequence[Tensor], gra
         return _checked[key]
 
 
-def compare_with_eager(problem: Problem, source: Tensor, weights: Sequence[Tensor], gradients: bool) -> str | None:
+def compare_with_eager(
+    problem: Problem, source: Tensor, weights: Sequence[Tensor], gradients: bool
+) -> str | None:
     """Why the kernels of this decode are not to be trusted, or None."""
-    return _self_check.compare_with_eager(problem, source, weights, _forward, _backward if gradients else None, False)
+    return _self_check.compare_with_eager(
+        problem, source, weights, _forward, _backward if gradients else None, False
+    )

@@ -1,7 +1,8 @@
-"""Backend ``eager``: plain PyTorch, chunk by chunk. Runs on every device and in every dtype, float64 included.
+"""Backend ``eager``: plain PyTorch, chunk by chunk. Runs on every device and in every dtype,
+float64 included.
 
-Rows of a product are computed alike for every row count from 16 up (checked by the tests), so chunks are padded to at
-least 16 queries and the answer does not depend on how the queries are cut.
+Rows of a product are computed alike for every row count from 16 up (checked by the tests), so
+chunks are padded to at least 16 queries and the answer does not depend on how the queries are cut.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def unsupported(problem: Problem, source: Tensor) -> str | None:
 
 
 class Part(NamedTuple):
-    """A chunk of one image's queries; vectors have at least ROWS entries, the surplus repeats the last query."""
+    """A chunk of one image's queries; vectors have at least ROWS entries, the surplus repeats the
+    last query.
+    """
 
     image: int
     start: int
@@ -50,13 +53,18 @@ class Part(NamedTuple):
 def _parts(problem: Problem, source: Tensor) -> Iterator[Part]:
     """All queries of all images, in chunks."""
     work = torch.float64 if source.dtype == torch.float64 else torch.float32
-    device, (h, w), (height, width) = source.device, problem.lr, problem.size
+    device = source.device
+    h, w = problem.lr
+    height, width = problem.size
     columns = problem.grid(source)[1]
     if problem.window is not None:
         y0, y1, x0, x1 = problem.window
-        i, j = nearest_index(y0, y1, h, height, device), nearest_index(x0, x1, w, width, device)
-        dy, dx = local_offset(y0, y1, i, h, height, work), local_offset(x0, x1, j, w, width, work)
-        i, j = i - problem.origin[0], j - problem.origin[1]
+        i = nearest_index(y0, y1, h, height, device)
+        j = nearest_index(x0, x1, w, width, device)
+        dy = local_offset(y0, y1, i, h, height, work)
+        dx = local_offset(x0, x1, j, w, width, work)
+        i = i - problem.origin[0]
+        j = j - problem.origin[1]
         total = (y1 - y0) * (x1 - x0)
     else:
         assert problem.index is not None
@@ -65,31 +73,50 @@ def _parts(problem: Problem, source: Tensor) -> Iterator[Part]:
     for image in range(source.shape[0]):
         for start in range(0, total, step):
             stop = min(start + step, total)
-            query = torch.arange(start, max(stop, start + ROWS), device=device).clamp_(max=total - 1)
+            query = torch.arange(start, max(stop, start + ROWS), device=device).clamp_(
+                max=total - 1
+            )
             if problem.window is not None:
-                row, column = query // (x1 - x0), query % (x1 - x0)
-                pixel, offset = i[row] * columns + j[column], torch.stack([dy[row], dx[column]], dim=1)
+                row = query // (x1 - x0)
+                column = query % (x1 - x0)
+                pixel = i[row] * columns + j[column]
+                offset = torch.stack([dy[row], dx[column]], dim=1)
             else:
                 assert problem.index is not None and problem.offset is not None
-                pixel, offset = problem.index[image][query], problem.offset[image][query].to(work)
+                pixel = problem.index[image][query]
+                offset = problem.offset[image][query].to(work)
             yield Part(image, start, stop, pixel, F.pad(offset, (0, 1), value=problem.ratio))
 
 
 class _Network:
-    """The per-query network of one problem on chunks, forward and backward, with closed formulas."""
+    """The per-query network of one problem on chunks, forward and backward, with closed
+    formulas.
+    """
 
     def __init__(self, problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> None:
-        self.problem, self.source = problem, source
-        self.position, self.position_bias, self.hidden, self.hidden_bias, self.last, self.last_bias = weights[:6]
+        self.problem = problem
+        self.source = source
+        (
+            self.position,
+            self.position_bias,
+            self.hidden,
+            self.hidden_bias,
+            self.last,
+            self.last_bias,
+        ) = weights[:6]
         self.direct = weights[6:]
         self.width = self.position.shape[0]
         self.layers = len(self.hidden) + 1
         self.interactive = problem.mode in (3, 4)
-        self.work = torch.float64 if source.dtype == torch.float64 else torch.float32  # of sums and sine arguments
+        self.work = (
+            torch.float64 if source.dtype == torch.float64 else torch.float32
+        )  # of sums and sine arguments
         self.wide = problem.form != "modulation"  # each hidden product yields k and s
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        """x [n, in] times weight [out, in] transposed: operands in the source's dtype, result in ``work``."""
+        """x [n, in] times weight [out, in] transposed: operands in the source's dtype, result in
+        ``work``.
+        """
         return torch.mm(x.to(self.source.dtype), weight.to(self.source.dtype).t()).to(self.work)
 
     def run(self, part: Part, keep: bool) -> tuple[Tensor, dict[str, list[Tensor]]]:
@@ -98,7 +125,8 @@ class _Network:
         kept: dict[str, list[Tensor]] = {"s": [], "k": [], "q": [], "x": [], "p": []}
         c, p, extra = self.content(part)
         if keep:
-            kept["x"], kept["p"] = extra, [p]
+            kept["x"] = extra
+            kept["p"] = [p]
         s = torch.addmm(self.position_bias.to(self.work), p, self.position.to(self.work).t())
         q = k = s  # replaced in the first layer
         for n in range(self.layers):
@@ -106,7 +134,8 @@ class _Network:
             if n > 0:
                 if self.interactive or not self.wide:
                     product = self.linear(q, self.hidden[n - 1])
-                    recurrent, s = product[:, :-width], product[:, -width:]
+                    recurrent = product[:, :-width]
+                    s = product[:, -width:]
                 else:
                     recurrent = self.linear(k, self.hidden[n - 1, :width])
                     s = self.linear(q, self.hidden[n - 1, width:])
@@ -120,14 +149,17 @@ class _Network:
         return self.linear(q, self.last) + self.last_bias.to(self.work), kept
 
     def content(self, part: Part) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Content [n, L*H] and position input of Q_0; in the direct form also [x, p'] for the backward."""
+        """Content [n, L*H] and position input of Q_0; in the direct form also [x, p'] for the
+        backward.
+        """
         if self.problem.form != "direct":
             return self.source[part.image].flatten(0, 1)[part.pixel], part.position, []
         weight, bias, *first = self.direct
         taps = self.source[part.image].unfold(0, 3, 1).unfold(1, 3, 1)  # [h, w, C, 3, 3], a view
         columns = taps.shape[1]
         x = taps[part.pixel // columns, part.pixel % columns].flatten(1)  # [n, 9C]
-        p, modulated = part.position, x
+        p = part.position
+        modulated = x
         if first:
             p = torch.sin(torch.addmm(first[1].to(self.work), p, first[0].to(self.work).t()))
             modulated = x * p
@@ -135,22 +167,28 @@ class _Network:
         return F.pad(c, (0, bias.shape[0] - c.shape[1])) + bias.to(self.work), p, [x, modulated]
 
     def back(self, part: Part, grad: Tensor, sums: list[Tensor | None]) -> None:
-        """Add a chunk's gradients to ``sums``, given that of its output [n, channels] (surplus rows zero)."""
-        width, (_, kept) = self.width, self.run(part, keep=True)
+        """Add a chunk's gradients to ``sums``, given that of its output [n, channels] (surplus rows
+        zero).
+        """
+        width = self.width
+        _, kept = self.run(part, keep=True)
         _add_product(sums[5], grad, kept["q"][-1])
         _add_sum(sums[6], grad)
         dq = self.linear(grad, self.last.t())
         dk_next = torch.zeros_like(dq)  # gradient of k_n through the recurrence of modes 1 and 2
         dc = torch.empty(len(dq), self.layers * width, dtype=self.work, device=dq.device)
         for n in reversed(range(self.layers)):
-            s, k = kept["s"][n], kept["k"][n]
-            ds, dk = dq * k * torch.cos(s), dq * torch.sin(s) + dk_next
+            s = kept["s"][n]
+            k = kept["k"][n]
+            ds = dq * k * torch.cos(s)
+            dk = dq * torch.sin(s) + dk_next
             if self.wide:
                 dk = dk * (k > 0)
             dc[:, n * width : (n + 1) * width] = dk
             if n == 0:
                 break
-            weight, q = self.hidden[n - 1], kept["q"][n - 1]
+            weight = self.hidden[n - 1]
+            q = kept["q"][n - 1]
             grad_weight = None if sums[3] is None else sums[3][n - 1]
             _add_sum(None if sums[4] is None else sums[4][n - 1], ds)
             if self.interactive or not self.wide:
@@ -158,15 +196,24 @@ class _Network:
                 _add_product(grad_weight, both, q)
                 dq = self.linear(both, weight.t())
             else:
-                _add_product(None if grad_weight is None else grad_weight[:width], dk, kept["k"][n - 1])
+                _add_product(
+                    None if grad_weight is None else grad_weight[:width], dk, kept["k"][n - 1]
+                )
                 _add_product(None if grad_weight is None else grad_weight[width:], ds, q)
-                dk_next, dq = self.linear(dk, weight[:width].t()), self.linear(ds, weight[width:].t())
+                dk_next = self.linear(dk, weight[:width].t())
+                dq = self.linear(ds, weight[width:].t())
         _add_product(sums[1], ds, kept["p"][0])
         _add_sum(sums[2], ds)
         self.content_back(part, dc, ds, kept["x"], kept["p"][0], sums)
 
     def content_back(
-        self, part: Part, dc: Tensor, ds: Tensor, x: list[Tensor], p: Tensor, sums: list[Tensor | None]
+        self,
+        part: Part,
+        dc: Tensor,
+        ds: Tensor,
+        x: list[Tensor],
+        p: Tensor,
+        sums: list[Tensor | None],
     ) -> None:
         """Gradient of the content [n, L*H] down to the source (and the direct form's weights)."""
         if self.problem.form != "direct":
@@ -183,7 +230,9 @@ class _Network:
         if first:
             dp = dx * x[0] + self.linear(ds, self.position.t())
             dx = dx * p
-            cosine = torch.cos(torch.addmm(first[1].to(self.work), part.position, first[0].to(self.work).t()))
+            cosine = torch.cos(
+                torch.addmm(first[1].to(self.work), part.position, first[0].to(self.work).t())
+            )
             _add_product(sums[9], dp * cosine, part.position)
             _add_sum(sums[10], dp * cosine)
         if sums[0] is not None:
@@ -192,11 +241,16 @@ class _Network:
             top_left = part.pixel // columns * (columns + 2) + part.pixel % columns
             taps = dx.view(len(dx), -1, 9)
             for tap in range(9):
-                add_rows(padded.flatten(0, 1), top_left + tap // 3 * (columns + 2) + tap % 3, taps[:, :, tap])
+                add_rows(
+                    padded.flatten(0, 1),
+                    top_left + tap // 3 * (columns + 2) + tap % 3,
+                    taps[:, :, tap],
+                )
 
 
 def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    network, batch = _Network(problem, source, weights), source.shape[0]
+    network = _Network(problem, source, weights)
+    batch = source.shape[0]
     out = source.new_empty(problem.output_shape(batch, weights[4].shape[0]))
     flat = out.flatten(2).transpose(1, 2) if problem.window is not None else out  # [B, N, channels]
     for part in _parts(problem, source):
@@ -208,25 +262,37 @@ def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tens
 def backward(
     problem: Problem, grad: Tensor, source: Tensor, weights: Sequence[Tensor], needs: Sequence[bool]
 ) -> list[Tensor]:
-    """Gradients of [source, *weights] (empty tensors where not needed), summed chunk after chunk in fixed order."""
+    """Gradients of [source, *weights] (empty tensors where not needed), summed chunk after chunk in
+    fixed order.
+    """
     network = _Network(problem, source, weights)
     inputs = [source, *weights]
     sums = [
         torch.zeros(v.shape, dtype=network.work, device=v.device) if need else None
         for v, need in zip(inputs, needs, strict=True)
     ]
-    flat = grad.flatten(2).transpose(1, 2) if problem.window is not None else grad  # [B, N, channels]
+    flat = (
+        grad.flatten(2).transpose(1, 2) if problem.window is not None else grad
+    )  # [B, N, channels]
     for part in _parts(problem, source):
         rows = flat[part.image, part.start : part.stop].to(network.work)
         network.back(part, F.pad(rows, (0, 0, 0, len(part.pixel) - len(rows))), sums)
-    return [v.new_empty(0) if s is None else s.to(v.dtype) for v, s in zip(inputs, sums, strict=True)]
+    return [
+        v.new_empty(0) if s is None else s.to(v.dtype) for v, s in zip(inputs, sums, strict=True)
+    ]
 
 
 def conv3x3(padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """3x3 convolution of ``[B, h+2, w+2, C]`` by ``[out, 9C]`` (columns c*9 + tap), as one product."""
+    """3x3 convolution of ``[B, h+2, w+2, C]`` by ``[out, 9C]`` (columns c*9 + tap), as one
+    product.
+    """
     channels = padded.shape[-1]
-    taps = padded.unfold(1, 3, 1).unfold(2, 3, 1).permute(0, 1, 2, 4, 5, 3)  # [B, h, w, 3, 3, C], a view
-    tap_major = weight.view(-1, channels, 9).transpose(1, 2).flatten(1)  # so that gathering copies runs of C features
+    taps = (
+        padded.unfold(1, 3, 1).unfold(2, 3, 1).permute(0, 1, 2, 4, 5, 3)
+    )  # [B, h, w, 3, 3, C], a view
+    tap_major = (
+        weight.view(-1, channels, 9).transpose(1, 2).flatten(1)
+    )  # so that gathering copies runs of C features
     return linear(taps.flatten(3), tap_major) + bias
 
 

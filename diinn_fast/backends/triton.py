@@ -1,6 +1,8 @@
-"""Backend ``triton``: the fused decoder in Triton (folder kernels), for NVIDIA GPUs of compute capability 8.0 and up.
+"""Backend ``triton``: the fused decoder in Triton (folder kernels), for NVIDIA GPUs of compute
+capability 8.0 and up.
 
-With ``TRITON_INTERPRET=1`` in the environment it runs on CPU tensors, thousands of times slower: for tests.
+With ``TRITON_INTERPRET=1`` in the environment it runs on CPU tensors, thousands of times slower:
+for tests.
 """
 
 from __future__ import annotations
@@ -23,9 +25,13 @@ if TYPE_CHECKING:
 
 DEVICES = ("cuda",)
 DTYPES = "float32, bfloat16, float16"
-NOTE = "fused Triton kernels; all modes, forward and backward; not yet run on hardware, therefore only by name"
+NOTE = (
+    "fused Triton kernels; all modes, forward and backward; not yet run on hardware, therefore "
+    "only by name"
+)
 
-WIDTH_UNIT, MOST_LAYERS = 16, 16
+WIDTH_UNIT = 16
+MOST_LAYERS = 16
 """Hidden widths are multiples of WIDTH_UNIT (the least a product on tensor cores takes)."""
 
 log = logging.getLogger("diinn_fast")
@@ -39,11 +45,17 @@ def interpreted() -> bool:
 
 def unavailable() -> str | None:
     if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed (pip install triton; on Linux, CUDA builds of PyTorch bring it)"
+        return (
+            "Triton is not installed (pip install triton; on Linux, CUDA builds of PyTorch "
+            "bring it)"
+        )
     if interpreted():
         return None
     if not torch.cuda.is_available():
-        return "PyTorch sees no CUDA device (it needs an NVIDIA GPU, its driver and a CUDA build of PyTorch)"
+        return (
+            "PyTorch sees no CUDA device (it needs an NVIDIA GPU, its driver and a CUDA build "
+            "of PyTorch)"
+        )
     if torch.version.hip:
         return "it is written for NVIDIA GPUs, this is a ROCm build of PyTorch"
     return None
@@ -71,7 +83,9 @@ def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tens
 def backward(
     problem: Problem, grad: Tensor, source: Tensor, weights: Sequence[Tensor], needs: Sequence[bool]
 ) -> list[Tensor]:
-    """Gradients of [source, *weights], empty where not needed; recomputed in slabs, bitwise the same every time."""
+    """Gradients of [source, *weights], empty where not needed; recomputed in slabs, bitwise the
+    same every time.
+    """
     with _surroundings(source):
         if _refused(problem, source, weights, gradients=True):
             return eager.backward(problem, grad, source, weights, needs)
@@ -100,8 +114,11 @@ def _backward(
 
 
 def _refused(problem: Problem, source: Tensor, weights: Sequence[Tensor], gradients: bool) -> bool:
-    """Whether eager must do it: said at debug level where the kernels do not apply, loudly where they are wrong."""
-    width, layers = weights[0].shape[0], len(weights[2]) + 1
+    """Whether eager must do it: said at debug level where the kernels do not apply, loudly where
+    they are wrong.
+    """
+    width = weights[0].shape[0]
+    layers = len(weights[2]) + 1
     if width % WIDTH_UNIT or layers > MOST_LAYERS:
         why = f"width {width} is not a multiple of {WIDTH_UNIT}, or more than {MOST_LAYERS} layers"
         log.debug("backend 'triton' hands a decode to 'eager': %s", why)
@@ -110,27 +127,47 @@ def _refused(problem: Problem, source: Tensor, weights: Sequence[Tensor], gradie
     return source.is_cuda and _distrusted(problem, source, weights, gradients) is not None
 
 
-def _distrusted(problem: Problem, source: Tensor, weights: Sequence[Tensor], gradients: bool) -> str | None:
-    """Compare the very kernels of this decode with eager on a tiny image, once per device and kernel (milliseconds,
-    as they must be compiled anyway): None, or why they are refused."""
+def _distrusted(
+    problem: Problem, source: Tensor, weights: Sequence[Tensor], gradients: bool
+) -> str | None:
+    """Compare the very kernels of this decode with eager on a tiny image, once per device and
+    kernel (milliseconds, as they must be compiled anyway): None, or why they are refused."""
     from diinn_fast.kernels.launch import allows_tf32
 
-    points, tf32 = problem.window is None, source.dtype == torch.float32 and allows_tf32()
+    points = problem.window is None
+    tf32 = source.dtype == torch.float32 and allows_tf32()
     shapes = (v.shape for v in weights)
-    key = (str(source.device), source.dtype, tf32, problem.form, problem.mode, points, gradients, *shapes)
+    key = (
+        str(source.device),
+        source.dtype,
+        tf32,
+        problem.form,
+        problem.mode,
+        points,
+        gradients,
+        *shapes,
+    )
     with _check_lock:
         if key not in _checked:
             if torch.cuda.is_current_stream_capturing():
                 return None  # comparing would synchronise, which a CUDA graph cannot record
             _checked[key] = compare_with_eager(problem, source, weights, gradients)
             if reason := _checked[key]:
-                log.warning("the Triton kernels are not used on %s, plain PyTorch is: %s", source.device, reason)
+                log.warning(
+                    "the Triton kernels are not used on %s, plain PyTorch is: %s",
+                    source.device,
+                    reason,
+                )
         return _checked[key]
 
 
-def compare_with_eager(problem: Problem, source: Tensor, weights: Sequence[Tensor], gradients: bool) -> str | None:
+def compare_with_eager(
+    problem: Problem, source: Tensor, weights: Sequence[Tensor], gradients: bool
+) -> str | None:
     """Why the kernels of this decode are not to be trusted, or None."""
     from diinn_fast.kernels.launch import allows_tf32
 
     exact = source.dtype == torch.float32 and not allows_tf32()
-    return _self_check.compare_with_eager(problem, source, weights, _forward, _backward if gradients else None, exact)
+    return _self_check.compare_with_eager(
+        problem, source, weights, _forward, _backward if gradients else None, exact
+    )

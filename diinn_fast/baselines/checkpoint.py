@@ -16,35 +16,49 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """Tensors by the model's own names, from the authors' layout (``model.sd``) or any that DIINN's loader reads.
+    """Tensors by the model's own names, from the authors' layout (``model.sd``) or any that DIINN's
+    loader reads.
 
     Never executes code from the file. Raises CheckpointError.
     """
     path = Path(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True) if path.suffix != ".safetensors" else None
+        content = (
+            torch.load(path, map_location="cpu", weights_only=True)
+            if path.suffix != ".safetensors"
+            else None
+        )
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError):
         content = None  # the general reader says what is wrong
     published = content.get("model") if isinstance(content, Mapping) else None
     if not isinstance(published, Mapping) or not isinstance(published.get("sd"), Mapping):
         return read_checkpoint(path)[0]
-    state = {str(k): v for k, v in published["sd"].items() if "_mean." not in str(k)}  # mean shifts, unused
+    state = {
+        str(k): v for k, v in published["sd"].items() if "_mean." not in str(k)
+    }  # mean shifts, unused
     if not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"checkpoint {path} is not a state_dict: it should map parameter names to tensors")
+        raise CheckpointError(
+            f"checkpoint {path} is not a state_dict: it should map parameter names to tensors"
+        )
     return state
 
 
 def layers_of(state: Mapping[str, Tensor]) -> int:
-    """How many products the file's ``imnet`` has: 5 for LIIF, 2 for Meta-SR, 0 for anything else."""
+    """How many products the file's ``imnet`` has: 5 for LIIF, 2 for Meta-SR, 0 for anything
+    else.
+    """
     return sum(k.startswith("imnet.layers.") and k.endswith(".weight") for k in state)
 
 
 def load(model_class: type[Model], path: str | Path) -> Model:
-    """Model of a class whose one argument is the encoder's name; every tensor must be there, fit, and be finite."""
+    """Model of a class whose one argument is the encoder's name; every tensor must be there, fit,
+    and be finite.
+    """
     state = read_state(path)
     if not layers_of(state):
         raise CheckpointError(
-            f"checkpoint {path} is not a {model_class.__name__} model: it has no 'imnet.layers.0.weight'"
+            f"checkpoint {path} is not a {model_class.__name__} model: it has no "
+            "'imnet.layers.0.weight'"
         )
     with torch.device("meta"):
         model = model_class("edsr-baseline" if "encoder.head.0.weight" in state else "rdn")

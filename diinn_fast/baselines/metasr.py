@@ -1,7 +1,9 @@
-"""Meta-SR (Hu et al., CVPR 2019, arXiv 1903.00875), as the LIIF and DIINN papers compare with it, in plain PyTorch.
+"""Meta-SR (Hu et al., CVPR 2019, arXiv 1903.00875), as the LIIF and DIINN papers compare with it,
+in plain PyTorch.
 
-A small network predicts, per query, the weights of a 3x3 convolution from features to RGB. Its output layer is linear,
-so the product with the neighbourhood is done once per LR pixel and 771 numbers instead of 576 x 3 weights are left per
+A small network predicts, per query, the weights of a 3x3 convolution from features to RGB. Its
+output layer is linear, so the product with the neighbourhood is done once per LR pixel and 771
+numbers instead of 576 x 3 weights are left per
 query: the same function in about 1/300 of the multiply-adds.
 """
 
@@ -25,11 +27,12 @@ Axis = tuple[Tensor, Tensor]
 
 
 class MetaSR(nn.Module):
-    """Meta-SR: ``[B, 3, h, w]`` to ``[B, 3, H, W]`` at any real scale; values normalised ``(v - 0.5) / 0.5``.
+    """Meta-SR: ``[B, 3, h, w]`` to ``[B, 3, H, W]`` at any real scale; values normalised
+    ``(v - 0.5) / 0.5``.
 
-    The query pixel's upper left corner lies in LR pixel (i, j), at (dy, dx) in [0, 1) from that pixel's upper left
-    corner, in LR pixels. Its colour is ``x_ij M``: x the 3x3 neighbourhood of features (9C numbers), M ``[9C, 3]`` the
-    output of ``imnet([dy, dx, h / H])`` (eq. 3 and 4).
+    The query pixel's upper left corner lies in LR pixel (i, j), at (dy, dx) in [0, 1) from that
+    pixel's upper left corner, in LR pixels. Its colour is ``x_ij M``: x the 3x3 neighbourhood of
+    features (9C numbers), M ``[9C, 3]`` the output of ``imnet([dy, dx, h / H])`` (eq. 3 and 4).
     """
 
     def __init__(self, encoder: str | nn.Module = "edsr-baseline") -> None:
@@ -43,25 +46,37 @@ class MetaSR(nn.Module):
 
     def decode(self, features: Tensor, size: Sequence[int], bsize: int | None = None) -> Tensor:
         """RGB ``[B, 3, H, W]`` of features ``[B, C, h, w]``."""
-        batch, (h, w) = features.shape[0], features.shape[-2:]
+        batch = features.shape[0]
+        h, w = features.shape[-2:]
         height, width = check_size(size, (h, w))
-        rows, columns = (corner(*n, features.device, features.dtype) for n in ((h, height), (w, width)))
+        rows = corner(*(h, height), features.device, features.dtype)
+        columns = corner(*(w, width), features.device, features.dtype)
         parts: list[list[Tensor]] = [[] for _ in range(batch)]
         for band in bands(features, (height, width), 3 * (WIDTH + 1)):
-            above, below = int(rows[0][band.start]), int(rows[0][band.stop - 1]) + 1
+            above = int(rows[0][band.start])
+            below = int(rows[0][band.stop - 1]) + 1
             content = self._project(features, slice(above, below))
             for y, x in grid_queries(band, width, bsize or CHUNK, features.device):
                 hidden = self._hidden(y, x, rows, columns, h / height)
                 for image in range(batch):
-                    parts[image].append(_colours(content[image], hidden, rows[0][y] - above, columns[0][x]))
-        return torch.stack([torch.cat(part) for part in parts]).transpose(1, 2).reshape(batch, 3, height, width)
+                    parts[image].append(
+                        _colours(content[image], hidden, rows[0][y] - above, columns[0][x])
+                    )
+        return (
+            torch.stack([torch.cat(part) for part in parts])
+            .transpose(1, 2)
+            .reshape(batch, 3, height, width)
+        )
 
     def sample_pixels(self, features: Tensor, yx: Tensor, size: Sequence[int]) -> Tensor:
-        """RGB ``[B, N, 3]`` of the HR pixels yx ``[B, N, 2]`` int64 (row, column): equals ``decode`` at those."""
+        """RGB ``[B, N, 3]`` of the HR pixels yx ``[B, N, 2]`` int64 (row, column): equals
+        ``decode`` at those.
+        """
         check_pixels(yx, features)
         h, w = features.shape[-2:]
         height, width = check_size(size, (h, w))
-        rows, columns = (corner(*n, features.device, features.dtype) for n in ((h, height), (w, width)))
+        rows = corner(*(h, height), features.device, features.dtype)
+        columns = corner(*(w, width), features.device, features.dtype)
         images = []
         for content, points in zip(self._project(features, slice(0, h)), yx, strict=True):
             parts = []
@@ -77,13 +92,16 @@ class MetaSR(nn.Module):
         Per colour one number for every hidden unit, then one for the bias.
         """
         last = self.imnet.linear(1)
-        matrix = torch.cat([last.weight, last.bias[:, None]], dim=1)  # [9C * 3, WIDTH + 1], row f * 3 + colour
+        matrix = torch.cat(
+            [last.weight, last.bias[:, None]], dim=1
+        )  # [9C * 3, WIDTH + 1], row f * 3 + colour
         matrix = matrix.view(-1, 3, WIDTH + 1).permute(1, 2, 0).flatten(0, 1)
         return project(features, matrix, matrix.new_zeros(len(matrix)), rows)
 
     def _hidden(self, y: Tensor, x: Tensor, rows: Axis, columns: Axis, ratio: float) -> Tensor:
         """Hidden layer ``[n, WIDTH]`` of the HR pixels (y, x)."""
-        dy, dx = rows[1][y], columns[1][x]
+        dy = rows[1][y]
+        dx = columns[1][x]
         position = torch.stack([dy, dx, torch.full_like(dy, ratio)], dim=-1)
         return torch.relu(self.imnet.linear(0)(position))
 
@@ -94,12 +112,18 @@ class MetaSR(nn.Module):
 
 
 def _colours(content: Tensor, hidden: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    """RGB ``[n, 3]`` of one image's queries in LR pixels (i, j) of ``content`` ``[rows, w, 3 (WIDTH + 1)]``."""
-    gathered = content.flatten(0, 1).index_select(0, i * content.shape[1] + j).view(len(i), 3, WIDTH + 1)
+    """RGB ``[n, 3]`` of one image's queries in LR pixels (i, j) of ``content``
+    ``[rows, w, 3 (WIDTH + 1)]``.
+    """
+    gathered = (
+        content.flatten(0, 1).index_select(0, i * content.shape[1] + j).view(len(i), 3, WIDTH + 1)
+    )
     return (gathered[..., :-1] * hidden[:, None]).sum(-1) + gathered[..., -1]
 
 
 def corner(n_in: int, n_out: int, device: torch.device, dtype: torch.dtype) -> Axis:
-    """LR index of every HR pixel's corner on one axis, ``floor(Y n_in / n_out)``, and the rest in [0, 1)."""
+    """LR index of every HR pixel's corner on one axis, ``floor(Y n_in / n_out)``, and the rest in
+    [0, 1).
+    """
     scaled = torch.arange(n_out, device=device) * n_in
     return scaled // n_out, (scaled % n_out).to(dtype) / n_out

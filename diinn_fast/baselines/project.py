@@ -1,4 +1,6 @@
-"""What the baselines share: products of neighbourhoods done at LR size, and per-query products, in plain PyTorch."""
+"""What the baselines share: products of neighbourhoods done at LR size, and per-query products, in
+plain PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ BAND_BYTES = 256 << 20
 
 
 class MLP(nn.Module):
-    """ReLU network ``[..., in] -> [..., out]``; the layers carry the published names ``layers.{0,2,4,...}``."""
+    """ReLU network ``[..., in] -> [..., out]``; the layers carry the published names
+    ``layers.{0,2,4,...}``.
+    """
 
     def __init__(self, in_features: int, hidden: Sequence[int], out_features: int) -> None:
         super().__init__()
@@ -41,8 +45,8 @@ class MLP(nn.Module):
 def project(features: Tensor, weight: Tensor, bias: Tensor, rows: slice) -> Tensor:
     """``W x + b`` of the 3x3 neighbourhood x of every LR pixel in some rows: ``[B, rows, w, out]``.
 
-    The columns of W ``[out, 9C]`` are ordered as ``F.unfold(features, 3, padding=1)`` orders x, so that the product is
-    a 3x3 convolution.
+    The columns of W ``[out, 9C]`` are ordered as ``F.unfold(features, 3, padding=1)`` orders x, so
+    that the product is a 3x3 convolution.
     """
     h = features.shape[2]
     part = features[:, :, max(rows.start - 1, 0) : min(rows.stop + 1, h)]
@@ -54,13 +58,18 @@ def project(features: Tensor, weight: Tensor, bias: Tensor, rows: slice) -> Tens
 def linear(x: Tensor, layer: nn.Linear) -> Tensor:
     """``layer(x)`` for x ``[n, in]``.
 
-    On the CPU as a 1x1 convolution in channels_last: the convolution library uses AVX-512 on CPUs where the matrix
-    library does not (AMD), and is then twice as fast. PyTorch takes it, on one thread, for batches of 16 and more.
+    On the CPU as a 1x1 convolution in channels_last: the convolution library uses AVX-512 on CPUs
+    where the matrix library does not (AMD), and is then twice as fast. PyTorch takes it, on one
+    thread, for batches of 16 and more.
     """
     if x.device.type != "cpu" or x.dtype == torch.float64 or len(x) % 16:
         return layer(x)
     images = x.view(16, 1, -1, x.shape[1]).permute(0, 3, 1, 2)  # [16, in, 1, n / 16], channels_last
-    return F.conv2d(images, layer.weight[:, :, None, None], layer.bias).permute(0, 2, 3, 1).reshape(len(x), -1)
+    return (
+        F.conv2d(images, layer.weight[:, :, None, None], layer.bias)
+        .permute(0, 2, 3, 1)
+        .reshape(len(x), -1)
+    )
 
 
 def bands(features: Tensor, size: Sequence[int], channels: int) -> Iterator[slice]:
@@ -76,12 +85,21 @@ def bands(features: Tensor, size: Sequence[int], channels: int) -> Iterator[slic
         yield slice(y, min(y + step, height))
 
 
-def grid_queries(rows: slice, width: int, chunk: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def grid_queries(
+    rows: slice, width: int, chunk: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Row and column of every HR pixel of a band, ``[n]`` each, in chunks."""
     for query in torch.arange(rows.start * width, rows.stop * width, device=device).split(chunk):
         yield query // width, query % width
 
 
 def check_pixels(yx: Tensor, features: Tensor) -> None:
-    if yx.ndim != 3 or yx.shape[0] != features.shape[0] or yx.shape[-1] != 2 or yx.dtype != torch.int64:
-        raise ValueError(f"yx must be int64 [{features.shape[0]}, N, 2], got {yx.dtype} {list(yx.shape)}")
+    if (
+        yx.ndim != 3
+        or yx.shape[0] != features.shape[0]
+        or yx.shape[-1] != 2
+        or yx.dtype != torch.int64
+    ):
+        raise ValueError(
+            f"yx must be int64 [{features.shape[0]}, N, 2], got {yx.dtype} {list(yx.shape)}"
+        )

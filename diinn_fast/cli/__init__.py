@@ -1,7 +1,8 @@
-"""The console program ``diinn-fast``: one module here per command, each with ``main(arguments) -> exit code``.
+"""The console program ``diinn-fast``: one module here per command, each with
+``main(arguments) -> exit code``.
 
-Exit codes: 0 done, 1 failed while working, 2 refused (usage, or what cannot work), 130 interrupted. Errors are one
-sentence on stderr; ``--debug`` shows the traceback.
+Exit codes: 0 done, 1 failed while working, 2 refused (usage, or what cannot work), 130 interrupted.
+Errors are one sentence on stderr; ``--debug`` shows the traceback.
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ def make_parser(command: str, usage: str, description: str, example: str) -> Par
 @contextmanager
 def messages(level: int) -> Iterator[None]:
     """Show the package's log on stderr, from ``level`` up."""
-    logger, handler = logging.getLogger("diinn_fast"), logging.StreamHandler(sys.stderr)
+    logger = logging.getLogger("diinn_fast")
+    handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("diinn-fast: %(message)s"))
     before = logger.level
     logger.addHandler(handler)

@@ -21,26 +21,38 @@ def main(arguments: list[str]) -> int:
     parser = make_parser(
         "convert",
         "[options] CHECKPOINT FOLDER",
-        "Turn a checkpoint (official Lightning, state_dict, safetensors) or a model folder into a model folder with "
+        "Turn a checkpoint (official Lightning, state_dict, safetensors) or a model folder into a "
+        "model folder with "
         "config.json and model.safetensors.",
         EXAMPLE,
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT")
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="model folder to write")
-    parser.add_argument("--fp16", action="store_true", help="store 16 bits per number: half the size")
-    parser.add_argument("--overwrite", action="store_true", help="replace the model in an existing folder")
+    parser.add_argument(
+        "--fp16", action="store_true", help="store 16 bits per number: half the size"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the model in an existing folder"
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
     options = parser.parse_args(arguments)
     if (options.folder / "model.safetensors").exists() and not options.overwrite:
-        raise Refused(f"folder {options.folder} already has a model: pass --overwrite or choose another name")
+        raise Refused(
+            f"folder {options.folder} already has a model: pass --overwrite or choose another name"
+        )
     model = load_weights(options.checkpoint)
     try:
         write_folder(model, options.folder, fp16=options.fp16)
     except OSError as error:
-        raise Refused(f"folder {options.folder} cannot be written ({error.strerror}): choose another one") from None
+        raise Refused(
+            f"folder {options.folder} cannot be written ({error.strerror}): choose another one"
+        ) from None
     if not options.quiet:
         megabytes = (options.folder / "model.safetensors").stat().st_size / 1e6
-        print(f"{options.checkpoint} -> {options.folder} (mode {model.decoder.mode}, {megabytes:.1f} MB)")
+        print(
+            f"{options.checkpoint} -> {options.folder} (mode {model.decoder.mode}, "
+            f"{megabytes:.1f} MB)"
+        )
     return 0
 
 
@@ -55,6 +67,8 @@ def write_folder(model: DIINN, folder: Path, *, fp16: bool) -> None:
             if large := [key for key, value in state.items() if not torch.isfinite(value).all()]:
                 raise Refused(f"{large[0]!r} has values beyond fp16: convert without --fp16")
             save_file(state, temporary / "model.safetensors")
-        shutil.copymode(temporary / "config.json", temporary / "model.safetensors")  # safetensors makes it private
+        shutil.copymode(
+            temporary / "config.json", temporary / "model.safetensors"
+        )  # safetensors makes it private
         for file in ("model.safetensors", "config.json"):
             os.replace(temporary / file, folder / file)

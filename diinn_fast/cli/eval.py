@@ -1,4 +1,6 @@
-"""``diinn-fast eval``: models x data sets x scales by a named protocol, into tables, plots and crop sheets."""
+"""``diinn-fast eval``: models x data sets x scales by a named protocol, into tables, plots and crop
+sheets.
+"""
 
 from __future__ import annotations
 
@@ -28,34 +30,57 @@ def make_eval_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "eval",
         "[options] --data DIR [DIR ...]",
-        "Score models on folders of HR images. Rows are added to OUT/images.csv as they come; the same command goes on "
+        "Score models on folders of HR images. Rows are added to OUT/images.csv as they come; the "
+        "same command goes on "
         "after an interruption, and further models, sets or scales are added to the same OUT.",
         EXAMPLE,
     )
-    parser.add_argument("--data", nargs="+", type=Path, default=[], metavar="DIR", help="folders of HR images")
+    parser.add_argument(
+        "--data", nargs="+", type=Path, default=[], metavar="DIR", help="folders of HR images"
+    )
     parser.add_argument(
         "--models",
         nargs="+",
         default=["bicubic", "bundled"],
         metavar="MODEL",
-        help="bicubic, bundled, a bundled model's name, a checkpoint (DIINN, LIIF, Meta-SR) or a model folder; "
+        help="bicubic, bundled, a bundled model's name, a checkpoint (DIINN, LIIF, Meta-SR) or a "
+        "model folder; "
         "LABEL=MODEL names it in the tables (default: bicubic bundled)",
     )
     parser.add_argument("--scales", nargs="+", type=float, metavar="S", help="(default: 2 3 4)")
-    parser.add_argument("--table", choices=TABLES, help="a table of the DIINN paper: its scales, protocol and models")
+    parser.add_argument(
+        "--table",
+        choices=TABLES,
+        help="a table of the DIINN paper: its scales, protocol and models",
+    )
     parser.add_argument(
         "--protocol",
         choices=PROTOCOLS,
-        help="rules of measurement (default: liif-div2k for folders called DIV2K*, else liif-benchmark)",
+        help="rules of measurement (default: liif-div2k for folders called DIV2K*, else "
+        "liif-benchmark)",
     )
-    parser.add_argument("--metrics", nargs="+", choices=METRICS, help="(default: those of the protocol)")
-    parser.add_argument("--runs", type=Path, metavar="DIR", help="folder of runs, for --table ablation")
+    parser.add_argument(
+        "--metrics", nargs="+", choices=METRICS, help="(default: those of the protocol)"
+    )
+    parser.add_argument(
+        "--runs", type=Path, metavar="DIR", help="folder of runs, for --table ablation"
+    )
     parser.add_argument("--encoder", default="rdn", help="for --table runtime (default: rdn)")
-    parser.add_argument("--out", type=Path, default=Path("evaluation"), metavar="DIR", help="(default: evaluation)")
-    parser.add_argument("--sheets", type=int, default=1, metavar="N", help="crop sheets per set (default: 1)")
-    parser.add_argument("--sheet-scale", type=float, metavar="S", help="(default: 4, or the largest scale)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no table on the terminal")
+    parser.add_argument(
+        "--out", type=Path, default=Path("evaluation"), metavar="DIR", help="(default: evaluation)"
+    )
+    parser.add_argument(
+        "--sheets", type=int, default=1, metavar="N", help="crop sheets per set (default: 1)"
+    )
+    parser.add_argument(
+        "--sheet-scale", type=float, metavar="S", help="(default: 4, or the largest scale)"
+    )
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)"
+    )
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="no progress bar, no table on the terminal"
+    )
     return parser
 
 

@@ -17,7 +17,9 @@ EXAMPLE = "  diinn-fast info --json\n"
 
 
 def main(arguments: list[str]) -> int:
-    parser = make_parser("info", "[--json]", "Show versions, devices, threads, bundled models and backends.", EXAMPLE)
+    parser = make_parser(
+        "info", "[--json]", "Show versions, devices, threads, bundled models and backends.", EXAMPLE
+    )
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse_args(arguments)
     facts = collect()
@@ -56,7 +58,11 @@ def as_text(facts: dict[str, Any]) -> str:
     lines += [f"{'threads':18} {facts['threads']}"]
     for name in facts["models"] or ["none"]:
         lines.append(f"{'model':18} {name}{' (default)' if name == facts['default_model'] else ''}")
-    lines += [f"{'backend in force':18} {facts['requested_backend']}", "", *_aligned(facts["backends"])]
+    lines += [
+        f"{'backend in force':18} {facts['requested_backend']}",
+        "",
+        *_aligned(facts["backends"]),
+    ]
     return "\n".join(lines)
 
 
@@ -65,4 +71,7 @@ def _aligned(rows: list[dict[str, str]]) -> list[str]:
     names = list(rows[0])
     table = [names, *([str(row[n]) for n in names] for row in rows)]
     widths = [max(len(line[c]) for line in table) for c in range(len(names))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in table
+    ]

@@ -18,7 +18,8 @@ EXAMPLE = """\
 
 in stretches on different machines:
   diinn-fast train --data PHOTOS --pack photos.tar --pack-size 40MiB
-  diinn-fast train --from-run run.safetensors --data photos.tar --minutes 20 --export-run run.safetensors
+  diinn-fast train --from-run run.safetensors --data photos.tar --minutes 20 \\
+      --export-run run.safetensors
 
 Every other option of a configuration can be given by its name, such as --model.schedule cosine or
 --trainer.accumulate_grad_batches 2; --print_config shows all of them."""
@@ -28,25 +29,45 @@ def main(arguments: list[str]) -> int:
     parser = make_parser(
         "train",
         "--data FOLDER [--config NAME] [--out RUN] [options]",
-        "Train a model. RUN gets last.ckpt, best.ckpt, config.yaml, log.jsonl, TensorBoard's files and model/, a model "
+        "Train a model. RUN gets last.ckpt, best.ckpt, config.yaml, log.jsonl, TensorBoard's "
+        "files and model/, a model "
         "folder for upscale. A run that is there already goes on.",
         EXAMPLE,
     )
-    parser.add_argument("--data", metavar="FOLDER", help="photographs: a folder (DIV2K's too), or a training pack")
-    parser.add_argument("--val", metavar="FOLDER", help="photographs to validate on (default: some are held out)")
-    parser.add_argument("--config", metavar="NAME", help="paper, edsr-baseline (default), quick, or a YAML file")
-    parser.add_argument("--out", metavar="RUN", type=Path, help="folder of the run (default: runs/NAME)")
+    parser.add_argument(
+        "--data", metavar="FOLDER", help="photographs: a folder (DIV2K's too), or a training pack"
+    )
+    parser.add_argument(
+        "--val", metavar="FOLDER", help="photographs to validate on (default: some are held out)"
+    )
+    parser.add_argument(
+        "--config", metavar="NAME", help="paper, edsr-baseline (default), quick, or a YAML file"
+    )
+    parser.add_argument(
+        "--out", metavar="RUN", type=Path, help="folder of the run (default: runs/NAME)"
+    )
     parser.add_argument("--steps", metavar="N", help="train until step N")
-    parser.add_argument("--minutes", metavar="M", help="stop after so many minutes; the run can go on later")
+    parser.add_argument(
+        "--minutes", metavar="M", help="stop after so many minutes; the run can go on later"
+    )
     parser.add_argument("--precision", metavar="P", help="32-true, 16-mixed or bf16-mixed")
     parser.add_argument("--seed", metavar="N", help="of first weights and crops")
-    parser.add_argument("--init", metavar="MODEL", help="weights to start from: bundled name, checkpoint or folder")
-    parser.add_argument("--from-run", metavar="FILE", type=Path, help="go on from a run file")
-    parser.add_argument("--export-run", metavar="FILE", type=Path, help="write a run file at the end")
     parser.add_argument(
-        "--pack", metavar="FILE", type=Path, help="write a training pack of the photographs; no training"
+        "--init", metavar="MODEL", help="weights to start from: bundled name, checkpoint or folder"
     )
-    parser.add_argument("--pack-size", metavar="SIZE", default="40MiB", help="most that the pack may take (40MiB)")
+    parser.add_argument("--from-run", metavar="FILE", type=Path, help="go on from a run file")
+    parser.add_argument(
+        "--export-run", metavar="FILE", type=Path, help="write a run file at the end"
+    )
+    parser.add_argument(
+        "--pack",
+        metavar="FILE",
+        type=Path,
+        help="write a training pack of the photographs; no training",
+    )
+    parser.add_argument(
+        "--pack-size", metavar="SIZE", default="40MiB", help="most that the pack may take (40MiB)"
+    )
     options, rest = parser.parse_known_args(arguments)
     try:
         if options.pack:
@@ -75,9 +96,13 @@ def _train(options, rest: list[str]) -> int:  # type: ignore[no-untyped-def]
     }
     overrides = [f"{name}={value}" for name, value in short.items() if value is not None]
     if options.minutes is None:
-        overrides.append("--checkpoints.stop_after=null")  # an earlier command's limit is not this one's
+        overrides.append(
+            "--checkpoints.stop_after=null"
+        )  # an earlier command's limit is not this one's
     try:
-        step, stopped = train(out, options.config, [*overrides, *rest], options.from_run, options.init)
+        step, stopped = train(
+            out, options.config, [*overrides, *rest], options.from_run, options.init
+        )
     except ValueError as error:
         raise Refused(str(error)) from error
     if int(os.environ.get("RANK", 0)) > 0:  # the first of several processes speaks for all
@@ -86,7 +111,9 @@ def _train(options, rest: list[str]) -> int:  # type: ignore[no-untyped-def]
         print(f"stopped at step {step}, {stopped}: diinn-fast train --out {out} goes on")
     else:
         model = out / "model"
-        print(f"trained {step} steps: {model if model.exists() else out / 'last.ckpt'} is the model")
+        print(
+            f"trained {step} steps: {model if model.exists() else out / 'last.ckpt'} is the model"
+        )
     if options.export_run:
         size = write_run(out, options.export_run)
         print(f"wrote {options.export_run}, {size / 2**20:.1f} MiB")

@@ -53,8 +53,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = make_parser(
         "upscale",
         "[options] IN [IN ...] OUT",
-        "Enlarge pictures (PNG, JPEG, TIFF, WebP; .npy and Zarr). Alpha, grey, 16 bits, colour profile and dpi are "
-        "kept. With --max-memory, or into .npy, .zarr and .ome.zarr, the output is made piece by piece, of any size; "
+        "Enlarge pictures (PNG, JPEG, TIFF, WebP; .npy and Zarr). Alpha, grey, 16 bits, colour "
+        "profile and dpi are "
+        "kept. With --max-memory, or into .npy, .zarr and .ome.zarr, the output is made piece by "
+        "piece, of any size; "
         "torchrun -m diinn_fast upscale shares the pieces among processes.",
         EXAMPLE,
     )
@@ -65,9 +67,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="picture, or folder or pattern of pictures (OUT is then a folder)",
     )
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--scale", type=_scale, metavar="S", help="factor, or two: vertical, horizontal (default: 4)")
-    size.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="height and width of the output")
-    size.add_argument("--long-side", type=int, metavar="N", help="longer side of the output in pixels")
+    size.add_argument(
+        "--scale",
+        type=_scale,
+        metavar="S",
+        help="factor, or two: vertical, horizontal (default: 4)",
+    )
+    size.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="height and width of the output"
+    )
+    size.add_argument(
+        "--long-side", type=int, metavar="N", help="longer side of the output in pixels"
+    )
     bundled = ", ".join(bundled_names())
     parser.add_argument(
         "--weights",
@@ -81,21 +92,42 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         default="auto",
         help="auto: fp16 on CUDA, fp32 elsewhere",
     )
-    parser.add_argument("--backend", help="decoder implementation, see diinn-fast info (default: the fastest)")
-    parser.add_argument("--self-ensemble", action="store_true", help="mean over 8 flips and turns, 8 times the work")
-    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs (never inputs)")
+    parser.add_argument(
+        "--backend", help="decoder implementation, see diinn-fast info (default: the fastest)"
+    )
+    parser.add_argument(
+        "--self-ensemble", action="store_true", help="mean over 8 flips and turns, 8 times the work"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace existing outputs (never inputs)"
+    )
     pieces = parser.add_argument_group("outputs of any size (.png, .tif, .npy, .zarr, .ome.zarr)")
-    pieces.add_argument("--max-memory", metavar="SIZE", help="bound on peak memory, such as 600MiB or 1.5GiB")
-    pieces.add_argument("--dry-run", action="store_true", help="print the plan, memory, disk and time, and stop")
+    pieces.add_argument(
+        "--max-memory", metavar="SIZE", help="bound on peak memory, such as 600MiB or 1.5GiB"
+    )
+    pieces.add_argument(
+        "--dry-run", action="store_true", help="print the plan, memory, disk and time, and stop"
+    )
     pieces.add_argument("--resume", action="store_true", help="continue an interrupted run")
     pieces.add_argument(
-        "--halo", type=int, metavar="N", help="LR pixels read around a tile (default: all that count; fewer are faster)"
+        "--halo",
+        type=int,
+        metavar="N",
+        help="LR pixels read around a tile (default: all that count; fewer are faster)",
     )
-    pieces.add_argument("--pyramid", action="store_true", help="TIFF: add smaller copies for viewers")
-    pieces.add_argument("--no-compression", action="store_true", help="TIFF and Zarr: larger and faster")
-    parser.add_argument("--quality", type=int, default=95, help="of JPEG and WebP, 1 to 100 (default: %(default)s)")
+    pieces.add_argument(
+        "--pyramid", action="store_true", help="TIFF: add smaller copies for viewers"
+    )
+    pieces.add_argument(
+        "--no-compression", action="store_true", help="TIFF and Zarr: larger and faster"
+    )
+    parser.add_argument(
+        "--quality", type=int, default=95, help="of JPEG and WebP, 1 to 100 (default: %(default)s)"
+    )
     loudness = parser.add_mutually_exclusive_group()
-    loudness.add_argument("-q", "--quiet", action="store_true", help="print errors, and the plan of a dry run, only")
+    loudness.add_argument(
+        "-q", "--quiet", action="store_true", help="print errors, and the plan of a dry run, only"
+    )
     loudness.add_argument("-v", "--verbose", action="store_true", help="print what is done")
     options = parser.parse_intermixed_args(join_scale(arguments))
     if len(options.paths) < 2:
@@ -151,7 +183,9 @@ def run(options: argparse.Namespace) -> int:
         try:
             pairs.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise Refused(f"folder {pairs.folder} cannot be made ({error.strerror}): choose another one") from None
+            raise Refused(
+                f"folder {pairs.folder} cannot be made ({error.strerror}): choose another one"
+            ) from None
     failures = []
     for source, target in pairs.files:
         try:
@@ -172,7 +206,9 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def upscale_file(upscaler: Upscaler, source: Path, target: Path, options: argparse.Namespace) -> str:
+def upscale_file(
+    upscaler: Upscaler, source: Path, target: Path, options: argparse.Namespace
+) -> str:
     """Read, check, upscale, write; returns the line to print."""
     if _in_pieces(target, source, options):
         return render_file(upscaler, source, target, options)
@@ -192,7 +228,8 @@ def upscale_file(upscaler: Upscaler, source: Path, target: Path, options: argpar
         raise UnfinishedError(str(error)) from error
     seconds = time.perf_counter() - start
     return (
-        f"{source} {lr[1]}x{lr[0]} -> {target} {hr[1]}x{hr[0]} ({_factor(options.scale, lr, hr)}) in {seconds:.1f} s, "
+        f"{source} {lr[1]}x{lr[0]} -> {target} {hr[1]}x{hr[0]} ({_factor(options.scale, lr, hr)}) "
+        f"in {seconds:.1f} s, "
         f"backend {upscaler.used_backend}, {hr[0] * hr[1] / seconds / 1000:.0f} kpx/s"
     )
 
@@ -201,15 +238,31 @@ def _in_pieces(target: Path, source: Path, options: argparse.Namespace) -> bool:
     """Whether the output is asked for, or can only be made, piece by piece."""
     asked = [
         name
-        for name in ("--max-memory", "--dry-run", "--resume", "--halo", "--pyramid", "--no-compression")
-        if not any(getattr(options, name[2:].replace("-", "_")) is unset for unset in (None, False))  # 0 is set
+        for name in (
+            "--max-memory",
+            "--dry-run",
+            "--resume",
+            "--halo",
+            "--pyramid",
+            "--no-compression",
+        )
+        if not any(
+            getattr(options, name[2:].replace("-", "_")) is unset for unset in (None, False)
+        )  # 0 is set
     ]
-    if sink_kind(target) in PIECES_ONLY or source.suffix.lower() in (".npy", ".zarr") or ranks_started():
+    if (
+        sink_kind(target) in PIECES_ONLY
+        or source.suffix.lower() in (".npy", ".zarr")
+        or ranks_started()
+    ):
         return True
     if sink_kind(target) is not None and part_of(target).is_dir():
         return True  # an interrupted run is continued, or replaced, only if asked
     if asked and sink_kind(target) is None and target.suffix.lower() in FORMAT_OF_SUFFIX:
-        raise Refused(f"{target.suffix} is not written piece by piece: write .png or .tif, or leave out {asked[0]}")
+        raise Refused(
+            f"{target.suffix} is not written piece by piece: write .png or .tif, or leave out "
+            f"{asked[0]}"
+        )
     return bool(asked)
 
 
@@ -241,18 +294,23 @@ def render_file(upscaler: Upscaler, source: Path, target: Path, options: argpars
         return job.describe(job.plan(workers), workers) if first_rank() else ""
     progress = not options.quiet and sys.stderr.isatty()
     done = job.run(resume=options.resume, overwrite=options.overwrite, progress=progress)
-    seconds, (h, w), (height, width) = time.perf_counter() - start, job.lr, job.hr
+    seconds = time.perf_counter() - start
+    h, w = job.lr
+    height, width = job.hr
     if not done:
         return f"{target} is complete already" if first_rank() else ""
     if not first_rank():
         return ""
     return (
-        f"{source} {w}x{h} -> {target} {width}x{height} ({_factor(options.scale, job.lr, job.hr)}) in {seconds:.1f} s, "
+        f"{source} {w}x{h} -> {target} {width}x{height} "
+        f"({_factor(options.scale, job.lr, job.hr)}) in {seconds:.1f} s, "
         f"backend {upscaler.used_backend}"
     )
 
 
-def _factor(asked: float | tuple[float, ...] | None, lr: tuple[int, int], hr: tuple[int, int]) -> str:
+def _factor(
+    asked: float | tuple[float, ...] | None, lr: tuple[int, int], hr: tuple[int, int]
+) -> str:
     if isinstance(asked, float):
         return f"x{asked:g}"
     vertical, horizontal = (f"x{out / n:.3g}" for out, n in zip(hr, lr, strict=True))
@@ -260,7 +318,9 @@ def _factor(asked: float | tuple[float, ...] | None, lr: tuple[int, int], hr: tu
 
 
 class Pairs(NamedTuple):
-    """Inputs with their outputs; in a batch the outputs lie in ``folder`` and one bad picture does not stop it."""
+    """Inputs with their outputs; in a batch the outputs lie in ``folder`` and one bad picture does
+    not stop it.
+    """
 
     files: list[tuple[Path, Path]]
     batch: bool
@@ -268,15 +328,22 @@ class Pairs(NamedTuple):
 
 
 def plan(inputs: list[str], output: str) -> Pairs:
-    """Which picture becomes which file. Refuses collisions and outputs that are inputs, before anything is done."""
-    sources, collective = [], len(inputs) > 1
+    """Which picture becomes which file. Refuses collisions and outputs that are inputs, before
+    anything is done.
+    """
+    sources = []
+    collective = len(inputs) > 1
     for text in inputs:
         found = _expand(text)
         collective |= found != [Path(text)]
         sources += found
-    sources = list({os.path.realpath(p): p for p in reversed(sources)}.values())[::-1]  # each once, in order
+    sources = list({os.path.realpath(p): p for p in reversed(sources)}.values())[
+        ::-1
+    ]  # each once, in order
     out = Path(output)
-    store = sink_kind(out) in PIECES_ONLY  # a Zarr is a folder on the disk, and shells end its name with a slash
+    store = (
+        sink_kind(out) in PIECES_ONLY
+    )  # a Zarr is a folder on the disk, and shells end its name with a slash
     folder = collective or (not store and (out.is_dir() or output.endswith(("/", os.sep))))
     if not folder:
         files = [(sources[0], out)]
@@ -289,10 +356,14 @@ def plan(inputs: list[str], output: str) -> Pairs:
 
 
 def _expand(text: str) -> list[Path]:
-    """The pictures that an input means: those of a folder, those that match a pattern, or the file itself."""
+    """The pictures that an input means: those of a folder, those that match a pattern, or the file
+    itself.
+    """
     path = Path(text)
     if path.is_dir() and path.suffix.lower() != ".zarr":
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in FORMAT_OF_SUFFIX and p.is_file())
+        found = sorted(
+            p for p in path.iterdir() if p.suffix.lower() in FORMAT_OF_SUFFIX and p.is_file()
+        )
         if not found:
             raise Refused(f"folder {text} has no pictures ({', '.join(FORMAT_OF_SUFFIX)})")
         return found
@@ -312,5 +383,7 @@ def _refuse_collisions(files: list[tuple[Path, Path]]) -> None:
         if place in originals:
             raise Refused(f"output {target} is one of the inputs: choose another name or folder")
         if place in owner:
-            raise Refused(f"{owner[place]} and {source} would both become {target}: upscale them separately")
+            raise Refused(
+                f"{owner[place]} and {source} would both become {target}: upscale them separately"
+            )
         owner[place] = source

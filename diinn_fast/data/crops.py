@@ -1,4 +1,6 @@
-"""Training samples: HR crops determined by seed and step number alone, and LR crops made from them."""
+"""Training samples: HR crops determined by seed and step number alone, and LR crops made from
+them.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,17 @@ from torch import Tensor
 
 
 def degrade(hr: Tensor, size: tuple[int, int]) -> Tensor:
-    """LR image(s) ``[..., 3, *size]`` of HR ones in [0, 1]: antialiased bicubic (a = -0.5), rounded to 8 bit."""
+    """LR image(s) ``[..., 3, *size]`` of HR ones in [0, 1]: antialiased bicubic (a = -0.5), rounded
+    to 8 bit.
+    """
     lr = F.interpolate(hr.reshape(-1, *hr.shape[-3:]), size, mode="bicubic", antialias=True)
     return ((lr.clamp(0, 1) * 255).round() / 255).view(*hr.shape[:-2], *size)
 
 
 class Crops(NamedTuple):
-    """HR crops of one scale, as a loader hands them over: bytes, so that little travels to the device."""
+    """HR crops of one scale, as a loader hands them over: bytes, so that little travels to the
+    device.
+    """
 
     hr: Tensor  # uint8 [B, 3, S, S]
     lr_size: int
@@ -48,13 +54,16 @@ def make_pairs(crops: Crops) -> Pairs:
 class CropSampler:
     """The crops of every training step, in groups of one scale each.
 
-    Each step has ``batch`` crops of every scale in ``scales`` (the paper: 2, 3, 4), or, where that is None, of
-    ``groups`` scales drawn uniformly from [1, ``max_scale``] (as LIIF). A crop is ``round(lr_size * scale)`` HR pixels
-    wide, and flipped and transposed at random; ``samples`` of its pixels are drawn, or None for all. Of ``candidates``
-    random places the one with most texture is taken, since large parts of photographs are smooth.
+    Each step has ``batch`` crops of every scale in ``scales`` (the paper: 2, 3, 4), or, where that
+    is None, of ``groups`` scales drawn uniformly from [1, ``max_scale``] (as LIIF). A crop is
+    ``round(lr_size * scale)`` HR pixels wide, and flipped and transposed at random; ``samples`` of
+    its pixels are drawn, or None for all. Of ``candidates`` random places the one with most texture
+    is taken, since large parts of photographs are smooth.
 
-    Photos are uint8 ``[h, w, 3]``, each as likely as any other. Crop k of a group depends on seed, step, group and k
-    only: runs can stop and go on anywhere, and every rank of several takes its share of the same batch.
+    Photos are uint8 ``[h, w, 3]``, each as likely as any other. Crop k of a group depends on seed,
+    step, group and k
+    only: runs can stop and go on anywhere, and every rank of several takes its share of the same
+        batch.
     """
 
     def __init__(
@@ -70,9 +79,15 @@ class CropSampler:
         candidates: int = 1,
         seed: int = 0,
     ) -> None:
-        self.photos, self.lr_size, self.batch, self.samples = photos, lr_size, batch, samples
-        self.scales, self.groups, self.max_scale = scales, groups, max_scale
-        self.candidates, self.seed = candidates, seed
+        self.photos = photos
+        self.lr_size = lr_size
+        self.batch = batch
+        self.samples = samples
+        self.scales = scales
+        self.groups = groups
+        self.max_scale = max_scale
+        self.candidates = candidates
+        self.seed = seed
 
     def step(self, step: int, rank: int = 0, ranks: int = 1) -> list[Crops]:
         """The groups of a step, or the share of one of several ranks."""
@@ -84,7 +99,9 @@ class CropSampler:
                 scale = np.random.default_rng((self.seed, step, group)).uniform(1.0, self.max_scale)
             side = round(self.lr_size * scale)
             share = range(rank * self.batch // ranks, (rank + 1) * self.batch // ranks)
-            crops = [self._crop(np.random.default_rng((self.seed, step, group, k)), side) for k in share]
+            crops = [
+                self._crop(np.random.default_rng((self.seed, step, group, k)), side) for k in share
+            ]
             hr = torch.from_numpy(np.stack([crop for crop, _ in crops]))
             yx = torch.from_numpy(np.stack([yx for _, yx in crops])) if self.samples else None
             found.append(Crops(hr, self.lr_size, yx))
@@ -111,6 +128,8 @@ class CropSampler:
 
 
 def texture(crop: np.ndarray) -> float:
-    """Mean absolute difference of horizontal neighbours in every other row of the green channel of ``[h, w, 3]``."""
+    """Mean absolute difference of horizontal neighbours in every other row of the green channel of
+    ``[h, w, 3]``.
+    """
     green = crop[::2, :, 1].astype(np.int16)
     return float(np.abs(green[:, 1:] - green[:, :-1]).mean()) if green.shape[1] > 1 else 0.0

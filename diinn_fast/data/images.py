@@ -1,4 +1,6 @@
-"""Images of a data set: where the usual layouts keep them, and decoding with errors that name the file."""
+"""Images of a data set: where the usual layouts keep them, and decoding with errors that name the
+file.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ _FOLDERS = {
     "valid": ["*_valid_HR", "valid_HR", "HR_valid", "valid", "val"],
 }
 _HR = ["HR", "GTmod12", "GT", "image_SRF_4", "image_SRF_2", "image_SRF_3", "original"]
-"""Folders of HR images: of EDSR's benchmark.tar (``Set5/HR``), MMEditing (``GTmod12``), SelfExSR (``image_SRF_4``)."""
+"""Folders of HR images: of EDSR's benchmark.tar (``Set5/HR``), MMEditing (``GTmod12``), SelfExSR
+(``image_SRF_4``).
+"""
 
 Split = Literal["train", "valid"]
 T = TypeVar("T")
@@ -33,12 +37,14 @@ class DataError(ValueError):
 
 
 def find_images(folder: str | Path, split: Split = "train") -> list[Path]:
-    """HR images of a data set, by name: those in ``folder``, or else where the usual layouts keep them.
+    """HR images of a data set, by name: those in ``folder``, or else where the usual layouts keep
+    them.
 
-    Layouts: ``DIV2K_train_HR/`` and ``DIV2K_valid_HR/`` in the folder or in ``DIV2K/``, and a benchmark set's ``HR/``,
-    ``GTmod12/``, ``GT/`` or ``image_SRF_*/``. ``split`` matters only where both are there; of a ``DIV2K_train_HR``
-    that holds 0001 to 0900, the last hundred are the "valid" ones, as the authors of DIINN split it.
-    Raises DataError if there are none.
+    Layouts: ``DIV2K_train_HR/`` and ``DIV2K_valid_HR/`` in the folder or in ``DIV2K/``, and a
+        benchmark set's ``HR/``,
+    ``GTmod12/``, ``GT/`` or ``image_SRF_*/``. ``split`` matters only where both are there; of a
+    ``DIV2K_train_HR`` that holds 0001 to 0900, the last hundred are the "valid" ones, as the
+    authors of DIINN split it. Raises DataError if there are none.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -54,14 +60,31 @@ def find_images(folder: str | Path, split: Split = "train") -> list[Path]:
 
 
 def _below(folder: Path, split: Split) -> list[Path]:
-    """Folders that may hold the HR images, likeliest first: one level down, then in a folder such as ``DIV2K``."""
+    """Folders that may hold the HR images, likeliest first: one level down, then in a folder such
+    as ``DIV2K``.
+    """
     patterns = [*_FOLDERS[split], *_HR]
-    levels = ["", *(f"{p.name}/" for p in sorted(folder.iterdir()) if p.is_dir() and re.match(r"D[IF]V?2K", p.name))]
-    return [place for level in levels for p in patterns for place in sorted(folder.glob(level + p)) if place.is_dir()]
+    levels = [
+        "",
+        *(
+            f"{p.name}/"
+            for p in sorted(folder.iterdir())
+            if p.is_dir() and re.match(r"D[IF]V?2K", p.name)
+        ),
+    ]
+    return [
+        place
+        for level in levels
+        for p in patterns
+        for place in sorted(folder.glob(level + p))
+        if place.is_dir()
+    ]
 
 
 def _images_in(folder: Path) -> list[Path]:
-    """Image files; where some are marked ``_HR`` (SelfExSR: beside their ``_LR``, ``_bicubic``...), only those."""
+    """Image files; where some are marked ``_HR`` (SelfExSR: beside their ``_LR``, ``_bicubic``...),
+    only those.
+    """
     images = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
     return [p for p in images if p.stem.endswith("_HR")] or images
 
@@ -74,7 +97,9 @@ def _div2k_split(images: list[Path], split: Split) -> list[Path]:
 
 
 class Photo(NamedTuple):
-    """An image file that can be read when wanted: in a folder, or in a training pack (a tar file)."""
+    """An image file that can be read when wanted: in a folder, or in a training pack (a tar
+    file).
+    """
 
     name: str
     read: Callable[[], bytes]
@@ -82,11 +107,14 @@ class Photo(NamedTuple):
 
 
 def list_photos(source: str | Path, split: Split = "train") -> list[Photo]:
-    """Images of a folder (see ``find_images``) or of a training pack (``.tar``). Raises DataError."""
+    """Images of a folder (see ``find_images``) or of a training pack (``.tar``). Raises
+    DataError.
+    """
     source = Path(source)
     if source.suffix != ".tar":
         return [
-            Photo(str(p), p.read_bytes, (p.stat().st_size, p.stat().st_mtime_ns)) for p in find_images(source, split)
+            Photo(str(p), p.read_bytes, (p.stat().st_size, p.stat().st_mtime_ns))
+            for p in find_images(source, split)
         ]
     try:
         with tarfile.open(source, "r:") as pack:
@@ -97,7 +125,11 @@ def list_photos(source: str | Path, split: Split = "train") -> list[Photo]:
         raise DataError(f"training pack {source} holds no images")
     changed = source.stat().st_mtime_ns
     return [
-        Photo(f"{source}:{m.name}", partial(_read_part, source, m.offset_data, m.size), (m.size, changed))
+        Photo(
+            f"{source}:{m.name}",
+            partial(_read_part, source, m.offset_data, m.size),
+            (m.size, changed),
+        )
         for m in sorted(members, key=lambda m: m.name)
     ]
 
@@ -109,12 +141,16 @@ def _read_part(path: Path, offset: int, size: int) -> bytes:
 
 
 def photo_size(photo: Photo, min_side: int = 1) -> tuple[int, int]:
-    """(height, width) from the file's header. Raises DataError for what is no image, too small, or not of 8 bits."""
+    """(height, width) from the file's header. Raises DataError for what is no image, too small, or
+    not of 8 bits.
+    """
     return _opened(photo, min_side, lambda image: (image.height, image.width))
 
 
 def decode_photo(photo: Photo, min_side: int = 1) -> np.ndarray:
-    """RGB pixels, uint8 ``[h, w, 3]``; grey is repeated. Raises DataError as ``photo_size``, and if damaged."""
+    """RGB pixels, uint8 ``[h, w, 3]``; grey is repeated. Raises DataError as ``photo_size``, and if
+    damaged.
+    """
     return _opened(photo, min_side, lambda image: np.array(image.convert("RGB")))
 
 
@@ -122,10 +158,14 @@ def _opened(photo: Photo, min_side: int, use: Callable[[Image.Image], T]) -> T:
     try:
         with Image.open(io.BytesIO(photo.read())) as image:
             if image.mode.startswith(("I", "F")):
-                raise DataError(f"{photo.name} has more than 8 bits per channel: convert it to 8 bits")
+                raise DataError(
+                    f"{photo.name} has more than 8 bits per channel: convert it to 8 bits"
+                )
             if min(image.size) < min_side:
                 size = f"{image.width}x{image.height}"
-                raise DataError(f"{photo.name} is {size} pixels: at least {min_side} are needed on both sides")
+                raise DataError(
+                    f"{photo.name} is {size} pixels: at least {min_side} are needed on both sides"
+                )
             return use(image)
     except DataError:
         raise
@@ -136,9 +176,12 @@ def _opened(photo: Photo, min_side: int, use: Callable[[Image.Image], T]) -> T:
 def load_photos(folder: str | Path, min_side: int = 1, split: Split = "train") -> dict[str, Tensor]:
     """All images of a data set by file name, decoded: uint8 ``[3, h, w]``.
 
-    Raises DataError, naming the file, for one that cannot be decoded or is smaller than ``min_side`` pixels.
+    Raises DataError, naming the file, for one that cannot be decoded or is smaller than
+    ``min_side`` pixels.
     """
     return {
-        Path(photo.name).name: torch.from_numpy(decode_photo(photo, min_side)).permute(2, 0, 1).contiguous()
+        Path(photo.name).name: torch.from_numpy(decode_photo(photo, min_side))
+        .permute(2, 0, 1)
+        .contiguous()
         for photo in list_photos(folder, split)
     }

@@ -1,4 +1,6 @@
-"""Training pack: a folder of photographs as one tar file of at most a given size, to carry to another machine."""
+"""Training pack: a folder of photographs as one tar file of at most a given size, to carry to
+another machine.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,11 @@ END = 10240  # and the whole to this many
 
 
 def write_pack(source: str | Path, path: str | Path, size: int) -> int:
-    """Write the photos of ``source`` to ``path`` (.tar), at most ``size`` bytes; returns the bytes written.
+    """Write the photos of ``source`` to ``path`` (.tar), at most ``size`` bytes; returns the bytes
+    written.
 
-    JPEG of quality 90 without chroma subsampling. Photos are reduced (Lanczos) until they fit, rather than compressed
+    JPEG of quality 90 without chroma subsampling. Photos are reduced (Lanczos) until they fit,
+    rather than compressed
     harder: a model should learn from clean pixels, and reduced ones are cleaner. Raises DataError.
     """
     path = Path(path)
@@ -40,7 +44,9 @@ def write_pack(source: str | Path, path: str | Path, size: int) -> int:
             break
         factor *= 0.98 * math.sqrt(size / total)
     else:
-        raise DataError(f"{len(photos)} photos do not fit into {size} bytes: use fewer, or allow more")
+        raise DataError(
+            f"{len(photos)} photos do not fit into {size} bytes: use fewer, or allow more"
+        )
     with atomic_file(path, overwrite=True) as file, tarfile.open(fileobj=file, mode="w:") as pack:
         for n, (photo, data) in enumerate(zip(photos, files, strict=True)):
             member = tarfile.TarInfo(f"{n:05}-{Path(photo.name.rsplit(':', 1)[-1]).stem[:40]}.jpg")

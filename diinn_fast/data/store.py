@@ -1,4 +1,6 @@
-"""Decoded photographs for random access: in memory, or in a memory-mapped file that processes share."""
+"""Decoded photographs for random access: in memory, or in a memory-mapped file that processes
+share.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,14 @@ NAMED = 3
 """Bad files that an error names."""
 
 
-def decode_all(photos: Sequence[Photo], min_side: int, memory: int, cache: Path) -> list[np.ndarray]:
+def decode_all(
+    photos: Sequence[Photo], min_side: int, memory: int, cache: Path
+) -> list[np.ndarray]:
     """All photos, uint8 ``[h, w, 3]``, decoded by all processors.
 
-    Where they need more than ``memory`` bytes they come from a file in ``cache``, written at first use and known by
-    the photos' names, sizes and times. Raises DataError that names the files that cannot be used.
+    Where they need more than ``memory`` bytes they come from a file in ``cache``, written at first
+    use and known by the photos' names, sizes and times. Raises DataError that names the files that
+    cannot be used.
     """
     sizes = _each(photos, lambda photo: photo_size(photo, min_side))
     ends = [0, *accumulate(h * w * 3 for h, w in sizes)]
@@ -33,7 +38,9 @@ def decode_all(photos: Sequence[Photo], min_side: int, memory: int, cache: Path)
         _fill(photos, pixels, ends)
     else:
         pixels = _mapped(photos, ends, cache)
-    return [pixels[a:b].reshape(h, w, 3) for (a, b), (h, w) in zip(pairwise(ends), sizes, strict=True)]
+    return [
+        pixels[a:b].reshape(h, w, 3) for (a, b), (h, w) in zip(pairwise(ends), sizes, strict=True)
+    ]
 
 
 def _fill(photos: Sequence[Photo], pixels: np.ndarray, ends: Sequence[int]) -> None:
@@ -45,7 +52,9 @@ def _fill(photos: Sequence[Photo], pixels: np.ndarray, ends: Sequence[int]) -> N
 
 
 def _each(items: Sequence[Any], work: Callable[[Any], Any]) -> list[Any]:
-    """``work`` of every item, in threads (decoders release Python's lock); one DataError for all bad files."""
+    """``work`` of every item, in threads (decoders release Python's lock); one DataError for all
+    bad files.
+    """
     errors: list[str] = []
 
     def attempt(item: Any) -> Any:
@@ -64,12 +73,14 @@ def _each(items: Sequence[Any], work: Callable[[Any], Any]) -> list[Any]:
 
 def _mapped(photos: Sequence[Photo], ends: Sequence[int], cache: Path) -> np.ndarray:
     known = hashlib.sha256(repr([(p.name, p.stamp) for p in photos]).encode()).hexdigest()[:16]
-    path, total = cache / f"photos-{known}.bin", ends[-1]
+    path = cache / f"photos-{known}.bin"
+    total = ends[-1]
     if not path.exists() or path.stat().st_size != total:
         cache.mkdir(parents=True, exist_ok=True)
         if (free := shutil.disk_usage(cache).free) < total:
             raise DataError(
-                f"decoded photos need {total / 2**30:.1f} GiB and {cache} has {free / 2**30:.1f} GiB free: "
+                f"decoded photos need {total / 2**30:.1f} GiB and {cache} has {free / 2**30:.1f} "
+                "GiB free: "
                 "choose another folder with --data.cache"
             )
         partial = path.with_name(f"{path.name}.{os.getpid()}.part")

@@ -1,4 +1,6 @@
-"""Measuring models on folders of HR images: per-image rows, tables, plots and crop sheets; and the runtime table."""
+"""Measuring models on folders of HR images: per-image rows, tables, plots and crop sheets; and the
+runtime table.
+"""
 
 from diinn_fast.evaluation.candidates import Candidate, load_candidate
 from diinn_fast.evaluation.results import Results, Row

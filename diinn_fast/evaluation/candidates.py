@@ -1,4 +1,6 @@
-"""What is evaluated: bicubic, or a model by bundled name, folder or checkpoint, whichever architecture it is of."""
+"""What is evaluated: bicubic, or a model by bundled name, folder or checkpoint, whichever
+architecture it is of.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +29,18 @@ class Candidate:
     """Its name in tables."""
     upscale: Upscale
     weights: str
-    """Fingerprint of the weights, so that rows of other weights under the same label are not taken for these."""
+    """Fingerprint of the weights, so that rows of other weights under the same label are not taken
+    for these.
+    """
     model: nn.Module | None = None
 
 
 def load_candidate(spec: str, device: torch.device) -> Candidate:
-    """A candidate by ``bicubic``, ``bundled``, a bundled model's name, a path, or ``LABEL=`` and one of these.
+    """A candidate by ``bicubic``, ``bundled``, a bundled model's name, a path, or ``LABEL=`` and
+    one of these.
 
-    A checkpoint's architecture (DIINN, LIIF, Meta-SR) is read from its tensors. Raises UpscaleError or
-    CheckpointError.
+    A checkpoint's architecture (DIINN, LIIF, Meta-SR) is read from its tensors. Raises UpscaleError
+    or CheckpointError.
     """
     label, _, source = spec.rpartition("=")
     if source == "bicubic":

@@ -24,10 +24,17 @@ def missing() -> str | None:
 
 
 def plot_scales(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Write ``psnr-<protocol>.png`` for every protocol with two scales or more; returns what was written."""
-    found, written = means(rows), []
+    """Write ``psnr-<protocol>.png`` for every protocol with two scales or more; returns what was
+    written.
+    """
+    found = means(rows)
+    written = []
     for protocol in dict.fromkeys(m.protocol for m in found):
-        chosen = [m for m in found if m.protocol == protocol and m.psnr is not None and math.isfinite(m.psnr)]
+        chosen = [
+            m
+            for m in found
+            if m.protocol == protocol and m.psnr is not None and math.isfinite(m.psnr)
+        ]
         if len({m.scale for m in chosen}) > 1:
             path = folder / f"psnr-{protocol}.png"
             _plot(chosen, protocol, path)
@@ -42,17 +49,28 @@ def _plot(found: Sequence[Mean], protocol: str, path: Path) -> None:
     sets = list(dict.fromkeys(m.set for m in found))
     models = list(dict.fromkeys(m.model for m in found))
     gains = "bicubic" in models and len(models) > 1
-    figure = Figure(figsize=(max(5.0, 3.9 * len(sets)) + 0.4, 6.2 if gains else 4.0), dpi=150, layout="constrained")
+    figure = Figure(
+        figsize=(max(5.0, 3.9 * len(sets)) + 0.4, 6.2 if gains else 4.0),
+        dpi=150,
+        layout="constrained",
+    )
     FigureCanvasAgg(figure)
     ratios = [1.5, 1] if gains else [1]
-    axes: Any = figure.subplots(len(ratios), len(sets), sharex="col", squeeze=False, height_ratios=ratios)
+    axes: Any = figure.subplots(
+        len(ratios), len(sets), sharex="col", squeeze=False, height_ratios=ratios
+    )
     for column, name in enumerate(sets):
         curves = {model: _curve(found, name, model) for model in models}
         base = curves.get("bicubic", {})
         for model, curve in curves.items():
             _line(axes[0][column], curve, model, models)
             if gains and model != "bicubic":
-                _line(axes[1][column], {s: v - base[s] for s, v in curve.items() if s in base}, model, models)
+                _line(
+                    axes[1][column],
+                    {s: v - base[s] for s, v in curve.items() if s in base},
+                    model,
+                    models,
+                )
         axes[0][column].set_title(name, fontsize=11, fontweight="bold")
         if gains:
             axes[1][column].axhline(0, color=BICUBIC, linewidth=1.2, linestyle="--")
@@ -71,7 +89,11 @@ def _plot(found: Sequence[Mean], protocol: str, path: Path) -> None:
 
 
 def _curve(found: Sequence[Mean], name: str, model: str) -> dict[float, float]:
-    values = {float(m.scale): m.psnr for m in found if m.set == name and m.model == model and m.psnr is not None}
+    values = {
+        float(m.scale): m.psnr
+        for m in found
+        if m.set == name and m.model == model and m.psnr is not None
+    }
     return dict(sorted(values.items()))
 
 
@@ -83,11 +105,15 @@ def _line(axis: Any, curve: dict[float, float], model: str, models: Sequence[str
         if model == "bicubic"
         else {"color": COLOURS[n % len(COLOURS)], "marker": MARKERS[n % len(MARKERS)]}
     )
-    axis.plot(list(curve), list(curve.values()), label=model, linewidth=1.7, markersize=4.5, **style)
+    axis.plot(
+        list(curve), list(curve.values()), label=model, linewidth=1.7, markersize=4.5, **style
+    )
 
 
 def _style(axis: Any, scales: Sequence[float]) -> None:
-    """Scales on a logarithmic axis, so that x2 to x4 and x4 to x8 have the same room, with their own ticks."""
+    """Scales on a logarithmic axis, so that x2 to x4 and x4 to x8 have the same room, with their
+    own ticks.
+    """
     axis.set_xscale("log", base=2)
     axis.set_xticks(list(scales), [f"x{s:g}" for s in scales], minor=False)
     axis.minorticks_off()

@@ -25,7 +25,9 @@ def markdown(rows: Iterable[Row]) -> str:
 
 
 def metric_table(found: Sequence[Mean], metric: str) -> str:
-    """One metric of one protocol. A mean over fewer images than the row's other models is marked."""
+    """One metric of one protocol. A mean over fewer images than the row's other models is
+    marked.
+    """
     models = list(dict.fromkeys(m.model for m in found))
     by_place: dict[tuple[str, str], dict[str, Mean]] = {}
     for mean in found:

@@ -1,4 +1,6 @@
-"""Per-image rows in a CSV file that grows row by row, so that an interrupted evaluation goes on where it was."""
+"""Per-image rows in a CSV file that grows row by row, so that an interrupted evaluation goes on
+where it was.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ Key = tuple[str, str, str, str, str, str]
 
 @dataclass(frozen=True)
 class Row:
-    """Scores of one model on one image at one scale. A metric that was not asked for is None, NaN if undefined."""
+    """Scores of one model on one image at one scale. A metric that was not asked for is None, NaN
+    if undefined.
+    """
 
     protocol: str
     set: str
@@ -40,7 +44,9 @@ DIGITS = {"psnr": 4, "ssim": 6, "lr_psnr": 4, "seconds": 5}
 
 
 class Results:
-    """The rows of ``folder/images.csv``, by key; a later row replaces an earlier one with the same key."""
+    """The rows of ``folder/images.csv``, by key; a later row replaces an earlier one with the same
+    key.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "images.csv"
@@ -54,7 +60,10 @@ class Results:
         if not text:
             self._write(COLUMNS)
         elif text.splitlines()[0].split(",") != COLUMNS:
-            raise ValueError(f"{self.path} has other columns than {', '.join(COLUMNS)}: choose another --out folder")
+            raise ValueError(
+                f"{self.path} has other columns than {', '.join(COLUMNS)}: choose another --out "
+                "folder"
+            )
         for values in list(csv.reader(io.StringIO(text)))[1:]:
             row = _parse(values)
             self.rows.pop(row.key, None)  # so that the order says which is the latest
@@ -72,7 +81,9 @@ class Results:
             file.write(line.getvalue())
 
     def current(self, weights: dict[str, str]) -> list[Row]:
-        """One row per protocol, set, image, scale and model: of the given weights, else of the latest ones."""
+        """One row per protocol, set, image, scale and model: of the given weights, else of the
+        latest ones.
+        """
         latest = {row.model: row.weights for row in self.rows.values()} | weights
         return [row for row in self.rows.values() if row.weights == latest[row.model]]
 
@@ -104,13 +115,19 @@ class Mean:
 
 
 def means(rows: Iterable[Row]) -> list[Mean]:
-    """Mean scores per protocol, set, scale and model, in order of first appearance; undefined scores do not count."""
+    """Mean scores per protocol, set, scale and model, in order of first appearance; undefined
+    scores do not count.
+    """
     groups: dict[tuple[str, str, str, str, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.protocol, row.set, row.scale, row.model, row.weights), []).append(row)
+        groups.setdefault((row.protocol, row.set, row.scale, row.model, row.weights), []).append(
+            row
+        )
     found = []
     for (protocol, name, scale, model, weights), group in groups.items():
-        psnr, ssim, lr_psnr = (_mean([getattr(row, m) for row in group]) for m in ("psnr", "ssim", "lr_psnr"))
+        psnr = _mean([row.psnr for row in group])
+        ssim = _mean([row.ssim for row in group])
+        lr_psnr = _mean([row.lr_psnr for row in group])
         found.append(Mean(protocol, name, scale, model, weights, len(group), psnr, ssim, lr_psnr))
     return found
 

@@ -1,4 +1,6 @@
-"""The evaluation itself: every image of every set at every scale by every model, one row at a time."""
+"""The evaluation itself: every image of every set at every scale by every model, one row at a
+time.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ class DataSet(NamedTuple):
 
 
 def open_set(folder: Path, protocol: Protocol, metrics: tuple[str, ...]) -> DataSet:
-    """Raises DataError where there are no images; of a training set's layout the validation images are taken."""
+    """Raises DataError where there are no images; of a training set's layout the validation images
+    are taken.
+    """
     return DataSet(folder.resolve().name, list_photos(folder, "valid"), protocol, metrics)
 
 
@@ -71,7 +75,9 @@ def evaluate(
         for photo in data.photos
         if (jobs := _missing(data, photo, candidates, scales, results))
     }
-    with tqdm(total=sum(map(len, todo.values())), unit="image", disable=True if quiet else None) as progress:
+    with tqdm(
+        total=sum(map(len, todo.values())), unit="image", disable=True if quiet else None
+    ) as progress:
         for n, data in enumerate(sets):
             for photo in data.photos:
                 jobs = todo.get((n, photo.name), [])
@@ -79,27 +85,37 @@ def evaluate(
                 pair: Pair | None = None
                 at: float | None = None
                 for candidate, scale in jobs:
-                    progress.set_postfix_str(f"{data.name} {Path(photo.name).name} x{scale:g} {candidate.label}")
+                    progress.set_postfix_str(
+                        f"{data.name} {Path(photo.name).name} x{scale:g} {candidate.label}"
+                    )
                     if pair is None or scale != at:
-                        pair, at = make_pair(pixels, scale, data.protocol), scale
+                        pair = make_pair(pixels, scale, data.protocol)
+                        at = scale
                     results.add(_measure(candidate, data, photo, pair, scale))
                     progress.update()
 
 
 def _missing(
-    data: DataSet, photo: Photo, candidates: Sequence[Candidate], scales: Sequence[float], results: Results
+    data: DataSet,
+    photo: Photo,
+    candidates: Sequence[Candidate],
+    scales: Sequence[float],
+    results: Results,
 ) -> list[tuple[Candidate, float]]:
     jobs = [(candidate, scale) for scale in scales for candidate in candidates]
     return [
         (candidate, scale)
         for candidate, scale in jobs
-        if (row := results.rows.get(_blank(candidate, data, photo, scale).key)) is None or not row.has(data.metrics)
+        if (row := results.rows.get(_blank(candidate, data, photo, scale).key)) is None
+        or not row.has(data.metrics)
     ]
 
 
 def _blank(candidate: Candidate, data: DataSet, photo: Photo, scale: float) -> Row:
     name = Path(photo.name).name
-    return Row(data.protocol.name, data.name, name, scale_text(scale), candidate.label, candidate.weights)
+    return Row(
+        data.protocol.name, data.name, name, scale_text(scale), candidate.label, candidate.weights
+    )
 
 
 def _measure(candidate: Candidate, data: DataSet, photo: Photo, pair: Pair, scale: float) -> Row:
@@ -107,7 +123,9 @@ def _measure(candidate: Candidate, data: DataSet, photo: Photo, pair: Pair, scal
     begin = time.perf_counter()
     sr = candidate.upscale(lr, (hr.shape[-2], hr.shape[-1]))
     if not torch.isfinite(sr).all():
-        raise FloatingPointError(f"{candidate.label} gave NaN or infinity on {photo.name} at x{scale:g}")
+        raise FloatingPointError(
+            f"{candidate.label} gave NaN or infinity on {photo.name} at x{scale:g}"
+        )
     seconds = time.perf_counter() - begin
     scores = score(sr, hr, scale, data.protocol, data.metrics, (lr.shape[-2], lr.shape[-1]))
     return replace(_blank(candidate, data, photo, scale), seconds=seconds, **dict[str, Any](scores))

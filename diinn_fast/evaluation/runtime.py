@@ -1,4 +1,6 @@
-"""The paper's runtime table: a 48x48 image to RGB by every method with the same encoder, at several scales."""
+"""The paper's runtime table: a 48x48 image to RGB by every method with the same encoder, at several
+scales.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +23,26 @@ from diinn_fast.graphed import Graphed
 from diinn_fast.model import DIINN
 
 LR_SIZE = (48, 48)
-BUDGET, LEAST, MOST = 4.0, 3, 30
+BUDGET = 4.0
+LEAST = 3
+MOST = 30
 """Seconds for each method at each scale, and how many rounds that is at least and at most."""
 
 Timings = dict[tuple[str, float], list[float]]
 """Seconds of every round, by method and scale."""
 
 
-def methods(encoder_name: str, device: torch.device) -> dict[str, Callable[[Tensor, tuple[int, int]], Tensor]]:
-    """Every method by its title; all share one encoder with random weights, which do not matter for the time."""
+def methods(
+    encoder_name: str, device: torch.device
+) -> dict[str, Callable[[Tensor, tuple[int, int]], Tensor]]:
+    """Every method by its title; all share one encoder with random weights, which do not matter for
+    the time.
+    """
     torch.manual_seed(0)
     encoder = make_encoder(encoder_name).to(device).eval()
-    model, liif, metasr = (m.to(device).eval() for m in (DIINN(encoder=encoder), LIIF(encoder), MetaSR(encoder)))
+    model = DIINN(encoder=encoder).to(device).eval()
+    liif = LIIF(encoder).to(device).eval()
+    metasr = MetaSR(encoder).to(device).eval()
     assert isinstance(model, DIINN)
     weights = {k: v for k, v in model.decoder.state_dict().items()}
     found: dict[str, Callable[[Tensor, tuple[int, int]], Tensor]] = {
@@ -40,7 +50,9 @@ def methods(encoder_name: str, device: torch.device) -> dict[str, Callable[[Tens
         f"{encoder_name} alone": lambda x, size: encoder(x),
         "Meta-SR": lambda x, size: metasr(x, size),
         "LIIF": lambda x, size: liif(x, size),
-        "DIINN, official formulation": lambda x, size: reference.decode(weights, encoder(x), size, 3),
+        "DIINN, official formulation": lambda x, size: reference.decode(
+            weights, encoder(x), size, 3
+        ),
         "DIINN, diinn_fast": lambda x, size: model(x, size),
     }
     if device.type == "cuda":
@@ -49,7 +61,9 @@ def methods(encoder_name: str, device: torch.device) -> dict[str, Callable[[Tens
 
 
 @torch.inference_mode()
-def measure(encoder: str, scales: Sequence[float], device: torch.device, quiet: bool = False) -> Timings:
+def measure(
+    encoder: str, scales: Sequence[float], device: torch.device, quiet: bool = False
+) -> Timings:
     """Time all methods round by round, so that whatever slows the machine down hits all alike."""
     calls = methods(encoder, device)
     x = torch.rand(1, 3, *LR_SIZE, device=device) * 2 - 1
@@ -65,7 +79,9 @@ def measure(encoder: str, scales: Sequence[float], device: torch.device, quiet: 
     return timings
 
 
-def _seconds(call: Callable[..., Any], x: Tensor, size: tuple[int, int], device: torch.device) -> float:
+def _seconds(
+    call: Callable[..., Any], x: Tensor, size: tuple[int, int], device: torch.device
+) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     begin = time.perf_counter()
@@ -87,12 +103,19 @@ def markdown(encoder: str, timings: Timings, device: torch.device) -> str:
             q1, median, q3 = quartiles(timings[name, scale])
             line.append(f"{_ms(median)} ({_ms(q1)} .. {_ms(q3)})")
         body.append(line)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    where = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
     h, w = LR_SIZE
     return (
         f"# Runtime: {h}x{w} LR image to RGB, encoder {encoder}\n\n"
-        f"Milliseconds, median (quartiles), float32 unless said, {where}, torch {torch.__version__}. "
-        "Methods share the encoder and take turns.\n\n" + table(["", *(f"x{s:g}" for s in scales)], body) + "\n"
+        f"Milliseconds, median (quartiles), float32 unless said, {where}, torch "
+        f"{torch.__version__}. "
+        "Methods share the encoder and take turns.\n\n"
+        + table(["", *(f"x{s:g}" for s in scales)], body)
+        + "\n"
     )
 
 

@@ -19,8 +19,12 @@ PANEL = 288
 """Side of a panel on the sheet, pixels."""
 CROP = 72
 """Side of the detail, HR pixels; larger at large scales, where less is to be seen."""
-GAP, CAPTION, MARGIN = 16, 38, 24
-INK, GREY, ACCENT = "#1d1d1f", "#6b6b70", "#d1495b"
+GAP = 16
+CAPTION = 38
+MARGIN = 24
+INK = "#1d1d1f"
+GREY = "#6b6b70"
+ACCENT = "#d1495b"
 
 
 @torch.inference_mode()
@@ -33,22 +37,32 @@ def write_sheets(
     folder: Path,
     device: torch.device,
 ) -> list[Path]:
-    """Sheets of the ``count`` images where models differ most, one file each; returns what was written."""
+    """Sheets of the ``count`` images where models differ most, one file each; returns what was
+    written.
+    """
     written = []
     for name in _chosen_images(candidates, data, scale, results)[:count]:
         photo = next(p for p in data.photos if Path(p.name).name == name)
         lr, hr = make_pair(read_pixels(photo, device), scale, data.protocol)
-        size, lr_size = (hr.shape[-2], hr.shape[-1]), (lr.shape[-2], lr.shape[-1])
+        size = (hr.shape[-2], hr.shape[-1])
+        lr_size = (lr.shape[-2], lr.shape[-1])
         outputs = [(c.label, c.upscale(lr, size).clamp(0, 1)) for c in candidates]
         side = min(*size, CROP if scale <= 4 else round(CROP * scale / 4))
         y, x = interesting_place([sr for _, sr in outputs], hr, side, int(scale))
-        scores = [score(sr, hr, scale, data.protocol, ("psnr",), lr_size)["psnr"] for _, sr in outputs]
+        scores = [
+            score(sr, hr, scale, data.protocol, ("psnr",), lr_size)["psnr"] for _, sr in outputs
+        ]
         panels = [("LR", "", F.interpolate(lr, size, mode="nearest-exact"))]
         best = max(scores, default=0.0)
         for (label, sr), psnr in zip(outputs, scores, strict=True):
-            panels.append((label, f"{psnr:.2f} dB" + (" *" if len(scores) > 1 and psnr == best else ""), sr))
+            panels.append(
+                (label, f"{psnr:.2f} dB" + (" *" if len(scores) > 1 and psnr == best else ""), sr)
+            )
         panels.append(("HR", "", hr))
-        title = (f"{data.name} {Path(name).stem}, x{scale_text(scale)}", f"PSNR of the image, {data.protocol.name}")
+        title = (
+            f"{data.name} {Path(name).stem}, x{scale_text(scale)}",
+            f"PSNR of the image, {data.protocol.name}",
+        )
         path = folder / f"{data.name}-{Path(name).stem}-x{scale_text(scale)}.png"
         crops = [(a, b, v[0, :, y : y + side, x : x + side]) for a, b, v in panels]
         sheet(title, crops, hr[0], (y, x, side)).save(path)
@@ -56,8 +70,12 @@ def write_sheets(
     return written
 
 
-def _chosen_images(candidates: Sequence[Candidate], data: DataSet, scale: float, results: Results) -> list[str]:
-    """File names, those first where the models' PSNR differs most; bicubic counts where there are too few others."""
+def _chosen_images(
+    candidates: Sequence[Candidate], data: DataSet, scale: float, results: Results
+) -> list[str]:
+    """File names, those first where the models' PSNR differs most; bicubic counts where there are
+    too few others.
+    """
     learned = [c for c in candidates if c.model is not None]
     chosen = learned if len(learned) > 1 else candidates
     spread = {}
@@ -65,7 +83,9 @@ def _chosen_images(candidates: Sequence[Candidate], data: DataSet, scale: float,
         name = Path(photo.name).name
         values = []
         for c in chosen:
-            key = Row(data.protocol.name, data.name, name, scale_text(scale), c.label, c.weights).key
+            key = Row(
+                data.protocol.name, data.name, name, scale_text(scale), c.label, c.weights
+            ).key
             row = results.rows.get(key)
             if row is not None and row.psnr is not None and row.psnr == row.psnr:
                 values.append(row.psnr)
@@ -73,30 +93,44 @@ def _chosen_images(candidates: Sequence[Candidate], data: DataSet, scale: float,
     return sorted(spread, key=lambda name: -spread[name])
 
 
-def interesting_place(outputs: Sequence[Tensor], hr: Tensor, side: int, border: int) -> tuple[int, int]:
-    """Upper left corner of the square where outputs differ most from each other, or, of one output, from HR."""
+def interesting_place(
+    outputs: Sequence[Tensor], hr: Tensor, side: int, border: int
+) -> tuple[int, int]:
+    """Upper left corner of the square where outputs differ most from each other, or, of one output,
+    from HR.
+    """
     stack = torch.cat([*outputs] if len(outputs) > 1 else [*outputs, hr])
     difference = stack.var(dim=0, correction=0).mean(0)[None, None]  # [1, 1, H, W]
     mean = F.avg_pool2d(difference, side, stride=1)[0, 0]
     inside = mean[border : mean.shape[0] - border, border : mean.shape[1] - border]
     if not inside.numel():
-        inside, border = mean, 0
+        inside = mean
+        border = 0
     place = int(inside.argmax())
     return place // inside.shape[1] + border, place % inside.shape[1] + border
 
 
 def sheet(
-    title: tuple[str, str], panels: Sequence[tuple[str, str, Tensor]], hr: Tensor, place: tuple[int, int, int]
+    title: tuple[str, str],
+    panels: Sequence[tuple[str, str, Tensor]],
+    hr: Tensor,
+    place: tuple[int, int, int],
 ) -> Image.Image:
-    """The whole HR image with the place marked, then a panel (name, note, crop ``[3, n, n]``) each, in two rows."""
+    """The whole HR image with the place marked, then a panel (name, note, crop ``[3, n, n]``) each,
+    in two rows.
+    """
     y, x, side = place
     columns = (len(panels) + 1) // 2
     height = 2 * (PANEL + CAPTION) + GAP
     whole = _picture(hr)
-    width = min(round(whole.width * (height - CAPTION - 16) / whole.height), 3 * PANEL)  # two lines below
+    width = min(
+        round(whole.width * (height - CAPTION - 16) / whole.height), 3 * PANEL
+    )  # two lines below
     zoom = width / whole.width
     whole = whole.resize((width, round(whole.height * zoom)), Image.Resampling.LANCZOS)
-    ImageDraw.Draw(whole).rectangle([round(v * zoom) for v in (x, y, x + side, y + side)], outline=ACCENT, width=3)
+    ImageDraw.Draw(whole).rectangle(
+        [round(v * zoom) for v in (x, y, x + side, y + side)], outline=ACCENT, width=3
+    )
     canvas = Image.new(
         "RGB",
         (2 * MARGIN + width + 2 * GAP + columns * (PANEL + GAP) - GAP, 2 * MARGIN + height),
@@ -112,7 +146,13 @@ def sheet(
         top = MARGIN + row * (PANEL + CAPTION + GAP)
         canvas.paste(_picture(crop).resize((PANEL, PANEL), Image.Resampling.NEAREST), (left, top))
         draw.text((left, top + PANEL + 6), name, INK, _font(18))
-        draw.text((left + PANEL, top + PANEL + 6), note, ACCENT if note.endswith("*") else GREY, _font(18), "ra")
+        draw.text(
+            (left + PANEL, top + PANEL + 6),
+            note,
+            ACCENT if note.endswith("*") else GREY,
+            _font(18),
+            "ra",
+        )
     return canvas
 
 

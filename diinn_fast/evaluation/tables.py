@@ -21,7 +21,9 @@ from diinn_fast.metrics import PROTOCOLS, Protocol, missing_for
 
 
 class Table(NamedTuple):
-    """Scales of a table of the paper, and its protocol where that is not the data set's usual one."""
+    """Scales of a table of the paper, and its protocol where that is not the data set's usual
+    one.
+    """
 
     scales: tuple[float, ...]
     protocol: str | None = None
@@ -37,13 +39,17 @@ TABLES = {
 
 
 def quality(options: argparse.Namespace) -> int:
-    """Evaluate, then write ``summary.md``, ``summary.csv``, plots and crop sheets into ``options.out``."""
+    """Evaluate, then write ``summary.md``, ``summary.csv``, plots and crop sheets into
+    ``options.out``.
+    """
     if not options.data:
         raise UpscaleError("no data: give folders of HR images, as in --data Set5 Set14")
     preset = TABLES[options.table or "in-scale"]
     scales = tuple(options.scales or preset.scales)
     if bad := [s for s in scales if not (math.isfinite(s) and s >= 1)]:
-        raise UpscaleError(f"scale {bad[0]:g} cannot be measured: HR images are reduced, by factors of 1 and more")
+        raise UpscaleError(
+            f"scale {bad[0]:g} cannot be measured: HR images are reduced, by factors of 1 and more"
+        )
     device = pick_device(options.device)
     sets = _open_sets(options, preset)
     candidates = unique([load_candidate(spec, device) for spec in _specs(options)])
@@ -77,7 +83,9 @@ def quality(options: argparse.Namespace) -> int:
 def _open_sets(options: argparse.Namespace, preset: Table) -> list[DataSet]:
     sets = []
     for folder in options.data:
-        usual = "liif-div2k" if folder.resolve().name.upper().startswith("DIV2K") else "liif-benchmark"
+        usual = (
+            "liif-div2k" if folder.resolve().name.upper().startswith("DIV2K") else "liif-benchmark"
+        )
         protocol: Protocol = PROTOCOLS[options.protocol or preset.protocol or usual]
         metrics = tuple(options.metrics or protocol.metrics)
         if problem := missing_for(metrics):
@@ -93,7 +101,9 @@ def _specs(options: argparse.Namespace) -> list[str]:
     if options.table != "ablation":
         return options.models
     if options.runs is None:
-        raise UpscaleError("no runs: give the folder that holds the ablation's runs, as in --runs ablation")
+        raise UpscaleError(
+            "no runs: give the folder that holds the ablation's runs, as in --runs ablation"
+        )
     return [f"{label}={path}" for label, path in find_runs(options.runs)]
 
 
@@ -114,7 +124,10 @@ def ablation_table(candidates: list[Candidate], rows: list[Row]) -> str:
     """A row per run: its mode, its size, and its PSNR on every set and scale; the best in bold."""
     scores = {(m.set, m.scale, m.model): m.psnr for m in means(rows)}
     places = list(dict.fromkeys((s, scale) for s, scale, _ in scores))
-    columns = [report.cells([scores.get((*place, c.label)) for c in candidates], "psnr") for place in places]
+    columns = [
+        report.cells([scores.get((*place, c.label)) for c in candidates], "psnr")
+        for place in places
+    ]
     body = []
     for n, c in enumerate(candidates):
         assert c.model is not None

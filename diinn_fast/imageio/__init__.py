@@ -1,7 +1,7 @@
 """Read and write PNG, JPEG, TIFF and WebP without losing what the file says about itself.
 
-Bit depth (8 or 16), grey, alpha, ICC profile and resolution are kept; EXIF orientation is applied on read.
-What cannot be kept or read faithfully is refused with an `ImageError` of one sentence.
+Bit depth (8 or 16), grey, alpha, ICC profile and resolution are kept; EXIF orientation is applied
+on read. What cannot be kept or read faithfully is refused with an `ImageError` of one sentence.
 """
 
 from diinn_fast.imageio.bleed import bleed_alpha
@@ -9,4 +9,12 @@ from diinn_fast.imageio.formats import MAX_SIDE, Image, ImageError, check_writab
 from diinn_fast.imageio.read import read_image
 from diinn_fast.imageio.write import write_image
 
-__all__ = ["MAX_SIDE", "Image", "ImageError", "bleed_alpha", "check_writable", "read_image", "write_image"]
+__all__ = [
+    "MAX_SIDE",
+    "Image",
+    "ImageError",
+    "bleed_alpha",
+    "check_writable",
+    "read_image",
+    "write_image",
+]

@@ -18,14 +18,15 @@ _DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 @contextmanager
 def atomic_file(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
-    """Binary file that takes the name `path` when the block ends well, and vanishes when it does not.
+    """Binary file that takes the name `path` when the block ends well, and vanishes when it does
+    not.
 
-    The bytes go to a temporary file in the same folder, reach the disk (fsync) and only then take the name,
-    so that a full disk, an exception, Ctrl-C or a power cut leaves the old file intact.
+    The bytes go to a temporary file in the same folder, reach the disk (fsync) and only then take
+    the name, so that a full disk, an exception, Ctrl-C or a power cut leaves the old file intact.
 
     Raises:
-        ImageError: `path` exists and `overwrite` is False (also if it appeared meanwhile), the disk is full,
-            or the system refuses otherwise.
+        ImageError: `path` exists and `overwrite` is False (also if it appeared meanwhile), the disk
+            is full, or the system refuses otherwise.
     """
     target = Path(os.path.realpath(path))  # writes through a symbolic link instead of replacing it
     partial = target.with_name(f".diinn-{secrets.token_hex(8)}.part")
@@ -43,7 +44,9 @@ def atomic_file(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
 
 
 def publish(partial: Path, target: Path, overwrite: bool) -> None:
-    """Give a complete file its name, as a second one where hard links exist; ImageError if it may not replace."""
+    """Give a complete file its name, as a second one where hard links exist; ImageError if it may
+    not replace.
+    """
     if overwrite:
         with suppress(OSError):  # a new file has no mode to keep
             shutil.copymode(target, partial)
@@ -80,6 +83,12 @@ def is_disk_full(error: OSError) -> bool:
 
 def _explain(path: Path, error: OSError) -> str:
     if is_disk_full(error):
-        return f"{path} could not be written, the disk is full: free some space or choose another folder."
+        return (
+            f"{path} could not be written, the disk is full: free some space or choose another "
+            "folder."
+        )
     reason = error.strerror or str(error)
-    return f"{path} could not be written ({reason}): check the folder and the disk, or choose another folder."
+    return (
+        f"{path} could not be written ({reason}): check the folder and the disk, or choose "
+        "another folder."
+    )

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 def bleed_alpha(rgb: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
     """Replace the colour of fully transparent pixels by that of the visible ones nearby.
 
-    Push-pull: a pyramid of alpha-weighted averages goes down to one pixel, and on the way up every pixel
-    without a colour of its own takes the interpolated colour of the level below. Linear in the number of
-    pixels, deterministic.
+    Push-pull: a pyramid of alpha-weighted averages goes down to one pixel, and on the way up every
+    pixel without a colour of its own takes the interpolated colour of the level below. Linear in
+    the number of pixels, deterministic.
 
     Args:
         rgb: [3, h, w] float, any range.
@@ -29,7 +29,9 @@ def bleed_alpha(rgb: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
 
 
 def _fill(weighted: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Colour [3, h, w] of a level: weighted / weight where weight > 0, else from the next coarser one."""
+    """Colour [3, h, w] of a level: weighted / weight where weight > 0, else from the next coarser
+    one.
+    """
     colour = weighted / weight.clamp_min(torch.finfo(weight.dtype).tiny)
     empty = weight == 0
     if not bool(empty.any()):
@@ -41,16 +43,18 @@ def _fill(weighted: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _halve(values: torch.Tensor, dim: int) -> torch.Tensor:
-    """Every second sample of a [1, 3, 3, 1] / 8 filter along `dim`: n -> ceil(n / 2), zeros beyond the edge.
+    """Every second sample of a [1, 3, 3, 1] / 8 filter along `dim`: n -> ceil(n / 2), zeros beyond
+    the edge.
 
-    Slices and sums rather than a convolution: an empty neighbourhood must give exactly 0, which a Winograd
-    or FFT convolution does not promise.
+    Slices and sums rather than a convolution: an empty neighbourhood must give exactly 0, which a
+    Winograd or FFT convolution does not promise.
     """
     odd = values.shape[dim] % 2
     padding = [0, 0, 1, 1 + odd] if dim == 1 else [1, 1 + odd, 0, 0]
     padded = F.pad(values, padding)
     count = padded.shape[dim] // 2 - 1
-    even, other = (padded.unfold(dim, 2, 2).select(-1, parity) for parity in (0, 1))
+    even = padded.unfold(dim, 2, 2).select(-1, 0)
+    other = padded.unfold(dim, 2, 2).select(-1, 1)
     near = other.narrow(dim, 0, count) + even.narrow(dim, 1, count)
     far = even.narrow(dim, 0, count) + other.narrow(dim, 1, count)
     return near * 0.375 + far * 0.125

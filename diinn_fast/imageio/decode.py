@@ -1,4 +1,6 @@
-"""File to integer samples through Pillow, including the 16-bit colour that Pillow alone cuts to 8 bits."""
+"""File to integer samples through Pillow, including the 16-bit colour that Pillow alone cuts to 8
+bits.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,14 @@ _PLUGINS: dict[str, Callable[[BinaryIO], ImageFile]] = {
 }
 
 # TIFF tags
-_SUBFILE, _BITS, _PHOTOMETRIC, _ORIENTATION, _X_RESOLUTION = 254, 258, 262, 274, 282
-_PLANES, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 284, 338, 339
+_SUBFILE = 254
+_BITS = 258
+_PHOTOMETRIC = 262
+_ORIENTATION = 274
+_X_RESOLUTION = 282
+_PLANES = 284
+_EXTRA_SAMPLES = 338
+_SAMPLE_FORMAT = 339
 
 _MAX_DPI = 1e6
 
@@ -41,10 +49,15 @@ MAX_PIXELS = 2**31
 """Largest picture that is read, whatever the memory."""
 
 _READ_BYTES = 28
-"""Peak bytes per pixel while reading 16-bit RGB + alpha: integers 8, float32 result 16, one plane 4."""
+"""Peak bytes per pixel while reading 16-bit RGB + alpha: integers 8, float32 result 16, one plane
+4.
+"""
 
-_DECODE_BYTES_8BIT, _DECODE_BYTES_16BIT = 22, 27
-"""Peak bytes per pixel of `decode` alone: 1.1 x the most measured (WebP with alpha, 16-bit RGB + alpha)."""
+_DECODE_BYTES_8BIT = 22
+_DECODE_BYTES_16BIT = 27
+"""Peak bytes per pixel of `decode` alone: 1.1 x the most measured (WebP with alpha, 16-bit RGB +
+alpha).
+"""
 
 _MODES_8BIT = {"1": "L", "L": "L", "La": "LA", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA"}
 _MODES_16BIT = {"I;16", "I;16B", "RGB", "RGBA"}
@@ -52,7 +65,9 @@ _MODES_16BIT = {"I;16", "I;16B", "RGB", "RGBA"}
 
 @dataclass
 class Decoded:
-    """Upright samples [h, w, c] uint8 or uint16, c = grey, grey + alpha, RGB, RGB + alpha; and metadata."""
+    """Upright samples [h, w, c] uint8 or uint16, c = grey, grey + alpha, RGB, RGB + alpha; and
+    metadata.
+    """
 
     samples: np.ndarray
     icc: bytes | None
@@ -60,7 +75,8 @@ class Decoded:
 
 
 def decode(path: Path, kind: str, file: BinaryIO, *, max_bytes: int | None = None) -> Decoded:
-    """Decode the whole picture, by at most `max_bytes` if given (default: by what float samples leave free).
+    """Decode the whole picture, by at most `max_bytes` if given (default: by what float samples
+    leave free).
 
     Raises:
         ImageError: anything damaged, cut off, too large or not supported.
@@ -74,9 +90,14 @@ def decode(path: Path, kind: str, file: BinaryIO, *, max_bytes: int | None = Non
     if max_bytes is not None:
         _check_bound(path, *picture.size, 16 if _is_16bit(picture, header) else 8, max_bytes)
     icc = picture.info.get("icc_profile")
-    orientation = picture.tag_v2.get(_ORIENTATION, 1) if isinstance(picture, TiffImageFile) else None
+    orientation = (
+        picture.tag_v2.get(_ORIENTATION, 1) if isinstance(picture, TiffImageFile) else None
+    )
     huge = math.prod(picture.size) > (PIL.Image.MAX_IMAGE_PIXELS or math.inf)
-    with _pillow_limit_lifted() if huge and kind == "TIFF" else nullcontext(), _damage_explained(path, kind):
+    with (
+        _pillow_limit_lifted() if huge and kind == "TIFF" else nullcontext(),
+        _damage_explained(path, kind),
+    ):
         samples = _samples(kind, file, picture, header)
     if header is not None and header.transparent is not None and header.colour_type != PALETTE:
         samples = _with_transparent_colour(samples, header)
@@ -92,7 +113,9 @@ def _damage_explained(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
     except MemoryError:
-        raise ImageError(f"{path} does not fit in memory: crop it or use a machine with more.") from None
+        raise ImageError(
+            f"{path} does not fit in memory: crop it or use a machine with more."
+        ) from None
     except Exception as error:  # on damaged input Pillow raises nearly every exception there is
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise ImageError(
@@ -127,15 +150,21 @@ def _pillow_limit_lifted() -> Iterator[None]:
 
 
 def _check_size(path: Path, width: int, height: int) -> None:
-    """Refuse before anything of the picture's size is allocated; a small file can declare any size."""
+    """Refuse before anything of the picture's size is allocated; a small file can declare any
+    size.
+    """
     pixels = width * height
     if pixels > MAX_PIXELS:
-        raise ImageError(f"{path} declares {width} x {height} pixels, more than 2**31: cut it into parts.")
+        raise ImageError(
+            f"{path} declares {width} x {height} pixels, more than 2**31: cut it into parts."
+        )
     available = _available_memory()
     if available is not None and pixels * _READ_BYTES > available:
         raise ImageError(
-            f"{path} declares {width} x {height} pixels, which take {pixels * _READ_BYTES / 2**30:.1f} GiB "
-            f"to read and {available / 2**30:.1f} GiB are free: crop it or use a machine with more memory."
+            f"{path} declares {width} x {height} pixels, which take "
+            f"{pixels * _READ_BYTES / 2**30:.1f} GiB "
+            f"to read and {available / 2**30:.1f} GiB are free: crop it or use a machine with "
+            "more memory."
         )
 
 
@@ -148,13 +177,17 @@ def _check_bound(path: Path, width: int, height: int, bits: int, max_bytes: int)
     needed = decode_bytes(width, height, bits)
     if needed > max_bytes:
         raise ImageError(
-            f"{path} takes {needed / 2**20:,.0f} MiB to decode {width} x {height} pixels and {max_bytes / 2**20:,.0f} "
-            "are left within the bound: raise it, or convert the file to a tiled TIFF or Zarr, read by region."
+            f"{path} takes {needed / 2**20:,.0f} MiB to decode {width} x {height} pixels and "
+            f"{max_bytes / 2**20:,.0f} "
+            "are left within the bound: raise it, or convert the file to a tiled TIFF or Zarr, "
+            "read by region."
         )
 
 
 def _available_memory() -> int | None:
-    """Bytes free for use (Linux) or installed (other POSIX systems); None where the system does not say."""
+    """Bytes free for use (Linux) or installed (other POSIX systems); None where the system does not
+    say.
+    """
     try:
         with open("/proc/meminfo") as meminfo:
             for line in meminfo:
@@ -169,14 +202,22 @@ def _available_memory() -> int | None:
 
 
 def _check_kind(path: Path, kind: str, picture: ImageFile, header: PngHeader | None) -> None:
-    """Refuse colour spaces, sample types and multiple frames that would give a wrong or partial picture."""
+    """Refuse colour spaces, sample types and multiple frames that would give a wrong or partial
+    picture.
+    """
     if isinstance(picture, TiffImageFile):
         _check_tiff(path, picture)
-    elif kind != "JPEG" and getattr(picture, "is_animated", False):  # JPEG: previews follow the main picture
-        raise ImageError(f"{path} is an animated {kind}: extract its frames first and give them one by one.")
+    elif kind != "JPEG" and getattr(
+        picture, "is_animated", False
+    ):  # JPEG: previews follow the main picture
+        raise ImageError(
+            f"{path} is an animated {kind}: extract its frames first and give them one by one."
+        )
     supported = _MODES_16BIT if _is_16bit(picture, header) else {*_MODES_8BIT, "P", "PA"}
     if picture.mode not in supported:
-        raise ImageError(f"{path} has {picture.mode} pixels: convert it to 8- or 16-bit grey or RGB first.")
+        raise ImageError(
+            f"{path} has {picture.mode} pixels: convert it to 8- or 16-bit grey or RGB first."
+        )
 
 
 def _check_tiff(path: Path, picture: TiffImageFile) -> None:
@@ -187,15 +228,22 @@ def _check_tiff(path: Path, picture: TiffImageFile) -> None:
             subfiles.append(picture.tag_v2.get(_SUBFILE, 0))
         picture.seek(0)
     if not all(subfile & 1 for subfile in subfiles):  # bit 0: a reduced copy of another page
-        raise ImageError(f"{path} is a TIFF of several pages: split it and give the pages one by one.")
+        raise ImageError(
+            f"{path} is a TIFF of several pages: split it and give the pages one by one."
+        )
     tags = picture.tag_v2
     bits = tags.get(_BITS, (1,))
     if set(tags.get(_SAMPLE_FORMAT, (1,))) != {1}:
-        raise ImageError(f"{path} has float or signed samples: rescale it to 8- or 16-bit unsigned integers first.")
+        raise ImageError(
+            f"{path} has float or signed samples: rescale it to 8- or 16-bit unsigned integers "
+            "first."
+        )
     if len(set(bits)) != 1 or bits[0] not in (1, 2, 4, 8, 16):
         raise ImageError(f"{path} has {bits[0]} bits per sample: convert it to 8 or 16 bits first.")
     if bits[0] == 16 and len(bits) > 1 and tags.get(_PLANES, 1) != 1:
-        raise ImageError(f"{path} is a 16-bit TIFF with separate planes: save it with interleaved channels.")
+        raise ImageError(
+            f"{path} is a 16-bit TIFF with separate planes: save it with interleaved channels."
+        )
 
 
 def _is_16bit(picture: ImageFile, header: PngHeader | None) -> bool:
@@ -213,11 +261,14 @@ def _exif_orientation(picture: ImageFile) -> object:
 
 
 def _dpi(picture: ImageFile, orientation: object) -> tuple[float, float] | None:
-    """Resolution (horizontal, vertical) of the upright picture, None if the file states no sensible one."""
+    """Resolution (horizontal, vertical) of the upright picture, None if the file states no sensible
+    one.
+    """
     dpi = picture.info.get("dpi")
     if dpi is None or (isinstance(picture, TiffImageFile) and _X_RESOLUTION not in picture.tag_v2):
         return None  # Pillow says 1 dpi for a TIFF without resolution
-    horizontal, vertical = float(dpi[0]), float(dpi[1])
+    horizontal = float(dpi[0])
+    vertical = float(dpi[1])
     if not (0 < horizontal < _MAX_DPI and 0 < vertical < _MAX_DPI):
         return None
     return (vertical, horizontal) if orientation in (5, 6, 7, 8) else (horizontal, vertical)
@@ -239,12 +290,15 @@ def _samples_8bit(picture: ImageFile) -> np.ndarray:
     return _as_array(converted)
 
 
-def _samples_16bit(kind: str, file: BinaryIO, picture: ImageFile, header: PngHeader | None) -> np.ndarray:
+def _samples_16bit(
+    kind: str, file: BinaryIO, picture: ImageFile, header: PngHeader | None
+) -> np.ndarray:
     """Read 16-bit samples that Pillow has no mode for.
 
-    Pillow decompresses 16-bit colour completely and then keeps one byte of each sample, as the byte order
-    of the tile's raw mode says. Decoding twice, the second time with the byte order exchanged, yields the
-    high and the low bytes; grey + alpha PNG fits whole into a 32-bit raw mode.
+    Pillow decompresses 16-bit colour completely and then keeps one byte of each sample, as the byte
+    order of the tile's raw mode says. Decoding twice, the second time with the byte order
+    exchanged, yields the high and the low bytes; grey + alpha PNG fits whole into a 32-bit raw
+    mode.
     """
     if picture.mode.startswith("I;16"):
         samples = _as_array(picture)
@@ -253,7 +307,9 @@ def _samples_16bit(kind: str, file: BinaryIO, picture: ImageFile, header: PngHea
     if header is not None and header.colour_type == 4:
         _set_raw_mode(picture, lambda raw_mode: "RGBA")
         return np.ascontiguousarray(_as_array(picture)).view(">u2").astype(np.uint16)
-    premultiplied = isinstance(picture, TiffImageFile) and picture.tag_v2.get(_EXTRA_SAMPLES, ()) == (1,)
+    premultiplied = isinstance(picture, TiffImageFile) and picture.tag_v2.get(
+        _EXTRA_SAMPLES, ()
+    ) == (1,)
     _set_raw_mode(picture, lambda raw_mode: raw_mode.replace("RGBa", "RGBA"))
     samples = _as_array(picture).astype(np.uint16) << 8
     second = _open(kind, file)
@@ -273,7 +329,8 @@ def _set_raw_mode(picture: ImageFile, change: Callable[[str], str]) -> None:
 
 def _other_byte(raw_mode: str) -> str:
     """Raw mode with the other byte order: "RGB;16B" <-> "RGB;16L", "N" is this machine's own."""
-    name, order = raw_mode[:-1], raw_mode[-1]
+    name = raw_mode[:-1]
+    order = raw_mode[-1]
     return name + {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[order]
 
 
@@ -293,7 +350,9 @@ def _divide_out_alpha(samples: np.ndarray) -> np.ndarray:
 
 
 def _with_transparent_colour(samples: np.ndarray, header: PngHeader) -> np.ndarray:
-    """Append the alpha that tRNS of a grey or RGB PNG stands for: exactly this colour is transparent."""
+    """Append the alpha that tRNS of a grey or RGB PNG stands for: exactly this colour is
+    transparent.
+    """
     top = np.iinfo(samples.dtype).max
     key = np.frombuffer(header.transparent or b"", ">u2").astype(np.int64)
     if header.depth < 8:

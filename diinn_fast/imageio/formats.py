@@ -10,7 +10,9 @@ import torch
 
 
 class ImageError(ValueError):
-    """A file that cannot be read or written; the message is one sentence that names it and the remedy."""
+    """A file that cannot be read or written; the message is one sentence that names it and the
+    remedy.
+    """
 
 
 @dataclass
@@ -18,7 +20,8 @@ class Image:
     """A picture in memory, together with what its file said about it.
 
     Attributes:
-        rgb: [3, h, w] float32 in [0, 1], value = integer / (2**bits - 1); grey is replicated to 3 channels.
+        rgb: [3, h, w] float32 in [0, 1], value = integer / (2**bits - 1); grey is replicated to 3
+            channels.
         alpha: [1, h, w] float32 in [0, 1], not premultiplied, or None for an opaque picture.
         grey: the file is grey; it is written back as one channel, the mean of the three.
         bits: 8 or 16 per sample; 1, 2 and 4 bits and palettes count as 8.
@@ -53,12 +56,16 @@ MAX_SIDE: dict[str, int] = {
 
 
 def format_of(path: Path) -> str:
-    """Format ("PNG", "JPEG", "TIFF", "WebP") that the file name asks for; ImageError for any other suffix."""
+    """Format ("PNG", "JPEG", "TIFF", "WebP") that the file name asks for; ImageError for any other
+    suffix.
+    """
     try:
         return FORMAT_OF_SUFFIX[path.suffix.lower()]
     except KeyError:
         known = ", ".join(FORMAT_OF_SUFFIX)
-        raise ImageError(f"{path} has no known image extension: name it with one of {known}.") from None
+        raise ImageError(
+            f"{path} has no known image extension: name it with one of {known}."
+        ) from None
 
 
 def check_writable(
@@ -75,12 +82,12 @@ def check_writable(
         path: output file; its extension picks the format.
         height, width: size of the output in pixels.
         overwrite: an existing file may be replaced.
-        like: picture whose alpha, grey and bits the output will have (for example the input of an upscale);
-            without it an opaque 8-bit RGB output is assumed.
+        like: picture whose alpha, grey and bits the output will have (for example the input of an
+            upscale); without it an opaque 8-bit RGB output is assumed.
 
     Raises:
-        ImageError: unknown extension, missing or unwritable folder, existing output without `overwrite`,
-            size beyond the format's limit, alpha in a JPEG.
+        ImageError: unknown extension, missing or unwritable folder, existing output without
+            `overwrite`, size beyond the format's limit, alpha in a JPEG.
     """
     path = Path(path)
     kind = format_of(path)
@@ -89,18 +96,21 @@ def check_writable(
         raise ImageError(f"{path} would have {width} x {height} pixels: ask for at least 1 x 1.")
     if max(height, width) > MAX_SIDE[kind]:
         raise ImageError(
-            f"{path} would have {width} x {height} pixels and {kind} ends at {MAX_SIDE[kind]:,} a side: "
+            f"{path} would have {width} x {height} pixels and {kind} ends at {MAX_SIDE[kind]:,} a "
+            "side: "
             f"write {'TIFF' if kind == 'PNG' else 'PNG or TIFF'} or choose a smaller scale."
         )
     if kind == "JPEG" and like is not None and like.alpha is not None:
-        raise ImageError(f"{path} cannot hold the alpha channel, JPEG has none: write PNG, TIFF or WebP.")
+        raise ImageError(
+            f"{path} cannot hold the alpha channel, JPEG has none: write PNG, TIFF or WebP."
+        )
 
 
 def stored_layout(kind: str, image: Image) -> tuple[int, int]:
     """(channels, bits) that `image` has in a file of format `kind`.
 
-    JPEG and WebP have 8 bits, WebP no grey. Few readers know 16-bit grey + alpha TIFF, so that it is stored
-    as RGB + alpha.
+    JPEG and WebP have 8 bits, WebP no grey. Few readers know 16-bit grey + alpha TIFF, so that it
+    is stored as RGB + alpha.
     """
     bits = image.bits if kind in ("PNG", "TIFF") else 8
     has_alpha = image.alpha is not None
@@ -113,7 +123,9 @@ def _check_place(path: Path, overwrite: bool) -> None:
     if not folder.is_dir():
         raise ImageError(f"{path} cannot be written, {folder} is not a folder: create it first.")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ImageError(f"{path} cannot be written, {folder} is write-protected: choose another folder.")
+        raise ImageError(
+            f"{path} cannot be written, {folder} is write-protected: choose another folder."
+        )
     if not os.path.lexists(path):
         return
     if path.exists() and not path.is_file():
@@ -124,4 +136,6 @@ def _check_place(path: Path, overwrite: bool) -> None:
 
 def already_exists(path: Path) -> ImageError:
     """The refusal to replace a file that nobody said may be replaced."""
-    return ImageError(f"{path} already exists: pass --overwrite (overwrite=True) or choose another name.")
+    return ImageError(
+        f"{path} already exists: pass --overwrite (overwrite=True) or choose another name."
+    )

@@ -51,7 +51,10 @@ class Layout:
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 1:
-            raise ImageError(f"an output of {self.width} x {self.height} pixels has none: ask for at least 1 x 1.")
+            raise ImageError(
+                f"an output of {self.width} x {self.height} pixels has none: ask for at least 1 x "
+                "1."
+            )
         if self.channels not in (1, 2, 3, 4) or self.dtype not in DTYPES:
             raise ImageError(
                 f"an output of {self.channels} channels of {self.dtype} is not possible: "
@@ -91,7 +94,8 @@ def levels_below(layout: Layout, smallest: int) -> list[Layout]:
 
 
 def halve(samples: np.ndarray) -> np.ndarray:
-    """Mean of every 2 x 2 samples of [h, w, C], integers rounded half up; an odd border counts twice.
+    """Mean of every 2 x 2 samples of [h, w, C], integers rounded half up; an odd border counts
+    twice.
 
     Depends on the four samples alone, so that any tiling that begins at even places gives the same.
     """
@@ -106,7 +110,9 @@ def halve(samples: np.ndarray) -> np.ndarray:
 
 
 def in_order(function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
-    """`map(function, items)` by `WORKERS` threads, at most twice as many results ahead of the consumer."""
+    """`map(function, items)` by `WORKERS` threads, at most twice as many results ahead of the
+    consumer.
+    """
     ahead: deque[Future[_R]] = deque()
     with ThreadPoolExecutor(WORKERS) as pool:
         try:

@@ -1,9 +1,12 @@
-"""The parts of PNG that Pillow leaves out: checksums on read; on write 16-bit colour and pictures beyond memory.
+"""The parts of PNG that Pillow leaves out: checksums on read; on write 16-bit colour and pictures
+beyond memory.
 
-No library that installs everywhere writes PNG by rows without the whole picture (Pillow, imagecodecs) or a map
-of it (libvips) in memory; what is needed beside zlib are five filters and a dozen chunk fields.
+No library that installs everywhere writes PNG by rows without the whole picture (Pillow,
+imagecodecs) or a map of it (libvips) in memory; what is needed beside zlib are five filters and a
+dozen chunk fields.
 
-Source: PNG Specification, Third Edition (W3C), sections 5 (chunks), 9 (filtering), 11 (chunk contents).
+Source: PNG Specification, Third Edition (W3C), sections 5 (chunks), 9 (filtering), 11 (chunk
+    contents).
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ PALETTE = 3
 
 @dataclass
 class PngHeader:
-    """What the decoder cannot be asked for: sample depth (1, 2, 4, 8, 16), colour type, raw tRNS data."""
+    """What the decoder cannot be asked for: sample depth (1, 2, 4, 8, 16), colour type, raw tRNS
+    data.
+    """
 
     depth: int
     colour_type: int
@@ -40,7 +45,8 @@ class PngHeader:
 def check_png(path: Path, file: BinaryIO) -> PngHeader:
     """Walk through all chunks of a PNG and compare the checksum of those that make up the picture.
 
-    Pillow decodes pixel data without looking at its CRC, so that a flipped bit would pass as a picture.
+    Pillow decodes pixel data without looking at its CRC, so that a flipped bit would pass as a
+    picture.
 
     Raises:
         ImageError: cut off, or a wrong checksum in a critical chunk or tRNS.
@@ -66,7 +72,9 @@ def check_png(path: Path, file: BinaryIO) -> PngHeader:
     return PngHeader(header[8], header[9], transparent)
 
 
-def _read_data(path: Path, file: BinaryIO, name: bytes, length: int, keep: bool) -> tuple[int, bytes]:
+def _read_data(
+    path: Path, file: BinaryIO, name: bytes, length: int, keep: bool
+) -> tuple[int, bytes]:
     crc = zlib.crc32(name)
     kept = b""
     while length > 0:
@@ -94,13 +102,17 @@ def _damaged(path: Path) -> ImageError:
 def write_png(file: BinaryIO, layout: Layout, read: Read, progress: Progress | None = None) -> None:
     """Write 8 or 16 bits by bands of rows: memory of `png_bytes` and what `read` returns.
 
-    Bands are filtered and compressed by several threads, each to the end of a Deflate block, so that the file
-    does not depend on their number.
+    Bands are filtered and compressed by several threads, each to the end of a Deflate block, so
+    that the file does not depend on their number.
     """
     file.write(SIGNATURE)
     bits = 8 * layout.stored.itemsize
     colour_type = _COLOUR_TYPE[layout.channels]
-    _write_chunk(file, b"IHDR", struct.pack(">IIBBBBB", layout.width, layout.height, bits, colour_type, 0, 0, 0))
+    _write_chunk(
+        file,
+        b"IHDR",
+        struct.pack(">IIBBBBB", layout.width, layout.height, bits, colour_type, 0, 0, 0),
+    )
     if layout.icc is not None:
         _write_chunk(file, b"iCCP", b"ICC Profile\0\0" + zlib.compress(layout.icc))
     if layout.dpi is not None:
@@ -132,9 +144,13 @@ def png_bytes(layout: Layout) -> int:
 
 
 def png_size(layout: Layout) -> int:
-    """Most bytes of the file: Deflate of noise adds 5 bytes per 16 KiB, each row has its filter's number."""
+    """Most bytes of the file: Deflate of noise adds 5 bytes per 16 KiB, each row has its filter's
+    number.
+    """
     bands = -(-layout.height // _rows_per_band(layout))
-    return int((layout.nbytes + layout.height) * 1.001) + 64 * bands + len(layout.icc or b"") + 2**16
+    return (
+        int((layout.nbytes + layout.height) * 1.001) + 64 * bands + len(layout.icc or b"") + 2**16
+    )
 
 
 def png_job(file: BinaryIO) -> str | None:
@@ -167,18 +183,25 @@ def _write_chunk(file: BinaryIO, name: bytes, data: bytes) -> None:
 def _filtered(layout: Layout, read: Read, top: int, stop: int) -> bytes:
     """Rows top to stop, each with the filter of the smallest sum of absolute differences."""
     samples = read(max(0, top - 1), stop, 0, layout.width)
-    band = samples.astype(samples.dtype.newbyteorder(">")).reshape(samples.shape[0], -1).view(np.uint8)
+    band = (
+        samples.astype(samples.dtype.newbyteorder(">")).reshape(samples.shape[0], -1).view(np.uint8)
+    )
     if top == 0:
         band = np.concatenate([np.zeros_like(band[:1]), band])
     return _best_filter(band[1:], band[:-1], layout.channels * layout.stored.itemsize).tobytes()
 
 
 def _best_filter(rows: np.ndarray, up: np.ndarray, pixel_bytes: int) -> np.ndarray:
-    """[n, 1 + bytes]: filter type, then the filtered bytes of each row; `up` [n, bytes], the rows above."""
-    left, up_left = _shift(rows, pixel_bytes), _shift(up, pixel_bytes)
+    """[n, 1 + bytes]: filter type, then the filtered bytes of each row; `up` [n, bytes], the rows
+    above.
+    """
+    left = _shift(rows, pixel_bytes)
+    up_left = _shift(up, pixel_bytes)
     average = ((left.astype(np.uint16) + up) >> 1).astype(np.uint8)
     candidates = [rows, rows - left, rows - up, rows - average, rows - _paeth(left, up, up_left)]
-    costs = [np.minimum(values, -values).sum(1, dtype=np.int64) for values in candidates]  # |signed byte|
+    costs = [
+        np.minimum(values, -values).sum(1, dtype=np.int64) for values in candidates
+    ]  # |signed byte|
     choice = np.argmin(np.stack(costs), axis=0)
     best = np.empty((rows.shape[0], 1 + rows.shape[1]), np.uint8)
     best[:, 0] = choice

@@ -12,10 +12,11 @@ _BLOCK = 2**24
 
 
 class PositionedFile:
-    """pread and pwrite, or seek under a lock where the system has neither (Windows). Raises OSError.
+    """pread and pwrite, or seek under a lock where the system has neither (Windows). Raises
+    OSError.
 
-    Not a memory map: its pages would count as resident memory of the process, and a file that gets shorter would
-    end the process by a signal.
+    Not a memory map: its pages would count as resident memory of the process, and a file that gets
+    shorter would end the process by a signal.
     """
 
     def __init__(self, path: Path, *, write: bool = False, create: bool = False) -> None:
@@ -42,7 +43,8 @@ class PositionedFile:
                 with self._lock:
                     os.lseek(self._descriptor, offset, os.SEEK_SET)
                     done = os.write(self._descriptor, data[:_BLOCK])
-            data, offset = data[done:], offset + done
+            data = data[done:]
+            offset = offset + done
 
     def read(self, target: memoryview, offset: int) -> None:
         """Fill `target`; EOFError where the file ends before."""
@@ -51,7 +53,8 @@ class PositionedFile:
             if not data:
                 raise EOFError(f"{self.path} ends too early")
             target[: len(data)] = data
-            target, offset = target[len(data) :], offset + len(data)
+            target = target[len(data) :]
+            offset = offset + len(data)
 
     def exactly(self, count: int, offset: int) -> bytes:
         buffer = bytearray(count)
@@ -61,20 +64,25 @@ class PositionedFile:
     def window(
         self, start: int, row_items: int, dtype: np.dtype, y0: int, y1: int, first: int, count: int
     ) -> np.ndarray:
-        """Items [first, first + count) of the rows y0 to y1 of a row-major array at `start`: [y1 - y0, count]."""
+        """Items [first, first + count) of the rows y0 to y1 of a row-major array at `start`: [y1 -
+        y0, count].
+        """
         out = np.empty((y1 - y0, count), dtype)
         if count == row_items:
             self.read(bytes_of(out), start + y0 * row_items * dtype.itemsize)
         else:
             for row in range(y1 - y0):
-                self.read(bytes_of(out[row]), start + ((y0 + row) * row_items + first) * dtype.itemsize)
+                self.read(
+                    bytes_of(out[row]), start + ((y0 + row) * row_items + first) * dtype.itemsize
+                )
         return out
 
     def sync(self) -> None:
         os.fsync(self._descriptor)
 
     def close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
+        descriptor = self._descriptor
+        self._descriptor = -1
         if descriptor >= 0:
             os.close(descriptor)
 

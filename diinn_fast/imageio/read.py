@@ -25,14 +25,17 @@ _MAGIC = (
 def read_image(path: str | os.PathLike[str]) -> Image:
     """Read a PNG, JPEG, TIFF or WebP file; the contents decide the format, not the name.
 
-    Kept: bit depth, alpha (also tRNS), grey, ICC profile, resolution. Applied: EXIF orientation. Palettes
-    become RGB, or RGB + alpha where they have transparency; 1-, 2- and 4-bit grey become 8-bit grey;
-    premultiplied alpha of a TIFF is divided out. Of a phone's multi-picture JPEG the main picture is read.
+    Kept: bit depth, alpha (also tRNS), grey, ICC profile, resolution. Applied: EXIF orientation.
+        Palettes
+    become RGB, or RGB + alpha where they have transparency; 1-, 2- and 4-bit grey become 8-bit
+    grey; premultiplied alpha of a TIFF is divided out. Of a phone's multi-picture JPEG the main
+    picture is read.
 
     Raises:
-        ImageError: missing, empty, damaged or cut off file; not one of the four formats; CMYK, YCbCr, LAB;
-            float, signed or 32-bit samples; animation; more than one page (reduced-resolution copies aside);
-            16-bit TIFF with separate planes or grey + alpha; more pixels than fit in memory.
+        ImageError: missing, empty, damaged or cut off file; not one of the four formats; CMYK,
+            YCbCr, LAB; float, signed or 32-bit samples; animation; more than one page
+            (reduced-resolution copies aside); 16-bit TIFF with separate planes or grey + alpha;
+            more pixels than fit in memory.
     """
     path = Path(path)
     with open_picture(path) as file:
@@ -46,7 +49,9 @@ def read_image(path: str | os.PathLike[str]) -> Image:
             rgb[channel] = to_float(samples[..., min(channel, colours - 1)])
         alpha = to_float(samples[..., -1])[None] if channels > colours else None
     except (MemoryError, RuntimeError):  # torch reports a failed allocation as RuntimeError
-        raise ImageError(f"{path} does not fit in memory: crop it or use a machine with more.") from None
+        raise ImageError(
+            f"{path} does not fit in memory: crop it or use a machine with more."
+        ) from None
     return Image(
         rgb=rgb,
         alpha=alpha,
@@ -71,7 +76,9 @@ def open_picture(path: Path) -> BinaryIO:
         raise ImageError(f"{path} does not exist: check the name and the folder.") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         reason = getattr(error, "strerror", None) or error
-        raise ImageError(f"{path} cannot be opened ({reason}): check its name and permissions.") from error
+        raise ImageError(
+            f"{path} cannot be opened ({reason}): check its name and permissions."
+        ) from error
 
 
 def sniff(path: Path, file: BinaryIO) -> str:
@@ -86,4 +93,6 @@ def sniff(path: Path, file: BinaryIO) -> str:
             return kind
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         return "WebP"
-    raise ImageError(f"{path} is not a PNG, JPEG, TIFF or WebP image: convert it to one of them, such as PNG.")
+    raise ImageError(
+        f"{path} is not a PNG, JPEG, TIFF or WebP image: convert it to one of them, such as PNG."
+    )

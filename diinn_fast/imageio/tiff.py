@@ -1,7 +1,9 @@
-"""TIFF and BigTIFF through tifffile: pure Python, needs NumPy alone, holds one tile at a time and reads by region.
+"""TIFF and BigTIFF through tifffile: pure Python, needs NumPy alone, holds one tile at a time and
+reads by region.
 
-libvips is as fast, but maps its raw input, which counts as resident memory (205 MiB against 19 for 8192 x 8192).
-Tiles are compressed here, by threads, so that the bytes do not depend on which codecs are installed.
+libvips is as fast, but maps its raw input, which counts as resident memory (205 MiB against 19 for
+8192 x 8192). Tiles are compressed here, by threads, so that the bytes do not depend on which codecs
+are installed.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from diinn_fast.version import __version__
 
 TILE = 256
 CLASSIC_MAX_BYTES = 2**32 - 2**26
-"""Most sample bytes of a TIFF with 32-bit offsets; the rest is for tags and what Deflate adds to noise."""
+"""Most sample bytes of a TIFF with 32-bit offsets; the rest is for tags and what Deflate adds to
+noise.
+"""
 
 _UNTILED_SIDE = 1024
 _STRIP_BYTES = 2**20
@@ -35,7 +39,8 @@ def write_tiff(
     compress: bool = True,
     progress: Progress | None = None,
 ) -> None:
-    """Write tiles of 256 x 256 (strips up to a side of 1024): memory of `tiff_bytes` and what `read` returns.
+    """Write tiles of 256 x 256 (strips up to a side of 1024): memory of `tiff_bytes` and what
+    `read` returns.
 
     Deflate with horizontal prediction of integers; BigTIFF where 32-bit offsets may not reach.
 
@@ -75,7 +80,9 @@ def write_tiff(
 
 def tiff_bytes(layout: Layout) -> int:
     """Most bytes that `write_tiff` holds: 1.1 x the most measured, and the tables of offsets."""
-    segment = max(TILE * TILE * layout.channels * layout.stored.itemsize, min(_STRIP_BYTES, layout.nbytes))
+    segment = max(
+        TILE * TILE * layout.channels * layout.stored.itemsize, min(_STRIP_BYTES, layout.nbytes)
+    )
     tiles = layout.height * layout.width // TILE**2
     return 6 * WORKERS * segment + 150 * tiles + 2**23
 
@@ -84,7 +91,10 @@ def tiff_job(file: BinaryIO) -> str | None:
     """The fingerprint that `write_tiff` stored, None if there is none or this is no TIFF."""
     import tifffile
 
-    with suppress(tifffile.TiffFileError, ValueError, KeyError, IndexError), tifffile.TiffFile(file) as tiff:
+    with (
+        suppress(tifffile.TiffFileError, ValueError, KeyError, IndexError),
+        tifffile.TiffFile(file) as tiff,
+    ):
         description = tiff.pages.first.description
         if description.startswith(_JOB):
             return description.removeprefix(_JOB)
@@ -117,16 +127,20 @@ def _page_options(layout: Layout, compress: bool) -> dict[str, Any]:
     return options
 
 
-def _segments(layout: Layout, read: Read, compress: bool, told: Callable[[int], None]) -> Iterator[bytes]:
+def _segments(
+    layout: Layout, read: Read, compress: bool, told: Callable[[int], None]
+) -> Iterator[bytes]:
     """Encoded tiles or strips in the order of the file."""
-    height, width = layout.height, layout.width
+    height = layout.height
+    width = layout.width
     rows, columns = (TILE, TILE) if _is_tiled(layout) else (_strip_rows(layout), width)
 
     def encode(place: tuple[int, int]) -> bytes:
         y, x = place
         samples = read(y, min(y + rows, height), x, min(x + columns, width))
         if _is_tiled(layout):
-            below, right = rows - samples.shape[0], columns - samples.shape[1]
+            below = rows - samples.shape[0]
+            right = columns - samples.shape[1]
             samples = np.pad(samples, ((0, below), (0, right), (0, 0)), mode="edge")
         samples = samples.astype(layout.stored, copy=False)
         if not compress:
@@ -167,10 +181,15 @@ def _tiled_bytes(layout: Layout) -> int:
     """Sample bytes with what fills up the last tiles."""
     if not _is_tiled(layout):
         return layout.nbytes
-    rows, columns = (-(-side // TILE) * TILE for side in (layout.height, layout.width))
+    rows = -(-layout.height // TILE) * TILE
+    columns = -(-layout.width // TILE) * TILE
     return rows * columns * layout.channels * layout.stored.itemsize
 
 
 def tiff_size(layout: Layout) -> int:
     """Most bytes of the file apart from its levels: Deflate of noise adds 5 bytes per 16 KiB."""
-    return int(_tiled_bytes(layout) * 1.001) + 32 * (layout.height // TILE + 1) * (layout.width // TILE + 1) + 2**16
+    return (
+        int(_tiled_bytes(layout) * 1.001)
+        + 32 * (layout.height // TILE + 1) * (layout.width // TILE + 1)
+        + 2**16
+    )

@@ -25,14 +25,16 @@ _BAND_PIXELS = 2**20
 _MAX_DPI = 60_000  # fits the 16-bit field of JPEG; beyond it the value says nothing about a picture
 
 
-def write_image(path: str | os.PathLike[str], image: Image, *, overwrite: bool = False, quality: int = 95) -> None:
+def write_image(
+    path: str | os.PathLike[str], image: Image, *, overwrite: bool = False, quality: int = 95
+) -> None:
     """Write `image` to `path`, complete or not at all.
 
-    Samples are clamped to [0, 1] and rounded half up, floor(x * (2**bits - 1) + 0.5). PNG and TIFF are
-    lossless (Deflate) and keep `image.bits`; JPEG (4:4:4, no chroma subsampling) and WebP (lossy colour,
-    lossless alpha, colour kept under transparent pixels) have 8 bits. WebP has neither grey nor resolution:
-    grey is written as RGB, without a profile that describes grey. 16-bit grey + alpha in a TIFF becomes
-    RGB + alpha, because few readers know it.
+    Samples are clamped to [0, 1] and rounded half up, floor(x * (2**bits - 1) + 0.5). PNG and TIFF
+    are lossless (Deflate) and keep `image.bits`; JPEG (4:4:4, no chroma subsampling) and WebP
+    (lossy colour, lossless alpha, colour kept under transparent pixels) have 8 bits. WebP has
+    neither grey nor resolution: grey is written as RGB, without a profile that describes grey.
+    16-bit grey + alpha in a TIFF becomes RGB + alpha, because few readers know it.
 
     Args:
         path: output file; its extension picks the format (.png, .jpg, .jpeg, .tif, .tiff, .webp).
@@ -41,8 +43,9 @@ def write_image(path: str | os.PathLike[str], image: Image, *, overwrite: bool =
         quality: 1 to 100, for JPEG and WebP only.
 
     Raises:
-        ImageError: everything that `check_writable` refuses; NaN or infinity among the samples; wrong shapes,
-            bits or quality; a full disk or another refusal of the system. The old file is then intact.
+        ImageError: everything that `check_writable` refuses; NaN or infinity among the samples;
+            wrong shapes, bits or quality; a full disk or another refusal of the system. The old
+            file is then intact.
     """
     path = Path(path)
     kind = format_of(path)
@@ -56,7 +59,9 @@ def write_image(path: str | os.PathLike[str], image: Image, *, overwrite: bool =
     dpi = usable_dpi(image.dpi)
     with atomic_file(path, overwrite=overwrite) as file:
         if kind in ("PNG", "TIFF"):
-            layout = Layout(samples.shape[0], samples.shape[1], channels, samples.dtype.name, icc, dpi)
+            layout = Layout(
+                samples.shape[0], samples.shape[1], channels, samples.dtype.name, icc, dpi
+            )
             write = write_png if kind == "PNG" else write_tiff
             write(file, layout, partial(_window, samples))
         else:
@@ -69,16 +74,24 @@ def _window(samples: np.ndarray, y0: int, y1: int, x0: int, x1: int) -> np.ndarr
 
 def _check_image(path: Path, image: Image) -> None:
     if image.bits not in (8, 16):
-        raise ImageError(f"{path} cannot be written with {image.bits} bits per sample: choose 8 or 16.")
+        raise ImageError(
+            f"{path} cannot be written with {image.bits} bits per sample: choose 8 or 16."
+        )
     shape = tuple(image.rgb.shape)
     if len(shape) != 3 or shape[0] != 3 or not image.rgb.is_floating_point():
-        raise ImageError(f"{path} needs floating-point rgb of shape [3, h, w]: got {shape} {image.rgb.dtype}.")
+        raise ImageError(
+            f"{path} needs floating-point rgb of shape [3, h, w]: got {shape} {image.rgb.dtype}."
+        )
     if image.alpha is not None and tuple(image.alpha.shape) != (1, *shape[1:]):
-        raise ImageError(f"{path} needs alpha of shape [1, h, w] as rgb {shape}: got {tuple(image.alpha.shape)}.")
+        raise ImageError(
+            f"{path} needs alpha of shape [1, h, w] as rgb {shape}: got {tuple(image.alpha.shape)}."
+        )
 
 
 def _quantise(path: Path, image: Image, channels: int, bits: int) -> np.ndarray:
-    """Samples [h, w, c] of uint8 or uint16, made in row bands so that no second float picture is needed."""
+    """Samples [h, w, c] of uint8 or uint16, made in row bands so that no second float picture is
+    needed.
+    """
     _, height, width = image.rgb.shape
     samples = np.empty((height, width, channels), np.uint16 if bits == 16 else np.uint8)
     rows = max(1, _BAND_PIXELS // width)
@@ -90,14 +103,18 @@ def _quantise(path: Path, image: Image, channels: int, bits: int) -> np.ndarray:
             alpha = image.alpha[:, top : top + rows].detach().to("cpu", torch.float32)
             band = torch.cat([band, alpha])
         if not bool(torch.isfinite(band).all()):
-            raise ImageError(f"{path} was not written, the picture has NaN or infinite values: check the model.")
+            raise ImageError(
+                f"{path} was not written, the picture has NaN or infinite values: check the model."
+            )
         levels = band.clamp(0, 1) * (2**bits - 1) + 0.5
         samples[top : top + rows] = levels.permute(1, 2, 0).numpy().astype(samples.dtype)
     return samples
 
 
 def fitting_profile(path: Path, icc: bytes | None, channels: int) -> bytes | None:
-    """The ICC profile, unless it describes grey and the file gets three channels, which readers reject."""
+    """The ICC profile, unless it describes grey and the file gets three channels, which readers
+    reject.
+    """
     if icc is not None and icc[16:20] == b"GRAY" and channels >= 3:
         _log.warning("%s is written as RGB without the grey ICC profile of the input.", path)
         return None
@@ -119,7 +136,9 @@ def _encode_with_pillow(
     dpi: tuple[float, float] | None,
     quality: int,
 ) -> bytes:
-    """Encode in memory: Pillow ignores a short write to a nearly full disk, `file.write` does not."""
+    """Encode in memory: Pillow ignores a short write to a nearly full disk, `file.write` does
+    not.
+    """
     picture = PIL.Image.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples)
     options: dict[str, object] = {"icc_profile": icc}
     if dpi is not None and kind != "WebP":
@@ -131,6 +150,11 @@ def _encode_with_pillow(
     encoded = BytesIO()
     try:
         picture.save(encoded, kind, **options)
-    except (OSError, ValueError) as error:  # for example WebP's limit on how much detail one picture holds
-        raise ImageError(f"{path} could not be encoded as {kind} ({error}): write PNG or TIFF.") from error
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # for example WebP's limit on how much detail one picture holds
+        raise ImageError(
+            f"{path} could not be encoded as {kind} ({error}): write PNG or TIFF."
+        ) from error
     return encoded.getvalue()

@@ -7,4 +7,13 @@ from diinn_fast.inference.sizes import target_size
 from diinn_fast.inference.view import View, open
 from diinn_fast.inference.weights import load_weights
 
-__all__ = ["UpscaleError", "Upscaler", "View", "load_weights", "open", "render", "target_size", "upscale"]
+__all__ = [
+    "UpscaleError",
+    "Upscaler",
+    "View",
+    "load_weights",
+    "open",
+    "render",
+    "target_size",
+    "upscale",
+]

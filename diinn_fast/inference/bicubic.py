@@ -1,4 +1,6 @@
-"""Bicubic resizing of any window of the output: the same pixels, to the last bit, as of the whole."""
+"""Bicubic resizing of any window of the output: the same pixels, to the last bit, as of the
+whole.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +13,25 @@ from diinn_fast.geometry import Window
 
 
 def resize_bicubic(
-    planes: Tensor, size: tuple[int, int], window: Window, tile: tuple[tuple[int, int], tuple[int, int]] | None = None
+    planes: Tensor,
+    size: tuple[int, int],
+    window: Window,
+    tile: tuple[tuple[int, int], tuple[int, int]] | None = None,
 ) -> Tensor:
-    """The window of planes ``[C, h, w]`` in [0, 1] resized to ``size`` (H, W): ``[C, rows, columns]`` in [0, 1].
+    """The window of planes ``[C, h, w]`` in [0, 1] resized to ``size`` (H, W):
+    ``[C, rows, columns]`` in [0, 1].
 
-    What ``F.interpolate(mode="bicubic")`` computes, antialiased if the picture gets smaller. ``tile`` ((h, w), (i, j))
-    says that the planes are part of an image of h x w, from row i and column j on; `bicubic_range` must lie in it.
+    What ``F.interpolate(mode="bicubic")`` computes, antialiased if the picture gets smaller.
+    ``tile`` ((h, w), (i, j)) says that the planes are part of an image of h x w, from row i and
+    column j on; `bicubic_range` must lie in it.
     """
     lr, (i, j) = tile or ((planes.shape[1], planes.shape[2]), (0, 0))
     smaller = size[0] < lr[0] or size[1] < lr[1]
     rows, row_weights = _taps(window.y0, window.y1, lr[0], size[0], smaller)
     columns, column_weights = _taps(window.x0, window.x1, lr[1], size[1], smaller)
-    out = _weighted_sum(planes, columns - j, column_weights, 2)  # fixed order: columns, then rows; first to last tap
+    out = _weighted_sum(
+        planes, columns - j, column_weights, 2
+    )  # fixed order: columns, then rows; first to last tap
     return _weighted_sum(out, rows - i, row_weights, 1).clamp_(0, 1)
 
 
@@ -44,9 +53,11 @@ def _weighted_sum(planes: Tensor, index: Tensor, weights: Tensor, dim: int) -> T
 
 
 def _taps(start: int, stop: int, n_in: int, n_out: int, antialias: bool) -> tuple[Tensor, Tensor]:
-    """Positions, clamped to the axis, and float32 weights of the outputs ``start <= Y < stop``: ``[n, taps]`` each.
+    """Positions, clamped to the axis, and float32 weights of the outputs ``start <= Y < stop``:
+    ``[n, taps]`` each.
 
-    Keys' cubic with a = -0.75, or with antialiasing a = -0.5, widened by the scale and cut off at the border.
+    Keys' cubic with a = -0.75, or with antialiasing a = -0.5, widened by the scale and cut off at
+    the border.
     """
     scale = n_in / n_out
     wide = max(scale, 1.0) if antialias else 1.0

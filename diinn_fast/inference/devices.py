@@ -10,30 +10,46 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
-    """A device that exists here; default: CUDA if there is any, else the CPU. Raises UpscaleError."""
+    """A device that exists here; default: CUDA if there is any, else the CPU. Raises
+    UpscaleError.
+    """
     if device is None or device == "auto":
-        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        return (
+            torch.device("cuda", torch.cuda.current_device())
+            if torch.cuda.is_available()
+            else torch.device("cpu")
+        )
     try:
         picked = torch.device(device)
     except RuntimeError:
-        raise UpscaleError(f"device {device!r} is unknown: choose cpu, cuda, cuda:1 or mps") from None
+        raise UpscaleError(
+            f"device {device!r} is unknown: choose cpu, cuda, cuda:1 or mps"
+        ) from None
     if picked.type == "cpu":
         return torch.device("cpu")
     module = getattr(torch, picked.type, None)
     if module is None or not hasattr(module, "is_available") or not module.is_available():
-        raise UpscaleError(f"device {str(picked)!r} is not available with torch {torch.__version__} here: use cpu")
+        raise UpscaleError(
+            f"device {str(picked)!r} is not available with torch {torch.__version__} here: use cpu"
+        )
     count = module.device_count()
     if (picked.index or 0) >= count:
-        raise UpscaleError(f"device {str(picked)!r} does not exist, there are {count}: use {picked.type}:0 or cpu")
+        raise UpscaleError(
+            f"device {str(picked)!r} does not exist, there are {count}: use {picked.type}:0 or cpu"
+        )
     if picked.type == "cuda" and picked.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return picked
 
 
 def pick_precision(precision: str | None, device: torch.device) -> torch.dtype:
-    """fp32 computes in float32, bf16 and fp16 by autocast; default: fp16 on CUDA, else fp32. Raises UpscaleError."""
+    """fp32 computes in float32, bf16 and fp16 by autocast; default: fp16 on CUDA, else fp32. Raises
+    UpscaleError.
+    """
     if precision is None or precision == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
     if precision not in PRECISIONS:
-        raise UpscaleError(f"precision {precision!r} is unknown: choose auto, {', '.join(PRECISIONS)}")
+        raise UpscaleError(
+            f"precision {precision!r} is unknown: choose auto, {', '.join(PRECISIONS)}"
+        )
     return PRECISIONS[precision]

@@ -6,4 +6,6 @@ class UpscaleError(ValueError):
 
 
 class UnfinishedError(UpscaleError):
-    """Work that had begun and could not go on, such as of a full disk; the message says what is kept."""
+    """Work that had begun and could not go on, such as of a full disk; the message says what is
+    kept.
+    """

@@ -17,7 +17,8 @@ DEPTH = 4
 
 
 def halo_error(upscaler: Upscaler, source: Source, plan: Plan, corners: int = 3) -> float:
-    """Largest difference, in [0, 1], from the exact output, at up to ``corners`` corners where four tiles meet.
+    """Largest difference, in [0, 1], from the exact output, at up to ``corners`` corners where four
+    tiles meet.
 
     Compared are the pixels nearest to the corner of the tile below and to the right of it.
     """
@@ -25,19 +26,29 @@ def halo_error(upscaler: Upscaler, source: Source, plan: Plan, corners: int = 3)
         return 0.0
     exact = upscaler.model.encoder.receptive_radius
     assert isinstance(exact, int)
-    tiles = [t for t in plan.tile_windows() if (t.y0 > 0 or plan.tiles[0] == 1) and (t.x0 > 0 or plan.tiles[1] == 1)]
+    tiles = [
+        t
+        for t in plan.tile_windows()
+        if (t.y0 > 0 or plan.tiles[0] == 1) and (t.x0 > 0 or plan.tiles[1] == 1)
+    ]
     chosen = tiles[:: max(1, len(tiles) // corners)][:corners]
     return max(_error(upscaler, source, plan, tile, exact) for tile in chosen)
 
 
 def _error(upscaler: Upscaler, source: Source, plan: Plan, tile: Window, exact: int) -> float:
     scale = [max(1, round(DEPTH * out / n)) for out, n in zip(plan.hr, plan.lr, strict=True)]
-    window = Window(tile.y0, min(tile.y1, tile.y0 + scale[0]), tile.x0, min(tile.x1, tile.x0 + scale[1]))
-    (h, w), (i0, i1, j0, j1) = plan.lr, upscaler.model.decoder.lr_window(window, plan.lr, plan.hr)
+    window = Window(
+        tile.y0, min(tile.y1, tile.y0 + scale[0]), tile.x0, min(tile.x1, tile.x0 + scale[1])
+    )
+    h, w = plan.lr
+    i0, i1, j0, j1 = upscaler.model.decoder.lr_window(window, plan.lr, plan.hr)
 
     def output(before: int) -> Tensor:
-        """With ``before`` LR pixels above and to the left, and all that the encoder sees below and to the right."""
-        top, left = max(i0 - before, 0), max(j0 - before, 0)
+        """With ``before`` LR pixels above and to the left, and all that the encoder sees below and
+        to the right.
+        """
+        top = max(i0 - before, 0)
+        left = max(j0 - before, 0)
         rgb, _ = source.read(top, min(i1 + exact, h), left, min(j1 + exact, w))
         features = upscaler.encode(rgb, plan.work_bytes)
         return to_unit(upscaler.decode(features, plan.hr, window, tile=(plan.lr, (top, left))))

@@ -1,7 +1,8 @@
 """Outputs of any size into a file, within a memory bound, so that nothing is lost on the way.
 
-Tiles are encoded and decoded block by block by the caller's thread; another thread writes the blocks and, every few
-seconds, makes them durable and says so in the journal. All that lies in ``OUT.part`` until it takes its name.
+Tiles are encoded and decoded block by block by the caller's thread; another thread writes the
+blocks and, every few seconds, makes them durable and says so in the journal. All that lies in
+``OUT.part`` until it takes its name.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ from diinn_fast.model import DIINN
 log = logging.getLogger("diinn_fast")
 
 SLACK_BYTES = 48 << 20
-"""What libraries map, compile and keep beyond what a first small run has shown; measured, see bench/bounded.py."""
+"""What libraries map, compile and keep beyond what a first small run has shown; measured, see
+bench/bounded.py.
+"""
 OWN_NAMES = ("journal-", "final", "samples")
 """How the names of all that is in OUT.part begin."""
 
@@ -92,25 +95,28 @@ def render(
     Args:
         picture: as of `diinn_fast.upscale`; files of tiled TIFF, .npy and Zarr are read by region.
         out: .png, .tif, .npy, .zarr or .ome.zarr.
-        max_memory: bound on the process's peak resident memory (of the device's memory, where that is not the CPU):
-            bytes, or "600MiB", "1.5GiB". Default: most of what is free.
-        halo: LR pixels read around a tile; default: as many as the encoder sees, so that tiles cannot be told.
-            Fewer are an approximation, whose error is logged.
+        max_memory: bound on the process's peak resident memory (of the device's memory, where that
+            is not the CPU): bytes, or "600MiB", "1.5GiB". Default: most of what is free.
+        halo: LR pixels read around a tile; default: as many as the encoder sees, so that tiles
+            cannot be told. Fewer are an approximation, whose error is logged.
         resume: continue what was interrupted; a finished output of the same job is left as it is.
         overwrite: replace an existing output, or what was interrupted.
         options: compression, pyramid.
         progress: show a bar on stderr.
 
-    The other arguments are those of `diinn_fast.upscale`. Started by ``torchrun``, processes share the tiles.
+    The other arguments are those of `diinn_fast.upscale`. Started by ``torchrun``, processes share
+    the tiles.
 
     Raises:
-        UpscaleError, ImageError: what cannot be done. UnfinishedError, an UpscaleError: what could not go on, such as
-        of a full disk; what is done is kept. FloatingPointError: likewise, the network's output is not finite.
+        UpscaleError, ImageError: what cannot be done. UnfinishedError, an UpscaleError: what could
+        not go on, such as of a full disk; what is done is kept. FloatingPointError: likewise, the
+        network's output is not finite.
         KeyboardInterrupt: on SIGINT and SIGTERM, when what is done has been kept.
     """
     upscaler = Upscaler(model, device=device, precision=precision, backend=backend)
     job = Job.prepare(
-        upscaler, picture, out, scale=scale, size=size, long_side=long_side, max_memory=max_memory, halo=halo,
+        upscaler, picture, out, scale=scale, size=size, long_side=long_side,
+        max_memory=max_memory, halo=halo,
         options=options,
     )  # fmt: skip
     job.run(resume=resume, overwrite=overwrite, progress=progress)
@@ -144,22 +150,32 @@ class Job:
         halo: int | None = None,
         options: SinkOptions | None = None,
     ) -> Job:
-        """Open the picture and check all that can be checked before the work; arguments as of `render`."""
-        out, options = Path(out), options or SinkOptions()
+        """Open the picture and check all that can be checked before the work; arguments as of
+        `render`.
+        """
+        out = Path(out)
+        options = options or SinkOptions()
         if upscaler.self_ensemble:
-            raise UpscaleError("a self-ensemble needs the whole picture in memory: leave out one of the two")
+            raise UpscaleError(
+                "a self-ensemble needs the whole picture in memory: leave out one of the two"
+            )
         if halo is not None and halo < 0:
             raise UpscaleError(f"halo must be a number of LR pixels, got {halo}")
         kind = sink_kind(out)
         if kind is None:
-            raise UpscaleError(f"{out} cannot be written piece by piece: name it .png, .tif, .npy, .zarr or .ome.zarr")
+            raise UpscaleError(
+                f"{out} cannot be written piece by piece: name it .png, .tif, .npy, .zarr or "
+                ".ome.zarr"
+            )
         bound = None if max_memory is None else parse_size(max_memory)
         if bound is not None:
             give_back_freed_memory()
         if kind.endswith("zarr"):
             import_zarr(out)  # part of what the process holds before it starts
         on_host = None
-        if bound is not None and upscaler.device.type == "cpu":  # small pictures are left to the plan's refusal
+        if (
+            bound is not None and upscaler.device.type == "cpu"
+        ):  # small pictures are left to the plan's refusal
             on_host = max(SLACK_BYTES, bound - resident_bytes())
         source = open_source(picture, max_bytes=on_host)
         lr = source.height, source.width
@@ -168,7 +184,9 @@ class Job:
         channels = (1 if source.grey else 3) + source.alpha
         layout = Layout(*hr, channels, source.dtype, icc=source.icc, dpi=source.dpi)
         job = cls(upscaler, source, out, hr, layout, options, halo, bound)
-        job.layout = Layout(*hr, channels, source.dtype, icc=source.icc, dpi=source.dpi, job=job.fingerprint)
+        job.layout = Layout(
+            *hr, channels, source.dtype, icc=source.icc, dpi=source.dpi, job=job.fingerprint
+        )
         disk_bytes(out, job.layout, options)  # refuses what the format cannot hold
         if source.alpha:
             job.source = Bled.of(source, on_host)
@@ -184,27 +202,36 @@ class Job:
 
     @cached_property
     def fingerprint(self) -> str:
-        """All that the samples depend on, and no more: not the bound, the plan, or the number of processes."""
+        """All that the samples depend on, and no more: not the bound, the plan, or the number of
+        processes.
+        """
         digest = hashlib.sha256()
         for name, value in sorted(self.upscaler.model.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().numpy())
-        decoder, layout = self.upscaler.model.decoder, self.layout
+        decoder = self.upscaler.model.decoder
+        layout = self.layout
         facts = {
             "source": self.source.identity,
             "model": [digest.hexdigest(), decoder.mode, decoder.init_q],
-            "computed": [str(self.upscaler.dtype), self.upscaler.device.type, self.upscaler.used_backend, self.halo],
+            "computed": [
+                str(self.upscaler.dtype),
+                self.upscaler.device.type,
+                self.upscaler.used_backend,
+                self.halo,
+            ],
             "layout": [layout.height, layout.width, layout.channels, layout.dtype],
             "file": [sink_kind(self.out), self.options.pyramid, self.options.compress],
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
-    # -- the plan -----------------------------------------------------------------------------------------------------
+    # -- the plan ----------------------------------------------------------------------------------
 
     def plan(self, workers: int = 1) -> Plan:
         """Cut the work for the memory that there is; UpscaleError if it is too little."""
         upscaler = self.upscaler
-        layout, kind = self.layout, sink_kind(self.out)
+        layout = self.layout
+        kind = sink_kind(self.out)
         task = Task(
             upscaler.model.encoder,
             upscaler.model.decoder,
@@ -215,12 +242,17 @@ class Job:
             halo=self.halo,
             workers=workers,
             item=upscaler.dtype.itemsize,
-            finishing=finish_bytes(self.out, layout, self.options) if upscaler.device.type == "cpu" else 0,
+            finishing=finish_bytes(self.out, layout, self.options)
+            if upscaler.device.type == "cpu"
+            else 0,
         )
-        base, bound = self._held(), self.bound
+        base = self._held()
+        bound = self.bound
         if bound is None:
             free = available_bytes(upscaler.device)
-            bound = base + int(0.7 * (free or 4 << 30) / (workers if upscaler.device.type == "cpu" else 1))
+            bound = base + int(
+                0.7 * (free or 4 << 30) / (workers if upscaler.device.type == "cpu" else 1)
+            )
         return plan_within(task, base, bound)
 
     def _held(self) -> int:
@@ -229,7 +261,11 @@ class Job:
         measure_rates(self.upscaler, self.lr, self.hr)
         if device.type == "cuda":
             return torch.cuda.memory_reserved(device)
-        return (max(resident_bytes(), self.source.resident_bytes) + SLACK_BYTES) if device.type == "cpu" else 0
+        return (
+            (max(resident_bytes(), self.source.resident_bytes) + SLACK_BYTES)
+            if device.type == "cpu"
+            else 0
+        )
 
     def predicted_peak(self, plan: Plan) -> int:
         """Most bytes that this process (its device) will hold."""
@@ -238,27 +274,32 @@ class Job:
     def describe(self, plan: Plan, workers: int = 1) -> str:
         """The plan in words, for ``--dry-run``."""
         decoder = self.upscaler.model.decoder
-        tiles, encoded = plan.tile_windows(), plan.encoded_pixels(decoder)
+        tiles = plan.tile_windows()
+        encoded = plan.encoded_pixels(decoder)
         part, final = disk_bytes(self.out, self.layout, self.options)
         per_encoded, per_decoded = measure_rates(self.upscaler, self.lr, self.hr)
         seconds = (encoded * per_encoded + self.hr[0] * self.hr[1] * per_decoded) / workers
         exact = plan.radius == getattr(self.upscaler.model.encoder, "receptive_radius", plan.radius)
         high, wide = tiles[0].shape
-        (h, w), (height, width) = self.lr, self.hr
+        h, w = self.lr
+        height, width = self.hr
         blocks = sum(len(plan.blocks(tile)) for tile in tiles)
         lines = [
-            f"{w}x{h} -> {self.out} {width}x{height}, {self.layout.channels} channels of {self.layout.dtype}",
-            f"tiles      {len(tiles)} ({plan.tiles[0]} down, {plan.tiles[1]} across) of about {wide}x{high} pixels, "
+            f"{w}x{h} -> {self.out} {width}x{height}, {self.layout.channels} channels of "
+            f"{self.layout.dtype}",
+            f"tiles      {len(tiles)} ({plan.tiles[0]} down, {plan.tiles[1]} across) of about "
+            f"{wide}x{high} pixels, "
             f"in {blocks} blocks",
             f"halo       {plan.radius} LR pixels ({'exact' if exact else 'an approximation'}), "
             f"{100 * (encoded / (h * w) - 1):.0f} % more to encode",
             f"memory     {size_text(self.predicted_peak(plan))} at most",
-            f"disk       {size_text(part + final)} at most while it works, {size_text(final)} in the end",
+            f"disk       {size_text(part + final)} at most while it works, {size_text(final)} in "
+            "the end",
             f"time       about {_duration(seconds)}",
         ]
         return "\n".join(lines)
 
-    # -- the work -----------------------------------------------------------------------------------------------------
+    # -- the work ----------------------------------------------------------------------------------
 
     def run(self, *, resume: bool = False, overwrite: bool = False, progress: bool = False) -> bool:
         """Make the output, alone or as one of several processes. False if it was there already."""
@@ -287,21 +328,30 @@ class Job:
             if words["job"] != self.fingerprint:
                 raise UpscaleError(f"process {ranks.rank} was given another job than process 0")
             found = read_journals(self.part)
-            return State(words["job"], Plan.from_json(words["plan"]), found.done if found else set())
+            return State(
+                words["job"], Plan.from_json(words["plan"]), found.done if found else set()
+            )
         try:
             state = self._prepare_part(ranks.world, resume, overwrite)
         except (ValueError, OSError) as error:
             ranks.announce({"refused": str(error)})
             raise
-        ranks.announce({"job": None} if state is None else {"job": state.job, "plan": state.plan.as_json()})
+        ranks.announce(
+            {"job": None} if state is None else {"job": state.job, "plan": state.plan.as_json()}
+        )
         return state
 
     def _prepare_part(self, workers: int, resume: bool, overwrite: bool) -> State | None:
         """Resume or make OUT.part with its sink and journal, in the first process."""
-        out, part = self.out, self.part
+        out = self.out
+        part = self.part
         there = os.path.lexists(part)
-        if there and not (part.is_dir() and all(p.name.startswith(OWN_NAMES) for p in part.iterdir())):
-            raise UpscaleError(f"{part} is in the way and not ours: move it, or choose another name")
+        if there and not (
+            part.is_dir() and all(p.name.startswith(OWN_NAMES) for p in part.iterdir())
+        ):
+            raise UpscaleError(
+                f"{part} is in the way and not ours: move it, or choose another name"
+            )
         state = read_journals(part) if there else None
         same = state is not None and state.job == self.fingerprint
         if resume and os.path.lexists(out) and read_job(out) == self.fingerprint:
@@ -312,9 +362,13 @@ class Job:
             assert state is not None
             if os.path.lexists(out) and not overwrite and not _complete(state):
                 raise already_exists(out)
-            if self.bound is not None and self._held() - SLACK_BYTES + state.plan.peak_bytes > self.bound:
+            if (
+                self.bound is not None
+                and self._held() - SLACK_BYTES + state.plan.peak_bytes > self.bound
+            ):
                 raise UpscaleError(
-                    f"{part} was planned for more memory than {size_text(self.bound)}: resume it with what it was "
+                    f"{part} was planned for more memory than {size_text(self.bound)}: resume it "
+                    "with what it was "
                     "started with, or begin anew with --overwrite"
                 )
             self._check_disk(part)
@@ -324,11 +378,14 @@ class Job:
                 raise already_exists(out)
             if state is not None:
                 what = "is of another job: pass --overwrite to begin anew" if resume else (
-                    "is of an interrupted run: pass --resume to continue it or --overwrite to begin anew"
+                    "is of an interrupted run: pass --resume to continue it or --overwrite to "
+                    "begin anew"
                 )  # fmt: skip
                 raise UpscaleError(f"{part} {what}")
         if not out.parent.is_dir():
-            raise ImageError(f"{out} cannot be written, {out.parent} is not a folder: create it first.")
+            raise ImageError(
+                f"{out} cannot be written, {out.parent} is not a folder: create it first."
+            )
         plan = self.plan(workers)
         if there:
             shutil.rmtree(part)
@@ -336,8 +393,12 @@ class Job:
         try:
             part.mkdir()
         except OSError as error:
-            raise ImageError(f"{part} cannot be made ({error.strerror}): choose another folder.") from error
-        open_sink(out, self.layout, part=part, resume=False, options=self.options, overwrite=overwrite).close()
+            raise ImageError(
+                f"{part} cannot be made ({error.strerror}): choose another folder."
+            ) from error
+        open_sink(
+            out, self.layout, part=part, resume=False, options=self.options, overwrite=overwrite
+        ).close()
         with system_errors(out, part):
             Journal(part, 0, self.fingerprint, plan).close()
         return State(self.fingerprint, plan, set())
@@ -350,30 +411,49 @@ class Job:
         free = shutil.disk_usage(self.out.parent).free
         if needed > free:
             raise UpscaleError(
-                f"{self.out} needs up to {size_text(needed)} of disk and {size_text(free)} are free: "
+                f"{self.out} needs up to {size_text(needed)} of disk and {size_text(free)} are "
+                "free: "
                 "free some space, choose another folder or a smaller size"
             )
 
     def _work(self, ranks: Alone, state: State, overwrite: bool, progress: bool) -> None:
-        plan, tiles = state.plan, state.plan.tile_windows()
+        plan = state.plan
+        tiles = state.plan.tile_windows()
         todo = []
         for t, tile in enumerate(tiles):
-            blocks = [((t, b), w) for b, w in enumerate(plan.blocks(tile)) if (t, b) not in state.done]
+            blocks = [
+                ((t, b), w) for b, w in enumerate(plan.blocks(tile)) if (t, b) not in state.done
+            ]
             if blocks:
                 todo.append(blocks)
         pixels = sum(w.shape[0] * w.shape[1] for blocks in todo for _, w in blocks)
         total = self.hr[0] * self.hr[1]
-        if plan.radius < getattr(self.upscaler.model.encoder, "receptive_radius", 0) and ranks.rank == 0:
+        if (
+            plan.radius < getattr(self.upscaler.model.encoder, "receptive_radius", 0)
+            and ranks.rank == 0
+        ):
             error = halo_error(self.upscaler, self.source, plan)
-            log.warning("a halo of %d LR pixels is an approximation: off by up to %.2g of 1", plan.radius, error)
-        sink = open_sink(self.out, self.layout, part=self.part, resume=True, options=self.options, overwrite=overwrite)
+            log.warning(
+                "a halo of %d LR pixels is an approximation: off by up to %.2g of 1",
+                plan.radius,
+                error,
+            )
+        sink = open_sink(
+            self.out,
+            self.layout,
+            part=self.part,
+            resume=True,
+            options=self.options,
+            overwrite=overwrite,
+        )
         try:
             if todo:
                 assert sink.unit == plan.unit, "the plan is for another format"
                 journal = Journal(self.part, ranks.rank, state.job, plan)
                 with (
                     tqdm(
-                        total=total, initial=total - pixels, unit="px", unit_scale=True, delay=1, leave=False,
+                        total=total, initial=total - pixels, unit="px", unit_scale=True, delay=1,
+                        leave=False,
                         disable=not progress,
                     ) as bar,
                     Writer(sink, journal, bar) as writer,
@@ -389,7 +469,9 @@ class Job:
     def _finish(self, sink: Sink, progress: bool) -> None:
         state = read_journals(self.part)
         if state is None or not _complete(state):
-            raise UpscaleError(f"{self.out} is not complete, a process has died: run it again with --resume")
+            raise UpscaleError(
+                f"{self.out} is not complete, a process has died: run it again with --resume"
+            )
         with tqdm(
             total=self.hr[0], desc="writing", unit="row", delay=1, leave=False, disable=not progress
         ) as bar:  # fmt: skip
@@ -397,8 +479,12 @@ class Job:
         sink.close()
         shutil.rmtree(self.part)
 
-    def _tile(self, plan: Plan, blocks: list[tuple[Block, Window]], writer: Writer, retried: bool = False) -> None:
-        """Encode what the blocks of a tile look at, and decode them; in halves if the device's memory is short."""
+    def _tile(
+        self, plan: Plan, blocks: list[tuple[Block, Window]], writer: Writer, retried: bool = False
+    ) -> None:
+        """Encode what the blocks of a tile look at, and decode them; in halves if the device's
+        memory is short.
+        """
         try:
             self._blocks(plan, blocks, writer)
             return
@@ -419,15 +505,21 @@ class Job:
 
     def _blocks(self, plan: Plan, blocks: list[tuple[Block, Window]], writer: Writer) -> None:
         windows = [window for _, window in blocks]
-        y0, x0 = (min(w[n] for w in windows) for n in (0, 2))
-        y1, x1 = (max(w[n] for w in windows) for n in (1, 3))
+        y0 = min(w[0] for w in windows)
+        x0 = min(w[2] for w in windows)
+        y1 = max(w[1] for w in windows)
+        x1 = max(w[3] for w in windows)
         needed = self.upscaler.model.decoder.lr_window((y0, y1, x0, x1), self.lr, self.hr)
-        features, origin = encode_region(self.upscaler, self.source, plan.region(needed), plan.work_bytes)
+        features, origin = encode_region(
+            self.upscaler, self.source, plan.region(needed), plan.work_bytes
+        )
         with nullcontext() if self.bound is None else freed_memory_kept():
             for block, window in blocks:
                 writer.put(block, window, self._block(plan, features, origin, window))
 
-    def _block(self, plan: Plan, features: Tensor, origin: tuple[int, int], window: Window) -> np.ndarray:
+    def _block(
+        self, plan: Plan, features: Tensor, origin: tuple[int, int], window: Window
+    ) -> np.ndarray:
         """Samples ``[rows, columns, C]`` of a block."""
         samples = np.empty((*window.shape, self.layout.channels), self.layout.dtype)
         planes = torch.from_numpy(samples).permute(2, 0, 1)
@@ -440,7 +532,10 @@ class Job:
                 i0, i1, j0, j1 = bicubic_range(strip, self.lr, self.hr)
                 _, alpha = self.source.read(i0, i1, j0, j1)
                 assert alpha is not None
-                store(planes[colours:, rows], resize_bicubic(alpha, self.hr, strip, tile=(self.lr, (i0, j0))))
+                store(
+                    planes[colours:, rows],
+                    resize_bicubic(alpha, self.hr, strip, tile=(self.lr, (i0, j0))),
+                )
         return samples
 
     @contextmanager
@@ -455,27 +550,38 @@ class Job:
             raise FloatingPointError(f"{error}; {kept}") from error
         except (UpscaleError, ImageError) as error:
             said = str(error)
-            raise UnfinishedError(said if "resume" in said else f"{said.rstrip('.')}; {kept}") from error
+            raise UnfinishedError(
+                said if "resume" in said else f"{said.rstrip('.')}; {kept}"
+            ) from error
 
 
 def encode_region(
     upscaler: Upscaler, source: Source, region: Window, work_bytes: int | None = None
 ) -> tuple[Tensor, tuple[int, int]]:
-    """Features of LR rows and columns, and where they begin; wrong near edges that are not the image's."""
+    """Features of LR rows and columns, and where they begin; wrong near edges that are not the
+    image's.
+    """
     i0, i1, j0, j1 = region
     rgb, _ = source.read(i0, i1, j0, j1)
     return upscaler.encode(rgb, work_bytes), (i0, j0)
 
 
 class Bled:
-    """A picture with alpha, held in memory: its colour goes on under transparent pixels (see `bleed_alpha`)."""
+    """A picture with alpha, held in memory: its colour goes on under transparent pixels (see
+    `bleed_alpha`).
+    """
 
     def __init__(self, source: Source, rgb: Tensor, alpha: Tensor) -> None:
-        self._rgb, self._alpha = rgb, alpha
-        self.height, self.width = source.height, source.width
-        self.grey, self.alpha = source.grey, source.alpha
-        self.bits, self.dtype = source.bits, source.dtype
-        self.icc, self.dpi = source.icc, source.dpi
+        self._rgb = rgb
+        self._alpha = alpha
+        self.height = source.height
+        self.width = source.width
+        self.grey = source.grey
+        self.alpha = source.alpha
+        self.bits = source.bits
+        self.dtype = source.dtype
+        self.icc = source.icc
+        self.dpi = source.dpi
         self.identity = source.identity
         self.resident_bytes = 16 * rgb[0].numel()
 
@@ -508,7 +614,9 @@ def part_of(out: Path) -> Path:
 def _complete(state: State) -> bool:
     plan = state.plan
     return all(
-        (t, b) in state.done for t, tile in enumerate(plan.tile_windows()) for b in range(len(plan.blocks(tile)))
+        (t, b) in state.done
+        for t, tile in enumerate(plan.tile_windows())
+        for b in range(len(plan.blocks(tile)))
     )
 
 
@@ -519,7 +627,9 @@ def _out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM, by which torchrun ends the others when one process has died, as KeyboardInterrupt."""
+    """SIGTERM, by which torchrun ends the others when one process has died, as
+    KeyboardInterrupt.
+    """
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

@@ -1,7 +1,8 @@
 """What is done of a render, in OUT.part: one file per process, one JSON document per line.
 
-The first line says which job and which plan; every further one lists blocks whose samples are on the disk. A process
-may be killed at any moment: the last line may be torn, and then it does not count.
+The first line says which job and which plan; every further one lists blocks whose samples are on
+the disk. A process may be killed at any moment: the last line may be torn, and then it does not
+count.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ class Journal:
         lines = _lines(path) if path.exists() else []
         self._file = open(path, "r+b" if path.exists() else "w+b", buffering=0)  # noqa: SIM115
         if lines and lines[0].get("job") == job:
-            self._file.seek(sum(len(line) + 1 for line in path.read_bytes().split(b"\n")[: len(lines)]))
+            self._file.seek(
+                sum(len(line) + 1 for line in path.read_bytes().split(b"\n")[: len(lines)])
+            )
             self._file.truncate()  # a torn line
         else:
             self._file.truncate(0)

@@ -1,4 +1,6 @@
-"""The kinds of picture that `upscale` takes, and how each is given back: path, Image, PIL, array, tensor."""
+"""The kinds of picture that `upscale` takes, and how each is given back: path, Image, PIL, array,
+tensor.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,20 @@ from torch import Tensor
 from diinn_fast.imageio import Image, read_image
 from diinn_fast.inference.errors import UpscaleError
 
-KINDS = "a path, an Image, a PIL image, an array [h, w] or [h, w, 3 or 4], or a float tensor [3, h, w] or [B, 3, h, w]"
+KINDS = (
+    "a path, an Image, a PIL image, an array [h, w] or [h, w, 3 or 4], or a float tensor [3, "
+    "h, w] or [B, 3, h, w]"
+)
 
-PIL_MODES = {"1": "L", "L": "L", "La": "LA", "LA": "LA", "RGB": "RGB", "RGBa": "RGBA", "RGBA": "RGBA"}
+PIL_MODES = {
+    "1": "L",
+    "L": "L",
+    "La": "LA",
+    "LA": "LA",
+    "RGB": "RGB",
+    "RGBa": "RGBA",
+    "RGBA": "RGBA",
+}
 PIL_MODES_16BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -26,8 +39,8 @@ PIL_MODES_16BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 class Request:
     """Pictures to upscale, and what becomes of the outputs.
 
-    Each output is planes ``[C, H, W]`` of ``dtype``: one for grey, three for colour, and alpha if there is any.
-    Integer dtypes hold 0 to their maximum, floating-point ones [0, 1].
+    Each output is planes ``[C, H, W]`` of ``dtype``: one for grey, three for colour, and alpha if
+    there is any. Integer dtypes hold 0 to their maximum, floating-point ones [0, 1].
     """
 
     images: list[Image]
@@ -36,7 +49,9 @@ class Request:
 
 
 def as_request(image: Any) -> Request:
-    """Any kind of picture; UpscaleError (or ImageError, from files) for what is none or holds no valid samples."""
+    """Any kind of picture; UpscaleError (or ImageError, from files) for what is none or holds no
+    valid samples.
+    """
     if isinstance(image, (str, os.PathLike)):
         image = read_image(image)
     if isinstance(image, Image):
@@ -56,7 +71,9 @@ def _from_image(image: Image) -> Request:
     _check_floats(image.rgb)
     if image.alpha is not None:
         if tuple(image.alpha.shape) != (1, *image.rgb.shape[1:]):
-            raise UpscaleError(f"an Image needs alpha of shape [1, h, w], got {list(image.alpha.shape)}")
+            raise UpscaleError(
+                f"an Image needs alpha of shape [1, h, w], got {list(image.alpha.shape)}"
+            )
         _check_floats(image.alpha)
 
     def finish(outputs: list[Tensor]) -> Image:
@@ -77,8 +94,13 @@ def _from_pil(picture: PIL.Image.Image) -> Request:
         elif picture.mode in PIL_MODES:
             mode = PIL_MODES[picture.mode]
         else:
-            raise UpscaleError(f"PIL images of mode {picture.mode} are not supported: convert it to RGB or L first")
-        if picture.has_transparency_data and mode in ("L", "RGB"):  # a transparent colour in place of alpha
+            raise UpscaleError(
+                f"PIL images of mode {picture.mode} are not supported: convert it to RGB or L first"
+            )
+        if picture.has_transparency_data and mode in (
+            "L",
+            "RGB",
+        ):  # a transparent colour in place of alpha
             mode += "A"
         samples = np.array(picture.convert(mode))
     request = _from_samples(samples)
@@ -93,7 +115,9 @@ def _from_pil(picture: PIL.Image.Image) -> Request:
 
 def _from_array(array: np.ndarray) -> Request:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        raise UpscaleError(f"arrays must be [h, w], [h, w, 3] or [h, w, 4], got {list(array.shape)}")
+        raise UpscaleError(
+            f"arrays must be [h, w], [h, w, 3] or [h, w, 4], got {list(array.shape)}"
+        )
     return _from_samples(array)
 
 
@@ -131,7 +155,9 @@ def _from_tensor(tensor: Tensor) -> Request:
     if tensor.ndim not in (3, 4) or tensor.shape[-3] != 3 or 0 in tensor.shape:
         raise UpscaleError(f"tensors must be [3, h, w] or [B, 3, h, w], got {list(tensor.shape)}")
     if not tensor.is_floating_point():
-        raise UpscaleError(f"tensors must be floating point in [0, 1], got {tensor.dtype}: divide by the maximum")
+        raise UpscaleError(
+            f"tensors must be floating point in [0, 1], got {tensor.dtype}: divide by the maximum"
+        )
     _check_floats(tensor)
     images = [Image(rgb) for rgb in tensor.detach().reshape(-1, *tensor.shape[-3:]).float()]
 
@@ -149,7 +175,9 @@ def _check_floats(values: Tensor) -> None:
     if low != low or high != high:
         raise UpscaleError("the picture contains NaN: replace those values first")
     if low < -TOLERANCE or high > 1 + TOLERANCE:
-        raise UpscaleError(f"values must lie in [0, 1], got {low:g} to {high:g}: divide by the maximum, or clamp")
+        raise UpscaleError(
+            f"values must lie in [0, 1], got {low:g} to {high:g}: divide by the maximum, or clamp"
+        )
 
 
 TOLERANCE = 1e-3

@@ -24,11 +24,13 @@ class TooLargeError(UpscaleError):
 
 
 ENCODER_FLOATS: dict[type, int] = {EDSR: 280, RDN: 1500}
-"""Peak floats per LR pixel while encoding in one piece: 1.05 x the worst measured (CPU, torch 2.13), features
-included."""
+"""Peak floats per LR pixel while encoding in one piece: 1.05 x the worst measured (CPU, torch
+2.13), features included."""
 
 PIECES_FLOATS: dict[type, int] = {EDSR: 272, RDN: 300}
-"""The same under a memory bound, where freed memory is given back, and without RDN's dense features."""
+"""The same under a memory bound, where freed memory is given back, and without RDN's dense
+features.
+"""
 
 CONSTANT_BYTES = 2 * BAND_BYTES
 """Content of the decoder's band and its temporaries."""
@@ -42,10 +44,11 @@ def check_memory(
     device: torch.device,
     item_bytes: int,
 ) -> None:
-    """Refuse (UpscaleError) an upscale whose peak exceeds the free memory of the host or of the device.
+    """Refuse (UpscaleError) an upscale whose peak exceeds the free memory of the host or of the
+    device.
 
-    ``features`` are the encoder's channels, ``item_bytes`` the size of the dtype that it runs in; the output
-    is always on the host.
+    ``features`` are the encoder's channels, ``item_bytes`` the size of the dtype that it runs in;
+    the output is always on the host.
     """
     pixels = lr[0] * lr[1]
     # The decoder holds, at most, a padded copy of the features beside them.
@@ -63,8 +66,12 @@ def encoder_floats(encoder: nn.Module, *, in_pieces: bool = False) -> int:
 
 
 def parse_size(text: str | int) -> int:
-    """Bytes of ``"1.5GiB"``, ``"600MiB"``, ``"800000KiB"`` or a whole number of bytes; UpscaleError otherwise."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMG])(?:i?B)?|B)?\s*", str(text), re.IGNORECASE)
+    """Bytes of ``"1.5GiB"``, ``"600MiB"``, ``"800000KiB"`` or a whole number of bytes; UpscaleError
+    otherwise.
+    """
+    found = re.fullmatch(
+        r"\s*(\d+(?:\.\d+)?)\s*(?:([KMG])(?:i?B)?|B)?\s*", str(text), re.IGNORECASE
+    )
     if found is None:
         raise UpscaleError(f"memory size {text!r} is not understood: write it as 600MiB or 1.5GiB")
     return int(float(found[1]) * 1024 ** " KMG".index((found[2] or " ").upper()))
@@ -88,7 +95,8 @@ def resident_bytes() -> int:
 
 
 def give_back_freed_memory() -> None:
-    """Make glibc return freed memory to the system at once, without which a process holds up to 1.5 times its needs.
+    """Make glibc return freed memory to the system at once, without which a process holds up to 1.5
+    times its needs.
 
     Allocations from 1 MiB on become mappings of their own. Elsewhere than on Linux nothing happens.
     """
@@ -101,10 +109,12 @@ def give_back_freed_memory() -> None:
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Within, freed allocations of less than 4 MiB, such as weights that strips pack, are used again.
+    """Within, freed allocations of less than 4 MiB, such as weights that strips pack, are used
+    again.
 
-    Fresh pages, which the system clears, would take a strip some milliseconds. Not larger ones: holes that they leave
-    may not fit the next, and so would add up. Afterwards as `give_back_freed_memory`.
+    Fresh pages, which the system clears, would take a strip some milliseconds. Not larger ones:
+    holes that they leave may not fit the next, and so would add up. Afterwards as
+    `give_back_freed_memory`.
     """
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL("libc.so.6")
@@ -116,19 +126,23 @@ def freed_memory_kept() -> Iterator[None]:
         give_back_freed_memory()
 
 
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
+M_MMAP_THRESHOLD = -3
+M_TRIM_THRESHOLD = -1
 
 
 def _compare(needed: int, available: int | None, what: str, lr: tuple[int, int]) -> None:
     if available is not None and needed > available:
         raise TooLargeError(
-            f"this upscale of {lr[1]}x{lr[0]} pixels needs about {needed / 2**30:.1f} GiB of {what} and "
+            f"this upscale of {lr[1]}x{lr[0]} pixels needs about {needed / 2**30:.1f} GiB of "
+            f"{what} and "
             f"{available / 2**30:.1f} GiB are free: choose a smaller size, or crop the picture"
         )
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Free memory of a device, for the CPU within its control group; None where the system does not say."""
+    """Free memory of a device, for the CPU within its control group; None where the system does not
+    say.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":
@@ -151,7 +165,8 @@ def _free_in_group() -> int | None:
     """What a container's limit (control group version 2) leaves; file caches count as free."""
     group = Path("/sys/fs/cgroup")
     with suppress(OSError, ValueError):
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
         statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         return max(0, limit - used + int(statistics.get("inactive_file", 0)))
     return None

@@ -1,9 +1,10 @@
-"""How an output of any size is made within a memory bound: which tiles, which blocks, what it will hold and take.
+"""How an output of any size is made within a memory bound: which tiles, which blocks, what it will
+hold and take.
 
-A *tile* is a window of the HR grid whose LR pixels are encoded at once, with as many LR pixels around them as the
-encoder's receptive radius (the halo), so that its features are those of the whole image. A tile is written in
-*blocks*, and a block is decoded in *strips* of rows whose content is small. Tiles and blocks begin and end at multiples
-of the sink's unit.
+A *tile* is a window of the HR grid whose LR pixels are encoded at once, with as many LR pixels
+around them as the encoder's receptive radius (the halo), so that its features are those of the
+whole image. A tile is written in *blocks*, and a block is decoded in *strips* of rows whose content
+is small. Tiles and blocks begin and end at multiples of the sink's unit.
 """
 
 from __future__ import annotations
@@ -24,13 +25,17 @@ from diinn_fast.inference.errors import UpscaleError
 from diinn_fast.inference.memory import MIB, encoder_floats, size_text
 
 BLOCK_PIXELS = 1 << 20
-"""Most output pixels of a block, unless the sink's unit is larger: about a second's work of a CPU."""
+"""Most output pixels of a block, unless the sink's unit is larger: about a second's work of a
+CPU.
+"""
 STRIP_BYTES = 32 * MIB
 """Most content and temporaries of a strip."""
 QUEUE = 2
 """Blocks that may wait for the writer; one more is being written, and one made."""
 SPREAD_BYTES = 8 * MIB
-"""How far what two runs hold at their start may differ: the bound that one of them names must do for the other."""
+"""How far what two runs hold at their start may differ: the bound that one of them names must do
+for the other.
+"""
 MOST_TILES = 1024
 """Most tiles along an axis that are considered."""
 
@@ -89,7 +94,9 @@ class Plan:
 
     def encoded_pixels(self, decoder: ImplicitDecoder) -> int:
         """LR pixels encoded in all, halos included."""
-        regions = (self.region(decoder.lr_window(tile, self.lr, self.hr)) for tile in self.tile_windows())
+        regions = (
+            self.region(decoder.lr_window(tile, self.lr, self.hr)) for tile in self.tile_windows()
+        )
         return sum(r.shape[0] * r.shape[1] for r in regions)
 
     def as_json(self) -> dict[str, Any]:
@@ -97,7 +104,9 @@ class Plan:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Plan:
-        values: Any = {name: tuple(v) if isinstance(v, list) else int(v) for name, v in fields.items()}
+        values: Any = {
+            name: tuple(v) if isinstance(v, list) else int(v) for name, v in fields.items()
+        }
         return cls(**values)
 
 
@@ -106,9 +115,12 @@ def with_halo(window: Sequence[int], lr: tuple[int, int], radius: int) -> Window
 
     For with fewer than LEAST_PIXELS the encoder's sums would be in another order.
     """
-    (h, w), (i0, i1, j0, j1) = lr, window
+    h, w = lr
+    i0, i1, j0, j1 = window
     while True:
-        grown = Window(max(i0 - radius, 0), min(i1 + radius, h), max(j0 - radius, 0), min(j1 + radius, w))
+        grown = Window(
+            max(i0 - radius, 0), min(i1 + radius, h), max(j0 - radius, 0), min(j1 + radius, w)
+        )
         if grown.shape[0] * grown.shape[1] >= min(LEAST_PIXELS, h * w):
             return grown
         radius += 4
@@ -129,7 +141,8 @@ def split(window: Window, rows: int, columns: int) -> Iterator[Window]:
 
 
 def make_plan(task: Task, free: int) -> Plan:
-    """The plan that encodes the fewest pixels and holds at most ``free`` bytes beyond what the process has now.
+    """The plan that encodes the fewest pixels and holds at most ``free`` bytes beyond what the
+    process has now.
 
     Raises UpscaleError if there is none.
     """
@@ -152,17 +165,29 @@ def make_plan(task: Task, free: int) -> Plan:
             block = _block(task, high, wide, most, columns)
             strip_budget = min(STRIP_BYTES, left - _features(task, largest))
             strip, strip_bytes = _strip(task, (block[0], min(block[1], wide)), strip_budget)
-            peak = blocks_bytes + max(_encoding(task, largest, work), _features(task, largest) + strip_bytes)
+            peak = blocks_bytes + max(
+                _encoding(task, largest, work), _features(task, largest) + strip_bytes
+            )
             peak = max(peak, task.finishing)
-            best = cost, count, Plan(task.lr, task.hr, task.unit, task.radius or 0, tiles, block, strip, work, peak)
+            best = (
+                cost,
+                count,
+                Plan(
+                    task.lr, task.hr, task.unit, task.radius or 0, tiles, block, strip, work, peak
+                ),
+            )
     if best is None:
         raise UpscaleError("too little memory")
     return best[2]
 
 
 def smallest_bound(task: Task, base: int) -> int:
-    """Fewest bytes, in steps of 16 MiB, for which there is a plan, given that the process holds ``base``."""
-    low, high = 0, 1 << 50  # no plan with low * step, a plan with high
+    """Fewest bytes, in steps of 16 MiB, for which there is a plan, given that the process holds
+    ``base``.
+    """
+    # no plan with low * step, a plan with high
+    low = 0
+    high = 1 << 50
     while high - low > 16 * MIB:
         middle = (low + high) // 2
         try:
@@ -174,23 +199,29 @@ def smallest_bound(task: Task, base: int) -> int:
 
 
 def plan_within(task: Task, base: int, bound: int) -> Plan:
-    """The plan for a process that holds ``base`` bytes and may hold ``bound``; UpscaleError says what would do."""
+    """The plan for a process that holds ``base`` bytes and may hold ``bound``; UpscaleError says
+    what would do.
+    """
     try:
         return make_plan(task, bound - base)
     except UpscaleError:
         least = smallest_bound(task, base + SPREAD_BYTES)
         raise UpscaleError(
-            f"this upscale cannot be done within {size_text(bound)} of memory: the smallest bound that works is "
+            f"this upscale cannot be done within {size_text(bound)} of memory: the smallest bound "
+            "that works is "
             f"{least // MIB} MiB (--max-memory {least // MIB}MiB)"
         ) from None
 
 
-# -- blocks ----------------------------------------------------------------------------------------------------------
+# -- blocks ----------------------------------------------------------------------------------------
 
 
 def _blocks(task: Task, free: int) -> tuple[int, int, int]:
-    """Most pixels of a block, its most columns, and bytes of a strip of 8 LR rows and so many columns."""
-    (height, width), (unit_y, unit_x) = task.hr, task.unit
+    """Most pixels of a block, its most columns, and bytes of a strip of 8 LR rows and so many
+    columns.
+    """
+    height, width = task.hr
+    unit_y, unit_x = task.unit
     most = max(unit_y * unit_x, min(BLOCK_PIXELS, free // (12 * task.pixel_bytes * (QUEUE + 2))))
     budget = min(STRIP_BYTES, max(free // 4, MIB))
     rows = max(1, 8 * height // task.lr[0])
@@ -203,7 +234,9 @@ def _blocks(task: Task, free: int) -> tuple[int, int, int]:
 
 
 def _block(task: Task, high: int, wide: int, most: int, columns: int) -> tuple[int, int]:
-    """Rows and columns of the blocks of a tile: few and alike, of at most so many pixels and columns."""
+    """Rows and columns of the blocks of a tile: few and alike, of at most so many pixels and
+    columns.
+    """
     unit_y, unit_x = task.unit
     columns = _whole(-(-wide // -(-wide // columns)), unit_x)
     rows = max(1, most // min(columns, wide) // unit_y) * unit_y
@@ -217,7 +250,9 @@ def _whole(length: int, unit: int) -> int:
 
 def _strip(task: Task, block: tuple[int, int], budget: int) -> tuple[int, int]:
     """(Rows, bytes) of the highest equal strips of a block that take ``budget``, or of one row."""
-    low, high = 1, block[0]  # that many strips take too much, or are one; that many do
+    # that many strips take too much, or are one; that many do
+    low = 1
+    high = block[0]
     while low < high:
         middle = (low + high) // 2
         if _strip_bytes(task, -(-block[0] // middle), block[1]) > budget:
@@ -229,11 +264,20 @@ def _strip(task: Task, block: tuple[int, int], budget: int) -> tuple[int, int]:
 
 
 def _strip_bytes(task: Task, rows: int, columns: int) -> int:
-    """What decoding so many HR rows and columns holds beside the features: content, and the output a few times."""
-    (h, w), (height, width), decoder = task.lr, task.hr, task.decoder
-    rows, columns = min(rows, height), min(columns, width)
-    lr_rows, lr_columns = (min(n, math.ceil(m * n / out) + 1) for m, n, out in ((rows, h, height), (columns, w, width)))
-    floats = 3 * (lr_rows + 2) * (lr_columns + 2) * decoder.in_channels  # a border of one, channels last
+    """What decoding so many HR rows and columns holds beside the features: content, and the output
+    a few times.
+    """
+    h, w = task.lr
+    height, width = task.hr
+    decoder = task.decoder
+    rows = min(rows, height)
+    columns = min(columns, width)
+    lr_rows, lr_columns = (
+        min(n, math.ceil(m * n / out) + 1) for m, n, out in ((rows, h, height), (columns, w, width))
+    )
+    floats = (
+        3 * (lr_rows + 2) * (lr_columns + 2) * decoder.in_channels
+    )  # a border of one, channels last
     if not decoder.init_q and height * width >= h * w:
         content = lr_rows * lr_columns * len(decoder.K) * decoder.width
         floats += content * (3 if decoder.mode in (1, 2) else 1)
@@ -241,11 +285,13 @@ def _strip_bytes(task: Task, rows: int, columns: int) -> int:
     return 4 * (floats + rows * columns * (5 * 3 + taps))
 
 
-# -- tiles -----------------------------------------------------------------------------------------------------------
+# -- tiles -----------------------------------------------------------------------------------------
 
 
 def _encoding(task: Task, pixels: int, work: int) -> int:
-    """Bytes that encoding so many LR pixels holds at most; of RDN, the dense features take ``work`` of them."""
+    """Bytes that encoding so many LR pixels holds at most; of RDN, the dense features take ``work``
+    of them.
+    """
     return int(pixels * encoder_floats(task.encoder, in_pieces=True) * task.item) + work
 
 
@@ -267,7 +313,8 @@ def _cost_of_pieces(encoder: nn.Module, pixels: int, work: int) -> float:
         return 1.0
     block: Any = encoder.RDBs[0]
     piece = max(LEAST_PIXELS, work / (4 * block.dense_floats))
-    side, halo = math.sqrt(piece), len(block.convs)
+    side = math.sqrt(piece)
+    halo = len(block.convs)
     return 1.0 if piece >= pixels else (side / max(1.0, side - 2 * halo)) ** 2
 
 
@@ -279,7 +326,9 @@ def _largest_tile(task: Task, tiles: tuple[int, int]) -> tuple[int, int]:
 
 
 def _fewest_pixels(task: Task, most: int) -> tuple[float, tuple[int, int], int] | None:
-    """(LR pixels encoded in all, tiles down and across, pixels of the largest), or None if no cut is small enough."""
+    """(LR pixels encoded in all, tiles down and across, pixels of the largest), or None if no cut
+    is small enough.
+    """
     if task.radius is None:
         pixels = task.lr[0] * task.lr[1]
         return (pixels, (1, 1), pixels) if pixels <= most else None
@@ -287,7 +336,9 @@ def _fewest_pixels(task: Task, most: int) -> tuple[float, tuple[int, int], int] 
     return _fewest_of_at_least(task, most, shared) or _fewest_of_at_least(task, most, 1)
 
 
-def _fewest_of_at_least(task: Task, most: int, wanted: int) -> tuple[float, tuple[int, int], int] | None:
+def _fewest_of_at_least(
+    task: Task, most: int, wanted: int
+) -> tuple[float, tuple[int, int], int] | None:
     """The same, of cuts into ``wanted`` tiles or more."""
     rows, columns = task.axes
     best: tuple[float, int, tuple[int, int], int] | None = None
@@ -303,11 +354,15 @@ def _fewest_of_at_least(task: Task, most: int, wanted: int) -> tuple[float, tupl
 
 def _axis(task: Task, axis: int) -> dict[int, tuple[int, int]]:
     """LR pixels along an axis by number of tiles: (all regions together, longest)."""
-    length, n, unit = task.hr[axis], task.lr[axis], task.unit[axis]
+    length = task.hr[axis]
+    n = task.lr[axis]
+    unit = task.unit[axis]
     found = {}
     units = -(-length // unit)
     for count in _counts(min(units, n, MOST_TILES)):
-        regions = [_extent(task, axis, start, stop) for start, stop in pairwise(cuts(length, unit, count))]
+        regions = [
+            _extent(task, axis, start, stop) for start, stop in pairwise(cuts(length, unit, count))
+        ]
         found[count] = sum(regions), max(regions)
     return found
 

@@ -1,8 +1,9 @@
-"""Several processes on one output, as started by ``torchrun``: who does which tile, and what if one dies.
+"""Several processes on one output, as started by ``torchrun``: who does which tile, and what if one
+dies.
 
-Processes exchange no tensors, only a few words through the key-value store by which torch.distributed rendezvous: the
-plan, a counter from which each takes its next tile, and signs of life. That works alike beside gloo and NCCL, on any
-device, and needs no process group.
+Processes exchange no tensors, only a few words through the key-value store by which
+torch.distributed rendezvous: the plan, a counter from which each takes its next tile, and signs of
+life. That works alike beside gloo and NCCL, on any device, and needs no process group.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ START = 300.0
 class Alone:
     """The only process."""
 
-    rank, world = 0, 1
+    rank = 0
+    world = 1
 
     def announce(self, words: dict[str, Any]) -> None:
         pass
@@ -47,7 +49,9 @@ class Alone:
 
 
 class Ranks(Alone):
-    """One of several processes. ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR``, ``MASTER_PORT`` say which and where."""
+    """One of several processes. ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR``, ``MASTER_PORT`` say
+    which and where.
+    """
 
     def __init__(self) -> None:
         from torch import distributed  # half a second that one process need not spend
@@ -55,7 +59,9 @@ class Ranks(Alone):
         try:
             found = next(iter(distributed.rendezvous("env://", timeout=timedelta(seconds=START))))
         except (RuntimeError, ValueError) as error:
-            raise UpscaleError(f"the processes cannot find each other ({error}): start them by torchrun") from error
+            raise UpscaleError(
+                f"the processes cannot find each other ({error}): start them by torchrun"
+            ) from error
         self._store, self.rank, self.world = found
         self._store.set_timeout(timedelta(seconds=START))
         self._closing = threading.Event()
@@ -96,7 +102,8 @@ class Ranks(Alone):
                 if self._store.check([f"finished/{rank}"]):
                     waiting.discard(rank)
                     continue
-                beat, now = self._store.add(f"beat/{rank}", 0), time.monotonic()
+                beat = self._store.add(f"beat/{rank}", 0)
+                now = time.monotonic()
                 if seen.get(rank, (-1, now))[0] != beat:
                     seen[rank] = beat, now
                 elif now - seen[rank][1] > SILENCE:

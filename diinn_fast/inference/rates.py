@@ -1,4 +1,6 @@
-"""How fast this machine encodes and decodes, from a first small run, which also warms the libraries up."""
+"""How fast this machine encodes and decodes, from a first small run, which also warms the libraries
+up.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +12,24 @@ import torch
 from diinn_fast.inference.run import Upscaler
 
 SIDE = 40
-"""LR pixels of the square that is tried; more than PyTorch's threshold between two ways to convolve."""
+"""LR pixels of the square that is tried; more than PyTorch's threshold between two ways to
+convolve.
+"""
 
 
 @lru_cache(maxsize=8)
-def measure_rates(upscaler: Upscaler, lr: tuple[int, int], hr: tuple[int, int]) -> tuple[float, float]:
-    """Seconds per LR pixel encoded, and per HR pixel decoded at this scale (rough: single small runs)."""
+def measure_rates(
+    upscaler: Upscaler, lr: tuple[int, int], hr: tuple[int, int]
+) -> tuple[float, float]:
+    """Seconds per LR pixel encoded, and per HR pixel decoded at this scale (rough: single small
+    runs).
+    """
     scales = [min(16.0, out / n) for out, n in zip(hr, lr, strict=True)]
     size = max(2, round(SIDE * scales[0])), max(2, round(SIDE * scales[1]))
     rows = max(1, min(size[0], (1 << 16) // size[1]))
     picture = torch.zeros(3, SIDE, SIDE)
-    encoding, decoding = [], []
+    encoding = []
+    decoding = []
     for _ in range(2):
         start = time.perf_counter()
         features = upscaler.encode(picture)

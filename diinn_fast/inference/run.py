@@ -33,7 +33,9 @@ BAND_PIXELS = 1 << 19
 """Output pixels decoded at a time: about a second's work of a CPU, a few MiB of floats."""
 
 DEVICE_BAND_PIXELS = 1 << 22
-"""The same on a GPU: some ten milliseconds' work, after which the host looks at the numbers and takes them."""
+"""The same on a GPU: some ten milliseconds' work, after which the host looks at the numbers and
+takes them.
+"""
 
 
 def upscale(
@@ -49,31 +51,45 @@ def upscale(
     self_ensemble: bool = False,
     progress: bool = False,
 ) -> Any:
-    """The picture at another size, as the same kind as it was given (a path gives an `imageio.Image`).
+    """The picture at another size, as the same kind as it was given (a path gives an
+    `imageio.Image`).
 
     Args:
-        image: a path; an `imageio.Image`; a PIL image; an array [h, w], [h, w, 3] or [h, w, 4] of uint8, uint16 or
-            float in [0, 1]; a float tensor [3, h, w] or [B, 3, h, w] in [0, 1].
-        scale: factor, one number or one per axis (y, x); 4 if nothing else is given. Any positive number.
+        image: a path; an `imageio.Image`; a PIL image; an array [h, w], [h, w, 3] or [h, w, 4] of
+            uint8, uint16 or float in [0, 1]; a float tensor [3, h, w] or [B, 3, h, w] in [0, 1].
+        scale: factor, one number or one per axis (y, x); 4 if nothing else is given. Any positive
+            number.
         size: exact output (height, width).
         long_side: longer side of the output in pixels, keeping the aspect ratio.
-        model: a DIINN, a bundled model's name, a model folder or a checkpoint file; default: the bundled model.
-        device: "cpu", "cuda", "cuda:1", "mps"; default: the given model's or tensor's, else CUDA if there is any.
-        precision: "fp32", "bf16" or "fp16" (autocast of encoder and decoder); default: fp16 on CUDA, else fp32.
+        model: a DIINN, a bundled model's name, a model folder or a checkpoint file; default: the
+            bundled model.
+        device: "cpu", "cuda", "cuda:1", "mps"; default: the given model's or tensor's, else CUDA if
+            there is any.
+        precision: "fp32", "bf16" or "fp16" (autocast of encoder and decoder); default: fp16 on
+            CUDA, else fp32.
         backend: see ``diinn_fast.use_backend``.
         self_ensemble: mean over the 8 flips and transposes: slightly better, 8 times the work.
         progress: show a bar on stderr.
 
-    Alpha is resized bicubically, and colour is bled under transparent pixels before the network sees them. Grey stays
-    grey. Bit depth, ICC profile and dpi are kept; with dpi unscaled, the print grows with the pixels.
+    Alpha is resized bicubically, and colour is bled under transparent pixels before the network
+    sees them. Grey stays grey. Bit depth, ICC profile and dpi are kept; with dpi unscaled, the
+    print grows with the pixels.
 
     Raises:
-        UpscaleError: a request that cannot be met. CheckpointError, ImageError, BackendError: likewise.
+        UpscaleError: a request that cannot be met. CheckpointError, ImageError, BackendError:
+            likewise.
         FloatingPointError: the network's output is not finite (fp16 can overflow).
     """
-    if device is None and isinstance(image, Tensor) and image.is_cuda and not isinstance(model, DIINN):
+    if (
+        device is None
+        and isinstance(image, Tensor)
+        and image.is_cuda
+        and not isinstance(model, DIINN)
+    ):
         device = image.device
-    upscaler = Upscaler(model, device=device, precision=precision, backend=backend, self_ensemble=self_ensemble)
+    upscaler = Upscaler(
+        model, device=device, precision=precision, backend=backend, self_ensemble=self_ensemble
+    )
     return upscaler(image, scale=scale, size=size, long_side=long_side, progress=progress)
 
 
@@ -95,15 +111,23 @@ class Upscaler:
         self.backend = backends.requested() if backend is None else backends.check_name(backend)
         if self.backend != "auto" and (reason := backends.load(self.backend).unavailable()):
             raise backends.BackendError(f"backend {self.backend!r} cannot run: {reason}")
-        given = next(model.parameters()).device if isinstance(model, DIINN) and device is None else device
+        given = (
+            next(model.parameters()).device
+            if isinstance(model, DIINN) and device is None
+            else device
+        )
         self.device = pick_device(given)
         self.dtype = pick_precision(precision, self.device)
         self.self_ensemble = self_ensemble
         self.used_backend = ""
         if not isinstance(model, DIINN):
             self.model = load_weights(model).to(self.device)
-        elif model.training or any(p.device != self.device or p.dtype != torch.float32 for p in model.parameters()):
-            self.model = copy.deepcopy(model).to(self.device, torch.float32).eval()  # the caller's stays as it is
+        elif model.training or any(
+            p.device != self.device or p.dtype != torch.float32 for p in model.parameters()
+        ):
+            self.model = (
+                copy.deepcopy(model).to(self.device, torch.float32).eval()
+            )  # the caller's stays as it is
         else:
             self.model = model
         if self.model is not model and self.device.type == "cuda" and self.dtype != torch.float32:
@@ -125,17 +149,29 @@ class Upscaler:
         lr = request.images[0].rgb.shape[-2:]
         hr = target_size(lr, scale=scale, size=size, long_side=long_side)
         self.check(lr, hr, request.images, request.dtype)
-        return request.finish([self._upscale(picture, hr, request.dtype, progress) for picture in request.images])
+        return request.finish(
+            [self._upscale(picture, hr, request.dtype, progress) for picture in request.images]
+        )
 
-    def check(self, lr: Sequence[int], hr: tuple[int, int], images: list[Image], dtype: torch.dtype) -> None:
-        """Refuse before the work what cannot be done in memory, and warn once of a scale that was not learnt."""
+    def check(
+        self, lr: Sequence[int], hr: tuple[int, int], images: list[Image], dtype: torch.dtype
+    ) -> None:
+        """Refuse before the work what cannot be done in memory, and warn once of a scale that was
+        not learnt.
+        """
         height, width = lr
-        samples = sum((1 if i.grey else 3) * dtype.itemsize + (4 if i.alpha is not None else 0) for i in images)
+        samples = sum(
+            (1 if i.grey else 3) * dtype.itemsize + (4 if i.alpha is not None else 0)
+            for i in images
+        )
         ensemble = 12 if self.self_ensemble else 0
         bytes_out = hr[0] * hr[1] * (samples + ensemble)
-        item, decoder = self.dtype.itemsize, self.model.decoder
+        item = self.dtype.itemsize
+        decoder = self.model.decoder
         self.check_sizes(lr, hr)
-        check_memory(self.model.encoder, decoder.in_channels, (height, width), bytes_out, self.device, item)
+        check_memory(
+            self.model.encoder, decoder.in_channels, (height, width), bytes_out, self.device, item
+        )
         warn_of_scale((height, width), hr)
 
     def check_sizes(self, lr: Sequence[int], hr: tuple[int, int]) -> None:
@@ -144,19 +180,24 @@ class Upscaler:
         if not (1 <= height <= MAX_LENGTH and 1 <= width <= MAX_LENGTH):
             raise UpscaleError(f"a picture of {width}x{height} pixels cannot be upscaled")
         if self.model.decoder.mode == 4 and min(hr) < 2:
-            raise UpscaleError(f"a mode 4 model needs an output of at least 2x2 pixels, not {hr[1]}x{hr[0]}")
+            raise UpscaleError(
+                f"a mode 4 model needs an output of at least 2x2 pixels, not {hr[1]}x{hr[0]}"
+            )
         self.used_backend = self._choose_backend((height, width), hr)
         log.info("%dx%d to %dx%d by backend %s", width, height, hr[1], hr[0], self.used_backend)
 
     def bands(
         self, rgb: Tensor, hr: tuple[int, int], rows: int | None = None, bar: tqdm | None = None
     ) -> Iterator[tuple[int, Tensor]]:
-        """The output of an LR picture ``[3, h, w]`` in [0, 1] from top to bottom: (first row, ``[3, n, W]``).
+        """The output of an LR picture ``[3, h, w]`` in [0, 1] from top to bottom: (first row,
+        ``[3, n, W]``).
 
-        Each has ``n <= rows`` rows (all at once with self_ensemble), float32 in [0, 1], on the device; the pixels do
-        not depend on ``rows``. ``bar`` is told of every pixel decoded.
+        Each has ``n <= rows`` rows (all at once with self_ensemble), float32 in [0, 1], on the
+        device; the pixels do not depend on ``rows``. ``bar`` is told of every pixel decoded.
         """
-        parts = self._ensemble(rgb, hr, bar) if self.self_ensemble else self._decode(rgb, hr, rows, bar)
+        parts = (
+            self._ensemble(rgb, hr, bar) if self.self_ensemble else self._decode(rgb, hr, rows, bar)
+        )
         for y, band in parts:
             yield y, to_unit(band)
 
@@ -177,11 +218,17 @@ class Upscaler:
 
     @torch.inference_mode()
     def encode(self, rgb: Tensor, work_bytes: int | None = None) -> Tensor:
-        """Features ``[1, C, h, w]`` of an LR picture ``[3, h, w]`` in [0, 1]; ``work_bytes`` as of `encoders.RDN`."""
+        """Features ``[1, C, h, w]`` of an LR picture ``[3, h, w]`` in [0, 1]; ``work_bytes`` as of
+        `encoders.RDN`.
+        """
         # One memory layout for all inputs: convolutions round differently in another.
         x = rgb.to(self.device, torch.float32).contiguous()[None]
         encoder = self.model.encoder
-        limit = {"work_bytes": work_bytes} if work_bytes is not None and isinstance(encoder, RDN) else {}
+        limit = (
+            {"work_bytes": work_bytes}
+            if work_bytes is not None and isinstance(encoder, RDN)
+            else {}
+        )
         with self._arithmetic():
             return encoder((x - 0.5) / 0.5, **limit)
 
@@ -193,7 +240,8 @@ class Upscaler:
         window: Sequence[int],
         tile: tuple[tuple[int, int], tuple[int, int]] | None = None,
     ) -> Tensor:
-        """The network's raw output ``[3, rows, columns]`` in a window; ``tile`` as of `ImplicitDecoder.forward`.
+        """The network's raw output ``[3, rows, columns]`` in a window; ``tile`` as of
+        `ImplicitDecoder.forward`.
 
         In [-1, 1] or slightly beyond; FloatingPointError if it is not finite.
         """
@@ -205,12 +253,18 @@ class Upscaler:
         return band
 
     @torch.inference_mode()
-    def _ensemble(self, rgb: Tensor, hr: tuple[int, int], bar: tqdm | None) -> Iterator[tuple[int, Tensor]]:
-        """The mean over the 8 symmetries of the square, of the raw outputs turned back, as one band."""
+    def _ensemble(
+        self, rgb: Tensor, hr: tuple[int, int], bar: tqdm | None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The mean over the 8 symmetries of the square, of the raw outputs turned back, as one
+        band.
+        """
         total = torch.zeros(3, *hr, device=self.device)
         for symmetry in range(8):
-            transposed, flipped = symmetry & 4, [d for d in (1, 2) if symmetry & d]
-            picture, part = (v.transpose(1, 2) if transposed else v for v in (rgb, total))
+            transposed = symmetry & 4
+            flipped = [d for d in (1, 2) if symmetry & d]
+            picture = rgb.transpose(1, 2) if transposed else rgb
+            part = total.transpose(1, 2) if transposed else total
             height, width = part.shape[1:]
             for y, band in self._decode(picture.flip(flipped), (height, width), None, bar):
                 stop = y + band.shape[1]
@@ -218,9 +272,12 @@ class Upscaler:
                 part[:, place] += band.flip(flipped)
         yield 0, total.div_(8)
 
-    def _upscale(self, picture: Image, hr: tuple[int, int], dtype: torch.dtype, progress: bool) -> Tensor:
+    def _upscale(
+        self, picture: Image, hr: tuple[int, int], dtype: torch.dtype, progress: bool
+    ) -> Tensor:
         """Planes ``[C, H, W]`` of dtype, on the CPU; colour (or grey), then alpha."""
-        rgb, colours = picture.rgb, 1 if picture.grey else 3
+        rgb = picture.rgb
+        colours = 1 if picture.grey else 3
         if picture.alpha is not None:
             rgb = bleed_alpha(rgb, picture.alpha)
         out = torch.empty(colours + (picture.alpha is not None), *hr, dtype=dtype)
@@ -229,7 +286,9 @@ class Upscaler:
                 window = Window(y, min(y + step, hr[0]), 0, hr[1])
                 store(out[colours:, y : window.y1], resize_bicubic(picture.alpha, hr, window))
         pixels = hr[0] * hr[1] * (8 if self.self_ensemble else 1)
-        with tqdm(total=pixels, unit="px", unit_scale=True, delay=1, leave=False, disable=not progress) as bar:
+        with tqdm(
+            total=pixels, unit="px", unit_scale=True, delay=1, leave=False, disable=not progress
+        ) as bar:
             for y, band in self.bands(rgb, hr, bar=bar):
                 band = band.mean(0, keepdim=True) if picture.grey else band
                 store(out[:colours, y : y + band.shape[1]], band)
@@ -237,7 +296,9 @@ class Upscaler:
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:
-        """Autocast in 16 bit; in fp32 float32 throughout, also for CUDA's convolutions, by default in TF32."""
+        """Autocast in 16 bit; in fp32 float32 throughout, also for CUDA's convolutions, by default
+        in TF32.
+        """
         half = self.dtype != torch.float32
         conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
         before = conv.fp32_precision
@@ -254,7 +315,8 @@ class Upscaler:
         """Name of the backend that will decode; BackendError if the one asked for cannot."""
         decoder = self.model.decoder
         if decoder.init_q or hr[0] * hr[1] < lr[0] * lr[1]:
-            form, shape = "direct", (1, 3, 3, decoder.in_channels)
+            form = "direct"
+            shape = (1, 3, 3, decoder.in_channels)
         else:
             form = "modulation" if decoder.mode in (1, 2) else "content"
             shape = (1, 1, 1, len(decoder.K) * decoder.width)
@@ -265,8 +327,13 @@ class Upscaler:
     def _not_finite(self) -> str:
         name = next(n for n, dtype in PRECISIONS.items() if dtype == self.dtype)
         if name == "fp32":
-            return "the network gave NaN or infinity in fp32: its weights do not suit this picture, try other weights"
-        return f'the network gave NaN or infinity in {name}: use --precision fp32 (precision="fp32")'
+            return (
+                "the network gave NaN or infinity in fp32: its weights do not suit this "
+                "picture, try other weights"
+            )
+        return (
+            f'the network gave NaN or infinity in {name}: use --precision fp32 (precision="fp32")'
+        )
 
 
 def to_unit(band: Tensor) -> Tensor:
@@ -275,7 +342,9 @@ def to_unit(band: Tensor) -> Tensor:
 
 
 def store(target: Tensor, band: Tensor) -> None:
-    """Write samples in [0, 1] as they are, or as integers rounded half up (8 bit leave a GPU as such)."""
+    """Write samples in [0, 1] as they are, or as integers rounded half up (8 bit leave a GPU as
+    such).
+    """
     if not target.is_floating_point():
         band = band * torch.iinfo(target.dtype).max + 0.5
     if target.dtype == torch.uint8:

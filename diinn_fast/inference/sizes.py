@@ -27,32 +27,43 @@ def target_size(
     size: Sequence[int] | None = None,
     long_side: int | None = None,
 ) -> tuple[int, int]:
-    """Output size (height, width) of an LR size (height, width), by at most one of the three; x4 without any.
+    """Output size (height, width) of an LR size (height, width), by at most one of the three; x4
+    without any.
 
-    ``scale`` is one number or one per axis (y, x): ``max(1, floor(s * n + 0.5))``; ``long_side`` keeps the aspect.
-    Raises UpscaleError.
+    ``scale`` is one number or one per axis (y, x): ``max(1, floor(s * n + 0.5))``; ``long_side``
+    keeps the aspect. Raises UpscaleError.
     """
     if sum(v is not None for v in (scale, size, long_side)) > 1:
         raise UpscaleError("give only one of scale, size and long side")
     height, width = lr
     try:
         if long_side is not None:
-            wanted, longest = operator.index(long_side), max(height, width)
-            height, width = (max(1, (2 * n * wanted + longest) // (2 * longest)) for n in (height, width))
+            wanted = operator.index(long_side)
+            longest = max(height, width)
+            height = max(1, (2 * height * wanted + longest) // (2 * longest))
+            width = max(1, (2 * width * wanted + longest) // (2 * longest))
             if wanted < 1:
-                height, width = wanted, wanted
+                height = wanted
+                width = wanted
         elif size is not None:
             height, width = (operator.index(n) for n in size)
         else:
             wanted_scale: Any = DEFAULT_SCALE if scale is None else scale
-            scales = float(wanted_scale) if isinstance(wanted_scale, numbers.Real) else tuple(wanted_scale)
+            scales = (
+                float(wanted_scale)
+                if isinstance(wanted_scale, numbers.Real)
+                else tuple(wanted_scale)
+            )
             height, width = size_for_scale((height, width), scales)
     except OverflowError:
         raise UpscaleError(f"scale {scale} is too large") from None
     except (TypeError, ValueError):
         raise UpscaleError(_misfit(scale, size, long_side)) from None
     if not (1 <= height <= MAX_LENGTH and 1 <= width <= MAX_LENGTH):
-        raise UpscaleError(f"an output of {width}x{height} pixels cannot be made: each side must be 1 to {MAX_LENGTH}")
+        raise UpscaleError(
+            f"an output of {width}x{height} pixels cannot be made: each side must be 1 to "
+            f"{MAX_LENGTH}"
+        )
     return height, width
 
 
@@ -74,6 +85,7 @@ def warn_of_scale(lr: tuple[int, int], hr: tuple[int, int]) -> None:
         _warned_of_scale = True
         worst = max(beyond, key=lambda s: abs(math.log(s)))
         log.warning(
-            "scale %.3g is outside the range that models are trained for (%g to %g): expect less detail than asked for",
+            "scale %.3g is outside the range that models are trained for (%g to %g): expect less "
+            "detail than asked for",
             worst, low, high,
         )  # fmt: skip

@@ -34,17 +34,19 @@ def open(
     backend: str | None = None,
     max_features: int | str = "1GiB",
 ) -> View:
-    """A picture of which any window can be rendered at any size; arguments as of `diinn_fast.upscale`.
+    """A picture of which any window can be rendered at any size; arguments as of
+    `diinn_fast.upscale`.
 
-    Nothing is computed before a window asks for it. ``max_features`` bounds the features that are kept for further
-    windows (256 bytes per LR pixel in fp32).
+    Nothing is computed before a window asks for it. ``max_features`` bounds the features that are
+    kept for further windows (256 bytes per LR pixel in fp32).
     """
     upscaler = Upscaler(model, device=device, precision=precision, backend=backend)
     return View(upscaler, open_source(image), parse_size(max_features))
 
 
 class View:
-    """A picture and a model; `render` gives windows. Features are kept per tile of the LR picture, whatever the size.
+    """A picture and a model; `render` gives windows. Features are kept per tile of the LR picture,
+    whatever the size.
 
     Attributes:
         shape: (height, width) of the LR picture.
@@ -58,7 +60,9 @@ class View:
             from diinn_fast.inference.job import Bled
 
             source = Bled.of(source, None)
-        self._upscaler, self._source, self._most = upscaler, source, max_features
+        self._upscaler = upscaler
+        self._source = source
+        self._most = max_features
         self._kept: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self.shape = source.height, source.width
         self.channels = (1 if source.grey else 3) + source.alpha
@@ -69,9 +73,11 @@ class View:
         self._tile = self.shape if radius is None else (TILE, TILE)
 
     def render(self, window: Sequence[int] | None, size: Sequence[int]) -> np.ndarray:
-        """Samples ``[rows, columns]`` (grey) or ``[rows, columns, C]`` of a window of the picture at size (H, W).
+        """Samples ``[rows, columns]`` (grey) or ``[rows, columns, C]`` of a window of the picture
+        at size (H, W).
 
-        ``window`` is (y0, y1, x0, x1) in pixels of that size, None all of it. The pixels are those of the whole.
+        ``window`` is (y0, y1, x0, x1) in pixels of that size, None all of it. The pixels are those
+        of the whole.
         """
         try:
             hr = check_size(size, self.shape)
@@ -80,11 +86,14 @@ class View:
             raise UpscaleError(str(error)) from None
         self._upscaler.check_sizes(self.shape, hr)
         samples = np.empty((*cut.shape, self.channels), self.dtype)
-        rows, columns = (max(1, t * out // n) for t, out, n in zip(self._tile, hr, self.shape, strict=True))
+        rows, columns = (
+            max(1, t * out // n) for t, out, n in zip(self._tile, hr, self.shape, strict=True)
+        )
         columns = min(columns, cut.shape[1], BAND_PIXELS)
         rows = min(rows, max(1, BAND_PIXELS // columns))
         for part in split(cut, rows, columns):
-            y, x = part.y0 - cut.y0, part.x0 - cut.x0
+            y = part.y0 - cut.y0
+            x = part.x0 - cut.x0
             self._render(part, hr, samples[y : y + part.shape[0], x : x + part.shape[1]])
         return samples[..., 0] if self.channels == 1 else samples
 
@@ -104,11 +113,13 @@ class View:
         self.close()
 
     def _render(self, window: Window, hr: tuple[int, int], out: np.ndarray) -> None:
-        lr, source = self.shape, self._source
+        lr = self.shape
+        source = self._source
         needed = self._upscaler.model.decoder.lr_window(window, lr, hr)
         tile = lr, (needed.y0, needed.x0)
         band = to_unit(self._upscaler.decode(self._features(needed), hr, window, tile))
-        planes, colours = torch.from_numpy(out).permute(2, 0, 1), 1 if source.grey else 3
+        planes = torch.from_numpy(out).permute(2, 0, 1)
+        colours = 1 if source.grey else 3
         store(planes[:colours], band.mean(0, keepdim=True) if source.grey else band)
         if source.alpha:
             i0, i1, j0, j1 = bicubic_range(window, lr, hr)
@@ -121,13 +132,18 @@ class View:
     def _features(self, needed: Window) -> Tensor:
         """Features ``[1, C, rows, columns]`` of LR rows and columns, put together from tiles."""
         i0, i1, j0, j1 = needed
-        (high, wide), out = self._tile, None
+        high, wide = self._tile
+        out = None
         for a in range(i0 // high, (i1 - 1) // high + 1):
             for b in range(j0 // wide, (j1 - 1) // wide + 1):
                 features = self._encoded(a, b)
-                top, bottom = max(i0, a * high), min(i1, (a + 1) * high)
-                left, right = max(j0, b * wide), min(j1, (b + 1) * wide)
-                part = features[:, :, top - a * high : bottom - a * high, left - b * wide : right - b * wide]
+                top = max(i0, a * high)
+                bottom = min(i1, (a + 1) * high)
+                left = max(j0, b * wide)
+                right = min(j1, (b + 1) * wide)
+                part = features[
+                    :, :, top - a * high : bottom - a * high, left - b * wide : right - b * wide
+                ]
                 if part.shape[2:] == needed.shape:
                     return part
                 if out is None:
@@ -141,8 +157,12 @@ class View:
         if (kept := self._kept.get((a, b))) is not None:
             self._kept.move_to_end((a, b))
             return kept
-        (h, w), (high, wide) = self.shape, self._tile
-        i0, i1, j0, j1 = a * high, min((a + 1) * high, h), b * wide, min((b + 1) * wide, w)
+        h, w = self.shape
+        high, wide = self._tile
+        i0 = a * high
+        i1 = min((a + 1) * high, h)
+        j0 = b * wide
+        j1 = min((b + 1) * wide, w)
         top, bottom, left, right = with_halo((i0, i1, j0, j1), self.shape, self._radius)
         rgb, _ = self._source.read(top, bottom, left, right)
         whole = self._upscaler.encode(rgb)
@@ -171,7 +191,9 @@ class Scaled:
             n = keys.index(Ellipsis)
             keys[n : n + 1] = [slice(None)] * (self.ndim + 1 - len(keys))
         keys += [slice(None)] * (self.ndim - len(keys))
-        (y0, y1, rows), (x0, x1, columns) = (_span(k, n) for k, n in zip(keys[:2], self._size, strict=True))
+        (y0, y1, rows), (x0, x1, columns) = (
+            _span(k, n) for k, n in zip(keys[:2], self._size, strict=True)
+        )
         if y0 == y1 or x0 == x1:
             found = np.empty((y1 - y0, x1 - x0, *self.shape[2:]), self.dtype)
         else:
@@ -183,7 +205,9 @@ class Scaled:
 
 
 def _span(key: Any, length: int) -> tuple[int, int, Any]:
-    """First and one-past-last position that a key (an integer or a slice) takes, and the key within those."""
+    """First and one-past-last position that a key (an integer or a slice) takes, and the key within
+    those.
+    """
     if not isinstance(key, slice):
         position = range(length)[key]
         return position, position + 1, 0

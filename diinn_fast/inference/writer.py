@@ -20,11 +20,15 @@ FLUSH_SECONDS = 3.0
 
 
 class Writer:
-    """A context in which `put` hands blocks over; at its end, also on errors, all of them are written and recorded."""
+    """A context in which `put` hands blocks over; at its end, also on errors, all of them are
+    written and recorded.
+    """
 
     def __init__(self, sink: Sink, journal: Journal, bar: tqdm) -> None:
         self.given: set[Block] = set()
-        self._sink, self._journal, self._bar = sink, journal, bar
+        self._sink = sink
+        self._journal = journal
+        self._bar = bar
         self._queue: queue.Queue[tuple[Block, Window, np.ndarray] | None] = queue.Queue(QUEUE)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
@@ -41,7 +45,10 @@ class Writer:
         self.given.add(block)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._queue.put(None)
         self._thread.join()

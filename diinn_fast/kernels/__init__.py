@@ -1,4 +1,6 @@
-"""In a checkout, ``diinn_fast.kernels`` is the folder ``kernels`` beside the package; a wheel holds that one here."""
+"""In a checkout, ``diinn_fast.kernels`` is the folder ``kernels`` beside the package; a wheel holds
+that one here.
+"""
 
 from pathlib import Path
 

@@ -1,9 +1,11 @@
-"""The paper's ablation: ``python -m diinn_fast.training.ablation --data PHOTOS --out DIR [--steps N]``.
+"""The paper's ablation:
+``python -m diinn_fast.training.ablation --data PHOTOS --out DIR [--steps N]``.
 
-Trains every formulation of the decoder (modes 1 to 3 with and without ``init_q``, and mode 4) from the same seed, on
-the same crops, for as many steps; then writes ``DIR/ablation.md`` and ``ablation.csv`` with the PSNR on the validation
-photos. Runs that are there go on or are done already, so the command can be stopped and given again. Scores on
-benchmark sets: ``diinn-fast eval --table ablation --runs DIR --data Set5``. Any option of training can be added.
+Trains every formulation of the decoder (modes 1 to 3 with and without ``init_q``, and mode 4) from
+the same seed, on the same crops, for as many steps; then writes ``DIR/ablation.md`` and
+``ablation.csv`` with the PSNR on the validation photos. Runs that are there go on or are done
+already, so the command can be stopped and given again. Scores on benchmark sets:
+``diinn-fast eval --table ablation --runs DIR --data Set5``. Any option of training can be added.
 """
 
 from __future__ import annotations
@@ -27,21 +29,33 @@ def variant_name(mode: int, init_q: bool) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="photographs to train on: folder or training pack")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", required=True, help="photographs to train on: folder or training pack"
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder of the runs and the table")
     parser.add_argument("--val", help="photographs to validate on (default: some are held out)")
-    parser.add_argument("--steps", type=int, help="steps of every run (default: the configuration's)")
-    parser.add_argument("--config", default="ablation", help="configuration of all runs (default: ablation)")
+    parser.add_argument(
+        "--steps", type=int, help="steps of every run (default: the configuration's)"
+    )
+    parser.add_argument(
+        "--config", default="ablation", help="configuration of all runs (default: ablation)"
+    )
     options, rest = parser.parse_known_args(arguments)
     overrides = [f"--data.folder={options.data}"]
     overrides += [f"--data.val_folder={options.val}"] if options.val else []
     if options.steps:
-        overrides += [f"--trainer.{name}={options.steps}" for name in ("max_steps", "val_check_interval")]
+        overrides += [
+            f"--trainer.{name}={options.steps}" for name in ("max_steps", "val_check_interval")
+        ]
     for mode, init_q in VARIANTS:
         own = [f"--model.mode={mode}", f"--model.init_q={str(init_q).lower()}"]
         print(f"{variant_name(mode, init_q)}:", flush=True)
-        _, stopped = train(options.out / variant_name(mode, init_q), options.config, [*overrides, *own, *rest])
+        _, stopped = train(
+            options.out / variant_name(mode, init_q), options.config, [*overrides, *own, *rest]
+        )
         gc.collect()  # a trainer and its photographs refer to each other
         write_table(options.out)
         if stopped:
@@ -56,11 +70,19 @@ def write_table(folder: Path) -> None:
     rows = []
     for mode, init_q in VARIANTS:
         log = folder / variant_name(mode, init_q) / "log.jsonl"
-        records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        records = (
+            [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        )
         scores = [record for record in records if "val/psnr" in record]
         if scores:
-            rows.append({"mode": mode, "init_q": "yes" if init_q else "no", "steps": scores[-1]["step"]})
-            rows[-1] |= {k.removeprefix("val/psnr_"): f"{v:.3f}" for k, v in scores[-1].items() if "psnr_x" in k}
+            rows.append(
+                {"mode": mode, "init_q": "yes" if init_q else "no", "steps": scores[-1]["step"]}
+            )
+            rows[-1] |= {
+                k.removeprefix("val/psnr_"): f"{v:.3f}"
+                for k, v in scores[-1].items()
+                if "psnr_x" in k
+            }
     if not rows:
         return
     heads = list(rows[0])
@@ -70,7 +92,10 @@ def write_table(folder: Path) -> None:
     writer = csv.DictWriter(table, heads, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    note = "RGB PSNR in dB on the validation photos, a border of scale + 6 pixels left out; averaged weights.\n\n"
+    note = (
+        "RGB PSNR in dB on the validation photos, a border of scale + 6 pixels left out; "
+        "averaged weights.\n\n"
+    )
     for name, content in (("ablation.md", note + text + "\n"), ("ablation.csv", table.getvalue())):
         with atomic_file(folder / name, overwrite=True) as file:
             file.write(content.encode())

@@ -1,4 +1,6 @@
-"""Exponential moving average of the weights: what is validated, exported, and under ``state_dict`` in checkpoints."""
+"""Exponential moving average of the weights: what is validated, exported, and under ``state_dict``
+in checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from torch import Tensor
 
 
 class EMA(WeightAveraging):
-    """Average with a memory of ``1 / (1 - decay)`` steps; shorter in the first steps, ``min(decay, (1 + n)/(10 + n))``.
+    """Average with a memory of ``1 / (1 - decay)`` steps; shorter in the first steps,
+    ``min(decay, (1 + n)/(10 + n))``.
 
     Args:
         decay: weight of the past; 0 keeps the last weights only.

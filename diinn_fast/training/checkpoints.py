@@ -1,4 +1,6 @@
-"""What is kept of a run, and when it ends early: ``last.ckpt``, ``best.ckpt``, Ctrl-C, a limit of time."""
+"""What is kept of a run, and when it ends early: ``last.ckpt``, ``best.ckpt``, Ctrl-C, a limit of
+time.
+"""
 
 from __future__ import annotations
 
@@ -20,28 +22,37 @@ from diinn_fast.training.portable import read_run
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that appear complete or not at all; loading executes no code, and takes run files too."""
+    """Checkpoints that appear complete or not at all; loading executes no code, and takes run files
+    too.
+    """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(Path(path), overwrite=True) as file:
             torch.save(checkpoint, file)
 
-    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
         if Path(path).suffix == ".safetensors":
             return read_run(path)
         try:
             return torch.load(path, map_location=map_location, weights_only=True)
         except Exception as error:  # damaged pickles raise anything
             raise CheckpointError(
-                f"{path} is damaged, or holds more than tensors and plain values: remove it, or put best.ckpt there"
+                f"{path} is damaged, or holds more than tensors and plain values: remove it, or "
+                "put best.ckpt there"
             ) from error
 
 
 class Checkpoints(Checkpoint):
-    """Saves ``last.ckpt`` regularly and at the end, ``best.ckpt`` whenever the validation is better than ever.
+    """Saves ``last.ckpt`` regularly and at the end, ``best.ckpt`` whenever the validation is better
+    than ever.
 
-    Ctrl-C (or SIGTERM) ends training after the step that runs, with its state saved; a second one ends it at once.
+    Ctrl-C (or SIGTERM) ends training after the step that runs, with its state saved; a second one
+    ends it at once.
 
     Args:
         every: steps between two states of last.ckpt; a crash loses no more than these.
@@ -49,8 +60,12 @@ class Checkpoints(Checkpoint):
         stop_after: minutes after which training ends, as at Ctrl-C.
     """
 
-    def __init__(self, every: int = 500, minutes: float = 10.0, stop_after: float | None = None) -> None:
-        self.every, self.minutes, self.stop_after = every, minutes, stop_after
+    def __init__(
+        self, every: int = 500, minutes: float = 10.0, stop_after: float | None = None
+    ) -> None:
+        self.every = every
+        self.minutes = minutes
+        self.stop_after = stop_after
         self.best = float("-inf")
         self.stopped = ""  # why training ended early
         self._signal, self._before = "", {}  # type: tuple[str, dict[int, Any]]
@@ -83,11 +98,13 @@ class Checkpoints(Checkpoint):
             return  # gradients are still being accumulated
         self._step, now = step, time.monotonic()
         over = self.stop_after is not None and now - self._begin >= self.stop_after * 60
-        stop, late = self._signal or ("time is over" if over else ""), now - self._saved >= self.minutes * 60
+        stop = self._signal or ("time is over" if over else "")
+        late = now - self._saved >= self.minutes * 60
         if trainer.world_size > 1:  # clocks and signals differ between ranks
             stop, late = trainer.strategy.broadcast((stop, late))
         if stop:
-            self.stopped, trainer.should_stop = stop, True
+            self.stopped = stop
+            trainer.should_stop = True
             trainer.limit_val_batches = 0  # no last validation: whoever stops wants to stop now
         if stop or late or step % self.every == 0 or step == trainer.max_steps:
             self._save(trainer, "last")

@@ -1,4 +1,6 @@
-"""On what a model is trained: a folder of photographs or a training pack, some of it held out for validation."""
+"""On what a model is trained: a folder of photographs or a training pack, some of it held out for
+validation.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from diinn_fast.data.images import Photo
 
 
 class PhotoData(L.LightningDataModule):
-    """Crops of photographs, a function of seed and step alone; PSNR of validation photos at some scales.
+    """Crops of photographs, a function of seed and step alone; PSNR of validation photos at some
+    scales.
 
     Args:
         folder: folder of photographs (DIV2K's layout is recognised), or a training pack (.tar).
@@ -59,16 +62,36 @@ class PhotoData(L.LightningDataModule):
         cache: str | None = None,
     ) -> None:
         super().__init__()
-        counts = {"lr_size": lr_size, "batch": batch, "groups": groups, "candidates": candidates, "samples": samples}
-        if small := [f"--data.{name} is {n}" for name, n in counts.items() if n is not None and n < 1]:
+        counts = {
+            "lr_size": lr_size,
+            "batch": batch,
+            "groups": groups,
+            "candidates": candidates,
+            "samples": samples,
+        }
+        if small := [
+            f"--data.{name} is {n}" for name, n in counts.items() if n is not None and n < 1
+        ]:
             raise DataError(f"{small[0]}: it must be at least 1")
         if max_scale < 1 or min(scales or [1]) < 1:
-            raise DataError("a scale of training is smaller than 1: there is nothing to learn about reduced pictures")
-        self.val_side = val_size or 2 * (int(max(val_scales)) + 7)  # something is left when the border is left out
+            raise DataError(
+                "a scale of training is smaller than 1: there is nothing to learn about reduced "
+                "pictures"
+            )
+        self.val_side = val_size or 2 * (
+            int(max(val_scales)) + 7
+        )  # something is left when the border is left out
         if self.val_side < 2 * (int(max(val_scales)) + 7):
-            raise DataError(f"--data.val_size {val_size} leaves nothing to score at x{max(val_scales):g}: enlarge it")
-        self.folder, self.val_folder, self.hold_out = folder, val_folder, hold_out
-        self.val_scales, self.val_size, self.workers = val_scales, val_size, workers
+            raise DataError(
+                f"--data.val_size {val_size} leaves nothing to score at x{max(val_scales):g}: "
+                "enlarge it"
+            )
+        self.folder = folder
+        self.val_folder = val_folder
+        self.hold_out = hold_out
+        self.val_scales = val_scales
+        self.val_size = val_size
+        self.workers = workers
         self.side = round(lr_size * max(scales or [max_scale]))
         self.sampling: dict[str, Any] = {
             "lr_size": lr_size,
@@ -86,7 +109,9 @@ class PhotoData(L.LightningDataModule):
         self.sampler: CropSampler | None = None
 
     def prepare_data(self) -> None:
-        """Decode everything, so that bad files are named now; what is too large for memory, for the other ranks too."""
+        """Decode everything, so that bad files are named now; what is too large for memory, for the
+        other ranks too.
+        """
         self._load()
 
     def setup(self, stage: str) -> None:
@@ -99,7 +124,10 @@ class PhotoData(L.LightningDataModule):
             raise DataError("no photographs to train on: give --data FOLDER")
         training, validation = self._split()
         if self.val_folder is None and not training:
-            raise DataError(f"{self.folder} has too few photographs to hold out {self.hold_out}: see --data.hold_out")
+            raise DataError(
+                f"{self.folder} has too few photographs to hold out {self.hold_out}: see "
+                "--data.hold_out"
+            )
         pixels = decode_all(training, self.side, self.memory, self.cache)
         self.validation = decode_all(validation, self.val_side, self.memory, self.cache)
         self.sampler = CropSampler(pixels, **self.sampling)
@@ -120,7 +148,8 @@ class PhotoData(L.LightningDataModule):
         trainer = self.trainer
         if self.sampler.batch % trainer.world_size:
             raise DataError(
-                f"a batch of {self.sampler.batch} crops cannot be shared by {trainer.world_size} processes: "
+                f"a batch of {self.sampler.batch} crops cannot be shared by {trainer.world_size} "
+                "processes: "
                 "choose a multiple with --data.batch"
             )
         start = trainer.global_step * trainer.accumulate_grad_batches
@@ -137,9 +166,12 @@ class PhotoData(L.LightningDataModule):
         if not self.validation:
             return []
         assert self.trainer
-        rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        rank = self.trainer.global_rank
+        ranks = self.trainer.world_size
         share = self.validation[rank::ranks]
-        missing = len(self.validation[::ranks]) - len(share)  # every rank has as many: others wait for the same sums
+        missing = len(self.validation[::ranks]) - len(
+            share
+        )  # every rank has as many: others wait for the same sums
         photos = [(photo, 1.0) for photo in share] + [(self.validation[0], 0.0)] * missing
         items = [(photo, scale, weight) for photo, weight in photos for scale in self.val_scales]
         return DataLoader(Scored(items, self.val_size), batch_size=None)
@@ -149,7 +181,9 @@ class Steps(Dataset):
     """Item n: the crops of step n."""
 
     def __init__(self, sampler: CropSampler, rank: int, ranks: int) -> None:
-        self.sampler, self.rank, self.ranks = sampler, rank, ranks
+        self.sampler = sampler
+        self.rank = rank
+        self.ranks = ranks
 
     def __getitem__(self, step: int) -> list[Crops]:
         return self.sampler.step(step, self.rank, self.ranks)
@@ -169,10 +203,13 @@ class CountFrom(Sampler[int]):
 
 
 class Scored(Dataset):
-    """HR photo ``[1, 3, H, W]`` (whole, or its central square), scale, and its weight in the mean."""
+    """HR photo ``[1, 3, H, W]`` (whole, or its central square), scale, and its weight in the
+    mean.
+    """
 
     def __init__(self, items: list[tuple[np.ndarray, float, float]], side: int | None) -> None:
-        self.items, self.side = items, side
+        self.items = items
+        self.side = side
 
     def __len__(self) -> int:
         return len(self.items)
@@ -182,4 +219,8 @@ class Scored(Dataset):
         if self.side:
             y, x = ((size - self.side) // 2 for size in photo.shape[:2])
             photo = photo[y : y + self.side, x : x + self.side]
-        return torch.from_numpy(np.ascontiguousarray(photo.transpose(2, 0, 1)))[None], float(scale), weight
+        return (
+            torch.from_numpy(np.ascontiguousarray(photo.transpose(2, 0, 1)))[None],
+            float(scale),
+            weight,
+        )

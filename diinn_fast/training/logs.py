@@ -1,4 +1,6 @@
-"""Figures of a run as JSON, one line per record: ``{"step": 500, "train/l1": 0.041, ...}`` after 500 steps."""
+"""Figures of a run as JSON, one line per record: ``{"step": 500, "train/l1": 0.041, ...}`` after
+500 steps.
+"""
 
 from __future__ import annotations
 
@@ -34,4 +36,6 @@ class JsonLines(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         values = {k: float(f"{v:.6g}") for k, v in metrics.items() if k != "epoch"}
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": (step or 0) + 1, "time": round(time.time()), **values}) + "\n")
+            file.write(
+                json.dumps({"step": (step or 0) + 1, "time": round(time.time()), **values}) + "\n"
+            )

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -31,16 +32,27 @@ def _metasr(encoder: str, mode: int, init_q: bool) -> nn.Module:
     return MetaSR(encoder)
 
 
-MODELS: dict[str, Callable[[str, int, bool], nn.Module]] = {"diinn": _diinn, "liif": _liif, "metasr": _metasr}
+MODELS: dict[str, Callable[[str, int, bool], nn.Module]] = {
+    "diinn": _diinn,
+    "liif": _liif,
+    "metasr": _metasr,
+}
 
 
 def start_from(net: nn.Module, weights: str) -> None:
-    """Give a new model the weights of a trained one (bundled name, checkpoint or folder). Raises CheckpointError."""
-    trained = load_weights(weights) if isinstance(net, DIINN) else type(net).from_checkpoint(weights)  # type: ignore[attr-defined]
+    """Give a new model the weights of a trained one (bundled name, checkpoint or folder). Raises
+    CheckpointError.
+    """
+    model_class: Any = type(net)
+    trained = (
+        load_weights(weights) if model_class is DIINN else model_class.from_checkpoint(weights)
+    )
     fit(net, trained.state_dict(), weights)
 
 
-def make_model(arch: str = "diinn", encoder: str = "rdn", mode: int = 3, init_q: bool = False) -> nn.Module:
+def make_model(
+    arch: str = "diinn", encoder: str = "rdn", mode: int = 3, init_q: bool = False
+) -> nn.Module:
     """An untrained model; ``mode`` and ``init_q`` are DIINN's alone."""
     if arch not in MODELS:
         raise ValueError(f"unknown model {arch!r}: choose one of {', '.join(MODELS)}")

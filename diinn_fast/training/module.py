@@ -1,4 +1,6 @@
-"""What is trained: a model, its loss, optimiser and schedule, and its scores on the validation photos."""
+"""What is trained: a model, its loss, optimiser and schedule, and its scores on the validation
+photos.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from diinn_fast.encoders import use_fast_weights
 from diinn_fast.training.models import make_model
 
 REWARM = 200
-"""Steps over which the rate rises again where Adam's moments start from nothing (see ``portable``)."""
+"""Steps over which the rate rises again where Adam's moments start from nothing (see
+``portable``).
+"""
 
 
 class Diverged(FloatingPointError):
@@ -25,9 +29,11 @@ class Diverged(FloatingPointError):
 
 
 class SRModule(L.LightningModule):
-    """L1 loss between a model's output and HR crops (or sampled HR pixels), mean over the step's scales.
+    """L1 loss between a model's output and HR crops (or sampled HR pixels), mean over the step's
+    scales.
 
-    Checkpoints have the official layout: ``net.*``, ``sub``, ``div``; hyper-parameters ``arch``, ``mode``, ``init_q``.
+    Checkpoints have the official layout: ``net.*``, ``sub``, ``div``; hyper-parameters ``arch``,
+    ``mode``, ``init_q``.
 
     Args:
         arch: diinn, liif or metasr.
@@ -36,8 +42,8 @@ class SRModule(L.LightningModule):
         encoder: rdn or edsr-baseline.
         lr: peak learning rate of Adam.
         betas: Adam's decay rates.
-        schedule: step multiplies the rate by lr_gamma every lr_step steps; cosine goes down to lr_final of the peak at
-            the last step.
+        schedule: step multiplies the rate by lr_gamma every lr_step steps; cosine goes down to
+            lr_final of the peak at the last step.
         lr_step: steps between reductions of schedule step.
         lr_gamma: factor of each reduction of schedule step.
         lr_final: last rate of schedule cosine, as a fraction of the peak.
@@ -68,7 +74,9 @@ class SRModule(L.LightningModule):
         self.register_buffer("sub", torch.full((1, 1, 1, 1), 0.5))
         self.register_buffer("div", torch.full((1, 1, 1, 1), 0.5))
         self._recent: deque[float] = deque()  # losses since the last one logged
-        self.moments_from = -REWARM  # step at which Adam's moments were last empty; at first the warm-up is `warmup`'s
+        self.moments_from = (
+            -REWARM
+        )  # step at which Adam's moments were last empty; at first the warm-up is `warmup`'s
 
     def normalise(self, image: Tensor) -> Tensor:
         """[0, 1] to the network's [-1, 1]."""
@@ -80,10 +88,17 @@ class SRModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         data = getattr(self.trainer, "datamodule", None)
-        if self.hparams["mode"] == 4 and self.hparams["arch"] == "diinn" and data and data.sampling["samples"]:
-            raise ValueError("mode 4 cannot be sampled at points: train it on whole crops, --data.samples null")
+        if (
+            self.hparams["mode"] == 4
+            and self.hparams["arch"] == "diinn"
+            and data
+            and data.sampling["samples"]
+        ):
+            raise ValueError(
+                "mode 4 cannot be sampled at points: train it on whole crops, --data.samples null"
+            )
 
-    # -- training ------------------------------------------------------------------------------------------------------
+    # -- training ----------------------------------------------------------------------------------
 
     def training_step(self, batch: list[Crops], batch_idx: int) -> Tensor:
         step = self.global_step
@@ -98,7 +113,8 @@ class SRModule(L.LightningModule):
             loss = self.loss(lr, groups)
         if not math.isfinite(value := loss.item()):
             raise Diverged(
-                f"loss is {value} at step {step}: the last good state is kept; train on from it with a lower --model.lr"
+                f"loss is {value} at step {step}: the last good state is kept; train on from it "
+                "with a lower --model.lr"
             )
         window: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self._recent.maxlen != window:
@@ -109,7 +125,9 @@ class SRModule(L.LightningModule):
         return loss
 
     def loss(self, lr: Tensor, groups: list[Pairs]) -> Tensor:
-        """Mean over groups of L1, in normalised units; the LR crops of all groups are encoded together."""
+        """Mean over groups of L1, in normalised units; the LR crops of all groups are encoded
+        together.
+        """
         net: Any = self.net
         features = net.encoder(lr).split([len(pairs.lr) for pairs in groups])
         losses = []
@@ -128,27 +146,42 @@ class SRModule(L.LightningModule):
     def rate_factor(self, step: int) -> float:
         """Learning rate of a step, as a fraction of the peak."""
         h = self.hparams
-        factor = min(1.0, (step + 1) / max(1, h["warmup"])) * min(1.0, (step - self.moments_from + 1) / REWARM)
+        factor = min(1.0, (step + 1) / max(1, h["warmup"])) * min(
+            1.0, (step - self.moments_from + 1) / REWARM
+        )
         if h["schedule"] == "step":
             factor *= h["lr_gamma"] ** (step // h["lr_step"])
         elif h["schedule"] == "cosine":
             progress = (step - h["warmup"]) / max(1, self.total_steps - h["warmup"])
-            factor *= h["lr_final"] + (1 - h["lr_final"]) * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
+            factor *= h["lr_final"] + (1 - h["lr_final"]) * 0.5 * (
+                1 + math.cos(math.pi * min(1.0, max(0.0, progress)))
+            )
         return factor
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam(self.parameters(), self.hparams["lr"], betas=self.hparams["betas"])
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate_factor(step))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        optimizer = torch.optim.Adam(
+            self.parameters(), self.hparams["lr"], betas=self.hparams["betas"]
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.rate_factor(step)
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
-    # -- validation ----------------------------------------------------------------------------------------------------
+    # -- validation --------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
         self._scores: dict[float, Tensor] = {}
 
     def validation_step(self, batch: tuple[Tensor, float, float], batch_idx: int) -> None:
-        """RGB PSNR of one photo at one scale, as the authors validate: HR whole, a border of scale + 6 left out."""
-        hr, scale, weight = batch[0].float() / 255, batch[1], batch[2]
+        """RGB PSNR of one photo at one scale, as the authors validate: HR whole, a border of scale
+        + 6 left out.
+        """
+        hr = batch[0].float() / 255
+        scale = batch[1]
+        weight = batch[2]
         h, w = (round(n / scale) for n in hr.shape[-2:])
         with torch.autocast(self.device.type, enabled=False):
             sr = self(degrade(hr, (h, w)), hr.shape[-2:])
@@ -158,7 +191,9 @@ class SRModule(L.LightningModule):
         self._scores[scale] = self._scores.get(scale, 0) + score
 
     def on_validation_epoch_end(self) -> None:
-        """Means over all ranks' photos, by scale (``val/psnr_x2``) and of the scales (``val/psnr``)."""
+        """Means over all ranks' photos, by scale (``val/psnr_x2``) and of the scales
+        (``val/psnr``).
+        """
         totals = torch.stack([self._scores[scale] for scale in sorted(self._scores)])
         totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
         means = totals[:, 0] / totals[:, 1]
@@ -166,12 +201,17 @@ class SRModule(L.LightningModule):
             self.log(f"val/psnr_x{scale:g}", mean)
         self.log("val/psnr", means.mean(), prog_bar=True)
 
-    # -- checkpoints ---------------------------------------------------------------------------------------------------
+    # -- checkpoints -------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if bad := [name for name, value in self.named_parameters() if not value.isfinite().all()]:
-            raise Diverged(f"{bad[0]} is not finite after step {self.global_step - 1}: the last good state is kept")
-        checkpoint["hyper_parameters"] = {k: v for k, v in self.hparams.items() if not k.startswith("_")}
+            raise Diverged(
+                f"{bad[0]} is not finite after step {self.global_step - 1}: the last good state "
+                "is kept"
+            )
+        checkpoint["hyper_parameters"] = {
+            k: v for k, v in self.hparams.items() if not k.startswith("_")
+        }
         checkpoint["moments_from"] = self.moments_from
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

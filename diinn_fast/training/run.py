@@ -1,4 +1,6 @@
-"""A training run: configuration, Lightning's trainer, going on where a run stopped, and what is left at the end."""
+"""A training run: configuration, Lightning's trainer, going on where a run stopped, and what is
+left at the end.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ DEFAULT = "edsr-baseline"
 
 
 class TrainCLI(LightningCLI):
-    """Lightning's command line over SRModule, PhotoData, EMA and Checkpoints; everything of a run is in ``out``."""
+    """Lightning's command line over SRModule, PhotoData, EMA and Checkpoints; everything of a run
+    is in ``out``.
+    """
 
     def __init__(self, out: Path, arguments: list[str]) -> None:
         self.out = out
@@ -62,21 +66,32 @@ class TrainCLI(LightningCLI):
 
     def instantiate_trainer(self, **_: Any) -> L.Trainer:
         config = self.config_init["trainer"]
-        if (ranks := int(os.environ.get("WORLD_SIZE", 1))) > 1:  # torchrun started us: it knows how many there are
+        if (
+            ranks := int(os.environ.get("WORLD_SIZE", 1))
+        ) > 1:  # torchrun started us: it knows how many there are
             config["devices"] = int(os.environ["LOCAL_WORLD_SIZE"])
             config["num_nodes"] = ranks // config["devices"]
             config["strategy"] = "ddp" if config["strategy"] == "auto" else config["strategy"]
         if isinstance(every := config["val_check_interval"], int) and config["max_steps"] > 0:
-            config["val_check_interval"] = min(every, config["max_steps"])  # a short run is validated at its end
-        logger = [JsonLines(self.out / "log.jsonl"), TensorBoardLogger(self.out, "tensorboard", version="")]
+            config["val_check_interval"] = min(
+                every, config["max_steps"]
+            )  # a short run is validated at its end
+        logger = [
+            JsonLines(self.out / "log.jsonl"),
+            TensorBoardLogger(self.out, "tensorboard", version=""),
+        ]
         return super().instantiate_trainer(
-            default_root_dir=str(self.out), logger=logger, plugins=[AtomicCheckpointIO(), *(config["plugins"] or [])]
+            default_root_dir=str(self.out),
+            logger=logger,
+            plugins=[AtomicCheckpointIO(), *(config["plugins"] or [])],
         )
 
 
 def config_names() -> list[str]:
     """Names of the configurations that come with the package."""
-    return sorted(path.name.removesuffix(".yaml") for path in CONFIGS.iterdir() if path.name.endswith(".yaml"))
+    return sorted(
+        path.name.removesuffix(".yaml") for path in CONFIGS.iterdir() if path.name.endswith(".yaml")
+    )
 
 
 def config_path(name: str) -> str:
@@ -84,7 +99,9 @@ def config_path(name: str) -> str:
     if Path(name).is_file():
         return name
     if name not in config_names():
-        raise ValueError(f"no configuration {name!r}: give a YAML file, or one of {', '.join(config_names())}")
+        raise ValueError(
+            f"no configuration {name!r}: give a YAML file, or one of {', '.join(config_names())}"
+        )
     return str(CONFIGS / f"{name}.yaml")
 
 
@@ -95,14 +112,16 @@ def train(
     from_run: Path | None = None,
     init: str | None = None,
 ) -> tuple[int, str]:
-    """Train into folder ``out``, or go on with what is there; returns the step reached and why it ended early, or "".
+    """Train into folder ``out``, or go on with what is there; returns the step reached and why it
+    ended early, or "".
 
-    ``config`` is a configuration by name or path; without one an existing run's own, that of ``from_run`` (a run file
-    to go on from), or the default is taken. ``overrides`` are further arguments in Lightning's form,
-    ``--model.lr=1e-4``. ``init`` names weights that a new run starts from. Afterwards ``out/model`` is a model folder
-    with the averaged weights.
+    ``config`` is a configuration by name or path; without one an existing run's own, that of
+    ``from_run`` (a run file to go on from), or the default is taken. ``overrides`` are further
+    arguments in Lightning's form, ``--model.lr=1e-4``. ``init`` names weights that a new run starts
+    from. Afterwards ``out/model`` is a model folder with the averaged weights.
     """
-    last, saved = out / "last.ckpt", out / "config.yaml"
+    last = out / "last.ckpt"
+    saved = out / "config.yaml"
     if config is not None:
         arguments = [f"--config={config_path(config)}"]
     elif saved.is_file():
@@ -113,7 +132,9 @@ def train(
         arguments = [f"--config={config_path(DEFAULT)}"]
     if last.exists() and (from_run or init):
         option = "--from-run" if from_run else "--init"
-        raise ValueError(f"{out} holds a run already: go on with it without {option}, or choose another --out")
+        raise ValueError(
+            f"{out} holds a run already: go on with it without {option}, or choose another --out"
+        )
     _quieten()
     try:
         cli = TrainCLI(out, [*arguments, *(overrides or [])])
@@ -144,5 +165,10 @@ def _quieten() -> None:
     """Leave out what Lightning says about itself, and advice that does not apply here."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (".*num_workers", ".*args parameter is intended", ".*Grad strides do not match", ".*LeafSpec"):
+    for message in (
+        ".*num_workers",
+        ".*args parameter is intended",
+        ".*Grad strides do not match",
+        ".*LeafSpec",
+    ):
         warnings.filterwarnings("ignore", message)

@@ -1,4 +1,6 @@
-"""The benchmark harness itself: counts, rounds, statistics, tables, and that all peers compute the same function."""
+"""The benchmark harness itself: counts, rounds, statistics, tables, and that all peers compute the
+same function.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +34,21 @@ def test_flops_are_those_of_the_layers() -> None:
     content = 576 * 256 * 4
     case = Case("decode", (48, 48), 4)
     assert case.performed_flops("official") == 2 * per_query * 192**2
-    assert case.flops("official") == case.flops("cpu") == 2 * ((per_query - content) * 192**2 + content * 48**2)
+    assert (
+        case.flops("official")
+        == case.flops("cpu")
+        == 2 * ((per_query - content) * 192**2 + content * 48**2)
+    )
     assert case.performed_flops("liif-unfolded") == 2 * LIIF_PER_HR * 192**2
     linear = [p.numel() for p in LIIF(torch.nn.Identity()).imnet.parameters() if p.ndim == 2]
     assert 4 * sum(linear) == LIIF_PER_HR
     projected = 4 * (sum(linear[1:]) + 2 * 256) * 192**2 + 576 * 256 * 48**2
-    assert case.flops("liif") == case.flops("liif-unfolded") == case.performed_flops("liif") == 2 * projected
+    assert (
+        case.flops("liif")
+        == case.flops("liif-unfolded")
+        == case.performed_flops("liif")
+        == 2 * projected
+    )
     for name, macs in ENCODER_PER_LR.items():
         assert macs == convolution_weights(make_encoder(name))
         whole = Case("model", (48, 48), 4, encoder=name)
@@ -64,7 +75,9 @@ def test_both_forms_of_liif_compute_the_same() -> None:
     decoded = [peers.build(SMALL, peer)() for peer in ("liif", "liif-unfolded")]
     torch.testing.assert_close(*decoded, rtol=1e-4, atol=1e-5)
     case = Case("training", (4, 5), 2, batch=2)
-    for a, b in zip(*(peers.build(case, peer)() for peer in ("liif", "liif-unfolded")), strict=True):
+    for a, b in zip(
+        *(peers.build(case, peer)() for peer in ("liif", "liif-unfolded")), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
 
@@ -104,7 +117,9 @@ def test_interleaving_is_round_robin_and_even() -> None:
         order.append(name)
         return times[name]
 
-    samples = interleave({"slow": lambda: "slow", "fast": lambda: "fast"}, clock, budget=1.0, most=8)
+    samples = interleave(
+        {"slow": lambda: "slow", "fast": lambda: "fast"}, clock, budget=1.0, most=8
+    )
     assert {name: len(v) for name, v in samples.items()} == {"slow": 4, "fast": 8}
     assert order[:2] == ["slow", "fast"]  # warm-up, not counted
     places = [n for n, name in enumerate(order[2:]) if name == "slow"]
@@ -149,8 +164,16 @@ def test_memory_counts_what_a_call_holds() -> None:
 
 
 def speed_record() -> dict[str, Any]:
-    entry = {"title": "diinn_fast (backend cpu)", **summary([0.5, 0.5]), "fraction": {"torch.mm": 0.9, "conv1x1": 0.8}}
-    official = {"title": "official formulation", **summary([4.0, 4.0]), "fraction": {"torch.mm": 0.1, "conv1x1": 0.1}}
+    entry = {
+        "title": "diinn_fast (backend cpu)",
+        **summary([0.5, 0.5]),
+        "fraction": {"torch.mm": 0.9, "conv1x1": 0.8},
+    }
+    official = {
+        "title": "official formulation",
+        **summary([4.0, 4.0]),
+        "fraction": {"torch.mm": 0.1, "conv1x1": 0.1},
+    }
     eager = {"title": "plain", **summary([1.0, 1.0]), "fraction": {"torch.mm": 0.4, "conv1x1": 0.3}}
     return {
         "case": Case("decode", (48, 48), 4).describe() | {"lr": [48, 48]},
@@ -164,7 +187,10 @@ def speed_record() -> dict[str, Any]:
 
 
 def memory_record() -> dict[str, Any]:
-    record = {**speed_record(), "peers": {"official": {"title": "official formulation", "extra": 8 << 20, "output": 0}}}
+    record = {
+        **speed_record(),
+        "peers": {"official": {"title": "official formulation", "extra": 8 << 20, "output": 0}},
+    }
     record["peers"]["cpu"] = {"title": "diinn_fast", "extra": 1 << 20, "output": 0}
     del record["rates"]
     return record
@@ -178,19 +204,43 @@ def test_tables_show_ratios_and_reasons() -> None:
     assert body[3] == ["liif", "(0.6 TFLOP: only with --full)"]
     assert rows(memory_record())[1][1] == ["diinn_fast", "1.0", "0.0", "0.125"]
     assert "only with --full" in text_table("decode", speed_record())
-    assert all(text.count("|") == len(header) + 1 for text in markdown_table(header, body).splitlines())
+    assert all(
+        text.count("|") == len(header) + 1 for text in markdown_table(header, body).splitlines()
+    )
 
 
 def test_report_is_written_from_results(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    about = {"device": "A CPU", "commit": "abc", "modified": False, "date": "2000-01-01T00:00:00", "threads": 2}
-    about |= {"isa": "AVX512", "versions": {"torch": "2"}, "command": "pytest bench", "dtype": "float32"}
+    about = {
+        "device": "A CPU",
+        "commit": "abc",
+        "modified": False,
+        "date": "2000-01-01T00:00:00",
+        "threads": 2,
+    }
+    about |= {
+        "isa": "AVX512",
+        "versions": {"torch": "2"},
+        "command": "pytest bench",
+        "dtype": "float32",
+    }
     folder = tmp_path / "results" / "a-cpu"
     folder.mkdir(parents=True)
-    (folder / "bounded-cost.json").write_text(json.dumps({**about, "runs": []}))  # of another program
-    for suite, record in (("decode", speed_record()), ("liif", speed_record()), ("memory", memory_record())):
-        (folder / f"{suite}.json").write_text(json.dumps({**about, "suite": suite, "records": [record]}))
+    (folder / "bounded-cost.json").write_text(
+        json.dumps({**about, "runs": []})
+    )  # of another program
+    for suite, record in (
+        ("decode", speed_record()),
+        ("liif", speed_record()),
+        ("memory", memory_record()),
+    ):
+        (folder / f"{suite}.json").write_text(
+            json.dumps({**about, "suite": suite, "records": [record]})
+        )
     report.main(tmp_path / "results", tmp_path / "docs")
     text = (tmp_path / "docs" / "performance.md").read_text()
     assert "8.00x" in text and "commit abc" in text and "plots/a-cpu-speed.svg" in text
-    assert {p.name for p in (tmp_path / "docs" / "plots").iterdir()} == {"a-cpu-speed.svg", "a-cpu-memory.svg"}
+    assert {p.name for p in (tmp_path / "docs" / "plots").iterdir()} == {
+        "a-cpu-speed.svg",
+        "a-cpu-memory.svg",
+    }

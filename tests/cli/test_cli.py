@@ -1,4 +1,6 @@
-"""The console program: what it writes and prints, its exit codes, and that errors are one sentence on stderr."""
+"""The console program: what it writes and prints, its exit codes, and that errors are one sentence
+on stderr.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ from diinn_fast.cli.upscale import join_scale
 from diinn_fast.imageio import read_image
 from diinn_fast.inference import Upscaler, sizes
 
-HEIGHT, WIDTH = 6, 8
+HEIGHT = 6
+WIDTH = 8
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +73,7 @@ def one_line(err: str, *words: str) -> None:
         assert word in err, err
 
 
-# ------------------------------------------------------------------------------------------ upscale: sizes
+# -- upscale: sizes --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -87,7 +90,11 @@ def one_line(err: str, *words: str) -> None:
 )
 @pytest.mark.parametrize("options_first", [False, True])
 def test_sizes(upscale, folder, options, expected, options_first):
-    code, _, _ = upscale(*options, "in.png", "out.png") if options_first else upscale("in.png", "out.png", *options)
+    code, _, _ = (
+        upscale(*options, "in.png", "out.png")
+        if options_first
+        else upscale("in.png", "out.png", *options)
+    )
     assert code == 0 and size_of("out.png") == expected
 
 
@@ -97,7 +104,12 @@ def test_options_may_stand_between_the_paths(upscale, folder):
 
 
 def test_pictures_named_by_a_number_are_not_a_scale():
-    assert join_scale(["--scale", "2", "in.png", "out.png"]) == ["--scale", "2", "in.png", "out.png"]
+    assert join_scale(["--scale", "2", "in.png", "out.png"]) == [
+        "--scale",
+        "2",
+        "in.png",
+        "out.png",
+    ]
     assert join_scale(["--scale", "2", "3", "in.png", "o"]) == ["--scale", "2,3", "in.png", "o"]
     assert join_scale(["in.png", "o", "--scale", "2"]) == ["in.png", "o", "--scale", "2"]
 
@@ -105,7 +117,9 @@ def test_pictures_named_by_a_number_are_not_a_scale():
 def test_pixels_are_right(upscale, folder):
     samples = picture(folder / "known.png", seed=5)
     upscale("known.png", "out.png", "--scale", 2)
-    np.testing.assert_array_equal(np.array(PIL.Image.open("out.png")), samples.repeat(2, 0).repeat(2, 1))
+    np.testing.assert_array_equal(
+        np.array(PIL.Image.open("out.png")), samples.repeat(2, 0).repeat(2, 1)
+    )
 
 
 @pytest.mark.parametrize("name", ["out.jpg", "out.webp", "out.tif", "OUT.PNG"])
@@ -134,13 +148,15 @@ def test_self_ensemble_and_precision_are_passed_on(upscale, folder, tmp_path_fac
     assert all(not torch.equal(outputs[0], other) for other in outputs[1:])
 
 
-# ------------------------------------------------------------------------------------- upscale: what it says
+# -- upscale: what it says -------------------------------------------------------------------------
 
 
 def test_it_prints_sizes_time_and_backend(upscale, folder):
     code, out, err = upscale("in.png", "out.png", "--scale", "3.7", "--backend", "eager")
     assert (code, err) == (0, "")
-    assert re.fullmatch(r"in\.png 8x6 -> out\.png 30x22 \(x3\.7\) in \d+\.\d s, backend eager, \d+ kpx/s\n", out), out
+    assert re.fullmatch(
+        r"in\.png 8x6 -> out\.png 30x22 \(x3\.7\) in \d+\.\d s, backend eager, \d+ kpx/s\n", out
+    ), out
 
 
 def test_quiet_and_verbose(upscale, folder):
@@ -156,7 +172,7 @@ def test_a_scale_beyond_training_warns_once(upscale, folder):
     one_line(err, "scale 5", "1 to 4")
 
 
-# ---------------------------------------------------------------------------------------- upscale: batches
+# -- upscale: batches ------------------------------------------------------------------------------
 
 
 def test_a_folder_keeps_names_and_formats(upscale, folder):
@@ -183,7 +199,9 @@ def test_a_bad_picture_is_skipped_and_reported_at_the_end(upscale, folder):
     assert "b.png" in first and "Traceback" not in err
     assert second == "diinn-fast: 1 of 3 pictures failed"
     code, out, err = upscale("scans", "large", "--scale", 2)
-    assert code == 1 and out == "" and err.count("already exists") == 2, "nothing is replaced unasked"
+    assert code == 1 and out == "" and err.count("already exists") == 2, (
+        "nothing is replaced unasked"
+    )
 
 
 def test_patterns_and_several_inputs(upscale, folder):
@@ -202,7 +220,7 @@ def test_a_file_into_a_folder(upscale, folder):
         assert size_of(Path(out) / "in.png") == (12, 16)
 
 
-# --------------------------------------------------------------------------------------- upscale: refusals
+# -- upscale: refusals -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -248,8 +266,14 @@ def test_a_file_into_a_folder(upscale, folder):
         (["in.png", "out.png", "-q", "-v"], ["-v"]),
         (["in.png", "out.png", "--weights", "no-such-model"], ["no-such-model", "bundled"]),
         (["in.png", "out.png", "--weights", "other.pt"], ["other.pt", "decoder.K.0.0.weight"]),
-        (["in.png", "out.png", "--weights", "misfit.pt"], ["misfit.pt", "encoder.body.3.body.0.weight"]),
-        (["in.png", "out.png", "--weights", "nan.pt"], ["nan.pt", "decoder.last_layer.bias", "NaN"]),
+        (
+            ["in.png", "out.png", "--weights", "misfit.pt"],
+            ["misfit.pt", "encoder.body.3.body.0.weight"],
+        ),
+        (
+            ["in.png", "out.png", "--weights", "nan.pt"],
+            ["nan.pt", "decoder.last_layer.bias", "NaN"],
+        ),
         (["in.png", "out.png", "--weights", "text.png"], ["text.png"]),
     ],
     ids=lambda value: " ".join(value).replace("/", "-") if isinstance(value, list) else None,
@@ -272,7 +296,9 @@ def test_refusals(folder, model, checkpoints, capsys, arguments, words):
     assert out == ""
     one_line(err, *words)
     assert sorted(folder.rglob("*")) == before
-    assert (folder / "in.png").read_bytes() == whole and (folder / "existing.png").read_bytes() == b"precious"
+    assert (folder / "in.png").read_bytes() == whole and (
+        folder / "existing.png"
+    ).read_bytes() == b"precious"
 
 
 @pytest.fixture(scope="session")
@@ -281,8 +307,13 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
     state = random_model().state_dict()
     torch.save({"features.0.weight": torch.zeros(1)}, folder / "other.pt")
-    torch.save({k: v for k, v in state.items() if k != "encoder.body.3.body.0.weight"}, folder / "misfit.pt")
-    torch.save({**state, "decoder.last_layer.bias": torch.full((3,), float("nan"))}, folder / "nan.pt")
+    torch.save(
+        {k: v for k, v in state.items() if k != "encoder.body.3.body.0.weight"},
+        folder / "misfit.pt",
+    )
+    torch.save(
+        {**state, "decoder.last_layer.bias": torch.full((3,), float("nan"))}, folder / "nan.pt"
+    )
     return folder
 
 
@@ -320,7 +351,7 @@ def test_overwrite_replaces_outputs(upscale, folder):
     assert size_of("out.png") == (12, 16)
 
 
-# ---------------------------------------------------------------------------------- failures while working
+# -- failures while working ------------------------------------------------------------------------
 
 
 def test_a_network_that_overflows_fails_without_a_picture(upscale, folder, tmp_path_factory):
@@ -355,18 +386,31 @@ def test_ctrl_c_in_process(upscale, folder, monkeypatch):
     one_line(err, "interrupted")
 
 
-# -------------------------------------------------------------------------------------- real processes
+# -- real processes --------------------------------------------------------------------------------
 
 
 def process(*arguments: object, cwd: Path, **options) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-m", "diinn_fast", *map(str, arguments)]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True, **options)
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True, **options
+    )
 
 
 def test_as_a_process(folder, model):
-    run = process("upscale", "in.png", "out.png", "--scale", 2, "--weights", model, "--device", "cpu", cwd=folder)
+    run = process(
+        "upscale",
+        "in.png",
+        "out.png",
+        "--scale",
+        2,
+        "--weights",
+        model,
+        "--device",
+        "cpu",
+        cwd=folder,
+    )
     out, err = run.communicate(timeout=120)
     assert (run.returncode, err) == (0, "") and "in.png 8x6 -> out.png 16x12 (x2)" in out
     assert size_of("out.png") == (12, 16)
@@ -374,9 +418,24 @@ def test_as_a_process(folder, model):
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_ctrl_c_leaves_nothing_behind(folder, model):
-    arguments = ("upscale", "in.png", "out.png", "--size", 8000, 8000, "--weights", model, "--device", "cpu", "-v")
-    # Shells start background jobs with SIGINT ignored, and children inherit that: a terminal's are not.
-    run = process(*arguments, cwd=folder, preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL))
+    arguments = (
+        "upscale",
+        "in.png",
+        "out.png",
+        "--size",
+        8000,
+        8000,
+        "--weights",
+        model,
+        "--device",
+        "cpu",
+        "-v",
+    )
+    # Shells start background jobs with SIGINT ignored, and children inherit that: a terminal's are
+    # not.
+    run = process(
+        *arguments, cwd=folder, preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    )
     assert run.stderr is not None
     for line in run.stderr:
         if "by backend" in line:
@@ -388,7 +447,7 @@ def test_ctrl_c_leaves_nothing_behind(folder, model):
     assert [p.name for p in folder.iterdir()] == ["in.png"]
 
 
-# ----------------------------------------------------------------------------------------- other commands
+# -- other commands --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c != "train"])
@@ -431,7 +490,9 @@ def test_convert(folder, capsys, fp16):
     assert main(arguments) == 0
     assert "mode 3" in capsys.readouterr().out
     size = (folder / "model" / "model.safetensors").stat().st_size
-    assert size == pytest.approx((2 if fp16 else 4) * sum(p.numel() for p in network.parameters()), rel=0.02)
+    assert size == pytest.approx(
+        (2 if fp16 else 4) * sum(p.numel() for p in network.parameters()), rel=0.02
+    )
     assert sorted(p.name for p in Path("model").iterdir()) == ["config.json", "model.safetensors"]
     assert main(["upscale", "in.png", "out.png", "--weights", "model", "--device", "cpu"]) == 0
     capsys.readouterr()

@@ -1,4 +1,6 @@
-"""``diinn-fast upscale`` of outputs in pieces: plans shown, bounds, resuming, refusals, interrupts."""
+"""``diinn-fast upscale`` of outputs in pieces: plans shown, bounds, resuming, refusals,
+interrupts.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from diinn_fast.inference import Upscaler, writer
 from diinn_fast.inference.job import Job
 from diinn_fast.inference.plan import Plan, Task
 
-HEIGHT, WIDTH = 40, 60
+HEIGHT = 40
+WIDTH = 60
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +51,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def upscale(folder: Path, model: Path, capsys: pytest.CaptureFixture):
-    """Run ``diinn-fast upscale --scale 2`` (unless told) on the CPU: (exit code, stdout, stderr)."""
+    """Run ``diinn-fast upscale --scale 2`` (unless told) on the CPU: (exit code, stdout,
+    stderr).
+    """
 
     def run(*arguments: object) -> tuple[int, str, str]:
         words = [str(a) for a in arguments]
@@ -77,7 +82,7 @@ def pixels(path: str) -> np.ndarray:
     return np.load(path) if path.endswith(".npy") else np.asarray(PIL.Image.open(path))
 
 
-# ---------------------------------------------------------------------------------------------------- dry runs
+# -- dry runs --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("out", ["out.png", "out.tif", "out.npy", "out.zarr", "out.ome.zarr"])
@@ -98,7 +103,11 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(upscale, folder, out):
 
 def test_a_dry_run_prints_the_plan_even_if_quiet(upscale, folder):
     code, said, err = upscale("in.png", "out.tif", "--dry-run", "-q")
-    assert (code, err) == (0, "") and said.startswith("60x40 -> out.tif 120x80") and "\nmemory " in said
+    assert (
+        (code, err) == (0, "")
+        and said.startswith("60x40 -> out.tif 120x80")
+        and "\nmemory " in said
+    )
 
 
 def test_a_dry_run_of_several_pictures_makes_no_folder(upscale, folder):
@@ -118,7 +127,7 @@ def test_a_dry_run_refuses_what_the_run_would(upscale, folder):
     assert upscale("in.png", "out.tif", "--dry-run", "--max-memory", "1MiB")[0] == 2
 
 
-# ------------------------------------------------------------------------------------------------------ bounds
+# -- bounds ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", ["much", "-1GiB", "1TiB", ""])
@@ -131,7 +140,9 @@ def test_sizes_that_are_none_are_refused(upscale, folder, size):
 def test_outputs_within_a_bound_are_those_of_the_whole(upscale, folder, whole, size):
     code, out, err = upscale("in.png", "out.png", "--max-memory", size)
     assert (code, err) == (0, "")
-    assert re.fullmatch(r"in\.png 60x40 -> out\.png 120x80 \(x2\) in \d+\.\d s, backend \w+\n", out), out
+    assert re.fullmatch(
+        r"in\.png 60x40 -> out\.png 120x80 \(x2\) in \d+\.\d s, backend \w+\n", out
+    ), out
     np.testing.assert_array_equal(pixels("out.png"), whole)
     assert names(folder) == ["in.png", "out.png"]
 
@@ -153,7 +164,17 @@ def test_too_small_a_bound_names_the_smallest_and_that_works(folder, model, out)
     """In fresh processes, which hold nothing else; their peaks stay within it."""
 
     def run(bound: str) -> subprocess.CompletedProcess:
-        arguments = ["upscale", "in.png", out, "--scale", "2", "--weights", str(model), "--device", "cpu"]
+        arguments = [
+            "upscale",
+            "in.png",
+            out,
+            "--scale",
+            "2",
+            "--weights",
+            str(model),
+            "--device",
+            "cpu",
+        ]
         return subprocess.run(
             [sys.executable, "-c", FRESH, *arguments, "--max-memory", bound],
             capture_output=True, text=True, timeout=120, check=False,
@@ -162,7 +183,10 @@ def test_too_small_a_bound_names_the_smallest_and_that_works(folder, model, out)
 
     refused = run("300KiB")
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
-    found = re.search(r"within 300 KiB .* smallest bound that works is (\d+) MiB \(--max-memory (.*)\)", refused.stderr)
+    found = re.search(
+        r"within 300 KiB .* smallest bound that works is (\d+) MiB \(--max-memory (.*)\)",
+        refused.stderr,
+    )
     assert found is not None and found[2] == f"{found[1]}MiB", refused.stderr
     assert names(folder) == ["in.png"]
     done = run(found[2])
@@ -171,22 +195,30 @@ def test_too_small_a_bound_names_the_smallest_and_that_works(folder, model, out)
     assert names(folder) == ["in.png", out]
 
 
-@pytest.mark.parametrize("option", [["--max-memory", "2GiB"], ["--resume"], ["--dry-run"], ["--halo", "0"]])
+@pytest.mark.parametrize(
+    "option", [["--max-memory", "2GiB"], ["--resume"], ["--dry-run"], ["--halo", "0"]]
+)
 @pytest.mark.parametrize("out", ["out.jpg", "out.webp"])
 def test_formats_that_are_not_written_in_pieces_are_refused(upscale, folder, out, option):
     code, said, err = upscale("in.png", out, *option)
     assert (code, said) == (2, "")
     suffix = Path(out).suffix
-    assert err == f"diinn-fast: {suffix} is not written piece by piece: write .png or .tif, or leave out {option[0]}\n"
+    assert (
+        err
+        == f"diinn-fast: {suffix} is not written piece by piece: write .png or .tif, or leave out "
+        f"{option[0]}\n"
+    )
     assert names(folder) == ["in.png"]
 
 
 def test_a_self_ensemble_is_refused(upscale, folder):
     code, _, err = upscale("in.png", "out.png", "--max-memory", "2GiB", "--self-ensemble")
-    assert code == 2 and "self-ensemble needs the whole picture" in err and names(folder) == ["in.png"]
+    assert (
+        code == 2 and "self-ensemble needs the whole picture" in err and names(folder) == ["in.png"]
+    )
 
 
-# ---------------------------------------------------------------------------------------------- halos, formats
+# -- halos, formats --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("halo", [0, 4])
@@ -194,7 +226,7 @@ def test_a_smaller_halo_says_how_far_it_is_off(upscale, folder, tiles, whole, ha
     code, _, err = upscale("in.png", "out.png", "--halo", halo)
     assert code == 0
     found = re.fullmatch(
-        rf"diinn-fast: a halo of {halo} LR pixels is an approximation: off by up to (\S+) of 1\n", err
+        rf"diinn-fast: a halo of {halo} LR pixels is an approximation: off by up to (\S+) of 1\n", err  # noqa: E501
     )  # fmt: skip
     assert found is not None and 0 < float(found[1]) < 1, err
     assert (pixels("out.png") != whole).any()
@@ -216,9 +248,17 @@ def test_pyramid_and_no_compression(upscale, folder):
 
     sizes = {}
     for name, options in {"a": [], "b": ["--no-compression"], "c": ["--pyramid"]}.items():
-        assert upscale("in.png", f"{name}.tif", "--size", 300, 520, "--max-memory", "2GiB", *options)[0] == 0
+        assert (
+            upscale("in.png", f"{name}.tif", "--size", 300, 520, "--max-memory", "2GiB", *options)[
+                0
+            ]
+            == 0
+        )
         with tifffile.TiffFile(f"{name}.tif") as file:
-            sizes[name] = [level.shape for level in file.series[0].levels], file.pages[0].compression.name
+            sizes[name] = (
+                [level.shape for level in file.series[0].levels],
+                file.pages[0].compression.name,
+            )
     assert sizes["a"][0] == sizes["b"][0] == [(300, 520, 3)]
     assert sizes["a"][1] != "NONE" and sizes["b"][1] == "NONE"
     assert sizes["c"][0][:2] == [(300, 520, 3), (150, 260, 3)]
@@ -228,7 +268,11 @@ def test_pyramid_and_no_compression(upscale, folder):
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_a_zarr_is_a_picture_and_no_folder(upscale, folder, slash):
     assert upscale("in.png", f"a.zarr{slash}", "--scale", 1)[0] == 0
-    assert upscale(f"a.zarr{slash}", "b.npy", "--scale", 1)[0] == 0 and pixels("b.npy").shape == (40, 60, 3)
+    assert upscale(f"a.zarr{slash}", "b.npy", "--scale", 1)[0] == 0 and pixels("b.npy").shape == (
+        40,
+        60,
+        3,
+    )
     before = sorted(folder.rglob("*"))
     code, _, err = upscale("in.png", f"a.zarr{slash}", "--scale", 1)
     assert code == 2 and "a.zarr already exists" in err
@@ -237,7 +281,7 @@ def test_a_zarr_is_a_picture_and_no_folder(upscale, folder, slash):
     assert sorted(folder.rglob("*")) == before
 
 
-# ---------------------------------------------------------------------------------------------------- resuming
+# -- resuming --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("out", ["out.png", "out.tif", "out.zarr", "out.ome.zarr"])
@@ -249,7 +293,9 @@ def test_a_finished_output_is_resumed_by_doing_nothing(upscale, folder, out, mon
         assert upscale("in.png", out, "--resume", "--max-memory", "2GiB")[0] == 0
         for other in (["--scale", 3], ["--halo", 2], ["--precision", "bf16"]):
             code, said, err = upscale("in.png", out, "--resume", *other)
-            assert (code, said) == (2, "") and f"{out} already exists" in err and "--overwrite" in err
+            assert (
+                (code, said) == (2, "") and f"{out} already exists" in err and "--overwrite" in err
+            )
     assert upscale("in.png", out, "--resume", "--scale", 3, "--overwrite")[0] == 0
     assert upscale("in.png", out, "--resume", "--scale", 3)[1] == f"{out} is complete already\n"
     assert names(folder) == sorted(["in.png", out])
@@ -267,7 +313,8 @@ def test_another_picture_of_the_same_name_is_another_job(upscale, folder):
 def test_the_hint_after_an_interrupt_works(upscale, folder, tiles, whole, monkeypatch, number, out):
     """A real signal while the fourth block of six is made."""
     monkeypatch.setattr(writer, "FLUSH_SECONDS", 0.0)
-    real, made = Job._block, []
+    real = Job._block
+    made = []
 
     def block(*arguments):
         made.append(arguments[-1])
@@ -275,7 +322,9 @@ def test_the_hint_after_an_interrupt_works(upscale, folder, tiles, whole, monkey
             signal.raise_signal(number)
         return real(*arguments)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored where tests run in the background
     try:
         with monkeypatch.context() as patch:
             patch.setattr(Job, "_block", block)
@@ -283,7 +332,10 @@ def test_the_hint_after_an_interrupt_works(upscale, folder, tiles, whole, monkey
     finally:
         signal.signal(signal.SIGINT, before)
     assert (code, said) == (130, "")
-    assert err == f"diinn-fast: interrupted, {out}.part keeps what is done: run it again with --resume\n"
+    assert (
+        err
+        == f"diinn-fast: interrupted, {out}.part keeps what is done: run it again with --resume\n"
+    )
     assert names(folder) == sorted(["in.png", f"{out}.part"])
     code, _, err = upscale("in.png", out)
     assert code == 2 and "--resume" in err and "--overwrite" in err, "nothing is lost unasked"
@@ -297,12 +349,15 @@ def test_the_hint_after_an_interrupt_works(upscale, folder, tiles, whole, monkey
     assert names(folder) == sorted(["in.png", out])
 
 
-# -------------------------------------------------------------------------------------------------- full disks
+# -- full disks ------------------------------------------------------------------------------------
 
 
-def full_after(monkeypatch: pytest.MonkeyPatch, function: str, calls: int, holding: bytes = b"") -> None:
+def full_after(
+    monkeypatch: pytest.MonkeyPatch, function: str, calls: int, holding: bytes = b""
+) -> None:
     """From the so many-th call on that hands over ``holding``, the system has no room any more."""
-    real, made = getattr(os, function), []
+    real = getattr(os, function)
+    made = []
 
     def write(descriptor, data=b"", *offset):
         if holding in bytes(data):
@@ -333,7 +388,9 @@ def test_a_disk_that_fills_is_no_refusal_and_is_resumed(
         full_after(patch, function, calls, holding)
         code, said, err = upscale("in.png", out, "--resume")
     assert (code, said) == (1, ""), err
-    assert err.startswith(f"diinn-fast: {out} is not complete, the disk is full: {out}.part keeps what was done")
+    assert err.startswith(
+        f"diinn-fast: {out} is not complete, the disk is full: {out}.part keeps what was done"
+    )
     assert err.count("\n") == 1 and names(folder) == sorted(["in.png", f"{out}.part"])
     assert upscale("in.png", out, "--resume")[::2] == (0, "")
     if not out.endswith("zarr"):
@@ -344,5 +401,7 @@ def test_a_disk_that_fills_is_no_refusal_and_is_resumed(
 def test_a_disk_that_fills_while_a_picture_in_memory_is_written(upscale, folder, monkeypatch):
     full_after(monkeypatch, "fsync", 0)
     code, said, err = upscale("in.png", "out.png")
-    assert (code, said) == (1, "") and err.startswith("diinn-fast: out.png could not be written, the disk is full: ")
+    assert (code, said) == (1, "") and err.startswith(
+        "diinn-fast: out.png could not be written, the disk is full: "
+    )
     assert names(folder) == ["in.png"]

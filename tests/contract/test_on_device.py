@@ -1,7 +1,9 @@
-"""The GPU backends where they run: values, gradients, bits, and what PyTorch does around an operator.
+"""The GPU backends where they run: values, gradients, bits, and what PyTorch does around an
+operator.
 
-On a machine with a CUDA device all ``check_`` functions below run there, at the published size. Elsewhere some of
-them run once in Triton's interpreter, small, so that they are known to work before a GPU is at hand. By hand:
+On a machine with a CUDA device all ``check_`` functions below run there, at the published size.
+Elsewhere some of them run once in Triton's interpreter, small, so that they are known to work
+before a GPU is at hand. By hand:
 
     python -m pytest tests/contract/test_on_device.py -o addopts= -o python_functions=check_*
 """
@@ -45,9 +47,14 @@ def fused() -> list[str]:
 
 def takes(backend: str, dtype: torch.dtype, direct: bool = False) -> bool:
     """Whether the backend has kernels for the dtype and form; by name, it refuses otherwise."""
-    problem = ops.Problem("direct" if direct else "content", 3, (1, 1), (0, 0), (1, 1), None, None, None, 0)
+    problem = ops.Problem(
+        "direct" if direct else "content", 3, (1, 1), (0, 0), (1, 1), None, None, None, 0
+    )
     return (
-        backends.load(backend).unsupported(problem, torch.empty(1, 3, 3, CHANNELS, dtype=dtype, device=DEVICE)) is None
+        backends.load(backend).unsupported(
+            problem, torch.empty(1, 3, 3, CHANNELS, dtype=dtype, device=DEVICE)
+        )
+        is None
     )
 
 
@@ -76,7 +83,9 @@ def test_on_the_device_or_in_the_interpreter():
 
 @contextmanager
 def precision(name: str) -> Iterator[torch.dtype]:
-    """The dtype of a precision, with products in float32 as the precision says, for both libraries."""
+    """The dtype of a precision, with products in float32 as the precision says, for both
+    libraries.
+    """
     settings = torch.backends.cuda.matmul, torch.backends.cudnn.conv
     before = [s.fp32_precision for s in settings]
     for setting in settings:
@@ -90,7 +99,9 @@ def precision(name: str) -> Iterator[torch.dtype]:
 
 @pytest.fixture(autouse=True)
 def the_kernels_themselves(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """No self-check finds anything: plain PyTorch, which would do the work, must not pass for the kernels."""
+    """No self-check finds anything: plain PyTorch, which would do the work, must not pass for the
+    kernels.
+    """
     yield
     assert not [r.getMessage() for r in caplog.get_records("call") if "not used" in r.getMessage()]
 
@@ -120,7 +131,8 @@ def away_from_kinks(decoder):
 
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fresh memory is full of NaN: what a kernel leaves unwritten shows."""
-    new_empty, empty = Tensor.new_empty, torch.empty
+    new_empty = Tensor.new_empty
+    empty = torch.empty
 
     def filled(values: Tensor) -> Tensor:
         return values.fill_(float("nan")) if values.is_floating_point() else values
@@ -129,7 +141,9 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", lambda *a, **o: filled(empty(*a, **o)))
 
 
-def operands(decoder, features: Tensor, size: tuple[int, int]) -> tuple[ops.Problem, Tensor, list[Tensor]]:
+def operands(
+    decoder, features: Tensor, size: tuple[int, int]
+) -> tuple[ops.Problem, Tensor, list[Tensor]]:
     """The (problem, source, weights) with which this decoder calls a backend."""
     seen = []
 
@@ -144,7 +158,9 @@ def operands(decoder, features: Tensor, size: tuple[int, int]) -> tuple[ops.Prob
 
 
 def cases(function):
-    """For every backend, mode, with and without init_q, and precision; the last part of the id is the precision."""
+    """For every backend, mode, with and without init_q, and precision; the last part of the id is
+    the precision.
+    """
     values = [
         pytest.param(b, m, i, p, id=f"{b}-mode{m}{'-init_q' if i else ''}-{p}")
         for b in fused()
@@ -155,19 +171,24 @@ def cases(function):
     return pytest.mark.parametrize(("backend", "mode", "init_q", "name"), values)(function)
 
 
-# -- numbers: every mode, init_q, precision and form ------------------------------------------------------------------
+# -- numbers: every mode, init_q, precision and form -----------------------------------------------
 
 
 @cases
 def check_values(backend, mode, init_q, name, monkeypatch):
-    """Within twice plain PyTorch's error of the same dtype, in root mean square: odd, tiny, anisotropic, down-scaling
-    (the direct form), batch, windows; with poisoned outputs."""
+    """Within twice plain PyTorch's error of the same dtype, in root mean square: odd, tiny,
+    anisotropic, down-scaling (the direct form), batch, windows; with poisoned outputs."""
     decoder = network(mode, init_q)
-    sizes = [(2, (3, 4), (13, 18), None), (1, (1, 1), (3, 5), None), (1, (5, 6), (21, 17), (3, 20, 9, 17))]
+    sizes = [
+        (2, (3, 4), (13, 18), None),
+        (1, (1, 1), (3, 5), None),
+        (1, (5, 6), (21, 17), (3, 20, 9, 17)),
+    ]
     sizes.append((1, (6, 5), (4, 4), None))
     if DEVICE == "cuda":
         sizes.append((1, (24, 31), (75, 111), None))
-    ours, plain = [], []
+    ours = []
+    plain = []
     with precision(name) as dtype, torch.no_grad():
         for batch, lr, size, window in sizes:
             if size == (4, 4) and not takes(backend, dtype, direct=True):
@@ -196,9 +217,13 @@ def check_points(backend, mode, init_q, name):
             features = random_features(2, CHANNELS, 4, 5).to(dtype).requires_grad_()
             yx = torch.stack([torch.randint(0, n, (2, count)) for n in (13, 16)], dim=-1).to(DEVICE)
             inputs = [features, *decoder.parameters()]
-            got, want = (decoder.sample_pixels(features, yx, (13, 16), backend=b) for b in (backend, "eager"))
+            got = decoder.sample_pixels(features, yx, (13, 16), backend=backend)
+            want = decoder.sample_pixels(features, yx, (13, 16), backend="eager")
             grad = torch.randn(got.shape).to(got)
-            pairs = [(got, want), *zip(*(torch.autograd.grad(v, inputs, grad) for v in (got, want)), strict=True)]
+            pairs = [
+                (got, want),
+                *zip(*(torch.autograd.grad(v, inputs, grad) for v in (got, want)), strict=True),
+            ]
             limit = {"float32": 1e-4, "tf32": 2e-2, "float16": 2e-2, "bfloat16": 0.1}[name]
             for a, b in pairs:
                 assert rms(a - b) <= limit * rms(b) + 1e-8
@@ -206,8 +231,12 @@ def check_points(backend, mode, init_q, name):
 
 @cases
 def check_gradients(backend, mode, init_q, name, monkeypatch):
-    """Within twice plain PyTorch's error of the same dtype, up- and down-scaling; all of memory poisoned."""
-    decoder, ours, plain = away_from_kinks(network(mode, init_q)), [], []
+    """Within twice plain PyTorch's error of the same dtype, up- and down-scaling; all of memory
+    poisoned.
+    """
+    decoder = away_from_kinks(network(mode, init_q))
+    ours = []
+    plain = []
     with precision(name) as dtype:
         sizes = [(2, (3, 4), (11, 9))] + [(1, (4, 3), (3, 3))] * takes(backend, dtype, direct=True)
         for batch, lr, size in sizes:
@@ -217,7 +246,9 @@ def check_gradients(backend, mode, init_q, name, monkeypatch):
             exact = oracle(decoder, features, size)
             grad = torch.randn_like(exact).to(dtype)
             want = torch.autograd.grad(exact, inputs, grad.double())
-            in_dtype = torch.autograd.grad(oracle(decoder, features, size, dtype=dtype), inputs, grad)
+            in_dtype = torch.autograd.grad(
+                oracle(decoder, features, size, dtype=dtype), inputs, grad
+            )
             with monkeypatch.context() as patch:
                 poison(patch)
                 got = torch.autograd.grad(decoder(features, size, backend=backend), inputs, grad)
@@ -231,43 +262,67 @@ def check_gradients(backend, mode, init_q, name, monkeypatch):
 
 @cases
 def check_bits(backend, mode, init_q, name):
-    """Two runs, forward and backward, agree to the bit; on a device, windows and points agree with the whole too."""
-    decoder, module = network(mode, init_q), backends.load(backend)
+    """Two runs, forward and backward, agree to the bit; on a device, windows and points agree with
+    the whole too.
+    """
+    decoder = network(mode, init_q)
+    module = backends.load(backend)
     with precision(name) as dtype:
-        sizes = [(13, 18)] + [(3, 5)] * takes(backend, dtype, direct=True)  # projected and direct form
+        sizes = [(13, 18)] + [(3, 5)] * takes(
+            backend, dtype, direct=True
+        )  # projected and direct form
         sizes = sizes if DEVICE == "cuda" else [(5, 7)]
         decoder.to(dtype)
         for size in sizes:
-            problem, source, weights = operands(decoder, random_features(2, CHANNELS, 4, 5).to(dtype), size)
+            problem, source, weights = operands(
+                decoder, random_features(2, CHANNELS, 4, 5).to(dtype), size
+            )
             whole = module.forward(problem, source, weights)
             assert torch.equal(module.forward(problem, source, weights), whole)
-            arguments = problem, torch.randn_like(whole), source, weights, [True] * (1 + len(weights))
+            arguments = (
+                problem,
+                torch.randn_like(whole),
+                source,
+                weights,
+                [True] * (1 + len(weights)),
+            )
             for a, b in zip(module.backward(*arguments), module.backward(*arguments), strict=True):
                 assert torch.equal(a, b)
             if DEVICE == "cuda":  # NumPy's products depend on a row's place
-                (height, width), middle = size, size[0] // 2
-                for cut in ((0, 1, 0, width), (middle, height, 1, 3), (height - 1, height, width - 1, width)):
+                height, width = size
+                middle = size[0] // 2
+                for cut in (
+                    (0, 1, 0, width),
+                    (middle, height, 1, 3),
+                    (height - 1, height, width - 1, width),
+                ):
                     part = module.forward(replace(problem, window=Window(*cut)), source, weights)
                     assert torch.equal(part, whole[:, :, cut[0] : cut[1], cut[2] : cut[3]])
-                assert torch.equal(module.forward(as_points(problem), source, weights), whole.flatten(2).mT)
+                assert torch.equal(
+                    module.forward(as_points(problem), source, weights), whole.flatten(2).mT
+                )
 
 
 def as_points(problem: ops.Problem) -> ops.Problem:
     """The same queries as points."""
     assert problem.window is not None
     y0, y1, x0, x1 = problem.window
-    (h, w), (height, width) = problem.lr, problem.size
-    i, j = nearest_index(y0, y1, h, height), nearest_index(x0, x1, w, width)
-    dy, dx = (
-        local_offset(y0, y1, i, h, height, torch.float32),
-        local_offset(x0, x1, j, w, width, torch.float32),
-    )
+    h, w = problem.lr
+    height, width = problem.size
+    i = nearest_index(y0, y1, h, height)
+    j = nearest_index(x0, x1, w, width)
+    dy = local_offset(y0, y1, i, h, height, torch.float32)
+    dx = local_offset(x0, x1, j, w, width, torch.float32)
     index = (i[:, None] * w + j).flatten().expand(2, -1).to(DEVICE)
-    offset = torch.stack([v.flatten() for v in torch.meshgrid(dy, dx, indexing="ij")], -1).expand(2, -1, -1).to(DEVICE)
+    offset = (
+        torch.stack([v.flatten() for v in torch.meshgrid(dy, dx, indexing="ij")], -1)
+        .expand(2, -1, -1)
+        .to(DEVICE)
+    )
     return replace(problem, window=None, index=index, offset=offset)
 
 
-# -- the surroundings -------------------------------------------------------------------------------------------------
+# -- the surroundings ------------------------------------------------------------------------------
 
 every_backend = pytest.mark.parametrize("backend", fused())
 
@@ -278,14 +333,17 @@ def autocast(backend: str) -> torch.autocast:
 
 
 def loose(backend: str, factor: float = 1.0) -> float:
-    """A relative tolerance for two ways to the same kernel, of which one may round inputs differently."""
+    """A relative tolerance for two ways to the same kernel, of which one may round inputs
+    differently.
+    """
     return min(0.1, factor * (1e-4 if takes(backend, torch.float32) else 1e-2))
 
 
 @every_backend
 def check_surroundings_autocast(backend):
     """fp32 parameters, 16-bit operands; the gradients are float32."""
-    decoder, features = network(3), random_features(1, CHANNELS, 5, 4).requires_grad_()
+    decoder = network(3)
+    features = random_features(1, CHANNELS, 5, 4).requires_grad_()
     for dtype in (torch.float16, torch.bfloat16):
         with torch.autocast(DEVICE, dtype):
             got = decoder(features, (11, 13), backend=backend)
@@ -297,24 +355,29 @@ def check_surroundings_autocast(backend):
 
 @every_backend
 def check_surroundings_compile(backend):
-    decoder, features = network(3), random_features(1, CHANNELS, 5, 4).requires_grad_()
-    compiler, half = "inductor" if DEVICE == "cuda" else "aot_eager", not takes(backend, torch.float32)
+    decoder = network(3)
+    features = random_features(1, CHANNELS, 5, 4).requires_grad_()
+    compiler = "inductor" if DEVICE == "cuda" else "aot_eager"
+    half = not takes(backend, torch.float32)
 
     def decode(x: Tensor) -> Tensor:
         with torch.autocast(DEVICE, torch.float16, enabled=half):
             return decoder(x, (11, 13), backend=backend)
 
     compiled = torch.compile(decode, fullgraph=True, backend=compiler)
-    got, want = compiled(features), decode(features)
+    got = compiled(features)
+    want = decode(features)
     assert rms(got - want) <= loose(backend, 100) * rms(want)  # convolutions may be others, in TF32
-    got, want = (torch.autograd.grad(v.float().square().sum(), features)[0] for v in (got, want))
+    got = torch.autograd.grad(got.float().square().sum(), features)[0]
+    want = torch.autograd.grad(want.float().square().sum(), features)[0]
     assert rms(got - want) <= loose(backend, 100) * rms(want)
 
 
 @every_backend
 def check_surroundings_operator(backend):
     dtype = torch.float32 if takes(backend, torch.float32) else torch.float16
-    decoder, features = network(3).to(dtype), random_features(1, CHANNELS, 2, 3).to(dtype)
+    decoder = network(3).to(dtype)
+    features = random_features(1, CHANNELS, 2, 3).to(dtype)
     problem, source, weights = operands(decoder, features, (4, 5))
     inputs = source.detach().requires_grad_(), [w.detach().requires_grad_() for w in weights]
     arguments = (*inputs, problem.form, 3, [2, 3, 0, 0, 4, 5, 0, 4, 0, 5], None, None, 0, backend)
@@ -324,8 +387,10 @@ def check_surroundings_operator(backend):
 @every_backend
 def check_surroundings_far_corner(backend):
     """Of an output of more than 2^32 elements."""
-    decoder, features = network(3), random_features(1, CHANNELS, 40, 50)
-    size, window = (70_000, 80_000), (69_997, 70_000, 79_991, 80_000)
+    decoder = network(3)
+    features = random_features(1, CHANNELS, 40, 50)
+    size = (70_000, 80_000)
+    window = (69_997, 70_000, 79_991, 80_000)
     with precision("float32"), torch.no_grad():
         exact = oracle(decoder, features, size, window)
         with autocast(backend):  # not the oracle in float16: positions are beyond its range
@@ -340,10 +405,17 @@ def _train(rank: int, world: int, backend: str, folder: str) -> None:
     if DEVICE == "cuda":
         torch.cuda.set_device(device)
     torch.distributed.init_process_group(
-        "nccl" if DEVICE == "cuda" else "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world
+        "nccl" if DEVICE == "cuda" else "gloo",
+        init_method=f"file://{folder}/meet",
+        rank=rank,
+        world_size=world,
     )
-    decoder, features, target = (v.to(device) for v in torch.load(f"{folder}/job.pt", weights_only=False))
-    model = torch.nn.parallel.DistributedDataParallel(decoder, device_ids=[rank] if DEVICE == "cuda" else None)
+    decoder, features, target = (
+        v.to(device) for v in torch.load(f"{folder}/job.pt", weights_only=False)
+    )
+    model = torch.nn.parallel.DistributedDataParallel(
+        decoder, device_ids=[rank] if DEVICE == "cuda" else None
+    )
     share = slice(rank * len(features) // world, (rank + 1) * len(features) // world)
     with autocast(backend):
         out = model(features[share], target.shape[-2:], backend=backend)
@@ -357,7 +429,8 @@ def _train(rank: int, world: int, backend: str, folder: str) -> None:
 def check_surroundings_distributed(backend, tmp_path: Path):
     """Data parallel over all devices: the gradients of one device on the whole batch."""
     world = max(1, torch.cuda.device_count()) if DEVICE == "cuda" else 1
-    decoder, features = away_from_kinks(network(3)).cpu(), torch.randn(2 * world, CHANNELS, 4, 3)
+    decoder = away_from_kinks(network(3)).cpu()
+    features = torch.randn(2 * world, CHANNELS, 4, 3)
     target = torch.randn(2 * world, 3, 9, 10)
     torch.save((decoder, features, target), tmp_path / "job.pt")
     torch.multiprocessing.spawn(_train, (world, backend, str(tmp_path)), nprocs=world)
@@ -374,7 +447,8 @@ def check_surroundings_distributed(backend, tmp_path: Path):
 @every_backend
 def check_surroundings_graph(backend):
     """Captured in a CUDA graph and replayed on other features: the bits of a plain call."""
-    decoder, static = network(3).half(), random_features(1, CHANNELS, 24, 24).half()
+    decoder = network(3).half()
+    static = random_features(1, CHANNELS, 24, 24).half()
 
     def decode() -> Tensor:
         with torch.no_grad():
@@ -412,8 +486,10 @@ def check_surroundings_graphed(backend, compiled):
 @every_backend
 def check_surroundings_streams(backend):
     """Work goes to the current stream: here behind a copy that comes late."""
-    decoder, other = network(3).half(), random_features(1, CHANNELS, 24, 24).half()
-    features, side = torch.zeros_like(other), torch.cuda.Stream()
+    decoder = network(3).half()
+    other = random_features(1, CHANNELS, 24, 24).half()
+    features = torch.zeros_like(other)
+    side = torch.cuda.Stream()
     with torch.no_grad():
         want = decoder(other, (96, 96), backend=backend)
         side.wait_stream(torch.cuda.current_stream())
@@ -430,7 +506,8 @@ def check_surroundings_streams(backend):
 @every_backend
 def check_surroundings_second_device(backend):
     """Tensors decide where the work is done, not the current device."""
-    decoder, features = network(3), random_features(1, CHANNELS, 5, 4)
+    decoder = network(3)
+    features = random_features(1, CHANNELS, 5, 4)
     with precision("float32"), torch.no_grad(), autocast(backend):
         want = decoder(features, (11, 13), backend=backend)
         got = decoder.to("cuda:1")(features.to("cuda:1"), (11, 13), backend=backend)
@@ -445,7 +522,8 @@ def check_surroundings_large_output(backend):
     side = 27_000
     if torch.cuda.mem_get_info()[0] < 12 << 30:
         pytest.skip("needs 12 GiB of GPU memory")
-    decoder, features = network(3).half(), random_features(1, CHANNELS, 30, 30).half()
+    decoder = network(3).half()
+    features = random_features(1, CHANNELS, 30, 30).half()
     problem, source, weights = operands(decoder, features, (60, 60))
 
     def decode(*window: int) -> Tensor:

@@ -64,11 +64,13 @@ def upscaled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return calls
 
 
-# --------------------------------------------------------------------------------------------- what is measured
+# -- what is measured ------------------------------------------------------------------------------
 
 
 def test_every_image_at_every_scale_by_every_model(sets, nearest):
-    assert evaluate("--data", "SetA", "SetB", "--models", "bicubic", nearest, "--scales", 2, 3.5) == 0
+    assert (
+        evaluate("--data", "SetA", "SetB", "--models", "bicubic", nearest, "--scales", 2, 3.5) == 0
+    )
     found = rows()
     assert {(r["set"], r["image"], r["scale"], r["model"]) for r in found} == {
         (name, image, scale, model)
@@ -79,7 +81,9 @@ def test_every_image_at_every_scale_by_every_model(sets, nearest):
     for row in found:
         pixels = np.array(Image.open(Path(row["set"], row["image"])).convert("RGB"))
         scale = float(row["scale"])
-        lr, hr = make_pair(torch.from_numpy(pixels).permute(2, 0, 1), scale, PROTOCOLS["liif-benchmark"])
+        lr, hr = make_pair(
+            torch.from_numpy(pixels).permute(2, 0, 1), scale, PROTOCOLS["liif-benchmark"]
+        )
         size = hr.shape[-2:]
         if row["model"] == "nearest":
             sr = F.interpolate(lr, size, mode="nearest-exact")
@@ -87,24 +91,37 @@ def test_every_image_at_every_scale_by_every_model(sets, nearest):
             sr = F.interpolate(lr, size, mode="bicubic", antialias=True)
         weights = torch.tensor([65.738, 129.057, 25.064]).view(3, 1, 1) / 256
         inside = slice(int(scale), -int(scale))
-        a, b = ((v * weights).sum(1)[..., inside, inside] for v in (sr.clamp(0, 1), hr))
+        a = (sr.clamp(0, 1) * weights).sum(1)[..., inside, inside]
+        b = (hr * weights).sum(1)[..., inside, inside]
         assert float(row["psnr"]) == pytest.approx(psnr(a, b), abs=1e-3)
         assert row["ssim"] == row["lr_psnr"] == "" and float(row["seconds"]) > 0
 
 
 def test_the_protocol_decides_the_metrics(sets):
-    assert evaluate("--data", "SetA", "--models", "bicubic", "--table", "beyond", "--sheets", 0) == 0
+    assert (
+        evaluate("--data", "SetA", "--models", "bicubic", "--table", "beyond", "--sheets", 0) == 0
+    )
     found = rows()
-    assert {r["protocol"] for r in found} == {"diinn-test"} and {r["scale"] for r in found} == {"6", "8", "10", "15"}
+    assert {r["protocol"] for r in found} == {"diinn-test"} and {r["scale"] for r in found} == {
+        "6",
+        "8",
+        "10",
+        "15",
+    }
     assert all(r["psnr"] and r["ssim"] and r["lr_psnr"] for r in found)
-    assert evaluate("--data", "SetA", "--models", "bicubic", "--metrics", "ssim", "--scales", 2) == 0
+    assert (
+        evaluate("--data", "SetA", "--models", "bicubic", "--metrics", "ssim", "--scales", 2) == 0
+    )
     assert [r["psnr"] for r in rows() if r["scale"] == "2"] == ["", ""]
 
 
 def test_div2k_has_its_own_protocol(sets):
     Path("SetB").rename("DIV2K")
     assert evaluate("--data", "SetA", "DIV2K", "--models", "bicubic", "--scales", 2) == 0
-    assert {(r["set"], r["protocol"]) for r in rows()} == {("SetA", "liif-benchmark"), ("DIV2K", "liif-div2k")}
+    assert {(r["set"], r["protocol"]) for r in rows()} == {
+        ("SetA", "liif-benchmark"),
+        ("DIV2K", "liif-div2k"),
+    }
 
 
 def test_images_smaller_than_the_scale_do_not_stop_it(sets, nearest):
@@ -124,7 +141,7 @@ def test_a_network_that_gives_nan_stops_the_evaluation(sets, tmp_path, monkeypat
     assert "bicubic gave NaN" in error and "table.png" in error and rows() == []
 
 
-# ------------------------------------------------------------------------------------------------ going on
+# -- going on --------------------------------------------------------------------------------------
 
 
 def test_an_interrupted_run_goes_on(sets, upscaled, monkeypatch):
@@ -155,7 +172,19 @@ def test_models_sets_and_metrics_are_added_to_what_is_there(sets, nearest, upsca
     upscaled.clear()
     evaluate("--data", "SetA", "SetB", "--models", "bicubic", nearest, "--scales", 2, "--sheets", 0)
     assert len(upscaled) == 1 and len(rows()) == 6
-    evaluate("--data", "SetB", "--models", "bicubic", "--metrics", "psnr", "ssim", "--scales", 2, "--sheets", 0)
+    evaluate(
+        "--data",
+        "SetB",
+        "--models",
+        "bicubic",
+        "--metrics",
+        "psnr",
+        "ssim",
+        "--scales",
+        2,
+        "--sheets",
+        0,
+    )
     assert len(upscaled) == 2
     table = Path("out/summary.md").read_text()
     assert all(text in table for text in ("SetA (2)", "SetB (1)", "bicubic", "nearest", "### SSIM"))
@@ -170,7 +199,9 @@ def test_other_weights_of_the_same_name_are_measured_again(sets, tmp_path):
     first, second = rows()
     assert first["weights"] != second["weights"]
     summary = Path("out/summary.md").read_text()
-    assert f"{float(second['psnr']):.2f}" in summary and f"{float(first['psnr']):.2f}" not in summary
+    assert (
+        f"{float(second['psnr']):.2f}" in summary and f"{float(first['psnr']):.2f}" not in summary
+    )
     save(nearest_model(), tmp_path / "m")
     evaluate(*arguments)
     assert len(rows()) == 2 and f"{float(first['psnr']):.2f}" in Path("out/summary.md").read_text()
@@ -182,13 +213,15 @@ def test_a_file_that_is_something_else_is_not_added_to(tmp_path):
         Results(tmp_path)
 
 
-# -------------------------------------------------------------------------------------------------- models
+# -- models ----------------------------------------------------------------------------------------
 
 
 def test_checkpoints_of_every_architecture_are_recognised(tmp_path):
     torch.save({"model": {"sd": LIIF("edsr-baseline").state_dict()}}, tmp_path / "liif.pth")
     torch.save({"model": {"sd": MetaSR("edsr-baseline").state_dict()}}, tmp_path / "last.pt")
-    torch.save({f"net.{k}": v for k, v in random_model().state_dict().items()}, tmp_path / "ours.ckpt")
+    torch.save(
+        {f"net.{k}": v for k, v in random_model().state_dict().items()}, tmp_path / "ours.ckpt"
+    )
     for name, label, kind in (
         ("liif.pth", "liif", "LIIF"),
         ("last.pt", tmp_path.name, "MetaSR"),
@@ -203,14 +236,15 @@ def test_checkpoints_of_every_architecture_are_recognised(tmp_path):
 
 
 def test_fingerprints_depend_on_every_weight():
-    a, b = nearest_model(), nearest_model()
+    a = nearest_model()
+    b = nearest_model()
     assert candidates.fingerprint(a) == candidates.fingerprint(b)
     with torch.no_grad():
         b.decoder.last_layer.bias[2] += 1e-7
     assert candidates.fingerprint(a) != candidates.fingerprint(b)
 
 
-# -------------------------------------------------------------------------------------------------- tables
+# -- tables ----------------------------------------------------------------------------------------
 
 
 def row(model: str, psnr: float | None, scale: str = "2", image: str = "a", **more: float) -> Row:
@@ -221,8 +255,15 @@ def test_tables_have_means_and_the_best_in_bold():
     found = [row("a", 30.0), row("b", 31.0), row("a", 32.0, image="b"), row("b", 32.0, image="b")]
     found += [row("b", 20.004, "10"), row("a", 20.001, "10")]
     text = report.markdown(found)
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "Set5" in line]
-    assert lines == [["Set5 (2)", "x2", "31.00", "**31.50**"], ["Set5 (1)", "x10", "**20.00**", "**20.00**"]]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if "Set5" in line
+    ]
+    assert lines == [
+        ["Set5 (2)", "x2", "31.00", "**31.50**"],
+        ["Set5 (1)", "x10", "**20.00**", "**20.00**"],
+    ]
     assert PROTOCOLS["liif-benchmark"].describe() in text and "SSIM" not in text
 
 
@@ -243,9 +284,26 @@ def test_ablation_compares_the_runs_of_a_folder(sets, capsys):
     for mode, name in ((1, "mode1"), (3, "mode3")):
         Path("runs", name).mkdir(parents=True)
         state = {f"net.{k}": v for k, v in random_model(mode).state_dict().items()}
-        torch.save({"state_dict": state, "hyper_parameters": {"mode": mode}}, f"runs/{name}/last.ckpt")
+        torch.save(
+            {"state_dict": state, "hyper_parameters": {"mode": mode}}, f"runs/{name}/last.ckpt"
+        )
     Path("runs/notes").mkdir()
-    assert evaluate("--table", "ablation", "--runs", "runs", "--data", "SetB", "--scales", 2, 3, "--sheets", 0) == 0
+    assert (
+        evaluate(
+            "--table",
+            "ablation",
+            "--runs",
+            "runs",
+            "--data",
+            "SetB",
+            "--scales",
+            2,
+            3,
+            "--sheets",
+            0,
+        )
+        == 0
+    )
     table = Path("out/summary.md").read_text().partition("## Ablation")[2]
     header = next(line for line in table.splitlines() if line.startswith("| run"))
     assert [c.strip() for c in header.strip("|").split("|")][3:] == ["SetB x2", "SetB x3"]
@@ -262,7 +320,14 @@ def test_runtime_table(sets, monkeypatch):
     assert evaluate(*arguments) == 0
     with Path("out/runtime-edsr-baseline.csv").open() as file:
         found = list(csv.DictReader(file))
-    names = ["bicubic", "edsr-baseline alone", "Meta-SR", "LIIF", "DIINN, official formulation", "DIINN, diinn_fast"]
+    names = [
+        "bicubic",
+        "edsr-baseline alone",
+        "Meta-SR",
+        "LIIF",
+        "DIINN, official formulation",
+        "DIINN, diinn_fast",
+    ]
     assert [r["method"] for r in found[:: runtime.LEAST]] == names
     text = Path("out/runtime-edsr-baseline.md").read_text()
     assert (
@@ -274,11 +339,12 @@ def test_runtime_table(sets, monkeypatch):
 def test_runtime_s_official_formulation_is_the_same_function():
     calls = runtime.methods("edsr-baseline", CPU)
     x = torch.rand(1, 3, 4, 5)
-    ours, official = (calls[f"DIINN, {name}"](x, (9, 11)) for name in ("diinn_fast", "official formulation"))
+    ours = calls[f"DIINN, {'diinn_fast'}"](x, (9, 11))
+    official = calls[f"DIINN, {'official formulation'}"](x, (9, 11))
     torch.testing.assert_close(ours, official, rtol=1e-4, atol=1e-5)
 
 
-# ---------------------------------------------------------------------------------------- plots and sheets
+# -- plots and sheets ------------------------------------------------------------------------------
 
 
 def test_plots_and_sheets_are_written(sets, nearest):
@@ -307,7 +373,8 @@ def test_without_matplotlib_there_are_tables_all_the_same(sets, monkeypatch, cap
 
 def test_the_crop_is_where_the_outputs_differ():
     hr = torch.zeros(1, 3, 60, 80)
-    a, b = hr.clone(), hr.clone()
+    a = hr.clone()
+    b = hr.clone()
     b[..., 30:35, 50:55] = 1
     b[..., :2, :] = 5  # what the protocol leaves out does not count
     y, x = sheets.interesting_place([a, b], hr, 12, 2)
@@ -321,15 +388,27 @@ def test_the_crop_is_where_the_outputs_differ():
 def test_a_sheet_shows_the_crops_as_they_are():
     hr = torch.rand(3, 50, 64)
     crop = torch.rand(3, 24, 24)
-    canvas = sheets.sheet(("title", "note"), [("a", "", crop), ("b", "1 dB *", crop)], hr, (5, 6, 24))
+    canvas = sheets.sheet(
+        ("title", "note"), [("a", "", crop), ("b", "1 dB *", crop)], hr, (5, 6, 24)
+    )
     pixels = np.array(canvas)
-    panel = (crop * 255).round().byte().permute(1, 2, 0).repeat_interleave(12, 0).repeat_interleave(12, 1).numpy()
+    panel = (
+        (crop * 255)
+        .round()
+        .byte()
+        .permute(1, 2, 0)
+        .repeat_interleave(12, 0)
+        .repeat_interleave(12, 1)
+        .numpy()
+    )
     top = sheets.MARGIN
-    left = next(x for x in range(pixels.shape[1]) if (pixels[top : top + 288, x] == panel[:, 0]).all())
+    left = next(
+        x for x in range(pixels.shape[1]) if (pixels[top : top + 288, x] == panel[:, 0]).all()
+    )
     assert (pixels[top : top + 288, left : left + 288] == panel).all()
 
 
-# ------------------------------------------------------------------------------------------------ refusals
+# -- refusals --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

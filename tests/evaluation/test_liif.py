@@ -21,23 +21,39 @@ def centres(n: int) -> Tensor:
 
 
 def literal(model: LIIF, features: Tensor, size: tuple[int, int]) -> Tensor:
-    """The paper's formulation: sample four shifted nearest features and their coordinates, all at HR size."""
-    (batch, channels, h, w), (height, width) = features.shape, size
-    grid = torch.stack(torch.meshgrid(centres(height), centres(width), indexing="ij"), dim=-1)  # [H, W, (y, x)]
-    lr_grid = torch.stack(torch.meshgrid(centres(h), centres(w), indexing="ij")).expand(batch, -1, -1, -1)
+    """The paper's formulation: sample four shifted nearest features and their coordinates, all at
+    HR size.
+    """
+    batch, channels, h, w = features.shape
+    height, width = size
+    grid = torch.stack(
+        torch.meshgrid(centres(height), centres(width), indexing="ij"), dim=-1
+    )  # [H, W, (y, x)]
+    lr_grid = torch.stack(torch.meshgrid(centres(h), centres(w), indexing="ij")).expand(
+        batch, -1, -1, -1
+    )
     unfolded = F.unfold(features, 3, padding=1).view(batch, channels * 9, h, w)
-    predictions, areas = {}, {}
+    predictions = {}
+    areas = {}
     for vy in (-1, 1):
         for vx in (-1, 1):
             shift = torch.tensor([vy / h, vx / w], dtype=torch.float64)
-            shifted = (grid + shift + 1e-9).clamp(-1 + 1e-9, 1 - 1e-9).flip(-1).expand(batch, -1, -1, -1)
+            shifted = (
+                (grid + shift + 1e-9).clamp(-1 + 1e-9, 1 - 1e-9).flip(-1).expand(batch, -1, -1, -1)
+            )
 
             def nearest(source: Tensor, where: Tensor = shifted) -> Tensor:
-                return F.grid_sample(source, where, mode="nearest", align_corners=False).movedim(1, -1)
+                return F.grid_sample(source, where, mode="nearest", align_corners=False).movedim(
+                    1, -1
+                )
 
             relative = (grid - nearest(lr_grid)) * torch.tensor([h, w])
-            cell = torch.tensor([2 / height * h, 2 / width * w], dtype=torch.float64).expand_as(relative)
-            predictions[vy, vx] = model.imnet(torch.cat([nearest(unfolded), relative, cell], dim=-1))
+            cell = torch.tensor([2 / height * h, 2 / width * w], dtype=torch.float64).expand_as(
+                relative
+            )
+            predictions[vy, vx] = model.imnet(
+                torch.cat([nearest(unfolded), relative, cell], dim=-1)
+            )
             areas[vy, vx] = (relative[..., 0] * relative[..., 1]).abs() + 1e-9
     total = torch.stack(list(areas.values())).sum(0)
     rgb = sum(predictions[vy, vx] * (areas[-vy, -vx] / total)[..., None] for vy, vx in predictions)
@@ -57,7 +73,8 @@ def test_equals_the_formulation_by_coordinates(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", [(12, 15), (11, 7), (9, 23)])
 def test_bands_make_no_difference(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
-    model, features = LIIF(Channels()).double(), torch.randn(1, 6, 9, 5, dtype=torch.float64)
+    model = LIIF(Channels()).double()
+    features = torch.randn(1, 6, 9, 5, dtype=torch.float64)
     with torch.inference_mode():
         whole = model.decode(features, size)
         monkeypatch.setattr(project, "BAND_BYTES", 1)
@@ -65,11 +82,14 @@ def test_bands_make_no_difference(monkeypatch: pytest.MonkeyPatch, size: tuple[i
 
 
 def test_sampled_pixels_are_those_of_decode() -> None:
-    model, features = LIIF(Channels()).double(), torch.randn(2, 6, 4, 5, dtype=torch.float64)
+    model = LIIF(Channels()).double()
+    features = torch.randn(2, 6, 4, 5, dtype=torch.float64)
     yx = torch.stack([torch.randint(0, 9, (2, 40)), torch.randint(0, 14, (2, 40))], dim=-1)
     whole = model.decode(features, (9, 14))
     want = torch.stack([whole[n, :, yx[n, :, 0], yx[n, :, 1]].t() for n in range(2)])
-    torch.testing.assert_close(model.sample_pixels(features, yx, (9, 14)), want, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        model.sample_pixels(features, yx, (9, 14)), want, rtol=1e-12, atol=1e-12
+    )
     with pytest.raises(ValueError, match="int64"):
         model.sample_pixels(features, yx.double(), (9, 14))
 
@@ -86,7 +106,8 @@ def test_gradients_are_those_of_the_formulation() -> None:
 
 def test_float32_is_as_exact_as_the_formulation() -> None:
     """64 queries and more, in the form that products have in float32 on the CPU."""
-    model, features = LIIF(Channels()), torch.randn(1, 6, 7, 6)
+    model = LIIF(Channels())
+    features = torch.randn(1, 6, 7, 6)
     with torch.no_grad():
         exact = literal(model.double(), features.double(), (20, 24))
         error = (model.float().decode(features, (20, 24)) - exact).abs().max()
@@ -116,16 +137,23 @@ def test_the_published_size_and_names() -> None:
     assert [k for k in model.state_dict() if k.endswith("weight") and k.startswith("imnet")] == [
         f"imnet.layers.{n}.weight" for n in (0, 2, 4, 6, 8)
     ]
-    macs = 4 * sum(p.numel() for name, p in model.imnet.named_parameters() if name.endswith("weight"))
+    macs = 4 * sum(
+        p.numel() for name, p in model.imnet.named_parameters() if name.endswith("weight")
+    )
     assert macs == 1_383_424
 
 
 def test_checkpoint_round_trip(tmp_path: Path) -> None:
     model = LIIF("edsr-baseline")
     path = tmp_path / "liif.pth"
-    state = model.state_dict() | {"encoder.sub_mean.weight": torch.eye(3)}  # the published file has unused layers
+    state = model.state_dict() | {
+        "encoder.sub_mean.weight": torch.eye(3)
+    }  # the published file has unused layers
     published = {"model": {"name": "liif", "args": {"local_ensemble": True}, "sd": state}}
-    lightning = {"state_dict": {f"net.{k}": v for k, v in model.state_dict().items()}, "hyper_parameters": {}}
+    lightning = {
+        "state_dict": {f"net.{k}": v for k, v in model.state_dict().items()},
+        "hyper_parameters": {},
+    }
     for content in (published, lightning):
         torch.save(content, path)
         loaded = LIIF.from_checkpoint(path)

@@ -1,4 +1,6 @@
-"""Meta-SR against the authors' order of work: predict every query's weights, then multiply; and its checkpoints."""
+"""Meta-SR against the authors' order of work: predict every query's weights, then multiply; and its
+checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +26,21 @@ def grid(height: int, width: int) -> Tensor:
 
 
 def literal(model: MetaSR, features: Tensor, size: tuple[int, int]) -> Tensor:
-    """By coordinates and grid_sample: upper left corners of query pixels and of LR pixels, on [-1, 1]."""
-    (batch, channels, h, w), (height, width) = features.shape, size
+    """By coordinates and grid_sample: upper left corners of query pixels and of LR pixels, on [-1,
+    1].
+    """
+    batch, channels, h, w = features.shape
+    height, width = size
     corners = grid(height, width) - torch.tensor([1 / height, 1 / width], dtype=torch.float64)
     lr_corners = (
-        (grid(h, w) - torch.tensor([1 / h, 1 / w], dtype=torch.float64)).permute(2, 0, 1).expand(batch, -1, -1, -1)
+        (grid(h, w) - torch.tensor([1 / h, 1 / w], dtype=torch.float64))
+        .permute(2, 0, 1)
+        .expand(batch, -1, -1, -1)
     )
     where = (corners + 1e-9).clamp(-1 + 1e-9, 1 - 1e-9).flip(-1).expand(batch, -1, -1, -1)
     unfolded = F.unfold(features, 3, padding=1).view(batch, channels * 9, h, w)
-    x, lr_corner = (
-        F.grid_sample(v, where, mode="nearest", align_corners=False).movedim(1, -1) for v in (unfolded, lr_corners)
-    )
+    x = F.grid_sample(unfolded, where, mode="nearest", align_corners=False).movedim(1, -1)
+    lr_corner = F.grid_sample(lr_corners, where, mode="nearest", align_corners=False).movedim(1, -1)
     relative = (corners - lr_corner) * torch.tensor([h / 2, w / 2])
     inputs = torch.cat([relative, torch.full_like(relative[..., :1], h / height)], dim=-1)
     weights = model.imnet(inputs).view(batch, height, width, channels * 9, 3)
@@ -51,12 +57,15 @@ def test_equals_the_formulation_by_coordinates(size):
     with torch.no_grad():
         want = literal(model, features, size)
         for bsize in (None, 13):
-            torch.testing.assert_close(model.decode(features, size, bsize), want, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(
+                model.decode(features, size, bsize), want, rtol=1e-10, atol=1e-10
+            )
 
 
 @pytest.mark.parametrize("size", [(12, 15), (11, 7), (9, 23)])
 def test_bands_make_no_difference(monkeypatch, size):
-    model, features = MetaSR(Channels()).double(), torch.randn(1, 6, 9, 5, dtype=torch.float64)
+    model = MetaSR(Channels()).double()
+    features = torch.randn(1, 6, 9, 5, dtype=torch.float64)
     with torch.inference_mode():
         whole = model.decode(features, size)
         monkeypatch.setattr(project, "BAND_BYTES", 1)
@@ -64,17 +73,21 @@ def test_bands_make_no_difference(monkeypatch, size):
 
 
 def test_sampled_pixels_are_those_of_decode():
-    model, features = MetaSR(Channels()).double(), torch.randn(2, 6, 4, 5, dtype=torch.float64)
+    model = MetaSR(Channels()).double()
+    features = torch.randn(2, 6, 4, 5, dtype=torch.float64)
     yx = torch.stack([torch.randint(0, 9, (2, 40)), torch.randint(0, 14, (2, 40))], dim=-1)
     whole = model.decode(features, (9, 14))
     want = torch.stack([whole[n, :, yx[n, :, 0], yx[n, :, 1]].t() for n in range(2)])
-    torch.testing.assert_close(model.sample_pixels(features, yx, (9, 14)), want, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        model.sample_pixels(features, yx, (9, 14)), want, rtol=1e-12, atol=1e-12
+    )
     with pytest.raises(ValueError, match="int64"):
         model.sample_pixels(features, yx.double(), (9, 14))
 
 
 def test_gradients_are_those_of_the_formulation():
-    model, features = MetaSR(Channels()).double(), torch.randn(1, 6, 4, 5, dtype=torch.float64, requires_grad=True)
+    model = MetaSR(Channels()).double()
+    features = torch.randn(1, 6, 4, 5, dtype=torch.float64, requires_grad=True)
     inputs = [features, *model.imnet.parameters()]
     ours = torch.autograd.grad(model.decode(features, (9, 11)).square().sum(), inputs)
     want = torch.autograd.grad(literal(model, features, (9, 11)).square().sum(), inputs)
@@ -84,7 +97,12 @@ def test_gradients_are_those_of_the_formulation():
 
 def test_float32_and_the_published_size():
     model = MetaSR("edsr-baseline")
-    assert [list(p.shape) for p in model.imnet.parameters()] == [[256, 3], [256], [1728, 256], [1728]]
+    assert [list(p.shape) for p in model.imnet.parameters()] == [
+        [256, 3],
+        [256],
+        [1728, 256],
+        [1728],
+    ]
     x = torch.rand(1, 3, 6, 7) * 2 - 1
     with torch.no_grad():
         want = MetaSR.decode(model.double(), model.encoder(x.double()), (13, 15))
@@ -95,7 +113,10 @@ def test_float32_and_the_published_size():
 def test_checkpoint_round_trip(tmp_path: Path):
     model = MetaSR("edsr-baseline")
     published = {"model": {"name": "metasr", "args": {}, "sd": model.state_dict()}}
-    lightning = {"state_dict": {f"net.{k}": v for k, v in model.state_dict().items()}, "hyper_parameters": {}}
+    lightning = {
+        "state_dict": {f"net.{k}": v for k, v in model.state_dict().items()},
+        "hyper_parameters": {},
+    }
     for content in (published, lightning, model.state_dict()):
         torch.save(content, tmp_path / "metasr.pth")
         loaded = MetaSR.from_checkpoint(tmp_path / "metasr.pth")
@@ -105,7 +126,9 @@ def test_checkpoint_round_trip(tmp_path: Path):
 def test_unfit_checkpoints_are_refused(tmp_path: Path):
     path = tmp_path / "liif.pth"
     torch.save({"model": {"sd": LIIF("edsr-baseline").state_dict()}}, path)
-    with pytest.raises(CheckpointError, match=r"does not fit: 'imnet.layers.0.weight' is \[256, 580\]"):
+    with pytest.raises(
+        CheckpointError, match=r"does not fit: 'imnet.layers.0.weight' is \[256, 580\]"
+    ):
         MetaSR.from_checkpoint(path)
     torch.save({"decoder.K.0.0.weight": torch.zeros(1)}, path)
     with pytest.raises(CheckpointError, match="not a MetaSR model"):

@@ -39,8 +39,11 @@ def as_array(image: Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("channels", [luma, lambda image: image], ids=["Y", "RGB"])
 def test_psnr_and_ssim_are_those_of_scikit_image(sr, hr, channels):
-    a, b = channels(sr), channels(hr)
-    assert psnr(a, b) == pytest.approx(peak_signal_noise_ratio(as_array(b), as_array(a), data_range=1.0), abs=1e-6)
+    a = channels(sr)
+    b = channels(hr)
+    assert psnr(a, b) == pytest.approx(
+        peak_signal_noise_ratio(as_array(b), as_array(a), data_range=1.0), abs=1e-6
+    )
     want = structural_similarity(
         as_array(a),
         as_array(b),
@@ -68,18 +71,23 @@ def test_luma_spans_16_to_235():
     assert luma(black_white).flatten() * 255 == pytest.approx([16.0, 235.0], abs=0.01)
 
 
-# ---------------------------------------------------------------------------------------------- protocols
+# -- protocols -------------------------------------------------------------------------------------
 
 
 def literal_score(sr: Tensor, hr: Tensor, scale: int, name: str) -> float:
     """PSNR by the protocols' published descriptions, in numpy."""
-    a, b = as_array(sr.clamp(0, 1)) * 255, as_array(hr) * 255
+    a = as_array(sr.clamp(0, 1)) * 255
+    b = as_array(hr) * 255
     if name == "basicsr":
         a = a.round()
     if name in ("liif-benchmark", "basicsr"):
-        a, b = (v @ np.array([65.481, 128.553, 24.966]) / 255 + 16 for v in (a, b))
-    shave = {"liif-benchmark": scale, "basicsr": scale, "liif-div2k": scale + 6, "diinn-test": 0}[name]
-    a, b = (v[shave : len(v) - shave, shave : v.shape[1] - shave] for v in (a, b))
+        a = a @ np.array([65.481, 128.553, 24.966]) / 255 + 16
+        b = b @ np.array([65.481, 128.553, 24.966]) / 255 + 16
+    shave = {"liif-benchmark": scale, "basicsr": scale, "liif-div2k": scale + 6, "diinn-test": 0}[
+        name
+    ]
+    a = a[shave : len(a) - shave, shave : a.shape[1] - shave]
+    b = b[shave : len(b) - shave, shave : b.shape[1] - shave]
     return float(10 * np.log10(255**2 / ((a - b) ** 2).mean()))
 
 
@@ -87,7 +95,9 @@ def literal_score(sr: Tensor, hr: Tensor, scale: int, name: str) -> float:
 @pytest.mark.parametrize("scale", [2, 3])
 def test_psnr_of_every_protocol_is_its_published_rule(sr, hr, name, scale):
     spoiled = sr.clone()
-    spoiled[..., :2, :] = 1.2 * spoiled[..., :2, :] + 0.1  # the border counts in one protocol only, and clipping counts
+    spoiled[..., :2, :] = (
+        1.2 * spoiled[..., :2, :] + 0.1
+    )  # the border counts in one protocol only, and clipping counts
     got = score(spoiled, hr, scale, PROTOCOLS[name], ("psnr",), (96 // scale, 120 // scale))
     assert got == {"psnr": pytest.approx(literal_score(spoiled, hr, scale, name), abs=0.002)}
 
@@ -99,10 +109,14 @@ def test_only_basicsr_rounds_the_output(hr):
 
 
 def test_sizes_cut_or_keep_the_image():
-    liif, diinn = PROTOCOLS["liif-benchmark"], PROTOCOLS["diinn-test"]
+    liif = PROTOCOLS["liif-benchmark"]
+    diinn = PROTOCOLS["diinn-test"]
     assert liif.sizes(256, 255, 3) == ((85, 85), (255, 255))
     assert liif.sizes(321, 481, 2.5) == ((128, 192), (320, 480))
-    assert liif.sizes(55, 33, 1.1) == ((50, 30), (55, 33))  # both quotients are a little smaller in floating point
+    assert liif.sizes(55, 33, 1.1) == (
+        (50, 30),
+        (55, 33),
+    )  # both quotients are a little smaller in floating point
     assert diinn.sizes(256, 255, 3) == ((85, 85), (256, 255))
     assert diinn.sizes(256, 228, 15) == ((17, 15), (256, 228))
 
@@ -122,7 +136,8 @@ def test_scores_without_a_region_are_nan():
 
 
 def test_lr_psnr_sees_only_what_survives_reduction(sr, hr):
-    protocol, lr = PROTOCOLS["diinn-test"], (32, 40)
+    protocol = PROTOCOLS["diinn-test"]
+    lr = (32, 40)
     rows = bicubic_matrix(96, 32, mirrored=False)
     projector = torch.linalg.pinv(rows) @ rows
     unseen = torch.randn(96, 120, dtype=torch.float64) * 0.02
@@ -131,7 +146,9 @@ def test_lr_psnr_sees_only_what_survives_reduction(sr, hr):
     found = score(base + unseen, base, 3, protocol, ("psnr", "lr_psnr"), lr)
     assert found["psnr"] < 40 and found["lr_psnr"] > 200
     reduced = (F.interpolate(v, lr, mode="bicubic", antialias=True) for v in (sr, hr))
-    assert score(sr, hr, 3, protocol, ("lr_psnr",), lr)["lr_psnr"] == pytest.approx(psnr(*reduced), abs=0.01)
+    assert score(sr, hr, 3, protocol, ("lr_psnr",), lr)["lr_psnr"] == pytest.approx(
+        psnr(*reduced), abs=0.01
+    )
 
 
 def test_ssim_says_what_to_install(monkeypatch):
@@ -146,7 +163,7 @@ def test_protocols_describe_themselves():
         assert name in protocol.describe() and protocol.describe().endswith(".")
 
 
-# ---------------------------------------------------------------------------------------------- reduction
+# -- reduction -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(32, 40), (37, 51), (5, 7), (96, 120), (150, 121)])
@@ -168,6 +185,12 @@ def test_mirrored_reduction_is_that_of_the_continued_image(hr, scale):
 
 def test_reduction_keeps_constants_and_rounds_to_8_bit(hr):
     for mirrored in (False, True):
-        assert reduce(torch.full((1, 7, 9), 0.3), (2, 4), mirrored).flatten() == pytest.approx([0.3] * 8)
+        assert reduce(torch.full((1, 7, 9), 0.3), (2, 4), mirrored).flatten() == pytest.approx(
+            [0.3] * 8
+        )
         levels = degrade(hr, (31, 43), mirrored) * 255
-        assert (levels - levels.round()).abs().max() < 1e-4 and levels.min() >= 0 and levels.max() <= 255
+        assert (
+            (levels - levels.round()).abs().max() < 1e-4
+            and levels.min() >= 0
+            and levels.max() <= 255
+        )

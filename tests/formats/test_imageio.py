@@ -1,7 +1,8 @@
-"""Reading and writing image files: what is kept, what is applied, what is refused, and how files appear.
+"""Reading and writing image files: what is kept, what is applied, what is refused, and how files
+appear.
 
-Pictures are made on the fly. Where Pillow could hide a mistake that our code shares with it, the check is
-made with an independent reader (tifffile, imagecodecs).
+Pictures are made on the fly. Where Pillow could hide a mistake that our code shares with it, the
+check is made with an independent reader (tifffile, imagecodecs).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from diinn_fast.imageio import (
     write_image,
 )
 
-# ---------------------------------------------------------------------------------------------- round trips
+# -- round trips -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", CHANNELS.values(), ids=CHANNELS)
@@ -47,7 +48,11 @@ def test_lossless_formats_keep_every_bit(tmp_path, suffix, bits, channels):
     write_image(path, to_image(samples))
     image = read_image(path)
     np.testing.assert_array_equal(to_samples(image), samples)
-    assert (image.bits, image.grey, image.alpha is not None) == (bits, channels < 3, channels in (2, 4))
+    assert (image.bits, image.grey, image.alpha is not None) == (
+        bits,
+        channels < 3,
+        channels in (2, 4),
+    )
     assert image.rgb.dtype == torch.float32 and image.rgb.shape == (3, 23, 37)
     assert image.rgb.is_contiguous() and image.rgb.min() == 0 and image.rgb.max() == 1
 
@@ -80,7 +85,9 @@ def test_16bit_files_of_any_size(tmp_path, suffix, height, width):
 
 
 def test_png_row_filters_look_across_bands(tmp_path):
-    """Equal rows whose samples halve: the "average" filter fits best where the row above is taken for zero."""
+    """Equal rows whose samples halve: the "average" filter fits best where the row above is taken
+    for zero.
+    """
     row = (0x8080 >> np.arange(8)) & 0xFFFF
     samples = np.broadcast_to(np.tile(row, 200)[None, :, None], (700, 1600, 1)).astype(np.uint16)
     write_image(tmp_path / "x.png", to_image(samples))
@@ -134,7 +141,9 @@ def test_quality_trades_size_for_fidelity(tmp_path):
 
 
 def test_webp_keeps_alpha_exactly_and_colour_below_it(tmp_path):
-    """The encoder would rather flatten what is transparent: 40 and 60 side by side, below alpha 0."""
+    """The encoder would rather flatten what is transparent: 40 and 60 side by side, below alpha
+    0.
+    """
     samples = np.full((64, 64, 4), 200, np.uint8)
     samples[..., 3] = noise(1, 8, 64, 64)[..., 0]
     samples[:32, :, 3] = 0
@@ -146,10 +155,12 @@ def test_webp_keeps_alpha_exactly_and_colour_below_it(tmp_path):
     assert (image.rgb - to_image(samples).rgb).abs().mean() < 2 / 255
 
 
-# ------------------------------------------------------------------------------------------- float to integer
+# -- float to integer ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value,level", [(0.7, 179), (178.4 / 255, 178), (178.6 / 255, 179), (-3.0, 0), (7.0, 255)])
+@pytest.mark.parametrize(
+    "value,level", [(0.7, 179), (178.4 / 255, 178), (178.6 / 255, 179), (-3.0, 0), (7.0, 255)]
+)
 def test_levels_are_clamped_and_rounded_half_up(tmp_path, value, level):
     """0.7 * 255 is 178.5 in float32: up it is 179, to even or cut off it would be 178."""
     write_image(tmp_path / "x.png", Image(torch.full((3, 2, 2), value)))
@@ -157,7 +168,9 @@ def test_levels_are_clamped_and_rounded_half_up(tmp_path, value, level):
 
 
 def test_16_bits_to_jpeg_round_instead_of_cutting_off(tmp_path):
-    write_image(tmp_path / "x.jpg", to_image(np.full((8, 8, 1), 99 * 257 + 200, np.uint16)), quality=100)
+    write_image(
+        tmp_path / "x.jpg", to_image(np.full((8, 8, 1), 99 * 257 + 200, np.uint16)), quality=100
+    )
     assert np.unique(np.asarray(PIL.Image.open(tmp_path / "x.jpg"))).tolist() == [100]
 
 
@@ -193,12 +206,14 @@ def test_nan_in_alpha_is_refused(tmp_path):
 def test_wrong_shapes_and_bits_are_refused(tmp_path):
     path = tmp_path / "x.png"
     refused(lambda: write_image(path, Image(torch.zeros(1, 4, 4))), "[3, h, w]")
-    refused(lambda: write_image(path, Image(torch.zeros(3, 4, 4, dtype=torch.uint8))), "floating-point")
+    refused(
+        lambda: write_image(path, Image(torch.zeros(3, 4, 4, dtype=torch.uint8))), "floating-point"
+    )
     refused(lambda: write_image(path, Image(torch.zeros(3, 4, 4), torch.zeros(1, 4, 5))), "alpha")
     refused(lambda: write_image(path, Image(torch.zeros(3, 4, 4), bits=12)), "12 bits")
 
 
-# ------------------------------------------------------------------------------------------------- metadata
+# -- metadata --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", [8, 16])
@@ -264,7 +279,9 @@ def test_an_unreadable_exif_block_means_upright(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_of_16_bit_files(tmp_path, orientation):
-    """A TIFF tag, which Pillow applies while loading, and an eXIf chunk after the pixels of a PNG."""
+    """A TIFF tag, which Pillow applies while loading, and an eXIf chunk after the pixels of a
+    PNG.
+    """
     tifffile = pytest.importorskip("tifffile")
     samples = noise(3, 16)
     exif = PIL.Image.Exif()
@@ -283,7 +300,7 @@ def test_exif_orientation_of_16_bit_files(tmp_path, orientation):
     np.testing.assert_array_equal(to_samples(read_image(tmp_path / "x.png")), expected)
 
 
-# ------------------------------------------------------------------------------- what files in the wild hold
+# -- what files in the wild hold -------------------------------------------------------------------
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
@@ -291,14 +308,23 @@ def chunk(name: bytes, data: bytes) -> bytes:
 
 
 def make_png(
-    samples: np.ndarray, depth: int, colour_type: int, *chunks: bytes, size: tuple[int, int] | None = None
+    samples: np.ndarray,
+    depth: int,
+    colour_type: int,
+    *chunks: bytes,
+    size: tuple[int, int] | None = None,
 ) -> bytes:
     """PNG of already packed rows [h, bytes] or samples [h, w, c], without row filters."""
     height, width = size or samples.shape[:2]
     rows = samples.astype(samples.dtype.newbyteorder(">")).reshape(samples.shape[0], -1)
     raw = b"".join(b"\0" + row.tobytes() for row in rows)
     header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
-    parts = [chunk(b"IHDR", header), *chunks, chunk(b"IDAT", zlib.compress(raw)), chunk(b"IEND", b"")]
+    parts = [
+        chunk(b"IHDR", header),
+        *chunks,
+        chunk(b"IDAT", zlib.compress(raw)),
+        chunk(b"IEND", b""),
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
@@ -309,7 +335,9 @@ def test_palette_becomes_rgb_and_alpha(tmp_path, transparent):
     picture = PIL.Image.fromarray(indices, "L").convert("P")
     picture.frombytes(indices.tobytes())
     picture.putpalette(colours)
-    picture.save(tmp_path / "x.png", **({} if transparent is None else {"transparency": transparent}))
+    picture.save(
+        tmp_path / "x.png", **({} if transparent is None else {"transparency": transparent})
+    )
     image = read_image(tmp_path / "x.png")
     rgb = np.reshape(colours, (3, 3)).astype(np.uint8)[indices]
     assert not image.grey and image.bits == 8
@@ -323,7 +351,9 @@ def test_palette_becomes_rgb_and_alpha(tmp_path, transparent):
 def test_palette_tiff_becomes_rgb(tmp_path):
     picture = PIL.Image.fromarray(noise(3)).quantize(16)
     picture.save(tmp_path / "x.tif")
-    np.testing.assert_array_equal(to_samples(read_image(tmp_path / "x.tif")), np.asarray(picture.convert("RGB")))
+    np.testing.assert_array_equal(
+        to_samples(read_image(tmp_path / "x.tif")), np.asarray(picture.convert("RGB"))
+    )
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
@@ -407,7 +437,9 @@ def test_premultiplied_alpha_is_divided_out(tmp_path, bits):
     samples[0, 1] = [top, 1, 0, top]
     tifffile.imwrite(tmp_path / "x.tif", samples, photometric="rgb", extrasamples=["assocalpha"])
     image = read_image(tmp_path / "x.tif")
-    torch.testing.assert_close(image.rgb[:, 0, 0], torch.tensor([0.5, 1, 0]), rtol=0, atol=1.5 / top * 2)
+    torch.testing.assert_close(
+        image.rgb[:, 0, 0], torch.tensor([0.5, 1, 0]), rtol=0, atol=1.5 / top * 2
+    )
     torch.testing.assert_close(image.rgb[:, 0, 1], torch.tensor([1, 1 / top, 0]))
     assert image.alpha[0, 0].tolist() == pytest.approx([0.5, 1, 0], abs=1 / top)
 
@@ -440,7 +472,8 @@ def test_the_contents_decide_not_the_name(tmp_path):
 
 
 def test_main_picture_of_a_phone_photo_is_read(tmp_path):
-    first, preview = PIL.Image.new("RGB", (16, 16), "red"), PIL.Image.new("RGB", (8, 8))
+    first = PIL.Image.new("RGB", (16, 16), "red")
+    preview = PIL.Image.new("RGB", (8, 8))
     first.save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=[preview])
     image = read_image(tmp_path / "x.jpg")
     assert image.rgb.shape == (3, 16, 16) and image.rgb[0].min() > 0.9
@@ -455,7 +488,7 @@ def test_reduced_resolution_copies_in_a_tiff_are_no_pages(tmp_path):
     np.testing.assert_array_equal(to_samples(read_image(tmp_path / "x.tif")), samples)
 
 
-# ------------------------------------------------------------------------------------------ refused on read
+# -- refused on read -------------------------------------------------------------------------------
 
 
 def test_unsupported_colour_spaces_are_refused(tmp_path):
@@ -492,7 +525,11 @@ def test_16_bit_tiffs_that_pillow_cannot_take_apart_are_refused(tmp_path):
     planes = noise(3, 16).transpose(2, 0, 1)
     tifffile.imwrite(tmp_path / "x.tif", planes, photometric="rgb", planarconfig="separate")
     refused(lambda: read_image(tmp_path / "x.tif"), "separate planes", "interleaved")
-    options = {"photometric": "minisblack", "planarconfig": "contig", "extrasamples": ["unassalpha"]}
+    options = {
+        "photometric": "minisblack",
+        "planarconfig": "contig",
+        "extrasamples": ["unassalpha"],
+    }
     tifffile.imwrite(tmp_path / "y.tif", noise(2, 16), **options)
     refused(lambda: read_image(tmp_path / "y.tif"), "y.tif", "export it again")
 
@@ -513,7 +550,14 @@ def test_a_cut_off_file_never_gives_half_a_picture(tmp_path, name):
     path = tmp_path / name
     write_image(path, to_image(noise(3, int(name.split(".")[0]), 40, 50)))
     data = path.read_bytes()
-    lengths = {3, 9, 20, 40, *(len(data) * part // 100 for part in (10, 30, 50, 70, 90, 97)), len(data) - 5}
+    lengths = {
+        3,
+        9,
+        20,
+        40,
+        *(len(data) * part // 100 for part in (10, 30, 50, 70, 90, 97)),
+        len(data) - 5,
+    }
     for length in sorted(lengths):
         path.write_bytes(data[:length])
         refused(lambda: read_image(path), name)
@@ -532,14 +576,18 @@ def test_a_cut_off_tiff_with_its_tags_first_is_refused(tmp_path, compression):
 
 
 def test_one_flipped_bit_in_a_png_is_noticed(tmp_path):
-    """zlib's own checksum stands apart here, where Pillow does not look for it: only the chunk's CRC can tell."""
+    """zlib's own checksum stands apart here, where Pillow does not look for it: only the chunk's
+    CRC can tell.
+    """
     path = tmp_path / "x.png"
     data = make_png(noise(3), 8, 2)
     start = data.index(b"IDAT")
     pixels = data[start + 4 : -12 - 4]
     flipped = pixels[:500] + bytes([pixels[500] ^ 1]) + pixels[501:]
     damaged = chunk(b"IDAT", pixels[:-4]).replace(pixels[:-4], flipped[:-4])
-    path.write_bytes(data[: start - 4] + damaged + chunk(b"IDAT", pixels[-4:]) + chunk(b"IEND", b""))
+    path.write_bytes(
+        data[: start - 4] + damaged + chunk(b"IDAT", pixels[-4:]) + chunk(b"IEND", b"")
+    )
     assert PIL.Image.open(path).convert("RGB").size == (37, 23)  # Pillow alone sees nothing wrong
     refused(lambda: read_image(path), "damaged")
 
@@ -564,7 +612,7 @@ def test_pillows_own_size_limit_neither_stops_nor_changes(tmp_path, monkeypatch,
     assert PIL.Image.MAX_IMAGE_PIXELS == 100
 
 
-# ----------------------------------------------------------------------------------------- refused on write
+# -- refused on write ------------------------------------------------------------------------------
 
 
 def test_what_can_be_refused_is_refused_beforehand(tmp_path):
@@ -572,7 +620,9 @@ def test_what_can_be_refused_is_refused_beforehand(tmp_path):
     (tmp_path / "folder.png").mkdir()
 
     def check(name, height=10, width=10, **options):
-        return lambda: check_writable(tmp_path / name, height, width, **{"overwrite": False, **options})
+        return lambda: check_writable(
+            tmp_path / name, height, width, **{"overwrite": False, **options}
+        )
 
     check("new.png")()
     check("old.png", overwrite=True)()
@@ -602,16 +652,24 @@ def test_the_longest_side_is_where_the_encoder_stops(tmp_path, suffix, kind):
 
 
 def test_alpha_is_not_dropped_by_jpeg(tmp_path):
-    refused(lambda: write_image(tmp_path / "x.jpg", to_image(noise(4))), "alpha", "write PNG, TIFF or WebP")
+    refused(
+        lambda: write_image(tmp_path / "x.jpg", to_image(noise(4))),
+        "alpha",
+        "write PNG, TIFF or WebP",
+    )
     assert list(tmp_path.iterdir()) == []
 
 
-# ---------------------------------------------------------------------------------------- files appear whole
+# -- files appear whole ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
-@pytest.mark.parametrize("failure", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt(), MemoryError()])
-def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, suffix, failure):
+@pytest.mark.parametrize(
+    "failure", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt(), MemoryError()]
+)
+def test_a_failing_write_leaves_the_old_file_and_nothing_else(
+    tmp_path, monkeypatch, suffix, failure
+):
     path = tmp_path / f"x{suffix}"
     path.write_bytes(b"old")
 
@@ -634,7 +692,12 @@ def test_a_full_disk_says_what_to_do(tmp_path, monkeypatch, suffix):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", disk_full)
-    refused(lambda: write_image(path, to_image(noise(3)), overwrite=True), path.name, "full", "free some space")
+    refused(
+        lambda: write_image(path, to_image(noise(3)), overwrite=True),
+        path.name,
+        "full",
+        "free some space",
+    )
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -658,7 +721,8 @@ def test_a_file_that_appears_meanwhile_is_kept(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(os.name == "nt", reason="no POSIX modes or links")
 def test_modes_and_links_are_respected(tmp_path):
-    old, link = tmp_path / "old.png", tmp_path / "link.png"
+    old = tmp_path / "old.png"
+    link = tmp_path / "link.png"
     old.touch()
     old.chmod(0o640)
     link.symlink_to(old)
@@ -667,7 +731,9 @@ def test_modes_and_links_are_respected(tmp_path):
     plain = tmp_path / "plain"
     plain.touch()
     write_image(tmp_path / "new.png", to_image(noise(3)))
-    assert (tmp_path / "new.png").stat().st_mode == plain.stat().st_mode  # as the umask says, not 0600
+    assert (
+        tmp_path / "new.png"
+    ).stat().st_mode == plain.stat().st_mode  # as the umask says, not 0600
 
 
 def test_a_file_system_without_hard_links_works(tmp_path, monkeypatch):
@@ -679,10 +745,12 @@ def test_a_file_system_without_hard_links_works(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [tmp_path / "x.png"]
 
 
-# --------------------------------------------------------------------------------- colour under transparency
+# -- colour under transparency ---------------------------------------------------------------------
 
 
-def disc(height: int, width: int, colour: tuple[float, float, float]) -> tuple[torch.Tensor, torch.Tensor]:
+def disc(
+    height: int, width: int, colour: tuple[float, float, float]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """A visible disc of one colour on transparent black."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     inside = (y - height / 2) ** 2 + (x - width / 2) ** 2 < (min(height, width) / 3) ** 2
@@ -693,11 +761,15 @@ def disc(height: int, width: int, colour: tuple[float, float, float]) -> tuple[t
 def test_transparent_pixels_take_the_visible_colour(height, width):
     rgb, alpha = disc(height, width, (0.9, 0.5, 0.1))
     filled = bleed_alpha(rgb, alpha)
-    torch.testing.assert_close(filled, torch.tensor([0.9, 0.5, 0.1]).reshape(3, 1, 1).expand_as(rgb))
+    torch.testing.assert_close(
+        filled, torch.tensor([0.9, 0.5, 0.1]).reshape(3, 1, 1).expand_as(rgb)
+    )
 
 
 def test_no_dark_fringe_is_left_for_a_network_to_see():
-    """Blurring stands for any network: at the rim the black below used to darken the visible colour."""
+    """Blurring stands for any network: at the rim the black below used to darken the visible
+    colour.
+    """
     rgb, alpha = disc(64, 64, (1.0, 1.0, 1.0))
 
     def rim_brightness(picture: torch.Tensor) -> float:
@@ -710,7 +782,8 @@ def test_no_dark_fringe_is_left_for_a_network_to_see():
 
 def test_visible_pixels_are_untouched_however_faint():
     generator = torch.Generator().manual_seed(0)
-    rgb, alpha = torch.rand(3, 33, 47, generator=generator), torch.rand(1, 33, 47, generator=generator)
+    rgb = torch.rand(3, 33, 47, generator=generator)
+    alpha = torch.rand(1, 33, 47, generator=generator)
     alpha = torch.where(alpha < 0.5, 0, alpha * 1e-3)
     filled = bleed_alpha(rgb, alpha)
     assert torch.equal(filled[:, alpha[0] > 0], rgb[:, alpha[0] > 0])
@@ -720,8 +793,10 @@ def test_visible_pixels_are_untouched_however_faint():
 
 def test_the_nearest_colours_win():
     """Red at the left edge, blue at the right: the gap between changes from one to the other."""
-    rgb, alpha = torch.zeros(3, 32, 64), torch.zeros(1, 32, 64)
-    rgb[0, :, :4], rgb[2, :, -4:] = 1, 1
+    rgb = torch.zeros(3, 32, 64)
+    alpha = torch.zeros(1, 32, 64)
+    rgb[0, :, :4] = 1
+    rgb[2, :, -4:] = 1
     alpha[:, :, :4] = alpha[:, :, -4:] = 1
     filled = bleed_alpha(rgb, alpha)
     assert filled[0, :, 4:6].min() > 0.95 and filled[2, :, -6:-4].min() > 0.95
@@ -730,16 +805,21 @@ def test_the_nearest_colours_win():
 
 @pytest.mark.parametrize("width", range(2, 10))
 def test_the_closest_column_wins_wherever_the_pyramid_cuts(width):
-    rgb, alpha = torch.zeros(3, 16, 32), torch.zeros(1, 16, 32)
-    rgb[1, :, : width - 1], rgb[0, :, width - 1] = 1, 1  # green, but red at the rim
+    rgb = torch.zeros(3, 16, 32)
+    alpha = torch.zeros(1, 16, 32)
+    # green, but red at the rim
+    rgb[1, :, : width - 1] = 1
+    rgb[0, :, width - 1] = 1
     alpha[:, :, :width] = 1
     beside = bleed_alpha(rgb, alpha)[:, 8, width]
     assert beside[0] > beside[1]
 
 
 def test_one_faint_visible_pixel_is_enough():
-    rgb, alpha = torch.zeros(3, 257, 129), torch.zeros(1, 257, 129)
-    rgb[:, 200, 100], alpha[:, 200, 100] = 0.75, 1 / 65535
+    rgb = torch.zeros(3, 257, 129)
+    alpha = torch.zeros(1, 257, 129)
+    rgb[:, 200, 100] = 0.75
+    alpha[:, 200, 100] = 1 / 65535
     torch.testing.assert_close(bleed_alpha(rgb, alpha), torch.full_like(rgb, 0.75))
 
 
@@ -762,7 +842,12 @@ def test_an_encoder_that_gives_up_is_an_image_error(tmp_path, monkeypatch):
         raise ValueError("encoding error 6")
 
     monkeypatch.setattr(PIL.Image.Image, "save", give_up)
-    refused(lambda: write_image(tmp_path / "x.webp", to_image(noise(3))), "x.webp", "encoding error 6", "PNG")
+    refused(
+        lambda: write_image(tmp_path / "x.webp", to_image(noise(3))),
+        "x.webp",
+        "encoding error 6",
+        "PNG",
+    )
     assert list(tmp_path.iterdir()) == []
 
 

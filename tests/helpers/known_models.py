@@ -1,4 +1,6 @@
-"""Models for tests of everything around the network: one whose output is known, one that mixes everything."""
+"""Models for tests of everything around the network: one whose output is known, one that mixes
+everything.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,17 @@ from diinn_fast import DIINN
 
 @torch.no_grad()
 def nearest_model() -> DIINN:
-    """EDSR-baseline in mode 3 whose weights make it nearest-neighbour interpolation, to float32 rounding.
+    """EDSR-baseline in mode 3 whose weights make it nearest-neighbour interpolation, to float32
+    rounding.
 
-    The encoder passes RGB through; the modulation carries RGB + 2 (positive, so that the ReLU is idle) from layer to
-    layer; each sine is sin(pi / 2) = 1.
+    The encoder passes RGB through; the modulation carries RGB + 2 (positive, so that the ReLU is
+    idle) from layer to layer; each sine is sin(pi / 2) = 1.
     """
     model = DIINN(mode=3, encoder="edsr-baseline").eval()
     for parameter in model.parameters():
         parameter.zero_()
-    encoder, decoder = model.encoder, model.decoder
+    encoder = model.encoder
+    decoder = model.decoder
     assert isinstance(encoder.head, nn.Sequential)
     for c in range(3):
         encoder.head[0].weight[c, c, 1, 1] = 1
@@ -38,7 +42,9 @@ def nearest_model() -> DIINN:
 
 @torch.no_grad()
 def random_model(mode: int = 3) -> DIINN:
-    """EDSR-baseline with random weights, the same in each run, whose output depends on all of the input."""
+    """EDSR-baseline with random weights, the same in each run, whose output depends on all of the
+    input.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = DIINN(mode=mode, encoder="edsr-baseline").eval()

@@ -18,13 +18,16 @@ def noise(channels: int, bits: int = 8, height: int = 23, width: int = 37) -> np
     """Integers [h, w, c] over the whole range, both ends included."""
     top = 2**bits - 1
     samples = np.random.default_rng(channels + bits).integers(0, top + 1, (height, width, channels))
-    samples[0, 0], samples[-1, -1] = 0, top
+    samples[0, 0] = 0
+    samples[-1, -1] = top
     return samples.astype(np.uint16 if bits == 16 else np.uint8)
 
 
 def to_image(samples: np.ndarray, **fields: object) -> Image:
     """The Image whose file would hold exactly `samples` [h, w, c]."""
-    planes = torch.from_numpy(samples.astype(np.float32)).permute(2, 0, 1) / np.iinfo(samples.dtype).max
+    planes = (
+        torch.from_numpy(samples.astype(np.float32)).permute(2, 0, 1) / np.iinfo(samples.dtype).max
+    )
     channels = samples.shape[2]
     rgb = planes[:3] if channels >= 3 else planes[:1].repeat(3, 1, 1)
     alpha = planes[-1:] if channels in (2, 4) else None

@@ -1,4 +1,6 @@
-"""Models small enough for many renders in a test, in whose output every pixel matters; a picture to go with them."""
+"""Models small enough for many renders in a test, in whose output every pixel matters; a picture to
+go with them.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +29,8 @@ def small_model(encoder: str = "edsr", mode: int = 3) -> DIINN:
     return model.eval()
 
 
-def picture(height: int = 90, width: int = 110, channels: int = 3, dtype: type = np.uint8, seed: int = 0) -> np.ndarray:
+def picture(
+    height: int = 90, width: int = 110, channels: int = 3, dtype: type = np.uint8, seed: int = 0
+) -> np.ndarray:
     most = np.iinfo(dtype).max + 1
     return np.random.default_rng(seed).integers(0, most, (height, width, channels)).astype(dtype)

@@ -49,7 +49,9 @@ def make_photos(folder: Path, count: int = 4) -> Path:
     rng = np.random.default_rng(0)
     for n in range(count):
         pixels = rng.integers(150, 256, (60 + n, 70, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((140, 120 + n), Image.Resampling.BICUBIC).save(folder / f"{n}.png")
+        Image.fromarray(pixels).resize((140, 120 + n), Image.Resampling.BICUBIC).save(
+            folder / f"{n}.png"
+        )
     return folder
 
 

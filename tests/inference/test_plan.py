@@ -1,4 +1,6 @@
-"""Plans: tiles and blocks that cover the output once, aligned, within the memory that they were made for."""
+"""Plans: tiles and blocks that cover the output once, aligned, within the memory that they were
+made for.
+"""
 
 from __future__ import annotations
 
@@ -77,12 +79,16 @@ def test_what_is_held_stays_within_the_bound_and_more_memory_means_less_to_encod
 
 def test_too_small_a_bound_names_the_smallest_that_works(edsr):
     wanted = task(edsr, (700, 900), (2800, 3600))
-    with pytest.raises(UpscaleError, match=r"within 301 MiB .* the smallest bound that works is (\d+) MiB") as caught:
+    with pytest.raises(
+        UpscaleError, match=r"within 301 MiB .* the smallest bound that works is (\d+) MiB"
+    ) as caught:
         plan_within(wanted, 300 * MIB, 301 * MIB)
     least = int(str(caught.value).split("--max-memory ")[1].split("MiB")[0]) * MIB
     assert plan_within(wanted, 300 * MIB, least).peak_bytes <= least - 300 * MIB
     with pytest.raises(UpscaleError):
-        plan_within(wanted, 300 * MIB, least - 32 * MIB - plan.SPREAD_BYTES)  # it is rounded up twice
+        plan_within(
+            wanted, 300 * MIB, least - 32 * MIB - plan.SPREAD_BYTES
+        )  # it is rounded up twice
 
 
 def test_tiles_are_large_enough_for_the_convolution_library(edsr):
@@ -179,12 +185,21 @@ assert left() < 10 << 20
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_memory_is_used_again_where_that_is_asked_for_and_else_given_back():
     """In a fresh process, whose heap has no holes."""
-    subprocess.run([sys.executable, "-c", FAULTS], check=True, timeout=120, cwd=Path(__file__).parents[2])
+    subprocess.run(
+        [sys.executable, "-c", FAULTS], check=True, timeout=120, cwd=Path(__file__).parents[2]
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("600MiB", 600 << 20), ("1.5GiB", 3 << 29), ("2048 KiB", 2 << 20), ("3g", 3 << 30), ("123", 123), (77, 77)],
+    [
+        ("600MiB", 600 << 20),
+        ("1.5GiB", 3 << 29),
+        ("2048 KiB", 2 << 20),
+        ("3g", 3 << 30),
+        ("123", 123),
+        (77, 77),
+    ],
 )
 def test_memory_sizes(text, size):
     assert memory.parse_size(text) == size

@@ -24,7 +24,8 @@ from helpers.small_models import small_model
 from diinn_fast.inference import Upscaler, job, ranks, writer
 from diinn_fast.inference.plan import Plan
 writer.FLUSH_SECONDS, ranks.SILENCE = 0.0, 5.0
-job.plan_within = lambda t, base, bound: Plan(t.lr, t.hr, t.unit, t.radius, {tiles}, {block}, 8, 1 << 16, 0)
+job.plan_within = lambda t, base, bound: Plan(t.lr, t.hr, t.unit, t.radius, {tiles}, {block}, 8,
+1 << 16, 0)
 work = job.Job.prepare(Upscaler(small_model(), device="cpu"), sys.argv[1], sys.argv[2], scale=12.0)
 rank = int(__import__("os").environ["RANK"])
 real = job.Job._block
@@ -43,11 +44,17 @@ def torchrun(
 ) -> subprocess.CompletedProcess:
     program = tmp_path / "program.py"
     tests = Path(__file__).resolve().parents[1]
-    program.write_text(PROGRAM.format(tests=str(tests), root=str(tests.parent), tiles=tiles, block=block, dies=dies))
+    program.write_text(
+        PROGRAM.format(
+            tests=str(tests), root=str(tests.parent), tiles=tiles, block=block, dies=dies
+        )
+    )
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), str(program),
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+        str(count), str(program),
          str(tmp_path / "in.npy"), str(out)],
-        capture_output=True, text=True, timeout=180, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=180, check=False, env={**os.environ,
+        "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 
@@ -70,7 +77,9 @@ def test_three_processes_make_the_file_of_one(whole, source, tmp_path):
 
 
 def test_a_dead_process_leaves_what_others_resume(whole, source, tmp_path):
-    """Process 1 of 2 dies; then four processes, into the chunks of a Zarr, each of which one process owns."""
+    """Process 1 of 2 dies; then four processes, into the chunks of a Zarr, each of which one
+    process owns.
+    """
     import zarr
 
     out = tmp_path / "out.zarr"
@@ -114,7 +123,9 @@ def two(monkeypatch) -> list[ranks.Ranks]:
     store = Store()
     found = []
     for rank in (0, 1):
-        monkeypatch.setattr(torch.distributed, "rendezvous", lambda *_, rank=rank, **__: iter([(store, rank, 2)]))
+        monkeypatch.setattr(
+            torch.distributed, "rendezvous", lambda *_, rank=rank, **__: iter([(store, rank, 2)])
+        )
         found.append(ranks.Ranks())
     yield found
     for end in found:
@@ -140,7 +151,9 @@ def test_the_first_process_waits_for_the_others(two):
 
 
 def test_what_the_first_refuses_all_refuse(two, tmp_path, monkeypatch):
-    job = Job.prepare(Upscaler(small_model(), device="cpu"), picture(), tmp_path / "nowhere" / "out.npy", scale=2)
+    job = Job.prepare(
+        Upscaler(small_model(), device="cpu"), picture(), tmp_path / "nowhere" / "out.npy", scale=2
+    )
     with pytest.raises(ValueError, match="is not a folder"):
         job._begin(two[0], False, False)
     with pytest.raises(UpscaleError, match="is not a folder"):

@@ -1,4 +1,6 @@
-"""Outputs in pieces: the pixels of the whole whatever the plan, nothing lost in kills and full disks, refusals."""
+"""Outputs in pieces: the pixels of the whole whatever the plan, nothing lost in kills and full
+disks, refusals.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,14 @@ def rdn() -> Upscaler:
     return Upscaler(small_model("rdn"), device="cpu")
 
 
-def with_plan(monkeypatch: pytest.MonkeyPatch, tiles=(2, 3), block=(32, 40), strip=7, unit=(1, 1), work=1 << 16):
+def with_plan(
+    monkeypatch: pytest.MonkeyPatch,
+    tiles=(2, 3),
+    block=(32, 40),
+    strip=7,
+    unit=(1, 1),
+    work=1 << 16,
+):
     """Make all renders go by these numbers."""
 
     def made(task: Task, base: int, bound: int) -> Plan:
@@ -53,12 +62,14 @@ def with_plan(monkeypatch: pytest.MonkeyPatch, tiles=(2, 3), block=(32, 40), str
     monkeypatch.setattr("diinn_fast.inference.job.plan_within", made)
 
 
-# ------------------------------------------------------------------------------------- the pixels of the whole
+# -- the pixels of the whole -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("encoder", ["edsr", "rdn"])
 def test_random_plans_give_the_bitwise_same_pixels(encoder, edsr, rdn, tmp_path, monkeypatch, seed):
-    """Real plans for random bounds, sizes and process counts, down to the smallest, against the untiled output."""
+    """Real plans for random bounds, sizes and process counts, down to the smallest, against the
+    untiled output.
+    """
     upscaler = {"edsr": edsr, "rdn": rdn}[encoder]
     monkeypatch.setattr(plan, "BLOCK_PIXELS", 4096)
     tiled = 0
@@ -74,12 +85,16 @@ def test_random_plans_give_the_bitwise_same_pixels(encoder, edsr, rdn, tmp_path,
         monkeypatch.setattr("diinn_fast.inference.job.plan_within", lambda *_, made=made: made)
         tiled += made.tiles != (1, 1)
         render(upscaler, image, tmp_path / "out.npy", size=hr, overwrite=True)
-        np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), upscaler(image, size=hr), str(made))
+        np.testing.assert_array_equal(
+            np.load(tmp_path / "out.npy"), upscaler(image, size=hr), str(made)
+        )
     assert tiled > 8
 
 
 def make_tight_plan(task: Task, free: int, seed: random.Random) -> Plan:
-    """A real plan, with more tiles than it needs: images of a test are too small to fill any memory."""
+    """A real plan, with more tiles than it needs: images of a test are too small to fill any
+    memory.
+    """
     made = make_plan(task, max(free, smallest_bound(task, 0)))
     return replace(made, tiles=tuple(min(seed.randint(1, 4), n) for n in task.lr))
 
@@ -96,7 +111,13 @@ def test_the_published_encoders_in_tiles_are_bitwise_the_whole(name, tmp_path, m
     model = DIINN(encoder=name).eval()
     upscaler = Upscaler(model, device="cpu")
     image = picture(80, 170) if name != "rdn" else picture(4, 290)
-    with_plan(monkeypatch, tiles=(2, 2) if name != "rdn" else (1, 2), block=(200, 200), strip=50, work=8 * MIB)
+    with_plan(
+        monkeypatch,
+        tiles=(2, 2) if name != "rdn" else (1, 2),
+        block=(200, 200),
+        strip=50,
+        work=8 * MIB,
+    )
     render(upscaler, image, tmp_path / "out.npy", scale=1.25)
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), upscaler(image, scale=1.25))
 
@@ -107,7 +128,9 @@ def test_all_modes(mode, tmp_path, monkeypatch):
     with_plan(monkeypatch)
     for scale in (2.3, 0.6):
         render(upscaler, picture(), tmp_path / "out.npy", scale=scale, overwrite=True)
-        np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), upscaler(picture(), scale=scale))
+        np.testing.assert_array_equal(
+            np.load(tmp_path / "out.npy"), upscaler(picture(), scale=scale)
+        )
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -169,7 +192,8 @@ def test_windows_of_alpha_are_bitwise_the_whole(hr, seed):
 def test_far_corner_of_an_output_of_more_than_2_to_the_31_and_32_elements(length):
     """From a tile of the features, against the definition."""
     decoder = make_decoder(3, width=64)
-    lr, size = (1 << 13, 1 << 13), (length, length)
+    lr = (1 << 13, 1 << 13)
+    size = (length, length)
     assert size[0] * size[1] * 3 > 1 << 32
     window = (length - 5, length, length - 9, length)
     i0, i1, j0, j1 = decoder.lr_window(window, lr, size)
@@ -195,7 +219,7 @@ def test_a_smaller_halo_is_close_and_says_how_far_off(edsr, tmp_path, monkeypatc
     assert 0 < off <= 3 * said + 1 / 255 and said <= off + 1 / 255
 
 
-# ----------------------------------------------------------------------------------------- nothing is lost
+# -- nothing is lost -------------------------------------------------------------------------------
 
 CHILD = """
     import sys, time
@@ -205,7 +229,9 @@ CHILD = """
     from diinn_fast.inference import Upscaler, job as module, writer
     from diinn_fast.inference.plan import Plan
     writer.FLUSH_SECONDS = 0.0
-    module.plan_within = lambda t, base, bound: Plan(t.lr, t.hr, t.unit, t.radius, (3, 3), (20, 30), 8, 1 << 16, 0)
+    module.plan_within = lambda t, base, bound: Plan(
+        t.lr, t.hr, t.unit, t.radius, (3, 3), (20, 30), 8, 1 << 16, 0
+    )
     job = module.Job.prepare(Upscaler(small_model(), device="cpu"), {picture!r}, {out!r}, scale=2)
     print("ready", flush=True)
     {extra}
@@ -217,7 +243,10 @@ CHILD = """
 def child(tmp_path: Path, out: Path, extra: str = "", **options) -> subprocess.Popen:
     """A process that renders in 45 blocks, each recorded at once, resuming what is there."""
     code = textwrap.dedent(CHILD).format(
-        tests=str(Path(__file__).parents[1]), picture=str(tmp_path / "in.npy"), out=str(out), extra=extra
+        tests=str(Path(__file__).parents[1]),
+        picture=str(tmp_path / "in.npy"),
+        out=str(out),
+        extra=extra,
     )
     return subprocess.Popen(
         [sys.executable, "-c", code],
@@ -264,7 +293,9 @@ def test_twenty_kills_at_random_moments_and_the_file_is_bitwise_right(edsr, tmp_
     process = child(tmp_path, out, extra=textwrap.dedent(FORK))
     said, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert said.count("killed") >= 10 and "exit 1" not in said and said.endswith("done\n"), said + err
+    assert said.count("killed") >= 10 and "exit 1" not in said and said.endswith("done\n"), (
+        said + err
+    )
     assert pixels(out).tobytes() == pixels(tmp_path / f"whole{Path(name).suffix}").tobytes()
     assert not Path(f"{out}.part").exists()
 
@@ -290,8 +321,12 @@ STOP = """
 def test_an_interrupt_keeps_all_that_was_done(edsr, tmp_path, number):
     np.save(tmp_path / "in.npy", picture(50, 60))
     out = tmp_path / "out.npy"
-    process = child(tmp_path, out, extra=textwrap.dedent(STOP),
-                    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))  # fmt: skip
+    process = child(
+        tmp_path,
+        out,
+        extra=textwrap.dedent(STOP),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     assert process.stdout is not None
     assert [process.stdout.readline() for _ in range(2)] == ["ready\n", "tenth\n"]
     time.sleep(0.2)
@@ -305,10 +340,14 @@ def test_an_interrupt_keeps_all_that_was_done(edsr, tmp_path, number):
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
-    """A file system of 64 KiB; where the tests may not mount one, a folder in whose files the system refuses more."""
+    """A file system of 64 KiB; where the tests may not mount one, a folder in whose files the
+    system refuses more.
+    """
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], check=False, capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], check=False, capture_output=True
+    )
     yield disk
     if mounted.returncode == 0:
         subprocess.run(["umount", disk], check=True)
@@ -357,7 +396,8 @@ def test_a_vanished_picture_keeps_all_that_was_done(edsr, tmp_path, monkeypatch)
     np.save(tmp_path / "in.npy", picture())
     out = tmp_path / "out.npy"
     job = Job.prepare(edsr, tmp_path / "in.npy", out, scale=2)
-    real, reads = job.source.read, []
+    real = job.source.read
+    reads = []
 
     def read(*window):
         reads.append(window)
@@ -384,7 +424,8 @@ def test_nan_in_the_output_keeps_all_that_was_done(tmp_path, monkeypatch):
 
 def test_out_of_memory_is_retried_once_with_half_the_tile(edsr, tmp_path, monkeypatch, caplog):
     with_plan(monkeypatch)
-    real, largest = edsr.encode, []
+    real = edsr.encode
+    largest = []
 
     def encode(rgb, work=None):
         if largest and rgb[0].numel() >= max(largest):
@@ -405,7 +446,7 @@ def test_out_of_memory_is_retried_once_with_half_the_tile(edsr, tmp_path, monkey
         render(edsr, picture(), tmp_path / "out.npy", scale=2, overwrite=True)
 
 
-# ------------------------------------------------------------------------------------------- states and refusals
+# -- states and refusals ---------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -413,7 +454,8 @@ def interrupted(edsr, tmp_path, monkeypatch) -> Path:
     """An output whose render has stopped after a few blocks, each recorded."""
     with_plan(monkeypatch)
     monkeypatch.setattr(writer, "FLUSH_SECONDS", 0.0)
-    real, count = Job._block, 0
+    real = Job._block
+    count = 0
 
     def block(*arguments):
         nonlocal count
@@ -441,7 +483,8 @@ def test_a_finished_job_is_resumed_by_doing_nothing(edsr, tmp_path):
 
 
 def test_only_what_is_missing_is_made(edsr, interrupted, monkeypatch):
-    real, made = Job._block, []
+    real = Job._block
+    made = []
     monkeypatch.setattr(Job, "_block", lambda *a: made.append(a[-1]) or real(*a))
     state = read_journals(Path(f"{interrupted}.part"))
     assert state is not None and len(state.done) == 5
@@ -449,11 +492,15 @@ def test_only_what_is_missing_is_made(edsr, interrupted, monkeypatch):
     blocks = sum(len(state.plan.blocks(tile)) for tile in state.plan.tile_windows())
     assert len(made) == blocks - 5
     planes = read_image(interrupted).rgb.permute(1, 2, 0)
-    np.testing.assert_array_equal((planes * 255).round().to(torch.uint8).numpy(), edsr(picture(), scale=2))
+    np.testing.assert_array_equal(
+        (planes * 255).round().to(torch.uint8).numpy(), edsr(picture(), scale=2)
+    )
 
 
 def test_an_interrupted_job_is_neither_replaced_nor_mixed_unasked(edsr, interrupted):
-    with pytest.raises(UpscaleError, match=r"pass --resume to continue it or --overwrite to begin anew"):
+    with pytest.raises(
+        UpscaleError, match=r"pass --resume to continue it or --overwrite to begin anew"
+    ):
         render(edsr, picture(), interrupted, scale=2)
     for other in ({"scale": 3}, {"scale": 2, "halo": 1}):
         with pytest.raises(UpscaleError, match=r"another job: pass --overwrite"):
@@ -461,7 +508,13 @@ def test_an_interrupted_job_is_neither_replaced_nor_mixed_unasked(edsr, interrup
     with pytest.raises(UpscaleError, match=r"another job"):
         render(edsr, picture(seed=1), interrupted, scale=2, resume=True)
     with pytest.raises(UpscaleError, match=r"another job"):
-        render(Upscaler(small_model(mode=1), device="cpu"), picture(), interrupted, scale=2, resume=True)
+        render(
+            Upscaler(small_model(mode=1), device="cpu"),
+            picture(),
+            interrupted,
+            scale=2,
+            resume=True,
+        )
     assert render(edsr, picture(seed=1), interrupted, scale=2, overwrite=True)
 
 
@@ -492,7 +545,11 @@ def test_refusals(edsr, tmp_path):
     with pytest.raises(UpscaleError, match=r"cannot be written piece by piece: name it"):
         render(edsr, picture(), tmp_path / "out.jpg", scale=2)
     with pytest.raises(UpscaleError, match=r"self-ensemble needs the whole picture"):
-        render(Upscaler(small_model(), device="cpu", self_ensemble=True), picture(), tmp_path / "out.png")
+        render(
+            Upscaler(small_model(), device="cpu", self_ensemble=True),
+            picture(),
+            tmp_path / "out.png",
+        )
     with pytest.raises(UpscaleError, match=r"halo must be"):
         render(edsr, picture(), tmp_path / "out.png", halo=-1)
     with pytest.raises(ImageError, match=r"is not a folder"):
@@ -502,8 +559,17 @@ def test_refusals(edsr, tmp_path):
 
 
 def test_the_public_function(tmp_path):
-    out = render_public(picture(), tmp_path / "out.npy", model=small_model(), scale=2, device="cpu", max_memory="2GiB")
-    np.testing.assert_array_equal(np.load(out), Upscaler(small_model(), device="cpu")(picture(), scale=2))
+    out = render_public(
+        picture(),
+        tmp_path / "out.npy",
+        model=small_model(),
+        scale=2,
+        device="cpu",
+        max_memory="2GiB",
+    )
+    np.testing.assert_array_equal(
+        np.load(out), Upscaler(small_model(), device="cpu")(picture(), scale=2)
+    )
 
 
 def test_parts_of_an_axis_begin_at_multiples_of_the_unit():

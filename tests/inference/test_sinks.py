@@ -1,6 +1,7 @@
 """Outputs of any size: what ordinary readers see in them, and that a file is complete or not there.
 
-Readers that share no code with the writers: libvips, Pillow, imagecodecs and, for Zarr, tensorstore.
+Readers that share no code with the writers: libvips, Pillow, imagecodecs and, for Zarr,
+tensorstore.
 """
 
 from __future__ import annotations
@@ -38,7 +39,12 @@ from diinn_fast.inference.sinks import (
 from diinn_fast.inference.sources import open_source
 
 NAMES = ["x.npy", "x.png", "x.tif", "x.zarr", "x.ome.zarr"]
-KINDS = {"grey": (1, "uint8"), "grey+alpha 16": (2, "uint16"), "rgb": (3, "uint8"), "rgb+alpha 16": (4, "uint16")}
+KINDS = {
+    "grey": (1, "uint8"),
+    "grey+alpha 16": (2, "uint16"),
+    "rgb": (3, "uint8"),
+    "rgb+alpha 16": (4, "uint16"),
+}
 TILED = (1100, 531)  # more rows than a side of untiled TIFF, several chunks of Zarr, odd columns
 
 
@@ -88,10 +94,14 @@ def contents(path: Path) -> dict[str, bytes]:
     """Bytes of a file, or of all files of a store."""
     if path.is_file():
         return {"": path.read_bytes()}
-    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+    return {
+        str(file.relative_to(path)): file.read_bytes()
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+    }
 
 
-# ----------------------------------------------------------------------------------------- what readers see
+# -- what readers see ------------------------------------------------------------------------------
 
 
 def by_vips(path: Path, **options) -> np.ndarray:
@@ -198,9 +208,17 @@ def test_tags_of_a_tiff(tmp_path):
     save(tmp_path / "x.tif", picture(4, "uint8", *TILED), job="0123abcd")
     with tifffile.TiffFile(tmp_path / "x.tif") as tiff:
         page = tiff.pages.first
-        assert (page.tilelength, page.tilewidth, page.compression, page.predictor) == (256, 256, 8, 2)
+        assert (page.tilelength, page.tilewidth, page.compression, page.predictor) == (
+            256,
+            256,
+            8,
+            2,
+        )
         assert tuple(page.extrasamples) == (2,)  # alpha that is not premultiplied
-        assert page.software.startswith("diinn_fast ") and page.description == "diinn_fast job 0123abcd"
+        assert (
+            page.software.startswith("diinn_fast ")
+            and page.description == "diinn_fast job 0123abcd"
+        )
         assert not tiff.is_bigtiff and len(tiff.pages) == 1
 
 
@@ -208,7 +226,9 @@ def test_a_tiff_that_32_bits_do_not_reach_is_a_bigtiff(tmp_path, monkeypatch):
     tifffile = pytest.importorskip("tifffile")
     samples = picture(3, "uint8", *TILED)
     assert samples.nbytes < 5 * 3 * 256 * 256 * 3
-    monkeypatch.setattr(tiff_module, "CLASSIC_MAX_BYTES", 5 * 3 * 256 * 256 * 3 - 1)  # whole tiles count
+    monkeypatch.setattr(
+        tiff_module, "CLASSIC_MAX_BYTES", 5 * 3 * 256 * 256 * 3 - 1
+    )  # whole tiles count
     save(tmp_path / "x.tif", samples)
     with tifffile.TiffFile(tmp_path / "x.tif") as tiff:
         assert tiff.is_bigtiff
@@ -222,7 +242,7 @@ def test_a_profile_for_grey_does_not_enter_an_rgb_file(tmp_path, name):
     assert source.icc is None and source.dpi is None
 
 
-# ------------------------------------------------------------------------------------------------- pyramids
+# -- pyramids --------------------------------------------------------------------------------------
 
 
 def test_halving_rounds_half_up_and_repeats_an_odd_border():
@@ -233,7 +253,9 @@ def test_halving_rounds_half_up_and_repeats_an_odd_border():
 
 
 def halvings(samples: np.ndarray) -> list[np.ndarray]:
-    """The definition of a pyramid: level after level of the whole, until both sides are at most 256."""
+    """The definition of a pyramid: level after level of the whole, until both sides are at most
+    256.
+    """
     levels = [samples]
     while max(levels[-1].shape[:2]) > 256:
         levels.append(halve(levels[-1]))
@@ -294,7 +316,7 @@ def test_ome_zarr_follows_the_specification(tmp_path, kind):
     np.testing.assert_array_equal(open_source(path).samples(0, 1100, 0, 531), samples)
 
 
-# ------------------------------------------------------------------------------- windows, threads, processes
+# -- windows, threads, processes -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -341,7 +363,8 @@ def test_threads_may_share_a_sink(tmp_path, name):
 def test_processes_may_share_the_part(tmp_path, name):
     """Each opens it for itself and writes whole units; here one after the other, in one process."""
     samples = picture(3, "uint8", *TILED)
-    layout, part = layout_of(samples), make_part(tmp_path / name)
+    layout = layout_of(samples)
+    part = make_part(tmp_path / name)
     first = open_sink(tmp_path / name, layout, part=part, resume=False)
     second = open_sink(tmp_path / name, layout, part=part, resume=True)
     rows = max(first.unit[0], 100)
@@ -356,19 +379,27 @@ def test_processes_may_share_the_part(tmp_path, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_window_that_does_not_fit_is_a_mistake_of_the_program(tmp_path, name):
     samples = picture(3, "uint8", 20, 30)
-    sink = open_sink(tmp_path / name, layout_of(samples), part=make_part(tmp_path / name), resume=False)
-    for y, x, window in [(10, 0, samples), (0, -1, samples), (0, 0, samples[..., :1]), (0, 0, samples.astype("u2"))]:
+    sink = open_sink(
+        tmp_path / name, layout_of(samples), part=make_part(tmp_path / name), resume=False
+    )
+    for y, x, window in [
+        (10, 0, samples),
+        (0, -1, samples),
+        (0, 0, samples[..., :1]),
+        (0, 0, samples.astype("u2")),
+    ]:
         with pytest.raises(ValueError, match="do not fit"):
             sink.write(y, x, window)
 
 
-# ------------------------------------------------------------------------------------- complete or not there
+# -- complete or not there -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_resuming_keeps_what_was_written(tmp_path, name):
     samples = picture(3, "uint8", *TILED)
-    layout, part = layout_of(samples, job="j"), make_part(tmp_path / name)
+    layout = layout_of(samples, job="j")
+    part = make_part(tmp_path / name)
     sink = open_sink(tmp_path / name, layout, part=part, resume=False)
     sink.write(0, 0, samples[:512])
     sink.flush()
@@ -380,7 +411,9 @@ def test_resuming_keeps_what_was_written(tmp_path, name):
     sink.finish()
     sink.close()
     sink.close()
-    again = open_sink(tmp_path / name, layout, part=part, resume=True)  # killed before the part was removed
+    again = open_sink(
+        tmp_path / name, layout, part=part, resume=True
+    )  # killed before the part was removed
     again.finish()
     again.close()
     np.testing.assert_array_equal(open_source(tmp_path / name).samples(0, 1100, 0, 531), samples)
@@ -390,7 +423,10 @@ def test_resuming_keeps_what_was_written(tmp_path, name):
 def test_only_the_same_output_is_resumed(tmp_path, name):
     samples = picture(3, "uint8", 20, 30)
     part = make_part(tmp_path / name)
-    refused(lambda: open_sink(tmp_path / name, layout_of(samples), part=part, resume=True), "start again")
+    refused(
+        lambda: open_sink(tmp_path / name, layout_of(samples), part=part, resume=True),
+        "start again",
+    )
     open_sink(tmp_path / name, layout_of(samples), part=part, resume=False).close()
     other = layout_of(samples[:10])
     refused(lambda: open_sink(tmp_path / name, other, part=part, resume=True), "start again")
@@ -430,7 +466,8 @@ def test_a_file_system_without_hard_links(tmp_path, monkeypatch, name):
 
     monkeypatch.setattr(os, "link", no_links)
     samples = picture(3, "uint8", 20, 30)
-    layout, part = layout_of(samples), make_part(tmp_path / name)
+    layout = layout_of(samples)
+    part = make_part(tmp_path / name)
     sink = open_sink(tmp_path / name, layout, part=part, resume=False)
     write_all(sink, samples)
     sink.finish()
@@ -459,14 +496,17 @@ samples = np.load(folder / "samples")
 layout = Layout(*samples.shape, "uint8", job="job")
 
 def finish(kill_at):
-    def hook(event, args):  # called before the system opens for writing, renames, links, removes, ...
+    # Called before the system opens for writing, renames, links, removes, ...
+    def hook(event, args):
         nonlocal count
-        changes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+        writing = os.O_WRONLY | os.O_RDWR
+        changes = event == "open" and isinstance(args[2], int) and args[2] & writing
         if (changes or event.startswith(("os.", "shutil."))) and "final" in str(args):
             count += 1
             if count == kill_at:
                 os._exit(9)
-    sink = open_sink(path, layout, part=part, resume=True, options=SinkOptions(pyramid=True), overwrite=True)
+    options = SinkOptions(pyramid=True)
+    sink = open_sink(path, layout, part=part, resume=True, options=options, overwrite=True)
     count = 0
     sys.addaudithook(hook)
     sink.finish()
@@ -491,7 +531,9 @@ sys.exit(status)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("name", NAMES)
 def test_finishing_survives_being_killed_at_any_step(tmp_path, name):
-    """Killed before the first, second, ... step on the disk, then called again: the very file of no kill at all."""
+    """Killed before the first, second, ... step on the disk, then called again: the very file of no
+    kill at all.
+    """
     samples = picture(3, "uint8", 300, 200)
     with open(tmp_path / "samples", "wb") as file:
         np.save(file, samples)
@@ -499,12 +541,17 @@ def test_finishing_survives_being_killed_at_any_step(tmp_path, name):
     options = SinkOptions(pyramid=True)
     save(tmp_path / "whole" / name, samples, options=options, job="job")
     layout = layout_of(samples, job="job")
-    sink = open_sink(tmp_path / name, layout, part=make_part(tmp_path / name), resume=False, options=options)
+    sink = open_sink(
+        tmp_path / name, layout, part=make_part(tmp_path / name), resume=False, options=options
+    )
     write_all(sink, samples)
     sink.flush()
     sink.close()
     run = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path), name], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", KILLED, str(tmp_path), name],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert run.returncode == 0, run.stderr
     steps = run.stdout.splitlines()
@@ -514,7 +561,9 @@ def test_finishing_survives_being_killed_at_any_step(tmp_path, name):
 
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[str]:
-    """A disk of `size` bytes at `folder` (root), else files of at most that size; yields what errors say."""
+    """A disk of `size` bytes at `folder` (root), else files of at most that size; yields what
+    errors say.
+    """
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0:
         try:
@@ -543,7 +592,13 @@ def test_a_full_disk_while_writing(tmp_path, name):
         sink.flush()
         if words == "large" and "zarr" in name:
             return  # no chunk is larger than the limit
-        refused(lambda: write_all(sink, samples, 1024, 512), name, words, "keeps what was done", "resume")
+        refused(
+            lambda: write_all(sink, samples, 1024, 512),
+            name,
+            words,
+            "keeps what was done",
+            "resume",
+        )
         sink.close()
         assert not path.exists()
 
@@ -558,17 +613,22 @@ def test_a_full_disk_while_finishing(tmp_path, name):
     path = folder / name
     levels = "zarr" in name
     with small_disk(folder, 2**23) as words:
-        layout, part = layout_of(samples), make_part(path)
+        layout = layout_of(samples)
+        part = make_part(path)
         sink = open_sink(path, layout, part=part, resume=False)
         write_all(sink, samples)
         if words == "large":
-            resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (2**16, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+            )
         else:
             (folder / "filler").write_bytes(bytes(2**23 - 3 * 2**20 - (2**18 if levels else 2**20)))
         refused(sink.finish, name, words, "keeps what was done", "resume")
         assert not path.exists() and not (not levels and (part / "final").exists())
         if words == "large":
-            resource.setrlimit(resource.RLIMIT_FSIZE, (2**23, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (2**23, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+            )
         else:
             (folder / "filler").unlink()
         sink.finish()
@@ -576,7 +636,7 @@ def test_a_full_disk_while_finishing(tmp_path, name):
         np.testing.assert_array_equal(open_source(path).samples(0, 1024, 0, 1024), samples)
 
 
-# ------------------------------------------------------------------------------------------ what it will take
+# -- what it will take -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -587,7 +647,8 @@ def test_the_disk_check_is_an_upper_bound(tmp_path, name, kind):
     samples = noise(channels, 16 if dtype == "uint16" else 8, *TILED)
     options = SinkOptions(pyramid=True)
     layout = layout_of(samples, icc=SRGB)
-    path, part = tmp_path / name, make_part(tmp_path / name)
+    path = tmp_path / name
+    part = make_part(tmp_path / name)
     sink = open_sink(path, layout, part=part, resume=False, options=options)
     write_all(sink, samples)
     sink.finish()
@@ -602,8 +663,11 @@ def test_the_disk_check_is_an_upper_bound(tmp_path, name, kind):
 @pytest.mark.parametrize("name", NAMES)
 def test_finishing_takes_the_memory_that_it_announces(tmp_path, name):
     samples = np.tile(picture(4, "uint16", 128, 128), (24, 12, 1))  # 36 MiB
-    layout, options = layout_of(samples), SinkOptions(pyramid=True)
-    sink = open_sink(tmp_path / name, layout, part=make_part(tmp_path / name), resume=False, options=options)
+    layout = layout_of(samples)
+    options = SinkOptions(pyramid=True)
+    sink = open_sink(
+        tmp_path / name, layout, part=make_part(tmp_path / name), resume=False, options=options
+    )
     write_all(sink, samples)
     sink.flush()
     tracemalloc.start()
@@ -620,7 +684,13 @@ def test_finishing_takes_the_memory_that_it_announces(tmp_path, name):
 def test_progress_goes_up_to_the_end(tmp_path, name):
     samples = picture(3, "uint8", *TILED)
     part = make_part(tmp_path / name)
-    sink = open_sink(tmp_path / name, layout_of(samples), part=part, resume=False, options=SinkOptions(pyramid=True))
+    sink = open_sink(
+        tmp_path / name,
+        layout_of(samples),
+        part=part,
+        resume=False,
+        options=SinkOptions(pyramid=True),
+    )
     write_all(sink, samples)
     told = []
     sink.finish(lambda done, total: told.append((done, total)))
@@ -628,7 +698,7 @@ def test_progress_goes_up_to_the_end(tmp_path, name):
     assert len({total for _, total in told}) == 1 and told[-1][0] == told[-1][1]
 
 
-# ---------------------------------------------------------------------------------------------- names, refusals
+# -- names, refusals -------------------------------------------------------------------------------
 
 
 def test_the_file_name_picks_the_format():
@@ -641,13 +711,21 @@ def test_the_file_name_picks_the_format():
         "b.OME.zarr": "ome-zarr",
     }
     assert {name: sink_kind(name) for name in names} == names
-    assert sink_kind("a.jpg") is None and sink_kind(Path("a.webp")) is None and sink_kind("zarr") is None
+    assert (
+        sink_kind("a.jpg") is None
+        and sink_kind(Path("a.webp")) is None
+        and sink_kind("zarr") is None
+    )
 
 
 def test_what_no_format_takes_is_refused(tmp_path):
     layout = Layout(8, 8, 3, "float32")
-    refused(lambda: open_sink(tmp_path / "x.png", layout, part=tmp_path, resume=False), "x.png", ".tif")
-    refused(lambda: open_sink(tmp_path / "x.jpg", layout, part=tmp_path, resume=False), "x.jpg", ".png")
+    refused(
+        lambda: open_sink(tmp_path / "x.png", layout, part=tmp_path, resume=False), "x.png", ".tif"
+    )
+    refused(
+        lambda: open_sink(tmp_path / "x.jpg", layout, part=tmp_path, resume=False), "x.jpg", ".png"
+    )
     refused(lambda: Layout(0, 8, 3, "uint8"), "0 pixels")
     refused(lambda: Layout(8, 8, 5, "uint8"), "5 channels")
     refused(lambda: Layout(8, 8, 3, "int16"), "int16")

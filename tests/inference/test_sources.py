@@ -1,4 +1,6 @@
-"""Reading by region: the same samples as the whole, whatever the format, and no more memory than promised."""
+"""Reading by region: the same samples as the whole, whatever the format, and no more memory than
+promised.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +23,30 @@ from diinn_fast.inference.sources.tiff import TiffSource
 
 tifffile = pytest.importorskip("tifffile")
 
-HEIGHT, WIDTH = 101, 83
+HEIGHT = 101
+WIDTH = 83
 
 
 def assert_same(source, image: Image) -> None:
     """Every kind of window of the source equals the same window of the whole, bitwise."""
     height, width = image.rgb.shape[1:]
     assert (source.height, source.width) == (height, width)
-    assert (source.grey, source.alpha, source.bits) == (image.grey, image.alpha is not None, image.bits)
+    assert (source.grey, source.alpha, source.bits) == (
+        image.grey,
+        image.alpha is not None,
+        image.bits,
+    )
     assert source.icc == image.icc and source.dpi == image.dpi
-    windows = [(0, height, 0, width), (0, 1, 0, 1), (height - 1, height, width - 1, width), (0, height, 3, 4)]
+    windows = [
+        (0, height, 0, width),
+        (0, 1, 0, 1),
+        (height - 1, height, width - 1, width),
+        (0, height, 3, 4),
+    ]
     random = np.random.default_rng(height)
     for _ in range(20):
-        (y0, y1), (x0, x1) = (sorted(random.choice(side + 1, 2, replace=False)) for side in (height, width))
+        y0, y1 = sorted(random.choice(height + 1, 2, replace=False))
+        x0, x1 = sorted(random.choice(width + 1, 2, replace=False))
         windows.append((int(y0), int(y1), int(x0), int(x1)))
     for y0, y1, x0, x1 in windows:
         rgb, alpha = source.read(y0, y1, x0, x1)
@@ -44,12 +57,17 @@ def assert_same(source, image: Image) -> None:
             assert torch.equal(alpha, image.alpha[:, y0:y1, x0:x1])
 
 
-# -------------------------------------------------------------------------------------------------- by region
+# -- by region -------------------------------------------------------------------------------------
 
 STORAGE = {
     "tiles": {"tile": (16, 32), "compression": "zlib"},
     "predicted tiles": {"tile": (32, 16), "compression": "zlib", "predictor": True},
-    "big-endian BigTIFF": {"tile": (32, 32), "compression": "lzw", "bigtiff": True, "byteorder": ">"},
+    "big-endian BigTIFF": {
+        "tile": (32, 32),
+        "compression": "lzw",
+        "bigtiff": True,
+        "byteorder": ">",
+    },
     "raw tiles": {"tile": (16, 16)},
     "strips": {"rowsperstrip": 7, "compression": "zlib", "predictor": True},
     "packbits": {"rowsperstrip": 5, "compression": "packbits"},
@@ -62,7 +80,8 @@ STORAGE = {
 def save_tiff(path: Path, samples: np.ndarray, **options) -> None:
     channels = samples.shape[2]
     extra = {"extrasamples": ["UNASSALPHA"]} if channels in (2, 4) else {}
-    bigtiff, order = options.pop("bigtiff", False), options.pop("byteorder", "<")
+    bigtiff = options.pop("bigtiff", False)
+    order = options.pop("byteorder", "<")
     if channels > 1:
         extra["planarconfig"] = "CONTIG"
     tifffile.imwrite(
@@ -79,13 +98,17 @@ def save_tiff(path: Path, samples: np.ndarray, **options) -> None:
     )
 
 
-@pytest.mark.parametrize("channels,bits", [(1, 8), (2, 8), (3, 8), (4, 8), (1, 16), (3, 16), (4, 16)])
+@pytest.mark.parametrize(
+    "channels,bits", [(1, 8), (2, 8), (3, 8), (4, 8), (1, 16), (3, 16), (4, 16)]
+)
 @pytest.mark.parametrize("storage", STORAGE)
 def test_regions_of_a_tiff_are_those_of_the_whole(tmp_path, storage, channels, bits):
     samples = noise(channels, bits, HEIGHT, WIDTH)
     save_tiff(tmp_path / "x.tif", samples, **STORAGE[storage])
     source = open_source(tmp_path / "x.tif")
-    assert isinstance(source, RowsSource if storage in ("raw strips", "raw, big-endian") else TiffSource)
+    assert isinstance(
+        source, RowsSource if storage in ("raw strips", "raw, big-endian") else TiffSource
+    )
     assert_same(source, to_image(samples, icc=SRGB, dpi=(300.0, 72.0)))
     if storage != "big-endian BigTIFF":  # Pillow cannot read it
         assert_same(source, read_image(tmp_path / "x.tif"))
@@ -133,14 +156,18 @@ def test_decoded_tiles_stay_within_the_bound(tmp_path):
 
 def test_many_threads_read_one_source(tmp_path):
     save_tiff(tmp_path / "x.tif", noise(3, 16, HEIGHT, WIDTH), **STORAGE["predicted tiles"])
-    source, whole = open_source(tmp_path / "x.tif", max_bytes=2**14), read_image(tmp_path / "x.tif")
+    source = open_source(tmp_path / "x.tif", max_bytes=2**14)
+    whole = read_image(tmp_path / "x.tif")
     wrong = []
 
     def read(seed: int) -> None:
         random = np.random.default_rng(seed)
         for _ in range(20):
-            y, x = int(random.integers(HEIGHT - 30)), int(random.integers(WIDTH - 30))
-            if not torch.equal(source.read(y, y + 30, x, x + 30)[0], whole.rgb[:, y : y + 30, x : x + 30]):
+            y = int(random.integers(HEIGHT - 30))
+            x = int(random.integers(WIDTH - 30))
+            if not torch.equal(
+                source.read(y, y + 30, x, x + 30)[0], whole.rgb[:, y : y + 30, x : x + 30]
+            ):
                 wrong.append((y, x))
 
     threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
@@ -151,7 +178,7 @@ def test_many_threads_read_one_source(tmp_path):
     assert not wrong
 
 
-# ---------------------------------------------------------------------------------------------- decoded whole
+# -- decoded whole ---------------------------------------------------------------------------------
 
 
 def save_palette(path: Path) -> None:
@@ -159,20 +186,29 @@ def save_palette(path: Path) -> None:
 
 
 WHOLE = {
-    "8-bit.png": lambda path: write_image(path, to_image(noise(4, 8, HEIGHT, WIDTH), icc=SRGB, dpi=(300.0, 72.0))),
+    "8-bit.png": lambda path: write_image(
+        path, to_image(noise(4, 8, HEIGHT, WIDTH), icc=SRGB, dpi=(300.0, 72.0))
+    ),
     "16-bit.png": lambda path: write_image(path, to_image(noise(2, 16, HEIGHT, WIDTH))),
     "x.jpg": lambda path: write_image(path, to_image(noise(3, 8, HEIGHT, WIDTH))),
     "grey.jpg": lambda path: write_image(path, to_image(noise(1, 8, HEIGHT, WIDTH))),
     "x.webp": lambda path: write_image(path, to_image(noise(4, 8, HEIGHT, WIDTH))),
     "palette.png": save_palette,
     "palette.tif": save_palette,
-    "bilevel.tif": lambda path: PIL.Image.fromarray(noise(1, 8, HEIGHT, WIDTH)[..., 0] > 99).save(path),
-    "white-is-zero.tif": lambda path: tifffile.imwrite(path, noise(1, 8, HEIGHT, WIDTH)[..., 0], photometric=0),
+    "bilevel.tif": lambda path: PIL.Image.fromarray(noise(1, 8, HEIGHT, WIDTH)[..., 0] > 99).save(
+        path
+    ),
+    "white-is-zero.tif": lambda path: tifffile.imwrite(
+        path, noise(1, 8, HEIGHT, WIDTH)[..., 0], photometric=0
+    ),
     "premultiplied.tif": lambda path: tifffile.imwrite(
         path, noise(4, 16, HEIGHT, WIDTH), photometric="RGB", extrasamples=["ASSOCALPHA"]
     ),
     "planes.tif": lambda path: tifffile.imwrite(
-        path, np.moveaxis(noise(3, 8, HEIGHT, WIDTH), 2, 0), photometric="RGB", planarconfig="SEPARATE"
+        path,
+        np.moveaxis(noise(3, 8, HEIGHT, WIDTH), 2, 0),
+        photometric="RGB",
+        planarconfig="SEPARATE",
     ),
 }
 
@@ -180,7 +216,8 @@ WHOLE = {
 @pytest.mark.parametrize("name", WHOLE)
 def test_other_files_are_held_as_integers(tmp_path, name):
     WHOLE[name](tmp_path / name)
-    source, image = open_source(tmp_path / name), read_image(tmp_path / name)
+    source = open_source(tmp_path / name)
+    image = read_image(tmp_path / name)
     assert_same(source, image)
     channels = (1 if image.grey else 3) + (image.alpha is not None)
     assert source.resident_bytes == HEIGHT * WIDTH * channels * image.bits // 8
@@ -193,7 +230,7 @@ def test_without_codecs_an_lzw_tiff_is_decoded_whole(tmp_path, monkeypatch):
     refused(lambda: open_source(tmp_path / "x.tif", max_bytes=1000), "x.tif", "diinn_fast[big]")
 
 
-# ------------------------------------------------------------------------------------------- arrays and tensors
+# -- arrays and tensors ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels,bits", [(1, 8), (2, 16), (3, 8), (4, 16)])
@@ -267,7 +304,7 @@ def test_bad_floats_are_refused_where_they_are_read(tmp_path, poison):
     refused(lambda: source.read(0, 20, 0, 20), "[0, 1]")
 
 
-# --------------------------------------------------------------------------------------------------------- Zarr
+# -- Zarr ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", [2, 3])
@@ -275,14 +312,24 @@ def test_bad_floats_are_refused_where_they_are_read(tmp_path, poison):
 def test_zarr_by_region(tmp_path, version, axes):
     zarr = pytest.importorskip("zarr")
     samples = noise(1 if axes == "yx" else 3, 16, HEIGHT, WIDTH)
-    values = samples[..., 0] if axes == "yx" else samples if axes == "yxc" else np.moveaxis(samples, 2, 0)
+    values = (
+        samples[..., 0]
+        if axes == "yx"
+        else samples
+        if axes == "yxc"
+        else np.moveaxis(samples, 2, 0)
+    )
     if version == 2 and axes == "cyx":  # where nothing names the axes, the last one is the channels
         zarr.create_array(tmp_path / "x.zarr", data=values, zarr_format=2)
         refused(lambda: open_source(tmp_path / "x.zarr"), str(list(values.shape)))
         return
     names = {"dimension_names": list(axes)} if version == 3 else {}
     zarr.create_array(
-        tmp_path / "x.zarr", data=values, chunks=tuple(min(16, s) for s in values.shape), zarr_format=version, **names
+        tmp_path / "x.zarr",
+        data=values,
+        chunks=tuple(min(16, s) for s in values.shape),
+        zarr_format=version,
+        **names,
     )
     assert_same(open_source(tmp_path / "x.zarr"), to_image(samples))
 
@@ -295,7 +342,9 @@ def test_the_largest_level_of_an_ome_zarr_is_read(tmp_path):
         group.create_array("full", data=np.moveaxis(samples, 2, 0)[None, :, None])
         axes = [{"name": axis} for axis in "tczyx"]
         scales = [{"axes": axes, "datasets": [{"path": "full"}, {"path": "half"}]}]
-        group.attrs.update({"multiscales": scales} if version == 2 else {"ome": {"multiscales": scales}})
+        group.attrs.update(
+            {"multiscales": scales} if version == 2 else {"ome": {"multiscales": scales}}
+        )
         assert_same(open_source(tmp_path / name), to_image(samples))
 
 
@@ -306,7 +355,10 @@ def test_zarr_stores_that_are_no_pictures_are_refused(tmp_path):
     zarr.create_array(tmp_path / "stack.zarr", shape=(2, 8, 8, 3), dtype="uint8")
     refused(lambda: open_source(tmp_path / "stack.zarr"), "several planes")
     zarr.create_array(
-        tmp_path / "half.zarr", shape=(8, 8), dtype="uint8", attributes={"diinn_fast": {"complete": False}}
+        tmp_path / "half.zarr",
+        shape=(8, 8),
+        dtype="uint8",
+        attributes={"diinn_fast": {"complete": False}},
     )
     refused(lambda: open_source(tmp_path / "half.zarr"), "not complete")
     zarr.create_array(tmp_path / "big.zarr", shape=(800, 800), chunks=(800, 800), dtype="uint8")
@@ -318,16 +370,19 @@ def test_zarr_stores_that_are_no_pictures_are_refused(tmp_path):
     refused(lambda: open_source(tmp_path / "empty.zarr"), "folder")
 
 
-# ------------------------------------------------------------------------------------------------- what goes wrong
+# -- what goes wrong -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "name,declare",
     [("x.png", lambda path: write_image(path, Image(torch.zeros(3, 600, 600)))),
      ("x.jpg", lambda path: write_image(path, Image(torch.zeros(3, 600, 600)))),
-     ("x.tif", lambda path: save_tiff(path, np.zeros((600, 600, 3), np.uint8), rowsperstrip=600, compression="zlib"))],
+     ("x.tif", lambda path: save_tiff(path, np.zeros((600, 600, 3), np.uint8), rowsperstrip=600,
+     compression="zlib"))],
 )  # fmt: skip
-def test_what_exceeds_the_bound_is_refused_before_it_is_decoded(tmp_path, monkeypatch, name, declare):
+def test_what_exceeds_the_bound_is_refused_before_it_is_decoded(
+    tmp_path, monkeypatch, name, declare
+):
     declare(tmp_path / name)
     monkeypatch.setattr(PIL.Image.Image, "load", lambda self: pytest.fail("decoded"))
     refused(lambda: open_source(tmp_path / name, max_bytes=10**6), name, "tiled TIFF")
@@ -378,7 +433,9 @@ def test_identity_follows_the_file(tmp_path, name):
 
     def write(seed: int) -> str:
         samples = np.roll(noise(3, 8, HEIGHT, WIDTH), seed)
-        np.save(path, samples) if name == "x.npy" else write_image(path, to_image(samples), overwrite=True)
+        np.save(path, samples) if name == "x.npy" else write_image(
+            path, to_image(samples), overwrite=True
+        )
         return open_source(path).identity
 
     first = write(0)
@@ -390,7 +447,10 @@ def test_identity_of_arrays_is_a_digest():
     samples = noise(3)
     assert open_source(samples).identity == open_source(samples.copy()).identity
     assert open_source(samples).identity != open_source(samples[::-1]).identity
-    assert open_source(to_image(samples)).identity != open_source(to_image(samples[::-1].copy())).identity
+    assert (
+        open_source(to_image(samples)).identity
+        != open_source(to_image(samples[::-1].copy())).identity
+    )
 
 
 def test_missing_files_and_other_formats(tmp_path):
@@ -399,7 +459,9 @@ def test_missing_files_and_other_formats(tmp_path):
     refused(lambda: open_source(tmp_path / "x.txt"), "not a PNG")
     tifffile.imwrite(tmp_path / "float.tif", np.zeros((8, 8), np.float32))
     refused(lambda: open_source(tmp_path / "float.tif"), "float or signed")
-    tifffile.imwrite(tmp_path / "pages.tif", np.zeros((3, 20, 20), np.uint8), photometric="MINISBLACK")
+    tifffile.imwrite(
+        tmp_path / "pages.tif", np.zeros((3, 20, 20), np.uint8), photometric="MINISBLACK"
+    )
     refused(lambda: open_source(tmp_path / "pages.tif"), "several pages")
 
 

@@ -1,4 +1,5 @@
-"""`diinn_fast.upscale`: every kind of picture, what is kept, sizes, precision, bands, and what is refused.
+"""`diinn_fast.upscale`: every kind of picture, what is kept, sizes, precision, bands, and what is
+refused.
 
 Most tests use a model that is nearest-neighbour interpolation, so that the right answer is known.
 """
@@ -44,7 +45,7 @@ def repeated(samples: np.ndarray, times: int = 2) -> np.ndarray:
     return samples.repeat(times, 0).repeat(times, 1)
 
 
-# ------------------------------------------------------------------------------------------------- kinds
+# -- kinds -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -76,14 +77,23 @@ def test_tensors_keep_shape_and_dtype(nearest, shape, dtype):
 
 @pytest.mark.parametrize(
     ("mode", "expected"),
-    [("1", "L"), ("L", "L"), ("LA", "LA"), ("P", "RGB"), ("RGB", "RGB"), ("RGBA", "RGBA"), ("I;16", "I;16")],
+    [
+        ("1", "L"),
+        ("L", "L"),
+        ("LA", "LA"),
+        ("P", "RGB"),
+        ("RGB", "RGB"),
+        ("RGBA", "RGBA"),
+        ("I;16", "I;16"),
+    ],
 )
 def test_pil_images_keep_their_mode(nearest, mode, expected):
     if mode == "I;16":
         picture = PIL.Image.fromarray(noise(5, 7, dtype=np.uint16))
     else:
         picture = PIL.Image.fromarray(noise(5, 7, 3)).convert(mode)
-    picture.info["icc_profile"], picture.info["dpi"] = b"profile", (300, 300)
+    picture.info["icc_profile"] = b"profile"
+    picture.info["dpi"] = (300, 300)
     result = nearest(picture, scale=2)
     assert (result.mode, result.size) == (expected, (14, 10))
     assert result.info["icc_profile"] == b"profile" and result.info["dpi"] == (300, 300)
@@ -103,7 +113,8 @@ def test_pil_transparent_colour_becomes_alpha(nearest):
 
 def test_pil_orientation_is_applied(nearest):
     samples = noise(4, 6, 3)
-    picture, exif = PIL.Image.fromarray(samples), PIL.Image.Exif()
+    picture = PIL.Image.fromarray(samples)
+    exif = PIL.Image.Exif()
     exif[274] = 6  # to be turned by 90 degrees clockwise
     file = io.BytesIO()
     picture.save(file, "PNG", exif=exif)
@@ -132,14 +143,16 @@ def test_the_network_sees_normalised_values_and_the_output_is_clamped(mixing):
     image = torch.rand(1, 3, 6, 5)
     with torch.no_grad():
         raw = mixing.model((image - 0.5) / 0.5, scale=3)
-    torch.testing.assert_close(mixing(image, scale=3), (raw * 0.5 + 0.5).clamp(0, 1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        mixing(image, scale=3), (raw * 0.5 + 0.5).clamp(0, 1), atol=1e-6, rtol=0
+    )
     bright = copy.deepcopy(mixing.model)
     bright.decoder.last_layer.bias.data += torch.tensor([5.0, -5.0, 0.0])
     red, green, _ = run_upscale(image[0], scale=2, model=bright, device="cpu")
     assert bool((red == 1).all()) and bool((green == 0).all())
 
 
-# --------------------------------------------------------------------------------------- what is kept
+# -- what is kept ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", [8, 16])
@@ -148,13 +161,24 @@ def test_the_network_sees_normalised_values_and_the_output_is_clamped(mixing):
 def test_files_keep_bits_grey_alpha_profile_and_dpi(nearest, tmp_path, bits, grey, has_alpha):
     levels = torch.randint(0, 2**bits, (4, 4, 6)) / (2**bits - 1)
     rgb = levels[:1].repeat(3, 1, 1) if grey else levels[:3]
-    icc = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes() if not grey else None
-    original = Image(rgb, torch.ones(1, 4, 6) if has_alpha else None, grey, bits, icc, (300.0, 300.0))
+    icc = (
+        PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes()
+        if not grey
+        else None
+    )
+    original = Image(
+        rgb, torch.ones(1, 4, 6) if has_alpha else None, grey, bits, icc, (300.0, 300.0)
+    )
     write_image(tmp_path / "in.png", original)
     result = nearest(tmp_path / "in.png", scale=3)
     write_image(tmp_path / "out.png", result)
     again = read_image(tmp_path / "out.png")
-    assert (again.bits, again.grey, again.icc, again.alpha is not None) == (bits, grey, icc, has_alpha)
+    assert (again.bits, again.grey, again.icc, again.alpha is not None) == (
+        bits,
+        grey,
+        icc,
+        has_alpha,
+    )
     assert again.dpi == pytest.approx((300, 300), abs=0.1)
     step = 1 / (2**bits - 1)
     expected = rgb.repeat_interleave(3, 1).repeat_interleave(3, 2)
@@ -173,7 +197,9 @@ def test_grey_is_the_mean_of_the_three_outputs(mixing):
 
 
 def test_hidden_colour_does_not_bleed_into_the_visible(mixing):
-    """A hard alpha edge: whatever lies under the transparent half, the output is that of the visible colour alone."""
+    """A hard alpha edge: whatever lies under the transparent half, the output is that of the
+    visible colour alone.
+    """
     visible = torch.tensor([0.9, 0.3, 0.2]).view(3, 1, 1).repeat(1, 10, 12)
     alpha = torch.ones(1, 10, 12)
     alpha[..., 6:] = 0
@@ -183,7 +209,9 @@ def test_hidden_colour_does_not_bleed_into_the_visible(mixing):
         result = mixing(Image(rgb, alpha), scale=2.5)
         torch.testing.assert_close(result.rgb, plain, atol=1e-4, rtol=0)
         assert result.alpha.min() >= 0 and result.alpha.max() <= 1
-        assert bool((result.alpha[..., :12] > 0.999).all()) and bool((result.alpha[..., 18:] < 0.001).all())
+        assert bool((result.alpha[..., :12] > 0.999).all()) and bool(
+            (result.alpha[..., 18:] < 0.001).all()
+        )
 
 
 @pytest.mark.skipif(not bundled_names(), reason="no bundled model in this checkout")
@@ -191,7 +219,9 @@ def test_no_dark_fringe_with_the_bundled_model():
     colour = torch.tensor([0.9, 0.8, 0.3]).view(3, 1, 1)
     alpha = (torch.arange(24) < 12).float().view(1, 1, 24).repeat(1, 24, 1)
     result = run_upscale(Image(colour * alpha, alpha), scale=3, device="cpu")
-    seen = result.rgb[:, 8:-8, 8:36]  # away from the outer border; to the edge and two pixels of the input beyond
+    seen = result.rgb[
+        :, 8:-8, 8:36
+    ]  # away from the outer border; to the edge and two pixels of the input beyond
     assert float((seen - colour).abs().max()) < 0.05
     black = run_upscale(Image(colour * alpha), scale=3, device="cpu").rgb[:, 8:-8, 8:36]
     assert float((black - colour).abs().max()) > 0.1, "without alpha, the black side must show"
@@ -201,11 +231,13 @@ def test_no_dark_fringe_with_the_bundled_model():
 def test_alpha_is_bicubic_and_antialiased_only_downwards(nearest, hr, antialias):
     alpha = torch.rand(1, 10, 12)
     result = nearest(Image(torch.rand(3, 10, 12), alpha), size=hr).alpha
-    expected = torch.nn.functional.interpolate(alpha[None], hr, mode="bicubic", antialias=antialias)[0].clamp(0, 1)
+    expected = torch.nn.functional.interpolate(
+        alpha[None], hr, mode="bicubic", antialias=antialias
+    )[0].clamp(0, 1)
     torch.testing.assert_close(result, expected)
 
 
-# ----------------------------------------------------------------------------------------------- sizes
+# -- sizes -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -260,13 +292,14 @@ def test_scale_beyond_training_warns_once(nearest, caplog, monkeypatch):
     assert len(caplog.records) == 1 and "scale 5" in caplog.text
 
 
-# -------------------------------------------------------------------- bands, precision, self-ensemble
+# -- bands, precision, self-ensemble ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", [1, 3, 4])
 @pytest.mark.parametrize("hr", [(19, 17), (5, 4)])
 def test_bands_equal_the_whole_bitwise(mode, hr):
-    upscaler, rgb = Upscaler(random_model(mode), device="cpu"), torch.rand(3, 6, 5)
+    upscaler = Upscaler(random_model(mode), device="cpu")
+    rgb = torch.rand(3, 6, 5)
     ((_, whole),) = upscaler.bands(rgb, hr, rows=hr[0])
     for rows in (1, 2, 7):
         parts = list(upscaler.bands(rgb, hr, rows=rows))
@@ -284,7 +317,8 @@ def test_large_outputs_are_decoded_in_bands(mixing, monkeypatch):
 @pytest.mark.parametrize("hr", [(14, 10), (15, 7)])
 def test_self_ensemble_is_the_mean_over_eight_symmetries(hr, monkeypatch):
     monkeypatch.setattr("diinn_fast.inference.run.BAND_PIXELS", 40)  # several bands
-    model, image = random_model(), torch.rand(3, 7, 5)
+    model = random_model()
+    image = torch.rand(3, 7, 5)
 
     def turned(x: Tensor, transpose: bool, flips: list[int]) -> Tensor:
         return (x.transpose(-1, -2) if transpose else x).flip(flips)
@@ -299,7 +333,9 @@ def test_self_ensemble_is_the_mean_over_eight_symmetries(hr, monkeypatch):
     expected = (total / 8 * 0.5 + 0.5).clamp(0, 1)
     result = run_upscale(image, size=hr, model=model, self_ensemble=True, device="cpu")
     torch.testing.assert_close(result, expected, atol=1e-6, rtol=0)
-    assert not torch.allclose(result, run_upscale(image, size=hr, model=model, device="cpu"), atol=1e-3)
+    assert not torch.allclose(
+        result, run_upscale(image, size=hr, model=model, device="cpu"), atol=1e-3
+    )
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.05), ("fp16", 0.01)])
@@ -313,7 +349,8 @@ def test_half_precision_is_close_and_different(mixing, precision, tolerance):
 
 def test_fp32_on_cuda_is_float32_for_convolutions_too():
     conv = torch.backends.cudnn.conv
-    before, upscaler = conv.fp32_precision, Upscaler()
+    before = conv.fp32_precision
+    upscaler = Upscaler()
     upscaler.device = torch.device("cuda")  # nothing is computed
     with upscaler._arithmetic():
         assert conv.fp32_precision == "ieee" and not torch.is_autocast_enabled("cuda")
@@ -347,11 +384,12 @@ def test_the_callers_model_is_left_as_it_is():
     assert model.training and all(p.dtype == torch.float16 for p in model.parameters())
 
 
-# --------------------------------------------------------------------------------------------- weights
+# -- weights ---------------------------------------------------------------------------------------
 
 
 def test_weights_by_folder_and_by_file(tmp_path):
-    model, image = random_model(), torch.rand(3, 4, 4)
+    model = random_model()
+    image = torch.rand(3, 4, 4)
     expected = run_upscale(image, scale=2, model=model, device="cpu")
     folder = save(model, tmp_path / "model")
     torch.save({"state_dict": model.state_dict()}, tmp_path / "model.ckpt")
@@ -362,7 +400,9 @@ def test_weights_by_folder_and_by_file(tmp_path):
 @pytest.mark.skipif(not bundled_names(), reason="no bundled model in this checkout")
 def test_the_bundled_model_is_the_default():
     image = torch.rand(3, 6, 6)
-    assert torch.equal(run_upscale(image, device="cpu"), run_upscale(image, model=bundled_names()[0], device="cpu"))
+    assert torch.equal(
+        run_upscale(image, device="cpu"), run_upscale(image, model=bundled_names()[0], device="cpu")
+    )
 
 
 def test_unknown_weights_name_the_bundled_ones(tmp_path):
@@ -397,7 +437,7 @@ def test_nan_weights_are_refused(tmp_path):
         load_weights(save(model, tmp_path))
 
 
-# -------------------------------------------------------------------------------------------- refusals
+# -- refusals --------------------------------------------------------------------------------------
 
 
 def refused(action, *words: str, error: type[Exception] = UpscaleError) -> None:
@@ -452,7 +492,12 @@ def test_memory_estimate_counts_every_output_sample(nearest, monkeypatch):
     asked = []
     monkeypatch.setattr(memory, "_compare", lambda needed, *_: asked.append(needed))
     monkeypatch.setattr(nearest, "_upscale", lambda *_: torch.zeros(4, 1, 1))
-    for image in (noise(4, 4), noise(4, 4, dtype=np.uint16), noise(4, 4, 3), Image(torch.rand(3, 4, 4))):
+    for image in (
+        noise(4, 4),
+        noise(4, 4, dtype=np.uint16),
+        noise(4, 4, 3),
+        Image(torch.rand(3, 4, 4)),
+    ):
         nearest(image, size=(40_000, 25_000))
     nearest(Image(torch.rand(3, 4, 4), torch.rand(1, 4, 4)), size=(40_000, 25_000))
     constant = asked[0] - 10**9

@@ -86,7 +86,8 @@ def test_slices_like_an_array(upscaler):
     lazy = opened(picture()).at(whole.shape[:2])
     assert (lazy.shape, lazy.dtype, lazy.ndim) == (whole.shape, whole.dtype, 3)
     for key in (
-        np.s_[10:20, 30:50], np.s_[5], np.s_[-3:, ..., 1], np.s_[::-7, 3::5], np.s_[..., 0], np.s_[4, -6, 2],
+        np.s_[10:20, 30:50], np.s_[5], np.s_[-3:, ..., 1], np.s_[::-7, 3::5], np.s_[..., 0],
+        np.s_[4, -6, 2],
         np.s_[9:9],
     ):  # fmt: skip
         np.testing.assert_array_equal(lazy[key], whole[key])

@@ -1,4 +1,5 @@
-"""What nvcc makes of the CUDA kernels, without a GPU: registers, spills, matrix instructions, sines, warnings.
+"""What nvcc makes of the CUDA kernels, without a GPU: registers, spills, matrix instructions,
+sines, warnings.
 
 python tests/kernels/test_cuda_codegen.py            # prints the figures as a table
 """
@@ -18,9 +19,12 @@ import torch
 
 from diinn_fast.backends import _cuda, _nvcc, cuda
 
-pytestmark = pytest.mark.skipif(_nvcc.nvcc() is None, reason="nvcc is not installed (the emulation is tested anyway)")
+pytestmark = pytest.mark.skipif(
+    _nvcc.nvcc() is None, reason="nvcc is not installed (the emulation is tested anyway)"
+)
 
-# Kernels by a part of their mangled names: content (ELb0) and modulation (ELb1) form, then the backward's (ELb1).
+# Kernels by a part of their mangled names: content (ELb0) and modulation (ELb1) form, then the
+# backward's (ELb1).
 FORWARD = [f"Portable{t}ELb{m}ELb0E" for t in ("INS_7Float16", "INS_8BFloat16") for m in (0, 1)]
 KEEPING = [name.replace("ELb0EE", "ELb1EE") for name in FORWARD]
 CHAINS = [f"Chain{t}ELb{m}E" for t in ("INS_7Float16", "INS_8BFloat16") for m in (0, 1)]
@@ -30,12 +34,15 @@ HOPPER = [f"HopperI{t}ELb{m}E" for t in ("NS_7Float16", "NS_8BFloat16") for m in
 def compile_for(arch: str, folder: Path) -> tuple[Path, dict[str, dict[str, int]], str]:
     """The library, figures by mangled kernel name, and all that the compiler said."""
     path = folder / _nvcc.name(arch)
-    run = subprocess.run([*_nvcc.command(arch), "-Xptxas", "-v", "-o", str(path)], capture_output=True, text=True)
+    run = subprocess.run(
+        [*_nvcc.command(arch), "-Xptxas", "-v", "-o", str(path)], capture_output=True, text=True
+    )
     said = run.stdout + run.stderr
     assert run.returncode == 0, said
     figures = {}
     for name, stack, stores, loads, registers in re.findall(
-        r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+        r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, "
+        r"(\d+) bytes spill loads"
         r".*?Used (\d+) registers",
         said,
         re.S,
@@ -43,9 +50,15 @@ def compile_for(arch: str, folder: Path) -> tuple[Path, dict[str, dict[str, int]
         spilled = int(stores) + int(loads)
         figures[name] = {"registers": int(registers), "stack": int(stack), "spilled": spilled}
     if (tools := disassembler()) is not None:
-        environment = os.environ | {"PATH": os.pathsep.join([str(tools), os.environ.get("PATH", "")])}
+        environment = os.environ | {
+            "PATH": os.pathsep.join([str(tools), os.environ.get("PATH", "")])
+        }
         sass = subprocess.run(
-            [tools / "cuobjdump", "-sass", path], env=environment, capture_output=True, text=True, check=True
+            [tools / "cuobjdump", "-sass", path],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         for text in sass.split("Function : ")[1:]:
             figures[text.split(maxsplit=1)[0]] |= count_instructions(text)
@@ -76,12 +89,17 @@ def disassembler() -> Path | None:
     folders = [Path(_nvcc.nvcc() or ".").parent]
     if (triton := importlib.util.find_spec("triton")) and triton.origin:
         folders.append(Path(triton.origin).parent / "backends/nvidia/bin")
-    return next((f for f in folders if all(shutil.which(t, path=f) for t in ("cuobjdump", "nvdisasm"))), None)
+    return next(
+        (f for f in folders if all(shutil.which(t, path=f) for t in ("cuobjdump", "nvdisasm"))),
+        None,
+    )
 
 
 @pytest.fixture(scope="module", params=_nvcc.ARCHITECTURES)
 def code(request, tmp_path_factory):
-    known = subprocess.run([_nvcc.nvcc() or "", "--list-gpu-code"], capture_output=True, text=True).stdout
+    known = subprocess.run(
+        [_nvcc.nvcc() or "", "--list-gpu-code"], capture_output=True, text=True
+    ).stdout
     if f"sm_{request.param.rstrip('a')}" not in known.split():
         pytest.skip(f"this nvcc does not know sm_{request.param}")
     return request.param, *compile_for(request.param, tmp_path_factory.mktemp("cuda"))
@@ -95,7 +113,8 @@ def named(figures: dict, part: str) -> dict[str, int]:
 def test_no_spills_no_stack_no_warnings(code):
     _, _, figures, said = code
     assert all(f["spilled"] == f["stack"] == 0 for f in figures.values()), figures
-    # C7508: setmaxnreg ignored; C7510, C7514, C7519, C7520: wgmma serialised, or registers moved around it.
+    # C7508: setmaxnreg ignored; C7510, C7514, C7519, C7520: wgmma serialised, or registers moved
+    # around it.
     assert not re.search(r"warning|C7\d\d\d|Potential Performance Loss|serialized", said), said
 
 
@@ -115,7 +134,9 @@ def test_matrix_and_sine_instructions(code):
         pytest.skip("no cuobjdump and nvdisasm (in the CUDA toolkit, or in Triton's wheel)")
     assert all(f["local"] == f["atomics"] == 0 for f in figures.values())
     for name in FORWARD:
-        blocks = 8 if "ELb0ELb0E" in name else 4  # of 8 columns; 4 rows of 16, 4 steps unrolled, 16 steps of output
+        blocks = (
+            8 if "ELb0ELb0E" in name else 4
+        )  # of 8 columns; 4 rows of 16, 4 steps unrolled, 16 steps of output
         f = named(figures, name)
         assert f["HMMA"] == 4 * 4 * blocks + 16
         assert f["LDSM"] == 4 * 4 + 16
@@ -132,7 +153,9 @@ def test_matrix_and_sine_instructions(code):
             assert f["HGMMA"] == f["HGMMA from registers"] == 16 * chunks
             assert f["MUFU.SIN"] == 128 + 128  # first and hidden layer: 2 queries, 64 outputs
             assert f["multicast"] >= 1
-            assert f["fences of the GPU"] == 2  # the cluster's barriers at the beginning and the end
+            assert (
+                f["fences of the GPU"] == 2
+            )  # the cluster's barriers at the beginning and the end
 
 
 def test_the_library_loads_without_a_driver_and_says_what_is_missing(code):
@@ -140,8 +163,11 @@ def test_the_library_loads_without_a_driver_and_says_what_is_missing(code):
     library = cuda.interface(path)  # checks the struct's size, too
     if torch.cuda.is_available():
         return  # the kernels are tested by running them
-    decode, message = _cuda.Decode(), ctypes.create_string_buffer(400)
-    decode.batch, decode.layers, decode.channels = 1, 4, 3
+    decode = _cuda.Decode()
+    message = ctypes.create_string_buffer(400)
+    decode.batch = 1
+    decode.layers = 4
+    decode.channels = 3
     assert library.diinn_forward(ctypes.byref(decode), message, len(message)) != 0
     assert b"failed: " in message.value
 
@@ -174,7 +200,9 @@ def fake_compiler(command, **_):
 def test_a_failing_compiler_is_quoted(tmp_path, monkeypatch):
     script = tmp_path / "bin" / "nvcc"
     script.parent.mkdir()
-    script.write_text("#!/bin/sh\necho 'nvcc fatal : unsupported gpu architecture, error' >&2; exit 1\n")
+    script.write_text(
+        "#!/bin/sh\necho 'nvcc fatal : unsupported gpu architecture, error' >&2; exit 1\n"
+    )
     script.chmod(0o755)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     with pytest.raises(_nvcc.CompileError, match="unsupported gpu architecture"):
@@ -188,7 +216,12 @@ def main() -> None:
             _, figures, _ = compile_for(arch, Path(folder))
             for name, values in figures.items():
                 short = re.sub(r"^_ZN5diinn\d+(\w+?)INS_\d+|E?vNS_6DecodeE$", "", name)
-                print(f"sm_{arch:4} {short:45}", *(f"{k} {v}" for k, v in values.items() if v), sep="  ", flush=True)
+                print(
+                    f"sm_{arch:4} {short:45}",
+                    *(f"{k} {v}" for k, v in values.items() if v),
+                    sep="  ",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

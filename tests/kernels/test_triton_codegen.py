@@ -1,7 +1,8 @@
-"""What the compiler makes of the Triton kernels, without a GPU: registers, spills, shared memory, instructions, time.
+"""What the compiler makes of the Triton kernels, without a GPU: registers, spills, shared memory,
+instructions, time.
 
-Triton compiles for a named architecture and its wheel carries NVIDIA's assembler and disassembler. In a process of
-its own, because the interpreter of the other tests excludes code generation:
+Triton compiles for a named architecture and its wheel carries NVIDIA's assembler and disassembler.
+In a process of its own, because the interpreter of the other tests excludes code generation:
 
     python tests/kernels/test_triton_codegen.py            # prints the figures as a table
 """
@@ -20,15 +21,18 @@ from typing import NamedTuple
 import pytest
 import torch
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
+)
 
 
 class Case(NamedTuple):
-    """A kernel as it is launched for a 256-wide, 4-layer decoder on 64 features, and the most it may spill."""
+    """A kernel as it is launched for a 256-wide, 4-layer decoder on 64 features, and the most it
+    may spill.
+    """
 
-    kernel: (
-        str  # content, modulation, direct: the forward kernels; split, step_back, sum_queries: those of the backward
-    )
+    # content, modulation, direct: forward; split, step_back, sum_queries: backward
+    kernel: str
     architecture: int
     dtype: str
     mode: int = 3
@@ -40,7 +44,9 @@ class Case(NamedTuple):
     @property
     def name(self) -> str:
         parts = [self.kernel, f"sm_{self.architecture}", self.dtype, f"mode{self.mode}"]
-        parts += ["init_q"] * self.init_q + ["keep"] * self.keep + ["tf32"] * (self.precision == "tf32")
+        parts += (
+            ["init_q"] * self.init_q + ["keep"] * self.keep + ["tf32"] * (self.precision == "tf32")
+        )
         return "-".join(parts)
 
 
@@ -96,11 +102,13 @@ def test_code(case, figures):
     if case.kernel in ("content", "modulation", "direct", "step_back"):
         assert code["HGMMA" if case.architecture == 90 else "HMMA"] > 0
     if case.kernel in ("content", "modulation", "direct"):
-        # In a b + c d the compiler fuses either product, depending on the tile: bits would differ between tiles.
+        # In a b + c d the compiler fuses either product, depending on the tile: bits would differ
+        # between tiles.
         assert code["fused by choice"] == 0
     fast = case.dtype != "fp32" or case.precision == "tf32"
     if case.kernel != "sum_queries":
-        # The slow path of libdevice's sine multiplies by hundreds of bits of 2/pi in 64-bit integers.
+        # The slow path of libdevice's sine multiplies by hundreds of bits of 2/pi in 64-bit
+        # integers.
         assert (code["MUFU.SIN"] > 0) == fast
         assert code["wide integer products"] < 150
     if case.kernel in ("split", "step_back"):
@@ -108,11 +116,13 @@ def test_code(case, figures):
     assert code["atomics"] == 0
 
 
-# -- the child process ------------------------------------------------------------------------------------------------
+# -- the child process -----------------------------------------------------------------------------
 
 
 def signature(case: Case) -> tuple:
-    """The jitted function, constants, compiler options and pointer types of a case, as ``launch`` passes them."""
+    """The jitted function, constants, compiler options and pointer types of a case, as ``launch``
+    passes them.
+    """
     from diinn_fast.kernels.backward import split, step_back, sum_queries
     from diinn_fast.kernels.direct import direct
     from diinn_fast.kernels.projected import projected
@@ -121,7 +131,11 @@ def signature(case: Case) -> tuple:
 
     fast = case.dtype != "fp32" or case.precision == "tf32"
     if case.kernel == "split":
-        return split, {"WIDTH": 256, "CARRY": True, "MODULATION": False, "FAST": fast, "BLOCK": 1024}, {}
+        return (
+            split,
+            {"WIDTH": 256, "CARRY": True, "MODULATION": False, "FAST": fast, "BLOCK": 1024},
+            {},
+        )
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[case.dtype]
     if case.kernel == "step_back":
         tile = tiles.step_back(dtype, 256)
@@ -130,8 +144,15 @@ def signature(case: Case) -> tuple:
         return step_back, constants | tiles.step_back_constants(tile), options
     if case.kernel == "sum_queries":
         return sum_queries, {"FEATURES": 256, "BF": 256, "BQ": 16}, {}
-    tile, channels = tiles.choose(case.kernel, case.architecture, dtype, 256, case.keep), 27 if case.mode == 4 else 3
-    constants = {"WIDTH": 256, "LAYERS": 4, "CHANNELS": channels, "POINTS": False, "KEEP": case.keep}
+    tile = tiles.choose(case.kernel, case.architecture, dtype, 256, case.keep)
+    channels = 27 if case.mode == 4 else 3
+    constants = {
+        "WIDTH": 256,
+        "LAYERS": 4,
+        "CHANNELS": channels,
+        "POINTS": False,
+        "KEEP": case.keep,
+    }
     constants |= {"PRECISION": case.precision, "FAST": fast} | launch.tile_constants(tile, channels)
     absent = ["index", "offset"] + ([] if case.keep else ["slab_s", "slab_k", "slab_q"])
     if case.kernel == "direct":
@@ -139,14 +160,39 @@ def signature(case: Case) -> tuple:
         absent += [] if case.init_q else ["first", "first_bias"]
     else:
         constants["MODULATION"] = case.kernel == "modulation"
-    return direct if case.kernel == "direct" else projected, constants | dict.fromkeys(absent), launch.options(tile)
+    return (
+        direct if case.kernel == "direct" else projected,
+        constants | dict.fromkeys(absent),
+        launch.options(tile),
+    )
 
 
-FLOAT = {"position", "position_bias", "hidden_bias", "last_bias", "content_bias", "first", "first_bias", "offset"}
+FLOAT = {
+    "position",
+    "position_bias",
+    "hidden_bias",
+    "last_bias",
+    "content_bias",
+    "first",
+    "first_bias",
+    "offset",
+}
 FLOAT |= {"slab_s", "dq", "carry", "s", "target"}
 NUMBERS = {"scale_y": "fp32", "scale_x": "fp32", "ratio": "fp32"}
 INDICES = {"row_start": "*i64", "column_start": "*i64", "index": "*i64"}
-INTEGERS = {"h", "w", "height", "width", "origin_y", "origin_x", "grid_rows", "grid_columns", "y0", "x0", "rows"}
+INTEGERS = {
+    "h",
+    "w",
+    "height",
+    "width",
+    "origin_y",
+    "origin_x",
+    "grid_rows",
+    "grid_columns",
+    "y0",
+    "x0",
+    "rows",
+}
 INTEGERS |= {"columns", "images", "queries", "pitch", "target_pitch", "i0", "j0", "down", "span"}
 
 
@@ -163,16 +209,24 @@ def measure(case: Case) -> dict[str, float]:
 
     function, constants, options = signature(case)
     kinds = {n: "constexpr" if n in constants else kind(n, case.dtype) for n in function.arg_names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(function.arg_names) if kinds[n].startswith("*")}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, n in enumerate(function.arg_names)
+        if kinds[n].startswith("*")
+    }
     start = time.perf_counter()
     source = ASTSource(function, kinds, constants, aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", case.architecture, 32), options=options)
+    compiled = triton.compile(
+        source, target=GPUTarget("cuda", case.architecture, 32), options=options
+    )
     seconds = time.perf_counter() - start
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage = subprocess.check_output([tools / "cuobjdump", "--dump-resource-usage", file.name], text=True)
+        usage = subprocess.check_output(
+            [tools / "cuobjdump", "--dump-resource-usage", file.name], text=True
+        )
         sass = subprocess.check_output([tools / "nvdisasm", "-c", file.name], text=True)
     resources = dict(re.findall(r"(REG|STACK):(\d+)", usage))
     figures = {"registers": int(resources["REG"]), "stack": int(resources["STACK"])}

@@ -10,7 +10,9 @@ import logging
 import pytest
 import torch
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
+)
 
 if importlib.util.find_spec("triton"):
     from diinn_fast.kernels import tiles, tune, tuned
@@ -36,8 +38,12 @@ def test_candidates_sum_in_the_order_of_the_default():
         assert found[0] == chosen and len(set(found)) == len(found) > 1
         for tile in found:
             assert width % tile.bn == 0
-            assert dtype == torch.float16 or tile.bn == chosen.bn  # three products per product, added up per BN
-            assert architecture != 90 or tile.ty * tile.tx >= 64  # fewer queries: another instruction
+            assert (
+                dtype == torch.float16 or tile.bn == chosen.bn
+            )  # three products per product, added up per BN
+            assert (
+                architecture != 90 or tile.ty * tile.tx >= 64
+            )  # fewer queries: another instruction
 
 
 def test_the_cache_folder(monkeypatch):
@@ -75,7 +81,9 @@ def test_tuned_tiles_are_used_where_they_were_tuned(cache, caplog):
         lambda text: "[]",
         lambda text: text.replace("16,", '"x",', 1),
         lambda text: json.dumps({**json.loads(text), "tiles": {"content-float16-256": [1, 2]}}),
-        lambda text: json.dumps({**json.loads(text), "machine": {"device": "interpreter", "triton": "1.0"}}),
+        lambda text: json.dumps(
+            {**json.loads(text), "machine": {"device": "interpreter", "triton": "1.0"}}
+        ),
     ],
 )
 def test_a_damaged_or_old_file_is_ignored_with_one_line(damage, cache, caplog):
@@ -108,21 +116,33 @@ def fake(monkeypatch, milliseconds, results):
             return torch.tensor(results[self.tile])
 
     monkeypatch.setattr(tune, "Network", Network)
-    monkeypatch.setattr(tune, "seconds", lambda call, device: milliseconds[call.__defaults__[0].tile] / 1e3)
+    monkeypatch.setattr(
+        tune, "seconds", lambda call, device: milliseconds[call.__defaults__[0].tile] / 1e3
+    )
     return tune.compare("content", torch.float16, False, CPU, 2, 2, rounds=3)
 
 
 def test_the_fastest_tile_with_the_same_bits_wins(monkeypatch):
     default, other = tiles.candidates("content", 0, torch.float16, 256)
-    wrong, large = other._replace(ty=4), other._replace(ty=2)
+    wrong = other._replace(ty=4)
+    large = other._replace(ty=2)
     monkeypatch.setitem(tiles.CANDIDATES, (0, 2), [wrong, large, other])
-    same = {default: 1.0, other: 1.0, wrong: 1.0000001, large: RuntimeError("out of resource: shared memory\nmore")}
+    same = {
+        default: 1.0,
+        other: 1.0,
+        wrong: 1.0000001,
+        large: RuntimeError("out of resource: shared memory\nmore"),
+    }
     result = fake(monkeypatch, {default: 2.0, other: 1.0, wrong: 0.5, large: 0.1}, same)
     assert result["best"] == other and result["default"] == default
     assert result["tried"] == {
-        default: 2.0, other: 1.0, wrong: "other results than the default", large: "out of resource: shared memory",
+        default: 2.0, other: 1.0, wrong: "other results than the default",
+        large: "out of resource: shared memory",
     }  # fmt: skip
-    assert fake(monkeypatch, {default: 1.01, other: 1.0, wrong: 0.5, large: 0.1}, same)["best"] == default  # noise
+    assert (
+        fake(monkeypatch, {default: 1.01, other: 1.0, wrong: 0.5, large: 0.1}, same)["best"]
+        == default
+    )  # noise
 
 
 def test_tuning_stores_what_it_finds_until_its_time_is_spent(monkeypatch, capsys):
@@ -131,14 +151,22 @@ def test_tuning_stores_what_it_finds_until_its_time_is_spent(monkeypatch, capsys
     monkeypatch.setattr(tune, "compare", lambda *arguments: found)
     clock = iter([0.0, 1.0, 2.0, 99.0])
     monkeypatch.setattr(tune.time, "perf_counter", lambda: next(clock))
-    assert list(tune.tune(CPU, ["content"], budget=60)) == ["content-float16-256", "content-bfloat16-256"]
-    assert "content-float16-256: (16, 8, 64, 1, 4); (8, 16, 64, 1, 4) 2.000 ms" in capsys.readouterr().out
+    assert list(tune.tune(CPU, ["content"], budget=60)) == [
+        "content-float16-256",
+        "content-bfloat16-256",
+    ]
+    assert (
+        "content-float16-256: (16, 8, 64, 1, 4); (8, 16, 64, 1, 4) 2.000 ms"
+        in capsys.readouterr().out
+    )
     assert launched() == other and launched(dtype=torch.float32) == default
 
 
 def test_without_rounds_everything_is_compiled_and_nothing_stored(monkeypatch, cache):
     default, other = tiles.candidates("content", 0, torch.float16, 256)
-    monkeypatch.setattr(tune, "compare", lambda *arguments: {"best": other, "default": default, "tried": {}})
+    monkeypatch.setattr(
+        tune, "compare", lambda *arguments: {"best": other, "default": default, "tried": {}}
+    )
     tune.tune(CPU, ["content"], rounds=0)
     assert launched() == default and not cache.exists()
 

@@ -1,4 +1,6 @@
-"""The decoder against the literal definition: values, gradients, windows, points, dtypes, refusals."""
+"""The decoder against the literal definition: values, gradients, windows, points, dtypes,
+refusals.
+"""
 
 import os
 import subprocess
@@ -21,15 +23,26 @@ def relative(got: torch.Tensor, want: torch.Tensor) -> float:
 @pytest.mark.parametrize(("mode", "init_q"), MODES)
 def test_float64_equals_the_definition(mode, init_q, seed):
     decoder = make_decoder(mode, init_q).double()
-    fixed = [(1, 1, 7, 5), (1, 6, 3, 19), (5, 5, 20, 20), (9, 8, 4, 3)]  # one pixel, anisotropic, integer, down-scaling
-    for n, (h, w, height, width) in enumerate(fixed + [random_geometry(seed, mode) for _ in range(30)]):
+    fixed = [
+        (1, 1, 7, 5),
+        (1, 6, 3, 19),
+        (5, 5, 20, 20),
+        (9, 8, 4, 3),
+    ]  # one pixel, anisotropic, integer, down-scaling
+    for n, (h, w, height, width) in enumerate(
+        fixed + [random_geometry(seed, mode) for _ in range(30)]
+    ):
         features = torch.randn(3 if n % 4 == 0 else 1, 64, h, w, dtype=torch.float64)
         if n % 3 == 0:
             features = features.contiguous(memory_format=torch.channels_last)
         elif n % 3 == 1:
             features = features.transpose(2, 3).contiguous().transpose(2, 3)
         with torch.no_grad():
-            error = (decoder(features, (height, width)) - oracle(decoder, features, (height, width))).abs().max()
+            error = (
+                (decoder(features, (height, width)) - oracle(decoder, features, (height, width)))
+                .abs()
+                .max()
+            )
         assert error <= 1e-10, (h, w, height, width)
 
 
@@ -39,14 +52,18 @@ def rms(error: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(("mode", "init_q"), MODES)
 def test_float32_is_within_twice_plain_pytorchs_error(mode, init_q, seed):
-    """In root mean square over all geometries; in one small output the ratio of errors is a matter of luck."""
+    """In root mean square over all geometries; in one small output the ratio of errors is a matter
+    of luck.
+    """
     decoder = make_decoder(mode, init_q)
     errors: dict[str, list[torch.Tensor]] = {"plain": [], "auto": [], EAGER: []}
     for h, w, height, width in [(12, 13, 50, 47), *(random_geometry(seed, mode) for _ in range(5))]:
         features = torch.randn(2, 64, h, w)
         with torch.no_grad():
             exact = oracle(decoder, features, (height, width))
-            errors["plain"].append(oracle(decoder, features, (height, width), dtype=torch.float32) - exact)
+            errors["plain"].append(
+                oracle(decoder, features, (height, width), dtype=torch.float32) - exact
+            )
             for backend in ("auto", EAGER):
                 errors[backend].append(decoder(features, (height, width), backend=backend) - exact)
     plain, *ours = (torch.cat([e.flatten() for e in v]) for v in errors.values())
@@ -78,7 +95,9 @@ def test_gradients_equal_those_of_the_definition(mode, init_q, seed):
         grad = torch.randn_like(want)
         expected = torch.autograd.grad(want, inputs, grad)
         for backward_chunk in (None, 17):
-            got = torch.autograd.grad(decoder(features, (height, width), backward_chunk), inputs, grad)
+            got = torch.autograd.grad(
+                decoder(features, (height, width), backward_chunk), inputs, grad
+            )
             assert max(relative(g, e) for g, e in zip(got, expected, strict=True)) < 1e-11
 
 
@@ -87,7 +106,9 @@ def gradcheck(decoder, size, channels, fast):
     names = [name for name, _ in decoder.named_parameters()]
 
     def run(features, *parameters):
-        return torch.func.functional_call(decoder, dict(zip(names, parameters, strict=True)), (features, size))
+        return torch.func.functional_call(
+            decoder, dict(zip(names, parameters, strict=True)), (features, size)
+        )
 
     parameters = [p.detach().requires_grad_() for p in decoder.parameters()]
     return torch.autograd.gradcheck(run, (features, *parameters), fast_mode=fast)
@@ -104,9 +125,13 @@ def one_thread():
 
 @pytest.mark.parametrize(("mode", "init_q"), MODES)
 def test_gradcheck(mode, init_q, one_thread):
-    assert gradcheck(make_decoder(mode, init_q, width=8, channels=1).double(), (5, 4), 1, fast=False)
+    assert gradcheck(
+        make_decoder(mode, init_q, width=8, channels=1).double(), (5, 4), 1, fast=False
+    )
     assert gradcheck(make_decoder(mode, init_q).double(), (5, 4), 64, fast=True)
-    assert gradcheck(make_decoder(mode, init_q, width=8, channels=1).double(), (2, 2), 1, fast=False)  # down-scaling
+    assert gradcheck(
+        make_decoder(mode, init_q, width=8, channels=1).double(), (2, 2), 1, fast=False
+    )  # down-scaling
 
 
 def test_frozen_parts_get_no_gradient():
@@ -123,7 +148,9 @@ def test_frozen_parts_get_no_gradient():
 def test_double_backward_is_refused_in_one_sentence():
     decoder = make_decoder(3)
     features = torch.randn(1, 64, 3, 3, requires_grad=True)
-    (grad,) = torch.autograd.grad(decoder(features, (5, 5)).square().sum(), features, create_graph=True)
+    (grad,) = torch.autograd.grad(
+        decoder(features, (5, 5)).square().sum(), features, create_graph=True
+    )
     with pytest.raises(RuntimeError, match="no second derivative"):
         grad.sum().backward()
 
@@ -140,13 +167,17 @@ def test_windows_reassemble_to_the_bitwise_same_image(mode, init_q, backend, see
             columns = sorted({0, width, *(seed.randint(0, width) for _ in range(2))})
             parts = [
                 torch.cat(
-                    [decoder(features, (height, width), window=(y0, y1, x0, x1)) for x0, x1 in pairwise(columns)],
+                    [
+                        decoder(features, (height, width), window=(y0, y1, x0, x1))
+                        for x0, x1 in pairwise(columns)
+                    ],
                     dim=3,
                 )
                 for y0, y1 in pairwise(rows)
             ]
             assert torch.equal(torch.cat(parts, dim=2), whole)
-            y, x = seed.randrange(height), seed.randrange(width)
+            y = seed.randrange(height)
+            x = seed.randrange(width)
             pixel = decoder(features, (height, width), window=(y, y + 1, x, x + 1))
             assert torch.equal(pixel[:, :, 0, 0], whole[:, :, y, x])
             for bsize in (1, 19, 10**6):
@@ -166,24 +197,36 @@ def test_bands_of_rows_are_bitwise_the_whole(mode, monkeypatch):
 
 @pytest.mark.parametrize(("mode", "init_q"), MODES)
 def test_windows_from_a_tile_of_the_features_are_bitwise_the_whole(mode, init_q, seed):
-    """The tile holds no more than the rows and columns that `lr_window` names; all else is as good as lost."""
+    """The tile holds no more than the rows and columns that `lr_window` names; all else is as good
+    as lost.
+    """
     decoder = make_decoder(mode, init_q, width=64)
-    for h, w, height, width in [(7, 9, 23, 31), (9, 8, 4, 3), *(random_geometry(seed, mode) for _ in range(4))]:
+    for h, w, height, width in [
+        (7, 9, 23, 31),
+        (9, 8, 4, 3),
+        *(random_geometry(seed, mode) for _ in range(4)),
+    ]:
         features = torch.randn(2, 64, h, w)
         with torch.no_grad():
             whole = decoder(features, (height, width))
-            rows, columns = (sorted({0, n, *(seed.randint(0, n) for _ in range(2))}) for n in (height, width))
+            rows = sorted({0, height, *(seed.randint(0, height) for _ in range(2))})
+            columns = sorted({0, width, *(seed.randint(0, width) for _ in range(2))})
             for y0, y1 in pairwise(rows):
                 for x0, x1 in pairwise(columns):
                     i0, i1, j0, j1 = decoder.lr_window((y0, y1, x0, x1), (h, w), (height, width))
                     tile = features[:, :, i0:i1, j0:j1].clone()
-                    part = decoder(tile, (height, width), window=(y0, y1, x0, x1), tile=((h, w), (i0, j0)))
+                    part = decoder(
+                        tile, (height, width), window=(y0, y1, x0, x1), tile=((h, w), (i0, j0))
+                    )
                     assert torch.equal(part, whole[:, :, y0:y1, x0:x1])
 
 
 def test_a_tile_that_lacks_a_border_is_refused():
     decoder = make_decoder(3, width=64)
-    with torch.no_grad(), pytest.raises(ValueError, match="needs features of LR rows 1 to 5 and columns 0 to 4"):
+    with (
+        torch.no_grad(),
+        pytest.raises(ValueError, match="needs features of LR rows 1 to 5 and columns 0 to 4"),
+    ):
         decoder(torch.randn(1, 64, 3, 9), (20, 18), window=(4, 8, 0, 6), tile=((10, 9), (1, 0)))
 
 
@@ -192,7 +235,10 @@ def test_window_gradients_add_up():
     features = torch.randn(1, 64, 4, 5, dtype=torch.float64, requires_grad=True)
     (whole,) = torch.autograd.grad(decoder(features, (12, 13)).sum(), features)
     halves = [(0, 7, 0, 13), (7, 12, 0, 13)]
-    parts = [torch.autograd.grad(decoder(features, (12, 13), window=v).sum(), features)[0] for v in halves]
+    parts = [
+        torch.autograd.grad(decoder(features, (12, 13), window=v).sum(), features)[0]
+        for v in halves
+    ]
     assert relative(sum(parts), whole) < 1e-12
 
 
@@ -200,18 +246,22 @@ def test_window_gradients_add_up():
 def test_sampled_pixels_are_those_of_the_whole(mode, init_q):
     decoder = make_decoder(mode, init_q)
     features = torch.randn(2, 64, 5, 6)
-    y, x = torch.randint(0, 22, (2, 70)), torch.randint(0, 25, (2, 70))
+    y = torch.randint(0, 22, (2, 70))
+    x = torch.randint(0, 25, (2, 70))
     with torch.no_grad():
         whole = decoder(features, (22, 25))
         points = decoder.sample_pixels(features, torch.stack([y, x], dim=-1), (22, 25))
     assert torch.equal(points, torch.stack([whole[b, :, y[b], x[b]].T for b in range(2)]))
 
 
-@pytest.mark.parametrize("points", [9, 60])  # fewer and more than LR pixels: direct and projected form
+@pytest.mark.parametrize(
+    "points", [9, 60]
+)  # fewer and more than LR pixels: direct and projected form
 def test_sample_at_pixel_centres_equals_decode(points):
     decoder = make_decoder(3).double()
     features = torch.randn(2, 64, 5, 6, dtype=torch.float64, requires_grad=True)
-    y, x = torch.randint(0, 22, (2, points)), torch.randint(0, 25, (2, points))
+    y = torch.randint(0, 22, (2, points))
+    x = torch.randint(0, 25, (2, points))
     coords = torch.stack([(2 * y + 1) / 22 - 1, (2 * x + 1) / 25 - 1], dim=-1).double()
     got = decoder.sample(features, coords, (22, 25))
     whole = decoder(features, (22, 25))
@@ -219,7 +269,9 @@ def test_sample_at_pixel_centres_equals_decode(points):
     assert (got - want).abs().max() < 1e-6  # coords above were rounded to float32
     grad = torch.randn_like(want)
     inputs = [features, *decoder.parameters()]
-    pairs = zip(torch.autograd.grad(got, inputs, grad), torch.autograd.grad(want, inputs, grad), strict=True)
+    pairs = zip(
+        torch.autograd.grad(got, inputs, grad), torch.autograd.grad(want, inputs, grad), strict=True
+    )
     assert max(relative(g, e) for g, e in pairs) < 1e-5
 
 
@@ -232,7 +284,8 @@ def test_sample_clamps_to_the_border_pixels():
 
 def test_far_corner_of_an_output_of_more_than_2_to_the_32_elements():
     decoder = make_decoder(3)
-    features, size = torch.randn(1, 64, 40, 50), (70_000, 80_000)
+    features = torch.randn(1, 64, 40, 50)
+    size = (70_000, 80_000)
     window = (69_990, 70_000, 79_985, 80_000)
     with torch.no_grad():
         exact = oracle(decoder, features, size, window)
@@ -262,10 +315,14 @@ def test_bsize_bounds_memory_and_ends():
 
 def test_every_element_of_the_output_is_written(monkeypatch):
     real = torch.Tensor.new_empty
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *a, **k: real(self, *a, **k).fill_(float("nan")))
+    monkeypatch.setattr(
+        torch.Tensor, "new_empty", lambda self, *a, **k: real(self, *a, **k).fill_(float("nan"))
+    )
     for mode in (1, 3, 4):
         with torch.no_grad():
-            assert make_decoder(mode)(torch.randn(2, 64, 3, 4), (7, 9), backend=EAGER).isfinite().all()
+            assert (
+                make_decoder(mode)(torch.randn(2, 64, 3, 4), (7, 9), backend=EAGER).isfinite().all()
+            )
 
 
 @pytest.mark.parametrize(
@@ -277,8 +334,14 @@ def test_every_element_of_the_output_is_written(monkeypatch):
         (lambda d: d(torch.randn(1, 64, 4, 4), (8,)), "size must be"),
         (lambda d: d(torch.randn(1, 64, 4, 4), (0, 8)), "HR height"),
         (lambda d: d(torch.randn(1, 64, 4, 4), (8, 8), window=(0, 9, 0, 8)), "window"),
-        (lambda d: d.sample(torch.randn(1, 64, 4, 4), torch.zeros(2, 5, 2), (8, 8)), "points must be"),
-        (lambda d: d.sample_pixels(torch.randn(1, 64, 4, 4), torch.zeros(1, 5, 2), (8, 8)), "int64"),
+        (
+            lambda d: d.sample(torch.randn(1, 64, 4, 4), torch.zeros(2, 5, 2), (8, 8)),
+            "points must be",
+        ),
+        (
+            lambda d: d.sample_pixels(torch.randn(1, 64, 4, 4), torch.zeros(1, 5, 2), (8, 8)),
+            "int64",
+        ),
     ],
 )
 def test_refusals_name_what_is_wrong(call, message):
@@ -306,7 +369,8 @@ import sys, torch
 from diinn_fast import ImplicitDecoder
 
 def status(key):
-    return int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1]) * 1024
+    lines = open("/proc/self/status")
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024
 
 decoder, features = ImplicitDecoder(mode=3).eval(), torch.randn(1, 64, 48, 48)
 with torch.inference_mode():
@@ -318,9 +382,15 @@ print(status("VmHWM") - before - out.nbytes - 48 * 48 * 4096)
 """
 
 
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux to reset a process's peak")
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux to reset a process's peak"
+)
 @pytest.mark.parametrize("backend", ["auto", EAGER])
 def test_decode_needs_only_a_constant_beyond_output_and_content(backend):
-    """Peak resident memory of a megapixel decode, whose 576-channel input alone would be 2.4 GB at HR size."""
-    run = subprocess.run([sys.executable, "-c", PEAK, backend], capture_output=True, text=True, check=True)
+    """Peak resident memory of a megapixel decode, whose 576-channel input alone would be 2.4 GB at
+    HR size.
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", PEAK, backend], capture_output=True, text=True, check=True
+    )
     assert int(run.stdout) < 256 << 20

@@ -1,4 +1,6 @@
-"""Encoders: sizes and names as published, the literal function in float64, and tiles that equal the whole."""
+"""Encoders: sizes and names as published, the literal function in float64, and tiles that equal the
+whole.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,17 @@ from diinn_fast.encoders import EDSR, RDB, RDN, fast_layout, make_encoder
 
 
 def literal_rdn(state: dict[str, Tensor], x: Tensor, blocks: int, convs: int) -> Tensor:
-    """RDN as its paper writes it: dense blocks, global feature fusion, global residual; one dtype throughout."""
+    """RDN as its paper writes it: dense blocks, global feature fusion, global residual; one dtype
+    throughout.
+    """
 
     def conv(name: str, value: Tensor) -> Tensor:
         weight = state[f"{name}.weight"]
         return F.conv2d(value, weight, state[f"{name}.bias"], padding=weight.shape[-1] // 2)
 
     shallow = conv("SFENet1", x)
-    block_input, outputs = conv("SFENet2", shallow), []
+    block_input = conv("SFENet2", shallow)
+    outputs = []
     for d in range(blocks):
         dense = block_input
         for c in range(convs):
@@ -77,19 +82,28 @@ def test_rdn_has_the_published_parameters() -> None:
 def test_edsr_baseline_has_the_published_parameters() -> None:
     state = EDSR().state_dict()
     assert sum(v.numel() for v in state.values()) == 64 * 28 + 33 * 64 * (64 * 9 + 1)
-    assert {"head.0.weight", "body.0.body.0.weight", "body.15.body.2.bias", "body.16.weight"} <= set(state)
+    assert {
+        "head.0.weight",
+        "body.0.body.0.weight",
+        "body.15.body.2.bias",
+        "body.16.weight",
+    } <= set(state)
     assert len(state) == 2 * (1 + 2 * 16 + 1)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 9), (17, 12)])
 @pytest.mark.parametrize("grad", [False, True])
-def test_equals_the_literal_formulation(encoder: nn.Module, size: tuple[int, int], grad: bool) -> None:
+def test_equals_the_literal_formulation(
+    encoder: nn.Module, size: tuple[int, int], grad: bool
+) -> None:
     x = torch.rand(2, 3, *size) * 2 - 1
     with torch.set_grad_enabled(grad):
-        exact, ours = literal(encoder, x, torch.float64), encoder(x)
+        exact = literal(encoder, x, torch.float64)
+        ours = encoder(x)
         plain = literal(encoder, x, torch.float32)
         twice = encoder.double()(x.double())
-    error, plain_error = (float((v - exact).detach().norm()) for v in (ours, plain))
+    error = float((ours - exact).detach().norm())
+    plain_error = float((plain - exact).detach().norm())
     assert ours.dtype == torch.float32 and ours.requires_grad == grad
     assert error <= 2 * plain_error + 1e-7 * float(exact.detach().norm())
     torch.testing.assert_close(twice, exact, rtol=1e-12, atol=1e-12)
@@ -104,10 +118,14 @@ def test_gradients_equal_the_literal_formulation(encoder: nn.Module) -> None:
         weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
         return torch.autograd.grad((out * weight).sum(), [x, *parameters])
 
-    exact, plain = (gradients(literal(encoder, x, dtype)) for dtype in (torch.float64, torch.float32))
+    exact = gradients(literal(encoder, x, torch.float64))
+    plain = gradients(literal(encoder, x, torch.float32))
     for ours, theirs, true in zip(gradients(encoder(x)), plain, exact, strict=True):
         scale = float(true.abs().max())
-        assert float((ours - true).abs().max()) <= 2 * float((theirs - true).abs().max()) + 1e-6 * scale
+        assert (
+            float((ours - true).abs().max())
+            <= 2 * float((theirs - true).abs().max()) + 1e-6 * scale
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -118,7 +136,8 @@ def test_16_bit_is_close(encoder: nn.Module, dtype: torch.dtype) -> None:
         out = encoder.to(dtype)(x.to(dtype))
         plain = literal(encoder, x, dtype)
     assert out.dtype == dtype
-    error, plain_error = (float((v.float() - exact).norm()) for v in (out, plain))
+    error = float((out.float() - exact).norm())
+    plain_error = float((plain.float() - exact).norm())
     assert error <= 2 * plain_error
 
 
@@ -126,7 +145,8 @@ def test_without_gradients_nothing_is_changed_in_place(encoder: nn.Module) -> No
     x = torch.rand(1, 3, 6, 5)
     before = x.clone()
     with torch.inference_mode():
-        first, second = encoder(x), encoder(x)
+        first = encoder(x)
+        second = encoder(x)
     assert torch.equal(x, before) and torch.equal(first, second)
 
 
@@ -142,13 +162,16 @@ def test_dense_block_sums_agree_with_and_without_gradients() -> None:
 
 
 def test_tiles_with_the_whole_halo_are_bitwise_the_image() -> None:
-    """What tiled inference rests on: a dense block's receptive radius is its number of convolutions."""
+    """What tiled inference rests on: a dense block's receptive radius is its number of
+    convolutions.
+    """
     block = RDB(channels=64, growth=64, convs=8)
     x = fast_layout(torch.rand(1, 64, 24, 160))
     with torch.no_grad():
         whole = block(x)
         for left, right in ((0, 40), (31, 70), (120, 160)):
-            start, stop = max(left - 8, 0), min(right + 8, 160)
+            start = max(left - 8, 0)
+            stop = min(right + 8, 160)
             tile = block(fast_layout(x[..., start:stop]))
             assert torch.equal(tile[..., left - start : right - start], whole[..., left:right])
 
@@ -165,7 +188,8 @@ def test_pieces_of_dense_blocks_are_bitwise_the_whole(work_bytes: int) -> None:
 
 def test_pieces_hold_what_they_say() -> None:
     """The dense features of one piece, and of no more, are computed at a time."""
-    block, most = RDB(channels=64, growth=64, convs=2), 0
+    block = RDB(channels=64, growth=64, convs=2)
+    most = 0
     infer = block._infer
 
     def counted(x: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""Index and offset formulas against PyTorch's own nearest-exact and against exact rational arithmetic."""
+"""Index and offset formulas against PyTorch's own nearest-exact and against exact rational
+arithmetic.
+"""
 
 from fractions import Fraction
 
@@ -11,7 +13,9 @@ from diinn_fast import geometry
 
 
 def torch_nearest(n_in: int, n_out: int) -> torch.Tensor:
-    """The index torch uses, read off an index image; channels_last float32 with C > 3 follows the formula."""
+    """The index torch uses, read off an index image; channels_last float32 with C > 3 follows the
+    formula.
+    """
     image = torch.arange(n_in, dtype=torch.float32).view(1, 1, n_in, 1).expand(1, 4, n_in, 2)
     image = image.contiguous(memory_format=torch.channels_last)
     return F.interpolate(image, size=(n_out, 2), mode="nearest-exact")[0, 0, :, 0].long()
@@ -42,7 +46,8 @@ def test_index_where_torchs_contiguous_path_rounds_differently(n_in, n_out):
 
 def test_ranges_are_parts_of_the_whole(seed):
     for _ in range(300):
-        n_in, n_out = seed.randint(1, 500), seed.randint(1, 3000)
+        n_in = seed.randint(1, 500)
+        n_out = seed.randint(1, 3000)
         start = seed.randrange(n_out)
         stop = seed.randint(start + 1, n_out)
         whole = geometry.nearest_index(0, n_out, n_in, n_out)
@@ -50,16 +55,20 @@ def test_ranges_are_parts_of_the_whole(seed):
         assert torch.equal(part, whole[start:stop])
         assert geometry.lr_range(start, stop, n_in, n_out) == (int(part[0]), int(part[-1]) + 1)
         offset = geometry.local_offset(0, n_out, whole, n_in, n_out, torch.float32)
-        assert torch.equal(geometry.local_offset(start, stop, part, n_in, n_out, torch.float32), offset[start:stop])
+        assert torch.equal(
+            geometry.local_offset(start, stop, part, n_in, n_out, torch.float32), offset[start:stop]
+        )
 
 
 def test_offset_is_the_exact_distance_of_pixel_centres(seed):
     for _ in range(200):
-        n_in, n_out = seed.randint(1, 3000), seed.randint(1, 16384)
+        n_in = seed.randint(1, 3000)
+        n_out = seed.randint(1, 16384)
         y = seed.randrange(n_out)
         index = geometry.nearest_index(y, y + 1, n_in, n_out)
         i = int(index)
-        u, v = Fraction(-1) + Fraction(2 * y + 1, n_out), Fraction(-1) + Fraction(2 * i + 1, n_in)
+        u = Fraction(-1) + Fraction(2 * y + 1, n_out)
+        v = Fraction(-1) + Fraction(2 * i + 1, n_in)
         exact = float((u - v) * n_in)
         for dtype, tolerance in ((torch.float64, 1e-15), (torch.float32, 6e-8)):
             got = float(geometry.local_offset(y, y + 1, index, n_in, n_out, dtype))
@@ -75,7 +84,12 @@ def test_float32_rounding_in_plain_python(seed):
 
 @pytest.mark.parametrize(
     ("lr", "scale", "size"),
-    [((10, 7), 3.7, (37, 26)), ((5, 5), 2.5, (13, 13)), ((3, 3), 0.01, (1, 1)), ((4, 6), (2, 0.5), (8, 3))],
+    [
+        ((10, 7), 3.7, (37, 26)),
+        ((5, 5), 2.5, (13, 13)),
+        ((3, 3), 0.01, (1, 1)),
+        ((4, 6), (2, 0.5), (8, 3)),
+    ],
 )
 def test_size_for_scale_rounds_half_up_and_keeps_a_pixel(lr, scale, size):
     assert geometry.size_for_scale(lr, scale) == size
@@ -87,7 +101,9 @@ def test_size_for_scale_refuses(scale):
         geometry.size_for_scale((4, 4), scale)
 
 
-@pytest.mark.parametrize("window", [(0, 0, 0, 4), (-1, 2, 0, 4), (0, 9, 0, 4), (0, 4, 3, 3), (0, 4, 0)])
+@pytest.mark.parametrize(
+    "window", [(0, 0, 0, 4), (-1, 2, 0, 4), (0, 9, 0, 4), (0, 4, 3, 3), (0, 4, 0)]
+)
 def test_windows_outside_the_output_are_refused(window):
     with pytest.raises(ValueError, match="window"):
         geometry.check_window(window, (8, 8))
@@ -101,7 +117,9 @@ def test_sizes_that_cannot_be_exact_are_refused():
 
 
 def test_offsets_are_divided_by_tensors():
-    """By a Python number, PyTorch's CUDA kernel multiplies with the rounded reciprocal: another last bit."""
+    """By a Python number, PyTorch's CUDA kernel multiplies with the rounded reciprocal: another
+    last bit.
+    """
     divisors = []
 
     class Watch(TorchDispatchMode):

@@ -1,8 +1,9 @@
 """`Graphed`: a frozen copy of a model, replayed from CUDA graphs.
 
-A machine without a GPU has no graphs, so a small emulation takes their place: recording keeps every operator with its
-tensors, as a graph keeps kernels with their addresses, and replaying runs them anew into the same memory. It is as
-strict as CUDA: an operator that must wait for the GPU cannot be recorded. What runs on real ones is in test_on_device.
+A machine without a GPU has no graphs, so a small emulation takes their place: recording keeps every
+operator with its tensors, as a graph keeps kernels with their addresses, and replaying runs them
+anew into the same memory. It is as strict as CUDA: an operator that must wait for the GPU cannot be
+recorded. What runs on real ones is in test_on_device.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class Operators(TorchDispatchMode):
         super().__init__()
         self.calls: list[tuple[Any, tuple, dict, Any]] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: Any = None
+    ) -> Any:
         if func.overloadpacket.__name__ in WAITS:
             raise RuntimeError("operation not permitted when stream is capturing")
         out = func(*args, **(kwargs or {}))
@@ -45,7 +48,11 @@ class EmulatedGraph:
         EmulatedGraph.replays += 1
         for func, args, kwargs, out in self.operators.calls:
             anew = func(*args, **kwargs)
-            given = {v.untyped_storage().data_ptr() for v in tree_flatten((args, kwargs))[0] if isinstance(v, Tensor)}
+            given = {
+                v.untyped_storage().data_ptr()
+                for v in tree_flatten((args, kwargs))[0]
+                if isinstance(v, Tensor)
+            }
             for old, new in zip(tree_flatten(out)[0], tree_flatten(anew)[0], strict=True):
                 if isinstance(old, Tensor) and old.untyped_storage().data_ptr() not in given:
                     old.copy_(new)
@@ -95,7 +102,9 @@ def test_replays_what_the_model_gives(mode, backend):
     for _ in range(3):
         x = image(2, 3, 7, 5)
         with torch.no_grad():
-            assert torch.equal(fast(x, (16, 11), backend=backend), model(x, (16, 11), backend=backend))
+            assert torch.equal(
+                fast(x, (16, 11), backend=backend), model(x, (16, 11), backend=backend)
+            )
     assert EmulatedGraph.replays == 3
 
 
@@ -104,7 +113,9 @@ def test_records_a_shape_once_and_forgets_the_one_used_least_recently(monkeypatc
     original = graphed.record
     monkeypatch.setattr(graphed, "record", lambda call: made.append(1) or original(call))
     fast = Graphed(small_model(), most=2)
-    first, second, third = (image(1, 3, 4, n) for n in (4, 5, 6))
+    first = image(1, 3, 4, 4)
+    second = image(1, 3, 4, 5)
+    third = image(1, 3, 4, 6)
     for x in (first, second, first, third, first):
         fast(x, scale=2)
     assert len(made) == 3
@@ -116,7 +127,8 @@ def test_records_a_shape_once_and_forgets_the_one_used_least_recently(monkeypatc
 
 
 def test_large_batches_are_not_recorded():
-    fast, x = Graphed(small_model(), largest=59), image(2, 3, 6, 5)
+    fast = Graphed(small_model(), largest=59)
+    x = image(2, 3, 6, 5)
     fast(x, (9, 9))
     assert EmulatedGraph.replays == 0
     fast(x[:1], (9, 9))
@@ -135,7 +147,8 @@ def test_results_are_the_callers_own():
 
 
 def test_holds_a_copy_of_the_model_and_leaves_the_model_alone():
-    model, x = small_model(), image()
+    model = small_model()
+    x = image()
     before = {name: (v.dtype, v.stride(), v.clone()) for name, v in model.state_dict().items()}
     fast = Graphed(model, dtype=torch.bfloat16)
     want = fast(x, (9, 9))
@@ -149,7 +162,8 @@ def test_holds_a_copy_of_the_model_and_leaves_the_model_alone():
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 0.03), (torch.float64, 1e-5)])
 def test_dtype_is_that_of_the_products_and_the_output_has_the_inputs(dtype, limit):
-    model, x = small_model(), image()
+    model = small_model()
+    x = image()
     out = Graphed(model, dtype=dtype)(x, (9, 9))
     with torch.no_grad():
         exact = model.double()(x.double(), (9, 9))
@@ -158,13 +172,20 @@ def test_dtype_is_that_of_the_products_and_the_output_has_the_inputs(dtype, limi
 
 
 def test_what_surrounds_the_call_does_not_matter():
-    fast, x = Graphed(small_model()), image()
+    fast = Graphed(small_model())
+    x = image()
     want = fast(x, (9, 9))
-    for surroundings in (torch.autocast("cpu", torch.bfloat16), torch.inference_mode(), torch.enable_grad()):
+    for surroundings in (
+        torch.autocast("cpu", torch.bfloat16),
+        torch.inference_mode(),
+        torch.enable_grad(),
+    ):
         other = Graphed(small_model())
         with surroundings:
             got = other(x, (9, 9))
-        assert torch.equal(got, want) and torch.equal(other(x, (9, 9)), want) and not got.requires_grad
+        assert (
+            torch.equal(got, want) and torch.equal(other(x, (9, 9)), want) and not got.requires_grad
+        )
 
 
 def test_compiled_encoder(monkeypatch):

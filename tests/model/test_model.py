@@ -1,4 +1,6 @@
-"""DIINN as a drop-in: names, counts, checkpoints, dtypes, copies, compilation, several processes."""
+"""DIINN as a drop-in: names, counts, checkpoints, dtypes, copies, compilation, several
+processes.
+"""
 
 import copy
 import json
@@ -66,13 +68,18 @@ def test_keys_shapes_and_parameter_counts_are_the_official_ones(mode, init_q):
 def test_defaults_are_the_papers_final_model():
     with torch.device("meta"):
         model = DIINN()
-    assert (model.decoder.mode, model.decoder.init_q, type(model.encoder).__name__) == (3, False, "RDN")
+    assert (model.decoder.mode, model.decoder.init_q, type(model.encoder).__name__) == (
+        3,
+        False,
+        "RDN",
+    )
     assert sum(p.numel() for p in model.encoder.parameters()) == 21_973_952
     assert sum(p.numel() for p in model.decoder.parameters()) == 986_627
 
 
 def test_forward_takes_size_bsize_or_scale():
-    model, x = small().eval(), torch.randn(2, 3, 6, 5)
+    model = small().eval()
+    x = torch.randn(2, 3, 6, 5)
     with torch.no_grad():
         want = model(x, (22, 19))
         assert want.shape == (2, 3, 22, 19)
@@ -91,7 +98,12 @@ def test_any_encoder_module():
     model = DIINN(encoder=nn.Conv2d(3, 64, 3, padding=1))
     assert model(torch.randn(1, 3, 4, 4), (8, 8)).shape == (1, 3, 8, 8)
     model = DIINN(encoder=Wide(3, 24, 3, padding=1))
-    assert model.decoder.in_channels == 24 and model(torch.randn(1, 3, 4, 4), (8, 8)).shape == (1, 3, 8, 8)
+    assert model.decoder.in_channels == 24 and model(torch.randn(1, 3, 4, 4), (8, 8)).shape == (
+        1,
+        3,
+        8,
+        8,
+    )
     with pytest.raises(ValueError, match="edsr-baseline"):
         DIINN(encoder="resnet")
 
@@ -103,17 +115,23 @@ def test_save_pretrained_with_a_foreign_encoder_names_the_remedy(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_other_dtypes(dtype):
-    model, x = small().eval(), torch.randn(1, 3, 6, 7)
+    model = small().eval()
+    x = torch.randn(1, 3, 6, 7)
     with torch.no_grad():
         want = model(x, (13, 15))
         got = model.to(dtype)(x.to(dtype), (13, 15))
     assert got.dtype == dtype
-    assert (got.double() - want).abs().max() < {torch.float64: 1e-5, torch.bfloat16: 0.05, torch.float16: 0.01}[dtype]
+    assert (got.double() - want).abs().max() < {
+        torch.float64: 1e-5,
+        torch.bfloat16: 0.05,
+        torch.float16: 0.01,
+    }[dtype]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_trains(dtype):
-    model, x = small(), torch.randn(2, 3, 6, 7)
+    model = small()
+    x = torch.randn(2, 3, 6, 7)
     with torch.autocast("cpu", dtype):
         out = model(x, (13, 15))
     assert out.dtype == dtype
@@ -128,7 +146,9 @@ def test_channels_last_batches_and_copies_agree():
         want = model(x, (13, 15))
         singles = torch.cat([model(v[None], (13, 15)) for v in x])
         torch.testing.assert_close(singles, want, rtol=1e-5, atol=1e-6)
-        last = model.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last), (13, 15))
+        last = model.to(memory_format=torch.channels_last)(
+            x.contiguous(memory_format=torch.channels_last), (13, 15)
+        )
         torch.testing.assert_close(last, want, rtol=1e-5, atol=1e-6)
         for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             torch.testing.assert_close(twin(x, (13, 15)), want, rtol=1e-5, atol=1e-6)
@@ -139,7 +159,8 @@ def test_channels_last_batches_and_copies_agree():
 
 def test_writes_through_data_are_seen():
     """EMA code writes parameters through ``.data``: nothing packed may be stale."""
-    model, x = small().eval(), torch.randn(1, 3, 4, 4)
+    model = small().eval()
+    x = torch.randn(1, 3, 4, 4)
     with torch.no_grad():
         before = model(x, (8, 8))
         for parameter in model.decoder.parameters():
@@ -152,7 +173,8 @@ def test_writes_through_data_are_seen():
 
 
 def test_compile_of_the_whole_model():
-    model, x = small(), torch.randn(1, 3, 5, 6)
+    model = small()
+    x = torch.randn(1, 3, 5, 6)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, (11, 13)), model(x, (11, 13)), rtol=1e-4, atol=1e-5)
     compiled(x, (11, 13)).sum().backward()
@@ -164,7 +186,8 @@ def worker(rank: int, store: str, result: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     torch.manual_seed(0)
     model = nn.parallel.DistributedDataParallel(small())
-    x, target = torch.randn(2, 3, 6, 6), torch.randn(2, 3, 12, 12)
+    x = torch.randn(2, 3, 6, 6)
+    target = torch.randn(2, 3, 12, 12)
     (model(x[rank : rank + 1], (12, 12)) - target[rank : rank + 1]).square().mean().backward()
     if rank == 0:
         torch.save([p.grad for p in model.parameters()], result)
@@ -172,28 +195,44 @@ def worker(rank: int, store: str, result: str) -> None:
 
 
 def test_two_processes_give_the_gradients_of_one(tmp_path):
-    store, result = str(tmp_path / "store"), str(tmp_path / "grads.pt")
+    store = str(tmp_path / "store")
+    result = str(tmp_path / "grads.pt")
     torch.multiprocessing.spawn(worker, (store, result), nprocs=2)
     torch.manual_seed(0)
     model = small()
-    x, target = torch.randn(2, 3, 6, 6), torch.randn(2, 3, 12, 12)
+    x = torch.randn(2, 3, 6, 6)
+    target = torch.randn(2, 3, 12, 12)
     (model(x, (12, 12)) - target).square().mean().backward()
-    for got, parameter in zip(torch.load(result, weights_only=True), model.parameters(), strict=True):
+    for got, parameter in zip(
+        torch.load(result, weights_only=True), model.parameters(), strict=True
+    ):
         torch.testing.assert_close(got, parameter.grad, rtol=1e-3, atol=1e-6)
 
 
-# -- checkpoints ------------------------------------------------------------------------------------------------------
+# -- checkpoints -----------------------------------------------------------------------------------
 
 
 def lightning(model: DIINN, **declared) -> dict:
     """What the official training code writes."""
     state = {f"net.{k}": v for k, v in model.state_dict().items()}
     state |= {"sub": torch.full((1, 3, 1, 1), 0.5), "div": torch.full((1, 3, 1, 1), 0.5)}
-    hyper = {"arch": "diinn", "mode": model.decoder.mode, "init_q": model.decoder.init_q, "lr": 1e-4} | declared
-    return {"state_dict": state, "hyper_parameters": hyper, "epoch": 49, "optimizer_states": [{"lr": 1e-4}]}
+    hyper = {
+        "arch": "diinn",
+        "mode": model.decoder.mode,
+        "init_q": model.decoder.init_q,
+        "lr": 1e-4,
+    } | declared
+    return {
+        "state_dict": state,
+        "hyper_parameters": hyper,
+        "epoch": 49,
+        "optimizer_states": [{"lr": 1e-4}],
+    }
 
 
-@pytest.mark.parametrize(("mode", "init_q"), [(1, False), (2, False), (3, False), (3, True), (4, False)])
+@pytest.mark.parametrize(
+    ("mode", "init_q"), [(1, False), (2, False), (3, False), (3, True), (4, False)]
+)
 @pytest.mark.parametrize("arch", ["diinn", "imsisr"])
 def test_official_lightning_checkpoints_load(mode, init_q, arch, tmp_path):
     model = small(mode, init_q)
@@ -211,7 +250,8 @@ def test_an_official_rdn_checkpoint_loads(tmp_path):
 
 
 def test_plain_state_dicts_and_safetensors_load_and_train(tmp_path):
-    model, x = small(), torch.randn(1, 3, 4, 4)
+    model = small()
+    x = torch.randn(1, 3, 4, 4)
     torch.save(model.state_dict(), tmp_path / "a.pt")
     save_file({k: v.half() for k, v in model.state_dict().items()}, tmp_path / "a.safetensors")
     for name, tolerance in (("a.pt", 0), ("a.safetensors", 5e-3)):
@@ -238,9 +278,18 @@ def broken(tmp_path, change) -> str:
     [
         (lambda s: s.pop("decoder.Q.2.0.bias"), "'decoder.Q.2.0.bias' is missing"),
         (lambda s: s.update({"decoder.extra": torch.zeros(1)}), "'decoder.extra' is not part"),
-        (lambda s: s.update({"encoder.head.0.bias": torch.zeros(3)}), r"'encoder.head.0.bias' is \[3\]"),
-        (lambda s: s["decoder.K.0.0.weight"].fill_(float("nan")), "'decoder.K.0.0.weight' contains NaN"),
-        (lambda s: s.pop("decoder.K.0.0.weight"), "not a DIINN model: it has no 'decoder.K.0.0.weight'"),
+        (
+            lambda s: s.update({"encoder.head.0.bias": torch.zeros(3)}),
+            r"'encoder.head.0.bias' is \[3\]",
+        ),
+        (
+            lambda s: s["decoder.K.0.0.weight"].fill_(float("nan")),
+            "'decoder.K.0.0.weight' contains NaN",
+        ),
+        (
+            lambda s: s.pop("decoder.K.0.0.weight"),
+            "not a DIINN model: it has no 'decoder.K.0.0.weight'",
+        ),
     ],
 )
 def test_checkpoints_that_do_not_fit_are_refused_by_the_first_key(change, message, tmp_path):
@@ -250,7 +299,11 @@ def test_checkpoints_that_do_not_fit_are_refused_by_the_first_key(change, messag
 
 def test_checkpoints_that_contradict_their_hyper_parameters_are_refused(tmp_path):
     path = tmp_path / "x.ckpt"
-    for declared, message in (({"mode": 1}, "mode=1"), ({"init_q": True}, "init_q=True"), ({"arch": "liif"}, "'liif'")):
+    for declared, message in (
+        ({"mode": 1}, "mode=1"),
+        ({"init_q": True}, "init_q=True"),
+        ({"arch": "liif"}, "'liif'"),
+    ):
         torch.save(lightning(small(), **declared), path)
         with pytest.raises(CheckpointError, match=message):
             DIINN.from_checkpoint(path)

@@ -1,4 +1,6 @@
-"""The operator as PyTorch sees it: schema, fake, autograd, compilation, and the choice of backend."""
+"""The operator as PyTorch sees it: schema, fake, autograd, compilation, and the choice of
+backend.
+"""
 
 import logging
 from types import SimpleNamespace
@@ -16,7 +18,9 @@ def operator_arguments(mode: int, init_q: bool, points: bool):
     decoder = make_decoder(mode, init_q, width=16, channels=4)
     seen = []
     patched = pytest.MonkeyPatch()
-    patched.setattr(torch.ops.diinn_fast, "decode", lambda *args: seen.append(args) or torch.zeros(1, 3, 1, 1))
+    patched.setattr(
+        torch.ops.diinn_fast, "decode", lambda *args: seen.append(args) or torch.zeros(1, 3, 1, 1)
+    )
     features = torch.randn(2, 4, 3, 4, requires_grad=True)
     if points:
         decoder.sample_pixels(features, torch.randint(0, 6, (2, 20, 2)), (6, 6))
@@ -32,10 +36,13 @@ def operator_arguments(mode: int, init_q: bool, points: bool):
 
 
 @pytest.mark.parametrize(
-    ("mode", "init_q", "points"), [(*m, False) for m in MODES[:6]] + [(3, False, True), (1, True, True)]
+    ("mode", "init_q", "points"),
+    [(*m, False) for m in MODES[:6]] + [(3, False, True), (1, True, True)],
 )
 def test_opcheck(mode, init_q, points):
-    torch.library.opcheck(torch.ops.diinn_fast.decode.default, operator_arguments(mode, init_q, points))
+    torch.library.opcheck(
+        torch.ops.diinn_fast.decode.default, operator_arguments(mode, init_q, points)
+    )
 
 
 @pytest.mark.parametrize(("mode", "init_q"), [(1, False), (3, False), (3, True), (4, False)])
@@ -43,10 +50,13 @@ def test_compile_fullgraph(mode, init_q):
     decoder = make_decoder(mode, init_q)
     features = torch.randn(1, 64, 4, 5, requires_grad=True)
     compiled = torch.compile(decoder, fullgraph=True, backend="aot_eager")
-    got, want = compiled(features, (9, 11)), decoder(features, (9, 11))
+    got = compiled(features, (9, 11))
+    want = decoder(features, (9, 11))
     torch.testing.assert_close(got, want)
     inputs = [features, *decoder.parameters()]
-    grads = zip(torch.autograd.grad(got.sum(), inputs), torch.autograd.grad(want.sum(), inputs), strict=True)
+    grads = zip(
+        torch.autograd.grad(got.sum(), inputs), torch.autograd.grad(want.sum(), inputs), strict=True
+    )
     for a, b in grads:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
@@ -60,10 +70,14 @@ def test_opcheck_conv3x3():
 
 @pytest.mark.parametrize("backend", ["auto", "eager"])
 def test_conv3x3_is_a_convolution_however_it_is_cut(backend):
-    padded, weight, bias = torch.randn(2, 9, 12, 64), torch.randn(96, 576), torch.randn(96)
+    padded = torch.randn(2, 9, 12, 64)
+    weight = torch.randn(96, 576)
+    bias = torch.randn(96)
     with torch.no_grad():
         whole = ops.conv3x3(padded, weight, bias, backend)
-        want = torch.nn.functional.conv2d(padded.permute(0, 3, 1, 2), weight.view(96, 64, 3, 3), bias)
+        want = torch.nn.functional.conv2d(
+            padded.permute(0, 3, 1, 2), weight.view(96, 64, 3, 3), bias
+        )
         torch.testing.assert_close(whole, want.permute(0, 2, 3, 1), rtol=1e-4, atol=1e-4)
         part = ops.conv3x3(padded[1:, 3:7, 4:9], weight, bias, backend)
     assert torch.equal(part, whole[1:, 3:5, 4:7])
@@ -71,15 +85,31 @@ def test_conv3x3_is_a_convolution_however_it_is_cut(backend):
 
 @pytest.mark.parametrize("backend", ["auto", "eager"])
 def test_autocast_does_not_reach_into_the_operators(backend):
-    """Positions and sine arguments stay float32: the same inputs give the same bits with and without autocast."""
+    """Positions and sine arguments stay float32: the same inputs give the same bits with and
+    without autocast.
+    """
     h = 32
-    matrices, vectors = (torch.randn(2, 2 * h, h), torch.randn(3, h)), (torch.randn(h, 3), torch.randn(h))
+    matrices = (torch.randn(2, 2 * h, h), torch.randn(3, h))
+    vectors = (torch.randn(h, 3), torch.randn(h))
     source = torch.randn(1, 3, 4, 3 * h).bfloat16().requires_grad_()
-    weights = [*vectors, matrices[0].bfloat16(), torch.randn(2, h), matrices[1].bfloat16(), torch.randn(3)]
+    weights = [
+        *vectors,
+        matrices[0].bfloat16(),
+        torch.randn(2, h),
+        matrices[1].bfloat16(),
+        torch.randn(3),
+    ]
     window = diinn_fast.geometry.Window(0, 7, 0, 9)
 
     def run():
-        settings = {"form": "content", "mode": 3, "lr": (3, 4), "size": (7, 9), "window": window, "backend": backend}
+        settings = {
+            "form": "content",
+            "mode": 3,
+            "lr": (3, 4),
+            "size": (7, 9),
+            "window": window,
+            "backend": backend,
+        }
         out = ops.decode(source, weights, **settings)
         return out, *torch.autograd.grad(out.float().square().sum(), source)
 
@@ -94,7 +124,9 @@ def test_two_backwards_are_bitwise_equal():
     features = torch.randn(2, 64, 6, 7, requires_grad=True)
 
     def grads():
-        return torch.autograd.grad(decoder(features, (25, 25)).square().sum(), [features, *decoder.parameters()])
+        return torch.autograd.grad(
+            decoder(features, (25, 25)).square().sum(), [features, *decoder.parameters()]
+        )
 
     assert all(torch.equal(a, b) for a, b in zip(grads(), grads(), strict=True))
 
@@ -105,7 +137,9 @@ def test_backward_keeps_only_the_inputs():
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         out = decoder(features, (64, 64))
-    assert max(t.numel() for t in saved) <= max(8 * 8 * 1024, 1024 * 576)  # content, weights: nothing of HR size
+    assert max(t.numel() for t in saved) <= max(
+        8 * 8 * 1024, 1024 * 576
+    )  # content, weights: nothing of HR size
     out.sum().backward()
 
 
@@ -142,7 +176,8 @@ def test_auto_falls_back_with_one_log_line_and_a_named_backend_refuses(monkeypat
     broken = fake_backend(unavailable="it was not compiled: install a C++ compiler")
     monkeypatch.setattr(backends, "load", lambda name: eager if name == "eager" else broken)
     monkeypatch.setattr(backends, "_warned", set())
-    decoder, features = make_decoder(3), torch.randn(1, 64, 2, 2)
+    decoder = make_decoder(3)
+    features = torch.randn(1, 64, 2, 2)
     with caplog.at_level(logging.WARNING), torch.no_grad():
         decoder(features, (4, 4), backend="auto")
         decoder(features, (4, 4), backend="auto")
@@ -155,9 +190,12 @@ def test_auto_falls_back_silently_where_a_backend_does_not_apply(monkeypatch, ca
     eager = backends.load("eager")
     limited = fake_backend(unsupported="float64 is not supported")
     monkeypatch.setattr(backends, "load", lambda name: eager if name == "eager" else limited)
-    decoder, features = make_decoder(3), torch.randn(1, 64, 2, 2)
+    decoder = make_decoder(3)
+    features = torch.randn(1, 64, 2, 2)
     with torch.no_grad():
-        assert torch.equal(decoder(features, (4, 4), backend="auto"), decoder(features, (4, 4), backend="eager"))
+        assert torch.equal(
+            decoder(features, (4, 4), backend="auto"), decoder(features, (4, 4), backend="eager")
+        )
         with pytest.raises(BackendError, match="float64"):
             decoder(features, (4, 4), backend="cpu")
     assert not caplog.records
@@ -170,7 +208,10 @@ def test_backend_table_names_every_backend():
 
 
 def test_auto_considers_only_measured_backends():
-    assert set(backends.ORDER) == set(backends.NAMES) - {"triton", "cuda"}  # not yet run on hardware
+    assert set(backends.ORDER) == set(backends.NAMES) - {
+        "triton",
+        "cuda",
+    }  # not yet run on hardware
     assert backends.load("triton").unavailable()  # in this process: no CUDA device, no interpreter
     with pytest.raises(BackendError, match=r"CUDA device|not installed"):
         use_backend("triton")

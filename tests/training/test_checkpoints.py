@@ -1,6 +1,8 @@
-"""Checkpoints of a training run load in the official code: by key and shape, and to the same pictures.
+"""Checkpoints of a training run load in the official code: by key and shape, and to the same
+pictures.
 
-The classes here are the official module tree, written from its definition: names, layers, and the plain computation.
+The classes here are the official module tree, written from its definition: names, layers, and the
+plain computation.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ class RDN(nn.Module):
 
     def forward(self, x):
         shallow = self.SFENet1(x)
-        x, outputs = self.SFENet2(shallow), []
+        x = self.SFENet2(shallow)
+        outputs = []
         for block in self.RDBs:
             x = block(x)
             outputs.append(x)
@@ -62,14 +65,17 @@ class Sine(nn.Module):
 class ImplicitDecoder(nn.Module):
     def __init__(self, mode, init_q):
         super().__init__()
-        self.mode, self.init_q = mode, init_q
+        self.mode = mode
+        self.init_q = init_q
         if init_q:
             self.first_layer = nn.Sequential(nn.Conv2d(3, 576, 1), Sine())
         self.K, self.Q = nn.ModuleList(), nn.ModuleList()
         for i in range(4):
             inputs = 576 if i == 0 else (256 if mode == 1 else 256 + 576)
             self.K.append(nn.Sequential(nn.Conv2d(inputs, 256, 1), nn.ReLU()))
-            self.Q.append(nn.Sequential(nn.Conv2d(256 if i else (576 if init_q else 3), 256, 1), Sine()))
+            self.Q.append(
+                nn.Sequential(nn.Conv2d(256 if i else (576 if init_q else 3), 256, 1), Sine())
+            )
         if mode == 4:
             self.last_layer = nn.Conv2d(256, 3, 3, padding=1, padding_mode="reflect")
         else:
@@ -77,7 +83,9 @@ class ImplicitDecoder(nn.Module):
 
     def forward(self, features, size):
         h, w = features.shape[-2:]
-        content = F.interpolate(F.unfold(features, 3, padding=1).unflatten(2, (h, w)), size, mode="nearest-exact")
+        content = F.interpolate(
+            F.unfold(features, 3, padding=1).unflatten(2, (h, w)), size, mode="nearest-exact"
+        )
         position = self.position(h, w, size).expand(len(features), -1, -1, -1)
         if self.init_q:
             position = self.first_layer(position)
@@ -85,14 +93,17 @@ class ImplicitDecoder(nn.Module):
         k = self.K[0](content)
         q = k * self.Q[0](position)
         for i in range(1, 4):
-            k = self.K[i](k if self.mode == 1 else torch.cat([k if self.mode == 2 else q, content], 1))
+            k = self.K[i](
+                k if self.mode == 1 else torch.cat([k if self.mode == 2 else q, content], 1)
+            )
             q = k * self.Q[i](q)
         return self.last_layer(q)
 
     @staticmethod
     def position(h, w, size):
         def axis(n_in, n_out):
-            lr, hr = ((2 * torch.arange(n) + 1) / n - 1 for n in (n_in, n_out))
+            lr = (2 * torch.arange(n_in) + 1) / n_in - 1
+            hr = (2 * torch.arange(n_out) + 1) / n_out - 1
             return (hr - F.interpolate(lr[None, None], n_out, mode="nearest-exact")[0, 0]) * n_in
 
         dy, dx = torch.meshgrid(axis(h, size[0]), axis(w, size[1]), indexing="ij")
@@ -131,7 +142,8 @@ def threads():
 
 @torch.no_grad()
 def assert_same_pictures(path) -> None:
-    lr, size = torch.rand(1, 3, 9, 10), (22, 31)
+    lr = torch.rand(1, 3, 9, 10)
+    size = (22, 31)
     official = Official.load_from_checkpoint(path)(lr, size)
     for model in (DIINN.from_checkpoint(path), load_weights(str(path))):
         ours = (model((lr - 0.5) / 0.5, size) * 0.5 + 0.5).clamp(0, 1)
@@ -152,7 +164,9 @@ def test_a_trained_checkpoint_is_official(tmp_path):
 
 @pytest.mark.parametrize(("mode", "init_q"), [(3, False), (1, True), (4, False)])
 def test_the_papers_models_are_official(mode, init_q, tmp_path):
-    trainer = L.Trainer(accelerator="cpu", logger=False, plugins=[AtomicCheckpointIO()], default_root_dir=tmp_path)
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, plugins=[AtomicCheckpointIO()], default_root_dir=tmp_path
+    )
     trainer.strategy.connect(SRModule(mode=mode, init_q=init_q))
     trainer.save_checkpoint(tmp_path / "last.ckpt", weights_only=True)
     assert_same_pictures(tmp_path / "last.ckpt")

@@ -41,7 +41,7 @@ def touch(root: Path, *names: str) -> None:
         (root / name).touch()
 
 
-# -- finding -----------------------------------------------------------------------------------------------------------
+# -- finding ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -49,17 +49,33 @@ def touch(root: Path, *names: str) -> None:
     [
         (["b.png", "a.JPG", "notes.txt"], ["a.JPG", "b.png"], ["a.JPG", "b.png"]),
         (  # unpacked from the DIV2K site
-            ["DIV2K_train_HR/0001.png", "DIV2K_valid_HR/0801.png", "DIV2K_valid_LR_bicubic/X2/0801x2.png"],
+            [
+                "DIV2K_train_HR/0001.png",
+                "DIV2K_valid_HR/0801.png",
+                "DIV2K_valid_LR_bicubic/X2/0801x2.png",
+            ],
             ["DIV2K_train_HR/0001.png"],
             ["DIV2K_valid_HR/0801.png"],
         ),
-        (["DIV2K/DIV2K_train_HR/0800.png"], ["DIV2K/DIV2K_train_HR/0800.png"], ["DIV2K/DIV2K_train_HR/0800.png"]),
+        (
+            ["DIV2K/DIV2K_train_HR/0800.png"],
+            ["DIV2K/DIV2K_train_HR/0800.png"],
+            ["DIV2K/DIV2K_train_HR/0800.png"],
+        ),
         (  # the official code: 0001 to 0900 in one folder
-            ["DIV2K/DIV2K_train_HR/0800.png", "DIV2K/DIV2K_train_HR/0801.png", "DIV2K/DIV2K_train_HR/0900.png"],
+            [
+                "DIV2K/DIV2K_train_HR/0800.png",
+                "DIV2K/DIV2K_train_HR/0801.png",
+                "DIV2K/DIV2K_train_HR/0900.png",
+            ],
             ["DIV2K/DIV2K_train_HR/0800.png"],
             ["DIV2K/DIV2K_train_HR/0801.png", "DIV2K/DIV2K_train_HR/0900.png"],
         ),
-        (["HR/baby.png", "LR_bicubic/X2/babyx2.png"], ["HR/baby.png"], ["HR/baby.png"]),  # EDSR's benchmark.tar
+        (
+            ["HR/baby.png", "LR_bicubic/X2/babyx2.png"],
+            ["HR/baby.png"],
+            ["HR/baby.png"],
+        ),  # EDSR's benchmark.tar
         (["GTmod12/baby.png", "LRbicx2/baby.png"], ["GTmod12/baby.png"], ["GTmod12/baby.png"]),
         (  # SelfExSR
             [
@@ -85,7 +101,7 @@ def test_folders_without_images_are_refused(tmp_path):
         find_images(tmp_path / "nowhere")
 
 
-# -- decoding ----------------------------------------------------------------------------------------------------------
+# -- decoding --------------------------------------------------------------------------------------
 
 
 def test_all_kinds_of_8_bit_images_become_rgb(tmp_path):
@@ -95,7 +111,9 @@ def test_all_kinds_of_8_bit_images_become_rgb(tmp_path):
     Image.fromarray(rgb).convert("RGBA").save(tmp_path / "alpha.png")
     images = load_photos(tmp_path)
     assert list(images) == ["a.png", "alpha.png", "grey.png"]
-    assert np.array_equal(images["a.png"].permute(1, 2, 0), rgb) and torch.equal(images["a.png"], images["alpha.png"])
+    assert np.array_equal(images["a.png"].permute(1, 2, 0), rgb) and torch.equal(
+        images["a.png"], images["alpha.png"]
+    )
     assert np.array_equal(images["grey.png"], np.broadcast_to(rgb[..., 0], (3, 9, 7)))
 
 
@@ -108,7 +126,11 @@ def test_bad_images_are_named_all_together(photos, tmp_path):
     (photos / "text.png").write_text("no image")
     with pytest.raises(DataError) as caught:
         decode_all(list_photos(photos), 100, 1 << 30, tmp_path)
-    for part in ("deep.png has more than 8 bits", "narrow.png is 40x300 pixels: at least 100", "text.png cannot be"):
+    for part in (
+        "deep.png has more than 8 bits",
+        "narrow.png is 40x300 pixels: at least 100",
+        "text.png cannot be",
+    ):
         assert part in str(caught.value)
     assert "and 1 more" not in str(caught.value)
     (photos / "text2.png").write_text("no image")
@@ -123,7 +145,9 @@ def test_photos_beyond_the_memory_come_from_a_file_made_once(photos, pixels, tmp
         assert all(np.array_equal(a, b) for a, b in zip(mapped, pixels, strict=True))
         assert not mapped[0].flags.writeable
         assert len(list(cache.iterdir())) == 1
-        monkeypatch.setattr("diinn_fast.data.store.decode_photo", None)  # the second time it is there
+        monkeypatch.setattr(
+            "diinn_fast.data.store.decode_photo", None
+        )  # the second time it is there
     monkeypatch.undo()
     Image.new("RGB", (130, 130)).save(photos / "0.png")  # another photo of this name
     assert decode_all(list_photos(photos), 1, 1000, cache)[0].shape == (130, 130, 3)
@@ -132,7 +156,7 @@ def test_photos_beyond_the_memory_come_from_a_file_made_once(photos, pixels, tmp
         decode_all(list_photos(photos), 1, 1000, tmp_path / "full")
 
 
-# -- degrading and cropping --------------------------------------------------------------------------------------------
+# -- degrading and cropping ------------------------------------------------------------------------
 
 
 def test_degrade_is_pillows_antialiased_bicubic():
@@ -154,9 +178,15 @@ def test_pairs_are_the_crop_its_degradation_and_its_pixels(pixels):
     for crops in sampler.step(7):
         pairs = make_pairs(crops)
         side = pairs.size[0]
-        assert 12 <= side <= 48 and crops.hr.shape == (3, 3, side, side) and pairs.lr.shape == (3, 3, 12, 12)
+        assert (
+            12 <= side <= 48
+            and crops.hr.shape == (3, 3, side, side)
+            and pairs.lr.shape == (3, 3, 12, 12)
+        )
         assert torch.equal(pairs.lr, degrade(crops.hr.float() / 255, (12, 12)))
-        assert len(set(codes(torch.cat([pairs.yx[0], pairs.yx[0, :, :1]], -1)).tolist())) == 50  # each pixel once
+        assert (
+            len(set(codes(torch.cat([pairs.yx[0], pairs.yx[0, :, :1]], -1)).tolist())) == 50
+        )  # each pixel once
         for hr, yx, rgb in zip(crops.hr, pairs.yx, pairs.target, strict=True):
             assert torch.equal((rgb * 255).round(), hr[:, yx[:, 0], yx[:, 1]].T.float())
 
@@ -169,7 +199,8 @@ def test_a_crop_is_a_square_of_a_photo_flipped_or_transposed(pixels):
     for step in range(60):
         [crops] = CropSampler([photo], lr_size=5, batch=1, scales=[2]).step(step)
         crop = crops.hr[0].permute(1, 2, 0).numpy()
-        y, x = int(crop[..., 0].min()), int(crop[..., 1].min())
+        y = int(crop[..., 0].min())
+        x = int(crop[..., 1].min())
         square = photo[y : y + 10, x : x + 10]
         ways = [np.rot90(s, k) for s in (square, square.transpose(1, 0, 2)) for k in range(4)]
         [way] = [n for n, turned in enumerate(ways) if np.array_equal(turned, crop)]
@@ -179,14 +210,18 @@ def test_a_crop_is_a_square_of_a_photo_flipped_or_transposed(pixels):
 
 def test_the_papers_steps_have_every_scale(pixels):
     groups = CropSampler(pixels, lr_size=12, batch=2, scales=(2, 3, 4)).step(0)
-    assert [group.hr.shape[-1] for group in groups] == [24, 36, 48] and all(group.yx is None for group in groups)
+    assert [group.hr.shape[-1] for group in groups] == [24, 36, 48] and all(
+        group.yx is None for group in groups
+    )
     pairs = make_pairs(groups[2])
     assert torch.equal((pairs.target * 255).round().byte(), groups[2].hr)
 
 
 def test_crops_depend_on_seed_and_step_alone_however_many_ranks_there_are(pixels):
     def step(n, seed=0, rank=0, ranks=1):
-        sampler = CropSampler(pixels, lr_size=12, batch=4, groups=2, samples=9, candidates=2, seed=seed)
+        sampler = CropSampler(
+            pixels, lr_size=12, batch=4, groups=2, samples=9, candidates=2, seed=seed
+        )
         return sampler.step(n, rank, ranks)
 
     whole = step(5)
@@ -206,24 +241,30 @@ def test_more_candidates_have_more_texture(pixels):
     means = []
     for candidates in (1, 4):
         sampler = CropSampler([half], lr_size=8, batch=40, scales=[2], candidates=candidates)
-        means.append(np.mean([texture(crop.permute(1, 2, 0).numpy()) for crop in sampler.step(0)[0].hr]))
+        means.append(
+            np.mean([texture(crop.permute(1, 2, 0).numpy()) for crop in sampler.step(0)[0].hr])
+        )
     assert means[1] > 1.5 * means[0]
 
 
-# -- packs -------------------------------------------------------------------------------------------------------------
+# -- packs -----------------------------------------------------------------------------------------
 
 
 def test_a_pack_keeps_its_size_and_is_read_like_a_folder(photos, tmp_path):
-    large, small = tmp_path / "large.tar", tmp_path / "small.tar"
+    large = tmp_path / "large.tar"
+    small = tmp_path / "small.tar"
     size = write_pack(photos, large, 1 << 20)
     assert size == large.stat().st_size
-    originals, packed = load_photos(photos), load_photos(large)
+    originals = load_photos(photos)
+    packed = load_photos(large)
     assert len(packed) == len(originals)
     for a, b in zip(originals.values(), packed.values(), strict=True):
         assert a.shape == b.shape and (a.float() - b.float()).abs().mean() < 6
     assert write_pack(photos, small, size * 2 // 3) <= size * 2 // 3
     reduced = load_photos(small)
-    assert all(b.shape[1] < a.shape[1] for a, b in zip(originals.values(), reduced.values(), strict=True))
+    assert all(
+        b.shape[1] < a.shape[1] for a, b in zip(originals.values(), reduced.values(), strict=True)
+    )
     assert write_pack(large, tmp_path / "again.tar", 1 << 20) > 0  # a pack can be packed again
 
 

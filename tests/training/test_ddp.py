@@ -24,7 +24,8 @@ from diinn_fast.training.module import SRModule
 
 def on_before_optimizer_step(self, optimizer):
     if self.global_rank == 0:
-        torch.save({name: p.grad for name, p in self.named_parameters()}, f"{sys.argv[1]}-{self.global_step}.pt")
+        gradients = {name: p.grad for name, p in self.named_parameters()}
+        torch.save(gradients, f"{sys.argv[1]}-{self.global_step}.pt")
 
 SRModule.on_before_optimizer_step = on_before_optimizer_step
 sys.exit(main(sys.argv[2:]))
@@ -32,7 +33,8 @@ sys.exit(main(sys.argv[2:]))
 
 
 def test_two_processes_give_the_gradients_of_one(tmp_path, monkeypatch):
-    photos, script = make_photos(tmp_path / "photos"), tmp_path / "worker.py"
+    photos = make_photos(tmp_path / "photos")
+    script = tmp_path / "worker.py"
     gradients = {}
 
     def on_before_optimizer_step(self, optimizer):
@@ -43,7 +45,14 @@ def test_two_processes_give_the_gradients_of_one(tmp_path, monkeypatch):
         run(photos, tmp_path / "one", *STEPS)
 
     script.write_text(WORKER)
-    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    starter = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(script),
+    ]
     command = ["train", "--config", "empty.yaml", "--data", str(photos), "--out", "two"]
     done = subprocess.run(
         [*starter, "two", *command, *SMALL, *STEPS],
@@ -58,9 +67,13 @@ def test_two_processes_give_the_gradients_of_one(tmp_path, monkeypatch):
     for step in (0, 1):
         two = torch.load(tmp_path / f"two-{step}.pt", weights_only=True)
         for name, gradient in gradients[step].items():
-            # The first step differs by the order of sums; the second also by what Adam made of that.
+            # The first step differs by the order of sums; the second also by what Adam made of
+            # that.
             limit = {0: 1e-5, 1: 2e-2}[step] * gradient.abs().max() + 1e-9
             assert (gradient - two[name]).abs().max() <= limit, (step, name)
-    scores = [checkpoint(tmp_path / name / "best.ckpt")["callbacks"]["Checkpoints"]["best"] for name in ("one", "two")]
+    scores = [
+        checkpoint(tmp_path / name / "best.ckpt")["callbacks"]["Checkpoints"]["best"]
+        for name in ("one", "two")
+    ]
     assert scores[1] == pytest.approx(scores[0], abs=0.05)
     assert checkpoint(tmp_path / "two" / "last.ckpt")["global_step"] == 2

@@ -1,4 +1,6 @@
-"""Training runs: they learn, stop and go on exactly, survive what happens to processes, and say what is wrong."""
+"""Training runs: they learn, stop and go on exactly, survive what happens to processes, and say
+what is wrong.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,10 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(photos, whole, tmp_path, mo
     assert checkpoint(tmp_path / "last.ckpt")["global_step"] == 4
     assert run(photos, tmp_path) == (6, "")
     assert_same_state(checkpoint(whole / "last.ckpt"), checkpoint(tmp_path / "last.ckpt"))
-    figures = [[{k: v for k, v in row.items() if k != "time"} for row in rows(out)] for out in (whole, tmp_path)]
+    figures = [
+        [{k: v for k, v in row.items() if k != "time"} for row in rows(out)]
+        for out in (whole, tmp_path)
+    ]
     assert [r for r in figures[0] if "val/psnr" in r] == [r for r in figures[1] if "val/psnr" in r]
     assert [r["train/lr"] for r in figures[0] if "train/lr" in r] == [
         r["train/lr"] for r in figures[1] if "train/lr" in r
@@ -80,15 +85,30 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(photos, whole, tmp_path, mo
 
 
 def test_loader_processes_change_nothing(photos, whole, tmp_path):
-    assert run(photos, tmp_path, "--data.workers=1", "--trainer.max_steps=3", "--model.schedule=constant") == (3, "")
-    assert run(photos, tmp_path / "none", "--trainer.max_steps=3", "--model.schedule=constant") == (3, "")
-    assert_same_state(checkpoint(tmp_path / "last.ckpt"), checkpoint(tmp_path / "none" / "last.ckpt"))
+    assert run(
+        photos, tmp_path, "--data.workers=1", "--trainer.max_steps=3", "--model.schedule=constant"
+    ) == (3, "")
+    assert run(photos, tmp_path / "none", "--trainer.max_steps=3", "--model.schedule=constant") == (
+        3,
+        "",
+    )
+    assert_same_state(
+        checkpoint(tmp_path / "last.ckpt"), checkpoint(tmp_path / "none" / "last.ckpt")
+    )
 
 
 def test_validation_photos_of_ones_own_are_all_that_is_validated_on(photos, tmp_path):
     own = make_photos(tmp_path / "own", count=2)
-    run(photos, tmp_path / "run", f"--data.val_folder={own}", "--trainer.max_steps=3", "--model.lr=0", "--ema.decay=0")
-    model, scores = DIINN.from_checkpoint(tmp_path / "run" / "last.ckpt"), []
+    run(
+        photos,
+        tmp_path / "run",
+        f"--data.val_folder={own}",
+        "--trainer.max_steps=3",
+        "--model.lr=0",
+        "--ema.decay=0",
+    )
+    model = DIINN.from_checkpoint(tmp_path / "run" / "last.ckpt")
+    scores = []
     for hr in load_photos(own).values():
         y, x = ((n - 48) // 2 for n in hr.shape[1:])
         hr = hr[None, :, y : y + 48, x : x + 48].float() / 255
@@ -99,8 +119,16 @@ def test_validation_photos_of_ones_own_are_all_that_is_validated_on(photos, tmp_
 
 
 def test_a_run_can_start_from_trained_weights(photos, whole, tmp_path):
-    run(photos, tmp_path, "--trainer.max_steps=1", "--model.lr=0", "--ema.decay=0", init=str(whole / "last.ckpt"))
-    got, want = (checkpoint(out / "last.ckpt")["state_dict"] for out in (tmp_path, whole))
+    run(
+        photos,
+        tmp_path,
+        "--trainer.max_steps=1",
+        "--model.lr=0",
+        "--ema.decay=0",
+        init=str(whole / "last.ckpt"),
+    )
+    got = checkpoint(tmp_path / "last.ckpt")["state_dict"]
+    want = checkpoint(whole / "last.ckpt")["state_dict"]
     assert all(torch.equal(value, want[name]) for name, value in got.items())
     with pytest.raises(ValueError, match="without --init"):
         run(photos, tmp_path, init=str(whole / "last.ckpt"))
@@ -126,16 +154,22 @@ def test_training_lowers_the_loss_and_leaves_a_model_folder(photos, tmp_path):
     model = DIINN.from_pretrained(tmp_path / "model")
     for name, value in model.state_dict().items():
         assert torch.equal(value, state["state_dict"][f"net.{name}"])
-        assert not value.any() or not torch.equal(value, state["current_model_state"][f"net.{name}"])
+        assert not value.any() or not torch.equal(
+            value, state["current_model_state"][f"net.{name}"]
+        )
     assert list((tmp_path / "tensorboard").iterdir())
     best = max(row["val/psnr"] for row in rows(tmp_path) if "val/psnr" in row)
-    assert checkpoint(tmp_path / "best.ckpt")["callbacks"]["Checkpoints"]["best"] == pytest.approx(best, abs=1e-3)
+    assert checkpoint(tmp_path / "best.ckpt")["callbacks"]["Checkpoints"]["best"] == pytest.approx(
+        best, abs=1e-3
+    )
 
 
 def test_averaged_weights_are_those_of_the_formula(photos, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        SRModule, "on_train_batch_end", lambda self, *_: seen.append(self.net.decoder.last_layer.weight.clone())
+        SRModule,
+        "on_train_batch_end",
+        lambda self, *_: seen.append(self.net.decoder.last_layer.weight.clone()),
     )
     run(photos, tmp_path, "--ema.decay=0.3")
     average = seen[0]
@@ -145,10 +179,14 @@ def test_averaged_weights_are_those_of_the_formula(photos, tmp_path, monkeypatch
     torch.testing.assert_close(got, average, rtol=1e-6, atol=1e-8)
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_state(photos, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_state(
+    photos, tmp_path, monkeypatch
+):
     original = SRModule.loss
     monkeypatch.setattr(
-        SRModule, "loss", lambda self, *a: original(self, *a) * (math.nan if self.global_step == 4 else 1)
+        SRModule,
+        "loss",
+        lambda self, *a: original(self, *a) * (math.nan if self.global_step == 4 else 1),
     )
     with pytest.raises(Diverged, match="loss is nan at step 4"):
         run(photos, tmp_path)
@@ -160,7 +198,9 @@ def test_weights_that_are_not_finite_never_replace_good_ones(photos, tmp_path, m
 
     def on_save_checkpoint(self, content):
         if self.global_step == 6:
-            self.net.decoder.last_layer.bias.data[0] = math.inf  # as a gradient that overflowed would leave it
+            self.net.decoder.last_layer.bias.data[0] = (
+                math.inf
+            )  # as a gradient that overflowed would leave it
         original(self, content)
 
     monkeypatch.setattr(SRModule, "on_save_checkpoint", on_save_checkpoint)
@@ -184,12 +224,15 @@ def dies(content, file):
     file.flush()
     os.kill(os.getpid(), signal.SIGKILL)
 torch.save = dies
-run(Path(sys.argv[1]), Path(sys.argv[2]), "--checkpoints.every=2", "--trainer.val_check_interval=100")
+options = "--checkpoints.every=2", "--trainer.val_check_interval=100"
+run(Path(sys.argv[1]), Path(sys.argv[2]), *options)
 """
 
 
 def test_kill_9_in_the_middle_of_a_save_loses_the_interval_and_no_more(photos, whole, tmp_path):
-    done = subprocess.run([sys.executable, "-c", KILLED, photos, tmp_path], cwd=ROOT, capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, photos, tmp_path], cwd=ROOT, capture_output=True, check=False
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert rows(tmp_path)[-1]["step"] == 5  # figures of the step are written after its checkpoint
     assert checkpoint(tmp_path / "last.ckpt")["global_step"] == 4
@@ -200,7 +243,13 @@ def test_kill_9_in_the_middle_of_a_save_loses_the_interval_and_no_more(photos, w
 def test_time_limits_end_a_run_in_good_order(photos, tmp_path):
     assert run(photos, tmp_path, "--checkpoints.stop_after=0") == (1, "time is over")
     assert run(photos, tmp_path, "--checkpoints.stop_after=0") == (2, "time is over")
-    run(photos, tmp_path / "often", "--checkpoints.minutes=0", "--checkpoints.every=100", "--trainer.max_steps=2")
+    run(
+        photos,
+        tmp_path / "often",
+        "--checkpoints.minutes=0",
+        "--checkpoints.every=100",
+        "--trainer.max_steps=2",
+    )
     assert checkpoint(tmp_path / "often" / "last.ckpt")["global_step"] == 2
 
 
@@ -215,7 +264,7 @@ def test_checkpoints_that_hold_code_are_not_loaded(photos, whole, tmp_path, capf
     assert "ran" not in capfd.readouterr().out
 
 
-# -- mixed precision, samplers, schedules ------------------------------------------------------------------------------
+# -- mixed precision, samplers, schedules ----------------------------------------------------------
 
 
 def test_mixed_precision_goes_over_to_float32(photos, tmp_path, monkeypatch):
@@ -228,12 +277,23 @@ def test_mixed_precision_goes_over_to_float32(photos, tmp_path, monkeypatch):
         return rgb
 
     monkeypatch.setattr(DIINN, "sample_pixels", sample_pixels)
-    run(photos, tmp_path, "--trainer.precision=bf16-mixed", "--model.fp32_from=0.5", "--data.groups=1")
+    run(
+        photos,
+        tmp_path,
+        "--trainer.precision=bf16-mixed",
+        "--model.fp32_from=0.5",
+        "--data.groups=1",
+    )
     assert seen == [torch.bfloat16] * 3 + [torch.float32] * 3
 
 
 def test_the_papers_sampler_trains_mode_4_which_cannot_be_sampled(photos, tmp_path):
-    crops = ["--data.samples=null", "--data.scales=[2, 3]", "--trainer.max_steps=1", "--trainer.gradient_clip_val=0.5"]
+    crops = [
+        "--data.samples=null",
+        "--data.scales=[2, 3]",
+        "--trainer.max_steps=1",
+        "--trainer.gradient_clip_val=0.5",
+    ]
     assert run(photos, tmp_path / "whole crops", "--model.mode=4", *crops) == (1, "")
     with pytest.raises(ValueError, match="samples null"):
         run(photos, tmp_path / "samples", "--model.mode=4")
@@ -249,16 +309,28 @@ def test_schedules():
     step = module_at(50_000, schedule="step", lr_step=10_000, lr_gamma=0.5)
     assert [step.rate_factor(n) for n in (0, 9_999, 10_000, 49_999)] == [1, 1, 0.5, 0.5**4]
     cosine = module_at(1010, schedule="cosine", warmup=10, lr_final=0.1)
-    assert [round(cosine.rate_factor(n), 6) for n in (0, 4, 10, 510, 1010)] == [0.1, 0.5, 1, 0.55, 0.1]
+    assert [round(cosine.rate_factor(n), 6) for n in (0, 4, 10, 510, 1010)] == [
+        0.1,
+        0.5,
+        1,
+        0.55,
+        0.1,
+    ]
     cosine.moments_from = 510
     assert cosine.rate_factor(510) == pytest.approx(0.55 / REWARM)
 
 
 def test_baselines_train_by_the_same_command(photos, tmp_path):
     for arch, model in (("liif", LIIF), ("metasr", MetaSR)):
-        for name, more in (("sampled", []), ("crops", ["--data.samples=null", "--data.scales=[2]"])):
+        for name, more in (
+            ("sampled", []),
+            ("crops", ["--data.samples=null", "--data.scales=[2]"]),
+        ):
             out = tmp_path / arch / name
-            assert run(photos, out, f"--model.arch={arch}", "--trainer.max_steps=1", *more) == (1, "")
+            assert run(photos, out, f"--model.arch={arch}", "--trainer.max_steps=1", *more) == (
+                1,
+                "",
+            )
         state = checkpoint(out / "last.ckpt")["state_dict"]
         for key, value in model.from_checkpoint(out / "last.ckpt").state_dict().items():
             assert torch.equal(value, state[f"net.{key}"])
@@ -267,8 +339,22 @@ def test_baselines_train_by_the_same_command(photos, tmp_path):
 def test_the_ablation_trains_all_formulations_and_goes_on(photos, tmp_path, monkeypatch, capsys):
     config = tmp_path / "small.yaml"
     config.write_text("{}")
-    crops = ["--data.samples=null", "--data.scales=[2]", "--data.batch=1", "--model.encoder=edsr-baseline"]
-    command = ["--data", str(photos), "--out", str(tmp_path), "--config", str(config), *SMALL, *crops]
+    crops = [
+        "--data.samples=null",
+        "--data.scales=[2]",
+        "--data.batch=1",
+        "--model.encoder=edsr-baseline",
+    ]
+    command = [
+        "--data",
+        str(photos),
+        "--out",
+        str(tmp_path),
+        "--config",
+        str(config),
+        *SMALL,
+        *crops,
+    ]
     command += ["--trainer.max_steps=2", "--trainer.val_check_interval=500"]
     with monkeypatch.context() as patch:
         interrupt_at(patch, 0)
@@ -278,26 +364,38 @@ def test_the_ablation_trains_all_formulations_and_goes_on(photos, tmp_path, monk
     assert table[0] == "mode,init_q,steps,x2" and len(table) == 8
     scores = [float(line.split(",")[-1]) for line in table[1:]]
     assert len(set(scores)) == 7 and all(math.isfinite(s) for s in scores)
-    assert "| 4 | no | 2 |" in (tmp_path / "ablation.md").read_text() and "| 4 | no | 2 |" in capsys.readouterr().out
+    assert (
+        "| 4 | no | 2 |" in (tmp_path / "ablation.md").read_text()
+        and "| 4 | no | 2 |" in capsys.readouterr().out
+    )
 
 
-# -- run files ---------------------------------------------------------------------------------------------------------
+# -- run files -------------------------------------------------------------------------------------
 
 
 def test_a_run_file_goes_on_elsewhere_and_is_small(photos, whole, tmp_path):
     file = tmp_path / "run.safetensors"
     assert write_run(whole, file) == file.stat().st_size < 15 * MIB
-    state, original = read_run(file), checkpoint(whole / "last.ckpt")
+    state = read_run(file)
+    original = checkpoint(whole / "last.ckpt")
     for name, value in original["current_model_state"].items():
         assert torch.equal(state["current_model_state"][name], value)
-        torch.testing.assert_close(state["state_dict"][name], original["state_dict"][name], rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(
+            state["state_dict"][name], original["state_dict"][name], rtol=1e-3, atol=1e-6
+        )
     assert run(photos, tmp_path / "out", "--trainer.max_steps=9", from_run=file) == (9, "")
     rates = [(row["step"], row["train/lr"]) for row in rows(tmp_path / "out") if "train/lr" in row]
-    assert [step for step, _ in rates] == [7, 8, 9] and rates[0][1] == 0 and rates[2][1] < 1e-6 * REWARM
+    assert (
+        [step for step, _ in rates] == [7, 8, 9]
+        and rates[0][1] == 0
+        and rates[2][1] < 1e-6 * REWARM
+    )
     with pytest.raises(ValueError, match="holds a run already"):
         run(photos, tmp_path / "out", from_run=file)
     write_run(tmp_path / "out", file)  # and from there again
-    assert read_run(file)["global_step"] == 9 and read_run(file)["averaging_state"]["n_averaged"] == 9
+    assert (
+        read_run(file)["global_step"] == 9 and read_run(file)["averaging_state"]["n_averaged"] == 9
+    )
 
 
 def test_run_files_that_are_none_are_refused(tmp_path):
@@ -305,7 +403,11 @@ def test_run_files_that_are_none_are_refused(tmp_path):
 
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     (tmp_path / "b.safetensors").write_bytes(b"12345678901234567890")
-    for name, message in (("a", "is not a run file"), ("b", "cannot be read"), ("c", "cannot be read")):
+    for name, message in (
+        ("a", "is not a run file"),
+        ("b", "cannot be read"),
+        ("c", "cannot be read"),
+    ):
         with pytest.raises(CheckpointError, match=message):
             read_run(tmp_path / f"{name}.safetensors")
     with pytest.raises(CheckpointError, match="holds no run"):
@@ -313,11 +415,17 @@ def test_run_files_that_are_none_are_refused(tmp_path):
 
 
 def test_a_run_file_names_no_classes():
-    config = {"trainer": {"max_steps": 5, "callbacks": [{"class_path": "x.Y"}], "logger": {"class_path": "x.Z"}}}
+    config = {
+        "trainer": {
+            "max_steps": 5,
+            "callbacks": [{"class_path": "x.Y"}],
+            "logger": {"class_path": "x.Z"},
+        }
+    }
     assert plain_config(config) == {"trainer": {"max_steps": 5}}
 
 
-# -- the command -------------------------------------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------------
 
 
 def test_configurations_by_name(tmp_path):
@@ -328,20 +436,45 @@ def test_configurations_by_name(tmp_path):
 
 @pytest.mark.parametrize("name", config_names())
 def test_configurations_are_accepted_and_print_themselves(name, photos, capsys):
-    assert main(["train", "--config", name, "--data", str(photos), "--steps", "7", "--print_config"]) == 0
+    assert (
+        main(["train", "--config", name, "--data", str(photos), "--steps", "7", "--print_config"])
+        == 0
+    )
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["data"]["folder"] == str(photos) and shown["trainer"]["max_steps"] == 7
     assert shown["model"]["encoder"] == {"paper": "rdn"}.get(name, "edsr-baseline")
 
 
 def test_the_command_trains_goes_on_and_writes_a_run_file(photos, tmp_path, capsys):
-    out, file = tmp_path / "run", tmp_path / "run.safetensors"
+    out = tmp_path / "run"
+    file = tmp_path / "run.safetensors"
     config = tmp_path / "small.yaml"
     config.write_text("{}")
-    command = ["train", "--data", str(photos), "--out", str(out), "--minutes", "0", "--export-run", str(file)]
+    command = [
+        "train",
+        "--data",
+        str(photos),
+        "--out",
+        str(out),
+        "--minutes",
+        "0",
+        "--export-run",
+        str(file),
+    ]
     assert main([*command, "--config", str(config), *SMALL]) == 0
-    assert f"stopped at step 1, time is over: diinn-fast train --out {out} goes on" in capsys.readouterr().out
-    elsewhere = ["train", "--from-run", str(file), "--data", str(photos), "--out", str(tmp_path / "elsewhere")]
+    assert (
+        f"stopped at step 1, time is over: diinn-fast train --out {out} goes on"
+        in capsys.readouterr().out
+    )
+    elsewhere = [
+        "train",
+        "--from-run",
+        str(file),
+        "--data",
+        str(photos),
+        "--out",
+        str(tmp_path / "elsewhere"),
+    ]
     assert main([*elsewhere, "--steps", "2"]) == 0
     assert "trained 2 steps" in capsys.readouterr().out
 
@@ -373,16 +506,25 @@ def test_bad_photographs_are_named_before_the_first_step(photos, tmp_path, capsy
         shutil.copy(photos / "0.png", tmp_path / f"z{n}.png")
     Image.new("RGB", (20, 300)).save(tmp_path / "narrow.png")
     (tmp_path / "broken.png").write_bytes((photos / "0.png").read_bytes()[:2000])
-    assert main(["train", "--config", "quick", "--data", str(tmp_path), "--out", str(tmp_path / "run")]) == 2
+    assert (
+        main(
+            ["train", "--config", "quick", "--data", str(tmp_path), "--out", str(tmp_path / "run")]
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert "narrow.png is 20x300 pixels" in error
     (tmp_path / "narrow.png").unlink()
-    assert main(["train", "--config", "quick", "--data", str(tmp_path), "--data.hold_out", "0"]) == 2
+    assert (
+        main(["train", "--config", "quick", "--data", str(tmp_path), "--data.hold_out", "0"]) == 2
+    )
     assert "broken.png cannot be decoded" in capsys.readouterr().err
 
 
 def test_without_lightning_the_error_says_what_to_install(photos, capsys, monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lightning" else find(name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "lightning" else find(name)
+    )
     assert main(["train", "--data", str(photos)]) == 2
     assert "pip install 'diinn_fast[train]'" in capsys.readouterr().err

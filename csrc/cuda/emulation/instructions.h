@@ -1,5 +1,5 @@
-// The instructions of instructions.h on a CPU, as the PTX ISA documents them: fragments lane by lane, descriptors bit
-// by bit. Sums are float32, added in the order of k.
+// The instructions of instructions.h on a CPU, as the PTX ISA documents them: fragments lane by
+// lane, descriptors bit by bit. Sums are float32, added in the order of k.
 #pragma once
 
 #include <math.h>
@@ -15,9 +15,10 @@ namespace diinn {
 struct Float16 {
   static float widen(uint16_t bits) {
     const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
-    const float magnitude = exponent == 31  ? (mantissa ? NAN : INFINITY)
-                            : exponent == 0 ? ldexpf(static_cast<float>(mantissa), -24)
-                                            : ldexpf(static_cast<float>(mantissa + 1024), exponent - 25);
+    const float magnitude = exponent == 31 ? (mantissa ? NAN : INFINITY)
+                            : exponent == 0
+                                ? ldexpf(static_cast<float>(mantissa), -24)
+                                : ldexpf(static_cast<float>(mantissa + 1024), exponent - 25);
     return bits & 0x8000 ? -magnitude : magnitude;
   }
   static uint16_t narrow(float x) {
@@ -27,7 +28,8 @@ struct Float16 {
     if (magnitude >= 65520.0f) return sign | 0x7C00;
     int exponent = -14;  // of the last place: 2^(exponent - 10)
     if (magnitude >= ldexpf(1.0f, -14)) exponent = ilogbf(magnitude);
-    const int units = static_cast<int>(nearbyintf(ldexpf(magnitude, 10 - exponent)));  // half to even, exact before
+    const int units = static_cast<int>(
+        nearbyintf(ldexpf(magnitude, 10 - exponent)));  // half to even, exact before
     return static_cast<uint16_t>(sign | ((exponent + 14) * 1024 + units));
   }
 };
@@ -67,7 +69,8 @@ inline float cosine_unit(float x) { return cosf(x); }
 inline float relu(float x) { return x < 0.0f ? 0.0f : x; }
 
 inline Vector16 load_16(const void* from) {
-  if (reinterpret_cast<uintptr_t>(from) % 16) Machine::current_machine()->fail("16-byte load from a crooked address");
+  if (reinterpret_cast<uintptr_t>(from) % 16)
+    Machine::current_machine()->fail("16-byte load from a crooked address");
   Vector16 v;
   memcpy(&v, from, sizeof v);
   return v;
@@ -85,7 +88,8 @@ inline void sync_block() {
 }
 inline uint32_t shared_address(const void* pointer) {
   const ptrdiff_t offset = static_cast<const char*>(pointer) - machine().own_block().shared;
-  if (offset < 0 || offset >= static_cast<ptrdiff_t>(machine().shared_bytes())) machine().fail("not in shared memory");
+  if (offset < 0 || offset >= static_cast<ptrdiff_t>(machine().shared_bytes()))
+    machine().fail("not in shared memory");
   return static_cast<uint32_t>(offset);
 }
 template <class Work>
@@ -103,7 +107,8 @@ inline void sync_warp() {
 
 // The destination is NaN from the call on, and filled as late as the waits allow.
 inline void copy_async(void* shared, const void* global) {
-  if (shared_address(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16) machine().fail("crooked copy");
+  if (shared_address(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16)
+    machine().fail("crooked copy");
   memset(shared, 0xFF, 16);
   machine().fiber().copies.back().push_back({shared, global});
 }
@@ -192,7 +197,7 @@ inline void named_barrier_arrive(int barrier, int threads) {
 
 struct Barrier {
   int32_t count, missing;  // arrivals of a phase
-  int64_t bytes;           // expected and not there; below 0 when copies are faster than the expectation
+  int64_t bytes;  // expected and not there; below 0 when copies are faster than the expectation
   uint32_t phase;
   void update() {
     if (missing == 0 && bytes == 0) missing = count, phase ^= 1;
@@ -225,7 +230,8 @@ inline void barrier_wait(Barrier& barrier, uint32_t parity) {
 }
 
 // The destination is NaN from the call on; each block has its copy at a time of its own.
-inline void copy_multicast(void* shared, const void* global, int bytes, Barrier& barrier, int blocks) {
+inline void copy_multicast(void* shared, const void* global, int bytes, Barrier& barrier,
+                           int blocks) {
   if (shared_address(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16 || bytes % 16) {
     machine().fail("crooked bulk copy");
   }
@@ -242,15 +248,17 @@ inline void copy_multicast(void* shared, const void* global, int bytes, Barrier&
   }
 }
 
-// A warpgroup's products are computed at once from what shared memory holds then, but appear in the registers, which
-// are NaN meanwhile, only at the wait; by then neither the weights nor the operands may have changed.
+// A warpgroup's products are computed at once from what shared memory holds then, but appear in the
+// registers, which are NaN meanwhile, only at the wait; by then neither the weights nor the
+// operands may have changed.
 inline void products_fence() { machine().fiber().products.fenced = true; }
 inline void products_commit() { machine().fiber().products.committed = true; }
 inline void products_wait(float (&d)[64]) {
   Machine::Products& own = machine().fiber().products;
   if (own.d != d || !own.committed) machine().fail("a wait for products that were not committed");
   for (const auto& seen : own.seen) {
-    if (memcmp(seen.from, seen.bytes.data(), seen.bytes.size())) machine().fail("operands overwritten during products");
+    if (memcmp(seen.from, seen.bytes.data(), seen.bytes.size()))
+      machine().fail("operands overwritten during products");
   }
   memcpy(d, own.sums, sizeof own.sums);
   own = Machine::Products();
@@ -271,43 +279,48 @@ void multiply_group(float (&d)[64], const uint32_t* a, uint64_t descriptor, bool
   if (!add) memset(own.sums, 0, sizeof own.sums);
   memset(d, 0xFF, sizeof d);
   own.watch(a, 16);
-  if (descriptor >> 62 != 1 || (descriptor >> 49 & 7) != 0) m.fail("a descriptor of another layout");
+  if (descriptor >> 62 != 1 || (descriptor >> 49 & 7) != 0)
+    m.fail("a descriptor of another layout");
   const uint32_t start = (descriptor & 0x3FFF) << 4, stride = (descriptor >> 32 & 0x3FFF) << 4;
   const char* memory = m.own_block().shared;
   if (m.fiber().thread % 128 == 0) {
-    for (int group = 0; group < 16; ++group) own.watch(memory + (start & ~127u) + group * stride, 1024);
+    for (int group = 0; group < 16; ++group)
+      own.watch(memory + (start & ~127u) + group * stride, 1024);
   }
   Lane lane{own.sums, a};
   const int thread = m.fiber().thread;
-  m.meet(m.own_block().groups[thread / 128], 128, thread % 128, &lane, [=](Machine::Meeting& meeting) {
-    static float matrix_a[64][16], matrix_b[16][128], sums[64][128];
-    const auto row = [](int t) { return t / 32 * 16 + t % 32 / 4; };
-    for (int t = 0; t < 128; ++t) {
-      const Lane& l = *static_cast<Lane*>(meeting.slot[t]);
-      for (int r = 0; r < 4; ++r) {
-        float* to = &matrix_a[row(t) + 8 * (r % 2)][2 * (t % 4) + 8 * (r / 2)];
-        unpack<T>(l.a[r], to[0], to[1]);
-      }
-      for (int v = 0; v < 64; ++v) sums[row(t) + 8 * (v / 2 % 2)][8 * (v / 4) + 2 * (t % 4) + v % 2] = l.sums[v];
-    }
-    for (int n = 0; n < 128; ++n) {
-      for (int k = 0; k < 16; ++k) {
-        const uint32_t plain = start + n / 8 * stride + n % 8 * 128 + 2 * k;
-        uint16_t bits;
-        memcpy(&bits, memory + (plain ^ (plain >> 7 & 7) << 4), 2);
-        matrix_b[k][n] = widened<T>()[bits];
-      }
-    }
-    for (int i = 0; i < 64; ++i) {
-      for (int k = 0; k < 16; ++k) {
-        for (int n = 0; n < 128; ++n) sums[i][n] += matrix_a[i][k] * matrix_b[k][n];
-      }
-    }
-    for (int t = 0; t < 128; ++t) {
-      float* to = static_cast<Lane*>(meeting.slot[t])->sums;
-      for (int v = 0; v < 64; ++v) to[v] = sums[row(t) + 8 * (v / 2 % 2)][8 * (v / 4) + 2 * (t % 4) + v % 2];
-    }
-  });
+  m.meet(m.own_block().groups[thread / 128], 128, thread % 128, &lane,
+         [=](Machine::Meeting& meeting) {
+           static float matrix_a[64][16], matrix_b[16][128], sums[64][128];
+           const auto row = [](int t) { return t / 32 * 16 + t % 32 / 4; };
+           for (int t = 0; t < 128; ++t) {
+             const Lane& l = *static_cast<Lane*>(meeting.slot[t]);
+             for (int r = 0; r < 4; ++r) {
+               float* to = &matrix_a[row(t) + 8 * (r % 2)][2 * (t % 4) + 8 * (r / 2)];
+               unpack<T>(l.a[r], to[0], to[1]);
+             }
+             for (int v = 0; v < 64; ++v)
+               sums[row(t) + 8 * (v / 2 % 2)][8 * (v / 4) + 2 * (t % 4) + v % 2] = l.sums[v];
+           }
+           for (int n = 0; n < 128; ++n) {
+             for (int k = 0; k < 16; ++k) {
+               const uint32_t plain = start + n / 8 * stride + n % 8 * 128 + 2 * k;
+               uint16_t bits;
+               memcpy(&bits, memory + (plain ^ (plain >> 7 & 7) << 4), 2);
+               matrix_b[k][n] = widened<T>()[bits];
+             }
+           }
+           for (int i = 0; i < 64; ++i) {
+             for (int k = 0; k < 16; ++k) {
+               for (int n = 0; n < 128; ++n) sums[i][n] += matrix_a[i][k] * matrix_b[k][n];
+             }
+           }
+           for (int t = 0; t < 128; ++t) {
+             float* to = static_cast<Lane*>(meeting.slot[t])->sums;
+             for (int v = 0; v < 64; ++v)
+               to[v] = sums[row(t) + 8 * (v / 2 % 2)][8 * (v / 4) + 2 * (t % 4) + v % 2];
+           }
+         });
 }
 
 }  // namespace diinn

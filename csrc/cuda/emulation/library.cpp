@@ -1,5 +1,5 @@
-// The kernels on the emulated machine, as a shared library for the tests: launch.cu's interface, on host memory, and
-// the layouts' functions.
+// The kernels on the emulated machine, as a shared library for the tests: launch.cu's interface, on
+// host memory, and the layouts' functions.
 #include "../gradient.h"
 #include "../hopper.h"
 #include "../portable.h"
@@ -11,14 +11,18 @@ static uint64_t emulated_seed = 0;
 
 template <class Kernel, class Problem>
 std::string emulate(const Problem& d, int cluster) {
-  const auto body = [&](char* memory) { Kernel(d, *reinterpret_cast<typename Kernel::Shared*>(memory)).run(); };
+  const auto body = [&](char* memory) {
+    Kernel(d, *reinterpret_cast<typename Kernel::Shared*>(memory)).run();
+  };
   const int blocks = (emulated_blocks + cluster - 1) / cluster * cluster;
-  return Machine().run(blocks, Kernel::kThreads, cluster, sizeof(typename Kernel::Shared), emulated_seed, body);
+  return Machine().run(blocks, Kernel::kThreads, cluster, sizeof(typename Kernel::Shared),
+                       emulated_seed, body);
 }
 
 template <class T, bool kModulation>
 std::string forward(const Decode& d) {
-  if (d.kernel == kHopper) return emulate<Hopper<T, kModulation>>(d, Hopper<T, kModulation>::kCluster);
+  if (d.kernel == kHopper)
+    return emulate<Hopper<T, kModulation>>(d, Hopper<T, kModulation>::kCluster);
   if (d.kept_s) return emulate<Portable<T, kModulation, true>>(d, 1);
   return emulate<Portable<T, kModulation, false>>(d, 1);
 }
@@ -60,27 +64,32 @@ void diinn_emulate_pack(const Decode* d) {
 
 int diinn_forward(const Decode* d, char* message, int64_t length) {
   diinn_emulate_pack(d);
-  return answer(d->operand == kFloat16 ? forward<Float16>(*d) : forward<BFloat16>(*d), message, length);
+  return answer(d->operand == kFloat16 ? forward<Float16>(*d) : forward<BFloat16>(*d), message,
+                length);
 }
 
 int64_t diinn_gradient_bytes() { return sizeof(Gradient); }
 
 int diinn_gradient(const Gradient* g, char* message, int64_t length) {
   for (int64_t piece = 0; piece < hidden_elements(*g) / 8; ++piece) pack_piece(*g, piece);
-  return answer(g->operand == kFloat16 ? gradient<Float16>(*g) : gradient<BFloat16>(*g), message, length);
+  return answer(g->operand == kFloat16 ? gradient<Float16>(*g) : gradient<BFloat16>(*g), message,
+                length);
 }
 
 void diinn_emulate_narrow(const float* from, uint16_t* to, int64_t count, int type) {
-  for (int64_t i = 0; i < count; ++i) to[i] = type == kFloat16 ? Float16::narrow(from[i]) : BFloat16::narrow(from[i]);
+  for (int64_t i = 0; i < count; ++i)
+    to[i] = type == kFloat16 ? Float16::narrow(from[i]) : BFloat16::narrow(from[i]);
 }
 void diinn_emulate_widen(const uint16_t* from, float* to, int64_t count, int type) {
-  for (int64_t i = 0; i < count; ++i) to[i] = type == kFloat16 ? Float16::widen(from[i]) : BFloat16::widen(from[i]);
+  for (int64_t i = 0; i < count; ++i)
+    to[i] = type == kFloat16 ? Float16::widen(from[i]) : BFloat16::widen(from[i]);
 }
 void diinn_emulate_reduce(const float* from, float* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = reduce(from[i]);
 }
 
-// Where the queries lie: per query of all tiles LR element, output element (-1: none), number, and dy, dx.
+// Where the queries lie: per query of all tiles LR element, output element (-1: none), number, and
+// dy, dx.
 int64_t diinn_emulate_locate(const Decode* d, int64_t* places, float* offsets) {
   int64_t count = 0;
   for (int64_t tile = 0; tile < tile_count(*d); ++tile) {
@@ -96,8 +105,9 @@ int64_t diinn_emulate_locate(const Decode* d, int64_t* places, float* offsets) {
   return count;
 }
 
-// A small kernel with a mistake, for tests of the emulation: 64 threads reverse 1 KB of copied numbers.
-// 0: none, 1: no barrier, 2: a barrier that not all threads reach, 3: copies not waited for, 4: a misaligned copy.
+// A small kernel with a mistake, for tests of the emulation: 64 threads reverse 1 KB of copied
+// numbers. 0: none, 1: no barrier, 2: a barrier that not all threads reach, 3: copies not waited
+// for, 4: a misaligned copy.
 int diinn_emulate_mistake(int mistake, uint64_t seed, char* message, int64_t length) {
   alignas(16) static char input[1024 + 16], output[1024];
   for (int i = 0; i < 1024; ++i) input[i] = static_cast<char>(i * 7);

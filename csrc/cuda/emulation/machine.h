@@ -1,6 +1,7 @@
-// A GPU for tests: every thread of a cluster of blocks is a fiber on one CPU thread, switched only inside the emulated
-// instructions. Warps run in a random order (of a given seed), so that a missing barrier shows; when no fiber can go
-// on, the run ends with "deadlock". Bulk copies arrive at random times.
+// A GPU for tests: every thread of a cluster of blocks is a fiber on one CPU thread, switched only
+// inside the emulated instructions. Warps run in a random order (of a given seed), so that a
+// missing barrier shows; when no fiber can go on, the run ends with "deadlock". Bulk copies arrive
+// at random times.
 #pragma once
 
 #include <setjmp.h>
@@ -40,7 +41,8 @@ class Machine {
   struct Fiber {
     int thread, rank;  // in its block; of its block in the cluster
     bool started = false, done = false;
-    std::vector<std::vector<Copy>> copies{1};  // cp.async groups under way; the last one is not committed
+    std::vector<std::vector<Copy>> copies{
+        1};  // cp.async groups under way; the last one is not committed
     Products products;
     ucontext_t context;
     jmp_buf place;
@@ -58,7 +60,8 @@ class Machine {
   };
   static constexpr size_t kStack = 128 << 10;
 
-  // Runs `kernel` on blocks * threads threads, cluster after cluster; returns what went wrong, or an empty string.
+  // Runs `kernel` on blocks * threads threads, cluster after cluster; returns what went wrong, or
+  // an empty string.
   std::string run(int blocks, int threads, int cluster, size_t shared_bytes, uint64_t seed,
                   const std::function<void(char* shared)>& kernel) {
     blocks_ = blocks, threads_ = threads, cluster_ = cluster, random_ = seed * 2 + 1;
@@ -70,7 +73,8 @@ class Machine {
     for (int first = 0; first < blocks && error_.empty(); first += cluster) {
       first_block_ = first;
       std::unique_ptr<char[]> memory(new char[shared_bytes * cluster + 1024]);
-      char* aligned = memory.get() + (1024 - reinterpret_cast<uintptr_t>(memory.get()) % 1024) % 1024;
+      char* aligned =
+          memory.get() + (1024 - reinterpret_cast<uintptr_t>(memory.get()) % 1024) % 1024;
       memset(aligned, 0xFF, shared_bytes * cluster);  // NaN in every type
       block.assign(cluster, Block());
       for (int r = 0; r < cluster; ++r) {
@@ -86,10 +90,12 @@ class Machine {
         fibers_[i].stack = stacks.get() + kStack * i;
       }
       schedule();
-      if (error_.empty() && !events_.empty()) error_ = "a block ended while copies into it were under way";
+      if (error_.empty() && !events_.empty())
+        error_ = "a block ended while copies into it were under way";
       for (const Block& one : block) {
         for (const Meeting& barrier : one.named) {
-          if (error_.empty() && barrier.arrived) error_ = "a block ended with threads counted at a named barrier";
+          if (error_.empty() && barrier.arrived)
+            error_ = "a block ended with threads counted at a named barrier";
         }
       }
       events_.clear();
@@ -128,7 +134,8 @@ class Machine {
     ++progress_;
   }
   [[noreturn]] void fail(const std::string& text) {
-    error_ = text + " (block " + std::to_string(block_index()) + ", thread " + std::to_string(now_->thread) + ")";
+    error_ = text + " (block " + std::to_string(block_index()) + ", thread " +
+             std::to_string(now_->thread) + ")";
     _longjmp(scheduler_, 1);
   }
   // The last of `count` to arrive calls work(meeting); all go on afterwards.
@@ -160,7 +167,8 @@ class Machine {
   static void enter() {
     Machine* machine = current_machine();
     (*machine->kernel_)(machine->own_block().shared);
-    if (machine->now_->copies.size() > 1) machine->fail("a thread ended while its copies were under way");
+    if (machine->now_->copies.size() > 1)
+      machine->fail("a thread ended while its copies were under way");
     machine->now_->done = true;
     ++machine->ended_[machine->now_->rank];
     ++machine->progress_;

@@ -1,11 +1,13 @@
-"""Where the samples of an output go while it is made, and how they become a file: chosen by the file's name.
+"""Where the samples of an output go while it is made, and how they become a file: chosen by the
+file's name.
 
     sink = open_sink("big.tif", layout, part=Path("big.tif.part"), resume=False)
     sink.write(y, x, samples)   # disjoint windows, any order, threads and processes
     sink.finish()               # now there is a big.tif
     sink.close()
 
-The data lives in the folder `part` (made by the caller beside the output, removed by the caller after `finish`).
+The data lives in the folder `part` (made by the caller beside the output, removed by the caller
+after `finish`).
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ _KIND_OF_SUFFIX = {".png": "png", ".tif": "tiff", ".tiff": "tiff", ".npy": "npy"
 
 
 def sink_kind(path: PathLike) -> str | None:
-    """ "png", "tiff", "npy", "zarr" or "ome-zarr", as the file name says; None: no format that is streamed."""
+    """ "png", "tiff", "npy", "zarr" or "ome-zarr", as the file name says; None: no format that is
+    streamed.
+    """
     name = Path(path).name.lower()
     return "ome-zarr" if name.endswith(".ome.zarr") else _KIND_OF_SUFFIX.get(Path(name).suffix)
 
@@ -64,24 +68,31 @@ def open_sink(
     Args:
         path: the output; nothing appears under this name before `Sink.finish`.
         layout: what the output holds.
-        part: existing folder on the same file system; names that begin with "final" or "samples" in it are the
-            sink's.
+        part: existing folder on the same file system; names that begin with "final" or "samples" in
+            it are the sink's.
         resume: open what is there (also: join another process); False starts anew.
         options: see `SinkOptions`.
         overwrite: `finish` may replace an existing output.
 
     Raises:
-        ImageError: a name or layout that no format takes, nothing to resume, a missing package, the system's refusal.
+        ImageError: a name or layout that no format takes, nothing to resume, a missing package, the
+            system's refusal.
     """
-    path, options = Path(path), options or SinkOptions()
+    path = Path(path)
+    options = options or SinkOptions()
     kind = _check_kind(path, layout)
-    layout = replace(layout, icc=fitting_profile(path, layout.icc, layout.channels), dpi=usable_dpi(layout.dpi))
+    layout = replace(
+        layout, icc=fitting_profile(path, layout.icc, layout.channels), dpi=usable_dpi(layout.dpi)
+    )
     return _SINKS[kind](path, layout, options, part=part, resume=resume, overwrite=overwrite)
 
 
-def disk_bytes(path: PathLike, layout: Layout, options: SinkOptions | None = None) -> tuple[int, int]:
+def disk_bytes(
+    path: PathLike, layout: Layout, options: SinkOptions | None = None
+) -> tuple[int, int]:
     """Worst case in bytes: (what `part` holds beside the final form, the final form)."""
-    kind, options = _check_kind(Path(path), layout), options or SinkOptions()
+    kind = _check_kind(Path(path), layout)
+    options = options or SinkOptions()
     if kind == "npy":
         return 0, layout.nbytes + len(npy_header(layout))
     if kind == "png":
@@ -104,7 +115,9 @@ def finish_bytes(path: PathLike, layout: Layout, options: SinkOptions | None = N
 
 
 def read_job(path: PathLike) -> str | None:
-    """Fingerprint of the job (`Layout.job`) found in a finished output; None if it has none or cannot be read."""
+    """Fingerprint of the job (`Layout.job`) found in a finished output; None if it has none or
+    cannot be read.
+    """
     path, kind = Path(path), sink_kind(path)
     if kind in ("zarr", "ome-zarr"):
         return zarr_job(path)
@@ -128,7 +141,12 @@ _SINKS: dict[str, Callable[..., Sink]] = {
 def _check_kind(path: Path, layout: Layout) -> str:
     kind = sink_kind(path)
     if kind is None:
-        raise ImageError(f"{path} is no format that can be streamed: name it .png, .tif, .npy, .zarr or .ome.zarr.")
+        raise ImageError(
+            f"{path} is no format that can be streamed: name it .png, .tif, .npy, .zarr or "
+            ".ome.zarr."
+        )
     if kind == "png" and layout.dtype == "float32":
-        raise ImageError(f"{path} cannot hold floats, PNG has 8 or 16 bits: write .tif, .npy or .zarr.")
+        raise ImageError(
+            f"{path} cannot hold floats, PNG has 8 or 16 bits: write .tif, .npy or .zarr."
+        )
     return kind

@@ -27,31 +27,46 @@ def system_errors(path: Path, part: Path) -> Iterator[None]:
     except (OSError, EOFError) as error:
         if isinstance(error, OSError) and is_disk_full(error):
             raise ImageError(
-                f"{path} is not complete, the disk is full: {part} keeps what was done, free some space and resume."
+                f"{path} is not complete, the disk is full: {part} keeps what was done, free some "
+                "space and resume."
             ) from error
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ImageError(
-            f"{path} is not complete ({reason}): {part} keeps what was done, check the disk and resume."
+            f"{path} is not complete ({reason}): {part} keeps what was done, check the disk and "
+            "resume."
         ) from error
 
 
 class SampleSink(ABC):
-    """Windows go into `part`/samples; `finish` encodes them into `part`/final, which takes the name."""
+    """Windows go into `part`/samples; `finish` encodes them into `part`/final, which takes the
+    name.
+    """
 
     unit = (1, 1)
     header = b""
 
     def __init__(
-        self, path: Path, layout: Layout, options: SinkOptions, *, part: Path, resume: bool, overwrite: bool
+        self,
+        path: Path,
+        layout: Layout,
+        options: SinkOptions,
+        *,
+        part: Path,
+        resume: bool,
+        overwrite: bool,
     ) -> None:
         self.path = path
-        self.target = Path(os.path.realpath(path))  # through a symbolic link instead of replacing it
+        self.target = Path(
+            os.path.realpath(path)
+        )  # through a symbolic link instead of replacing it
         self.layout = layout
         self.options = options
         self.part = part
         self.overwrite = overwrite
         self.final = part / "final"
-        self._taken = part / "final.ready"  # stands from the moment on when `final` may have taken the name
+        self._taken = (
+            part / "final.ready"
+        )  # stands from the moment on when `final` may have taken the name
         self.samples: SampleFile | None = None
         with system_errors(path, part):
             if not resume:
@@ -61,11 +76,14 @@ class SampleSink(ABC):
 
     def _open(self, resume: bool) -> None:
         try:
-            self.samples = SampleFile(self._data, self.layout, header=self.header, create=not resume)
+            self.samples = SampleFile(
+                self._data, self.layout, header=self.header, create=not resume
+            )
         except FileNotFoundError:
             if not self._published():
                 raise ImageError(
-                    f"{self.part} holds no samples of this output: delete it and start again without resuming."
+                    f"{self.part} holds no samples of this output: delete it and start again "
+                    "without resuming."
                 ) from None
 
     @property
@@ -110,7 +128,9 @@ class SampleSink(ABC):
         """Write the final form into a new, empty file open for reading and writing."""
 
     def _published(self) -> bool:
-        """The output bears its name already: as a second link, or moved (a file system without links)."""
+        """The output bears its name already: as a second link, or moved (a file system without
+        links).
+        """
         if not self._taken.exists() or not self.target.exists():
             return False
         return not self.final.exists() or os.path.samefile(self.final, self.target)

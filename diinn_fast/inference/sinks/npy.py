@@ -1,4 +1,6 @@
-"""NumPy's .npy, written in place: the raw samples behind a header are the file, which only takes its name."""
+"""NumPy's .npy, written in place: the raw samples behind a header are the file, which only takes
+its name.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,19 @@ from diinn_fast.inference.sinks.samples import SampleFile
 
 
 class NpySink(SampleSink):
-    """[H, W] for grey, else [H, W, C], little-endian, C order; no metadata. Can be mapped (``mmap_mode="r"``)."""
+    """[H, W] for grey, else [H, W, C], little-endian, C order; no metadata. Can be mapped
+    (``mmap_mode="r"``).
+    """
 
     def __init__(
-        self, path: Path, layout: Layout, options: SinkOptions, *, part: Path, resume: bool, overwrite: bool
+        self,
+        path: Path,
+        layout: Layout,
+        options: SinkOptions,
+        *,
+        part: Path,
+        resume: bool,
+        overwrite: bool,
     ) -> None:
         self.header = npy_header(layout)
         super().__init__(path, layout, options, part=part, resume=resume, overwrite=overwrite)
@@ -37,6 +48,10 @@ class NpySink(SampleSink):
 def npy_header(layout: Layout) -> bytes:
     buffer = BytesIO()
     shape = layout.shape[:2] if layout.channels == 1 else layout.shape
-    fields = {"descr": np.lib.format.dtype_to_descr(layout.stored), "fortran_order": False, "shape": shape}
+    fields = {
+        "descr": np.lib.format.dtype_to_descr(layout.stored),
+        "fortran_order": False,
+        "shape": shape,
+    }
     np.lib.format.write_array_header_1_0(buffer, fields)
     return buffer.getvalue()

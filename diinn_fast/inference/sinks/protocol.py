@@ -15,7 +15,8 @@ class SinkOptions:
     """What a file name does not say.
 
     Attributes:
-        pyramid: TIFF: add copies of half, a quarter, ... of the size for viewers (OME-Zarr always has them).
+        pyramid: TIFF: add copies of half, a quarter, ... of the size for viewers (OME-Zarr always
+            has them).
         compress: TIFF and Zarr: compress without loss; False is faster and larger.
     """
 
@@ -26,14 +27,15 @@ class SinkOptions:
 class Sink(Protocol):
     """Takes disjoint windows in any order, from any thread and process, and makes the file of them.
 
-    `open_sink` with ``resume=False`` makes the data anew, which one process does before the others open it
-    with ``resume=True``. The file appears under its name by `finish` alone, complete.
+    `open_sink` with ``resume=False`` makes the data anew, which one process does before the others
+    open it with ``resume=True``. The file appears under its name by `finish` alone, complete.
 
     Attributes:
-        unit: (rows, columns): windows written by different processes must begin and end at multiples of it
-            or at the border. (1, 1): anywhere.
+        unit: (rows, columns): windows written by different processes must begin and end at
+            multiples of it or at the border. (1, 1): anywhere.
 
-    All methods raise ImageError when the system refuses; a full disk loses nothing that was flushed.
+    All methods raise ImageError when the system refuses; a full disk loses nothing that was
+    flushed.
     """
 
     unit: tuple[int, int]
@@ -47,8 +49,8 @@ class Sink(Protocol):
     def finish(self, progress: Progress | None = None) -> None:
         """Give the complete output its name, in one process when the others have closed.
 
-        The final form is written beside, reaches the disk and only then takes the name; after a kill it can
-        be called again, also when the name was already taken by this very result.
+        The final form is written beside, reaches the disk and only then takes the name; after a
+        kill it can be called again, also when the name was already taken by this very result.
         """
 
     def close(self) -> None:

@@ -11,10 +11,15 @@ from diinn_fast.imageio.positioned import PositionedFile, bytes_of
 
 
 class SampleFile:
-    """Samples [H, W, C] of a layout behind `header`; windows may be written by many threads and processes."""
+    """Samples [H, W, C] of a layout behind `header`; windows may be written by many threads and
+    processes.
+    """
 
-    def __init__(self, path: Path, layout: Layout, *, header: bytes = b"", create: bool = False) -> None:
-        """Create the file, sparse (holes read as zeros), or open an existing one of exactly this size.
+    def __init__(
+        self, path: Path, layout: Layout, *, header: bytes = b"", create: bool = False
+    ) -> None:
+        """Create the file, sparse (holes read as zeros), or open an existing one of exactly this
+        size.
 
         Raises:
             OSError: from the system; FileNotFoundError also for a file of another size or header.
@@ -42,12 +47,17 @@ class SampleFile:
             self._file.write(bytes_of(data), self._start + y * self.layout.row_bytes)
             return
         for row in range(rows):
-            self._file.write(bytes_of(data[row]), self._start + (y + row) * self.layout.row_bytes + x * pixel)
+            self._file.write(
+                bytes_of(data[row]), self._start + (y + row) * self.layout.row_bytes + x * pixel
+            )
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """Samples [y1 - y0, x1 - x0, C] in native byte order."""
-        channels, row = self.layout.channels, self.layout.width * self.layout.channels
-        values = self._file.window(self._start, row, self.layout.stored, y0, y1, x0 * channels, (x1 - x0) * channels)
+        channels = self.layout.channels
+        row = self.layout.width * self.layout.channels
+        values = self._file.window(
+            self._start, row, self.layout.stored, y0, y1, x0 * channels, (x1 - x0) * channels
+        )
         return values.reshape(y1 - y0, x1 - x0, channels).astype(self.layout.dtype, copy=False)
 
     def sync(self) -> None:
@@ -58,10 +68,13 @@ class SampleFile:
 
 
 def check_window(layout: Layout, y: int, x: int, samples: np.ndarray) -> None:
-    """ValueError for samples that are no window of the layout: a mistake of the program, not of its user."""
+    """ValueError for samples that are no window of the layout: a mistake of the program, not of its
+    user.
+    """
     rows, columns, channels = samples.shape
     inside = 0 <= y <= y + rows <= layout.height and 0 <= x <= x + columns <= layout.width
     if not inside or channels != layout.channels or samples.dtype != np.dtype(layout.dtype):
         raise ValueError(
-            f"samples {samples.shape} {samples.dtype} at ({y}, {x}) do not fit into {layout.shape} {layout.dtype}"
+            f"samples {samples.shape} {samples.dtype} at ({y}, {x}) do not fit into "
+            f"{layout.shape} {layout.dtype}"
         )

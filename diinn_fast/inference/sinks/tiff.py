@@ -1,4 +1,6 @@
-"""TIFF or BigTIFF, encoded from the raw samples tile by tile (`imageio.tiff`), with a pyramid if asked for."""
+"""TIFF or BigTIFF, encoded from the raw samples tile by tile (`imageio.tiff`), with a pyramid if
+asked for.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,12 @@ class TiffSink(SampleSink):
                 above = stack.enter_context(closing(_halved(above, path, layout)))
                 levels.append((layout, above.read))
             write_tiff(
-                file, self.layout, samples.read, levels=levels, compress=self.options.compress, progress=progress
+                file,
+                self.layout,
+                samples.read,
+                levels=levels,
+                compress=self.options.compress,
+                progress=progress,
             )
 
 
@@ -41,6 +48,7 @@ def _halved(source: SampleFile, path: Path, layout: Layout) -> SampleFile:
     full = source.layout
     for y in range(0, layout.height, _BAND):
         for x in range(0, layout.width, 8 * _BAND):
-            bottom, right = min(2 * (y + _BAND), full.height), min(2 * (x + 8 * _BAND), full.width)
+            bottom = min(2 * (y + _BAND), full.height)
+            right = min(2 * (x + 8 * _BAND), full.width)
             target.write(y, x, halve(source.read(2 * y, bottom, 2 * x, right)))
     return target

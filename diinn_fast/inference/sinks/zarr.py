@@ -1,7 +1,9 @@
-"""Zarr v3 through zarr-python, the reference implementation; OME-Zarr 0.5 is a group of such arrays with metadata.
+"""Zarr v3 through zarr-python, the reference implementation; OME-Zarr 0.5 is a group of such arrays
+with metadata.
 
-The store grows in `part` chunk by chunk, marked incomplete, and is renamed when it is complete. Sources: Zarr v3 core
-specification; OME-Zarr 0.5 specification (ngff.openmicroscopy.org), sections 2.3 to 2.6.
+The store grows in `part` chunk by chunk, marked incomplete, and is renamed when it is complete.
+Sources: Zarr v3 core specification; OME-Zarr 0.5 specification (ngff.openmicroscopy.org), sections
+    2.3 to 2.6.
 """
 
 from __future__ import annotations
@@ -28,21 +30,40 @@ from diinn_fast.inference.sinks.samples import check_window
 
 CHUNK = 512
 _SMALLEST_LEVEL = 256
-_CHANNELS = {1: ["grey"], 2: ["grey", "alpha"], 3: ["red", "green", "blue"], 4: ["red", "green", "blue", "alpha"]}
-_COLOURS = {"grey": "FFFFFF", "alpha": "FFFFFF", "red": "FF0000", "green": "00FF00", "blue": "0000FF"}
+_CHANNELS = {
+    1: ["grey"],
+    2: ["grey", "alpha"],
+    3: ["red", "green", "blue"],
+    4: ["red", "green", "blue", "alpha"],
+}
+_COLOURS = {
+    "grey": "FFFFFF",
+    "alpha": "FFFFFF",
+    "red": "FF0000",
+    "green": "00FF00",
+    "blue": "0000FF",
+}
 
 
 class ZarrSink:
     """One array [H, W] (grey) or [H, W, C] in chunks of 512 x 512 pixels, zstd.
 
-    The attribute "diinn_fast" has: complete (bool), job, and where known icc (base64) and dpi [horizontal, vertical].
+    The attribute "diinn_fast" has: complete (bool), job, and where known icc (base64) and dpi
+    [horizontal, vertical].
     """
 
     unit = (CHUNK, CHUNK)
     multiscale = False
 
     def __init__(
-        self, path: Path, layout: Layout, options: SinkOptions, *, part: Path, resume: bool, overwrite: bool
+        self,
+        path: Path,
+        layout: Layout,
+        options: SinkOptions,
+        *,
+        part: Path,
+        resume: bool,
+        overwrite: bool,
     ) -> None:
         self.path = path
         self.target = Path(os.path.realpath(path))
@@ -73,13 +94,15 @@ class ZarrSink:
             self._put(self.array, y, x, samples)
             folder = self.store / "0" if self.multiscale else self.store
             for row, column in product(
-                range(y // CHUNK, -(-(y + rows) // CHUNK)), range(x // CHUNK, -(-(x + columns) // CHUNK))
+                range(y // CHUNK, -(-(y + rows) // CHUNK)),
+                range(x // CHUNK, -(-(x + columns) // CHUNK)),
             ):
                 self._written.add(folder / self._chunk_name(row, column))
 
     def flush(self) -> None:
         with self._lock:
-            written, self._written = self._written, set()
+            written = self._written
+            self._written = set()
         with system_errors(self.path, self.part):
             folders = {self.store}
             for file in written:
@@ -113,7 +136,9 @@ class ZarrSink:
         self.array = None
 
     def _create(self, zarr: Any) -> None:
-        self.array = self._create_array(zarr, self.store, self.layout, {"diinn_fast": self._state(complete=False)})
+        self.array = self._create_array(
+            zarr, self.store, self.layout, {"diinn_fast": self._state(complete=False)}
+        )
 
     def _open(self, zarr: Any) -> None:
         try:
@@ -139,13 +164,19 @@ class ZarrSink:
     def _dimensions(self, layout: Layout) -> list[str]:
         return ["y", "x", "c"][: len(self._shape(layout))]
 
-    def _create_array(self, zarr: Any, store: Path, layout: Layout, attributes: dict[str, Any]) -> Any:
-        shape, names = self._shape(layout), self._dimensions(layout)
+    def _create_array(
+        self, zarr: Any, store: Path, layout: Layout, attributes: dict[str, Any]
+    ) -> Any:
+        shape = self._shape(layout)
+        names = self._dimensions(layout)
         return zarr.create_array(
             store=str(store),
             shape=shape,
             dtype=layout.stored,
-            chunks=tuple(side if name == "c" else min(CHUNK, side) for side, name in zip(shape, names, strict=True)),
+            chunks=tuple(
+                side if name == "c" else min(CHUNK, side)
+                for side, name in zip(shape, names, strict=True)
+            ),
             compressors=zarr.codecs.ZstdCodec(level=3) if self.options.compress else None,
             fill_value=0,
             zarr_format=3,
@@ -167,7 +198,9 @@ class ZarrSink:
         return state == self._state(complete=True)
 
     def _publish(self) -> None:
-        """Rename the store; a folder cannot be replaced in one step, so the old one moves aside first."""
+        """Rename the store; a folder cannot be replaced in one step, so the old one moves aside
+        first.
+        """
         if os.path.lexists(self.target):
             if self.target.exists() and not zarr_attributes(self.target, any_version=True):
                 raise ImageError(f"{self.path} exists and is no Zarr store: choose another name.")
@@ -178,11 +211,15 @@ class ZarrSink:
         sync_folder(self.target.parent)
 
     def _nothing_to_resume(self) -> ImageError:
-        return ImageError(f"{self.part} holds no samples of this output: delete it and start again without resuming.")
+        return ImageError(
+            f"{self.part} holds no samples of this output: delete it and start again without "
+            "resuming."
+        )
 
 
 class OmeZarrSink(ZarrSink):
-    """OME-Zarr 0.5: a group of arrays [C, H, W], each half the one before, until both sides are at most 256.
+    """OME-Zarr 0.5: a group of arrays [C, H, W], each half the one before, until both sides are at
+    most 256.
 
     A level is the mean of 2 x 2 samples of the one before (`imageio.layout.halve`).
     """
@@ -193,7 +230,8 @@ class OmeZarrSink(ZarrSink):
         state = {"diinn_fast": self._state(complete=False)}
         zarr.create_group(store=str(self.store), zarr_format=3, attributes=state, overwrite=True)
         self.array = self._create_array(zarr, self.store / "0", self.layout, {})
-        # The specification wants every level that the metadata names to exist, even before it has its samples.
+        # The specification wants every level that the metadata names to exist, even before it has
+        # its samples.
         levels = levels_below(self.layout, _SMALLEST_LEVEL)
         for number, level in enumerate(levels, 1):
             self._create_array(zarr, self.store / str(number), level, {})
@@ -201,7 +239,8 @@ class OmeZarrSink(ZarrSink):
         group.attrs["ome"] = self._ome(1 + len(levels))
 
     def _open(self, zarr: Any) -> None:
-        group, self.store = self.store, self.store / "0"
+        group = self.store
+        self.store = self.store / "0"
         try:
             super()._open(zarr)
         finally:
@@ -209,8 +248,10 @@ class OmeZarrSink(ZarrSink):
 
     def _make_levels(self, zarr: Any, progress: Progress | None) -> None:
         levels = levels_below(self.layout, _SMALLEST_LEVEL)
-        rows, done = sum(level.height for level in levels), 0
-        above, full = zarr.open_array(store=str(self.store / "0"), mode="r"), self.layout
+        rows = sum(level.height for level in levels)
+        done = 0
+        above = zarr.open_array(store=str(self.store / "0"), mode="r")
+        full = self.layout
         for number, level in enumerate(levels, 1):
             array = zarr.open_array(store=str(self.store / str(number)), mode="r+")
             for y in range(0, level.height, CHUNK):
@@ -218,16 +259,22 @@ class OmeZarrSink(ZarrSink):
                     self._put(array, y, x, self._halved(above, full, level, y, x))
                 if progress is not None:
                     progress(done + min(y + CHUNK, level.height), rows)
-            done, above, full = done + level.height, array, level
+            done = done + level.height
+            above = array
+            full = level
 
     def _halved(self, above: Any, full: Layout, level: Layout, y: int, x: int) -> np.ndarray:
         """One chunk of a level, of four of the level above, one after the other."""
-        rows, columns = min(CHUNK, level.height - y), min(CHUNK, level.width - x)
+        rows = min(CHUNK, level.height - y)
+        columns = min(CHUNK, level.width - x)
         chunk = np.empty((rows, columns, level.channels), level.dtype)
         half = CHUNK // 2
         for row, column in product(range(0, rows, half), range(0, columns, half)):
-            top, left = 2 * (y + row), 2 * (x + column)
-            block = above[:, top : min(top + CHUNK, full.height), left : min(left + CHUNK, full.width)]
+            top = 2 * (y + row)
+            left = 2 * (x + column)
+            block = above[
+                :, top : min(top + CHUNK, full.height), left : min(left + CHUNK, full.width)
+            ]
             chunk[row : row + half, column : column + half] = halve(np.moveaxis(block, 0, 2))
         return chunk
 
@@ -250,7 +297,11 @@ class OmeZarrSink(ZarrSink):
         for level in range(count):
             shift = (2**level - 1) / 2  # of the first sample's centre, in pixels of level 0
             scale = {"type": "scale", "scale": [1.0, float(2**level), float(2**level)]}
-            steps = [scale, {"type": "translation", "translation": [0.0, shift, shift]}] if level else [scale]
+            steps = (
+                [scale, {"type": "translation", "translation": [0.0, shift, shift]}]
+                if level
+                else [scale]
+            )
             datasets.append({"path": str(level), "coordinateTransformations": steps})
         return {
             "version": "0.5",
@@ -264,12 +315,20 @@ class OmeZarrSink(ZarrSink):
                     ],
                     "datasets": datasets,
                     "type": "mean",
-                    "metadata": {"description": "mean of 2 x 2 samples of the level before, integers rounded half up"},
+                    "metadata": {
+                        "description": "mean of 2 x 2 samples of the level before, integers "
+                        "rounded half up"
+                    },
                 }
             ],
             "omero": {
                 "channels": [
-                    {"label": name, "color": _COLOURS[name], "active": name != "alpha", "window": window}
+                    {
+                        "label": name,
+                        "color": _COLOURS[name],
+                        "active": name != "alpha",
+                        "window": window,
+                    }
                     for name in _CHANNELS[self.layout.channels]
                 ],
                 "rdefs": {"model": "greyscale" if self.layout.channels < 3 else "color"},
@@ -291,7 +350,9 @@ def zarr_attributes(store: Path, *, any_version: bool = False) -> dict[str, Any]
 
     With `any_version`, something not empty for every store, of Zarr v2 too.
     """
-    if any_version and any((store / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup")):
+    if any_version and any(
+        (store / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup")
+    ):
         return {"zarr": True}
     with suppress(OSError, ValueError):
         attributes = json.loads((store / "zarr.json").read_bytes()).get("attributes", {})
@@ -307,18 +368,28 @@ def zarr_job(store: Path) -> str | None:
 
 
 def zarr_size(layout: Layout, *, multiscale: bool, compress: bool) -> int:
-    """Most bytes of the store: noise grows a little, each chunk has a file; raw chunks at the border are whole."""
+    """Most bytes of the store: noise grows a little, each chunk has a file; raw chunks at the
+    border are whole.
+    """
     size = 2**20
     for level in [layout, *(levels_below(layout, _SMALLEST_LEVEL) if multiscale else [])]:
-        rows, columns = (-(-side // min(CHUNK, side)) for side in (level.height, level.width))
-        whole = min(CHUNK, level.height) * min(CHUNK, level.width) * level.channels * level.stored.itemsize
+        rows = -(-level.height // min(CHUNK, level.height))
+        columns = -(-level.width // min(CHUNK, level.width))
+        whole = (
+            min(CHUNK, level.height)
+            * min(CHUNK, level.width)
+            * level.channels
+            * level.stored.itemsize
+        )
         samples = level.nbytes if compress else rows * columns * whole
         size += int(samples * 1.002) + 2**13 * rows * columns
     return size
 
 
 def zarr_bytes(layout: Layout) -> int:
-    """Most bytes that `finish` holds: 1.1 x the most measured, chunks read, halved and compressed."""
+    """Most bytes that `finish` holds: 1.1 x the most measured, chunks read, halved and
+    compressed.
+    """
     return 8 * CHUNK * CHUNK * layout.channels * layout.stored.itemsize + 2**25
 
 

@@ -1,4 +1,6 @@
-"""Where the pixels of the LR picture come from: read by region, whole only where the format leaves no choice."""
+"""Where the pixels of the LR picture come from: read by region, whole only where the format leaves
+no choice.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,15 @@ __all__ = ["Source", "open_source"]
 def open_source(picture: Any, *, max_bytes: int | None = None) -> Source:
     """The source of a picture of any kind.
 
-    TIFF (tiles or strips), .npy and Zarr stay on disk; PNG, JPEG, WebP and unusual TIFFs are decoded once and held
-    as integers. Kept and refused is what `imageio.read_image` keeps and refuses.
+    TIFF (tiles or strips), .npy and Zarr stay on disk; PNG, JPEG, WebP and unusual TIFFs are
+    decoded once and held as integers. Kept and refused is what `imageio.read_image` keeps and
+    refuses.
 
     Args:
-        picture: a path, an `imageio.Image`, a PIL image, an array [h, w] or [h, w, 1 to 4], a tensor [3, h, w].
-        max_bytes: most memory to use, while it is decoded too; checked before anything is allocated.
+        picture: a path, an `imageio.Image`, a PIL image, an array [h, w] or [h, w, 1 to 4], a
+            tensor [3, h, w].
+        max_bytes: most memory to use, while it is decoded too; checked before anything is
+            allocated.
 
     Raises:
         ImageError: a file that is missing, damaged, not supported or too large for `max_bytes`.

@@ -26,7 +26,8 @@ class Source(Protocol):
         dtype: "uint8", "uint16" or "float32": what an output of the same kind holds.
         icc, dpi: as of `imageio.Image`.
         resident_bytes: most memory that it holds for its whole life.
-        identity: changes when the picture does (path, size and time of the file, or a digest of the samples).
+        identity: changes when the picture does (path, size and time of the file, or a digest of the
+            samples).
     """
 
     height: int
@@ -43,7 +44,8 @@ class Source(Protocol):
     def read(self, y0: int, y1: int, x0: int, x1: int) -> tuple[Tensor, Tensor | None]:
         """rgb [3, y1 - y0, x1 - x0] float32 in [0, 1] (grey replicated) and alpha [1, ...] or None.
 
-        Any thread may call it. ImageError if the file has vanished, got shorter or is damaged there.
+        Any thread may call it. ImageError if the file has vanished, got shorter or is damaged
+        there.
         """
 
     def close(self) -> None:
@@ -97,15 +99,20 @@ class SampleSource(ABC):
         low, high = (float(value) for value in values.aminmax())
         if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
             raise ImageError(
-                f"the picture has values from {low:g} to {high:g}: replace NaN and divide by the maximum, to [0, 1]."
+                f"the picture has values from {low:g} to {high:g}: replace NaN and divide by the "
+                "maximum, to [0, 1]."
             )
         return values
 
 
 def check_inside(source: Source | SampleSource, y0: int, y1: int, x0: int, x1: int) -> None:
-    """IndexError for a window that is empty or not inside: a mistake of the program, not of its user."""
+    """IndexError for a window that is empty or not inside: a mistake of the program, not of its
+    user.
+    """
     if not (0 <= y0 < y1 <= source.height and 0 <= x0 < x1 <= source.width):
-        raise IndexError(f"window {(y0, y1, x0, x1)} is not inside {source.height} x {source.width}")
+        raise IndexError(
+            f"window {(y0, y1, x0, x1)} is not inside {source.height} x {source.width}"
+        )
 
 
 def file_identity(path: Path) -> str:
@@ -118,12 +125,20 @@ def check_array(path: Path | str, shape: tuple[int, ...], dtype: np.dtype) -> tu
     """[h, w, C] of an array that can be a picture, ImageError for any other."""
     full = shape if len(shape) == 3 else (*shape, 1)
     if len(full) != 3 or 0 in full or full[2] not in (1, 2, 3, 4):
-        raise ImageError(f"{path} holds an array {list(shape)}: give one of [h, w] or [h, w, 1 to 4].")
+        raise ImageError(
+            f"{path} holds an array {list(shape)}: give one of [h, w] or [h, w, 1 to 4]."
+        )
     if dtype.kind not in "uf" or (dtype.kind == "u" and dtype.itemsize > 2):
         raise ImageError(f"{path} holds {dtype}: convert it to uint8, uint16 or float in [0, 1].")
     return full[0], full[1], full[2]
 
 
 def unreadable(path: Path, error: Exception) -> ImageError:
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return ImageError(f"{path} can no longer be read ({reason}): restore the file, or fetch or export it again.")
+    reason = (
+        getattr(error, "strerror", None)
+        or " ".join(str(error).split()).rstrip(".")
+        or type(error).__name__
+    )
+    return ImageError(
+        f"{path} can no longer be read ({reason}): restore the file, or fetch or export it again."
+    )

@@ -14,7 +14,9 @@ from diinn_fast.inference.sources.base import SampleSource, check_array, check_i
 
 
 class ArraySource(SampleSource):
-    """Samples [H, W, C] as they are: 3 bytes a pixel for 8-bit RGB, a quarter of what float samples take."""
+    """Samples [H, W, C] as they are: 3 bytes a pixel for 8-bit RGB, a quarter of what float samples
+    take.
+    """
 
     def __init__(
         self,
@@ -45,26 +47,35 @@ class ImageSource:
         self.icc = image.icc
         self.dpi = image.dpi
         planes = [image.rgb] if image.alpha is None else [image.rgb, image.alpha]
-        self.resident_bytes = sum(plane.untyped_storage().nbytes() for plane in planes if plane.device.type == "cpu")
+        self.resident_bytes = sum(
+            plane.untyped_storage().nbytes() for plane in planes if plane.device.type == "cpu"
+        )
         self.identity = _digest(*(plane.detach().float().cpu().numpy() for plane in planes))
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> tuple[Tensor, Tensor | None]:
         check_inside(self, y0, y1, x0, x1)
-        rgb, alpha = self._image.rgb, self._image.alpha
-        return _window(rgb, y0, y1, x0, x1), None if alpha is None else _window(alpha, y0, y1, x0, x1)
+        rgb = self._image.rgb
+        alpha = self._image.alpha
+        return _window(rgb, y0, y1, x0, x1), None if alpha is None else _window(
+            alpha, y0, y1, x0, x1
+        )
 
     def close(self) -> None:
         """Nothing to release."""
 
 
 def memory_source(picture: Any) -> ArraySource | ImageSource:
-    """Of an array, a tensor, an Image or a PIL image; UpscaleError or ImageError for what is none."""
+    """Of an array, a tensor, an Image or a PIL image; UpscaleError or ImageError for what is
+    none.
+    """
     if isinstance(picture, np.ndarray) and picture.dtype.kind == "u":
         check_array("the picture", picture.shape, picture.dtype)
         return ArraySource(np.atleast_3d(picture), _digest(picture))
     request = as_request(picture)
     if len(request.images) != 1:
-        raise ImageError(f"the picture is a batch of {len(request.images)}: give the pictures one by one.")
+        raise ImageError(
+            f"the picture is a batch of {len(request.images)}: give the pictures one by one."
+        )
     source = ImageSource(request.images[0])
     if not isinstance(picture, Image) and request.dtype.is_floating_point:
         source.dtype = "float32"

@@ -33,7 +33,13 @@ class RowsSource(SampleSource):
         channels = self.channels
         try:
             values = self._file.window(
-                self._start, self.width * channels, self._dtype, y0, y1, x0 * channels, (x1 - x0) * channels
+                self._start,
+                self.width * channels,
+                self._dtype,
+                y0,
+                y1,
+                x0 * channels,
+                (x1 - x0) * channels,
             )
         except (OSError, EOFError) as error:
             raise unreadable(self.path, error) from error
@@ -45,12 +51,16 @@ def npy_source(path: Path) -> RowsSource:
     try:
         with open(path, "rb") as file:
             major, _ = np.lib.format.read_magic(file)
-            read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[major]
+            read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[
+                major
+            ]
             shape, fortran, dtype = read(file)
             start = file.tell()
             size = file.seek(0, 2)
     except (ValueError, KeyError, EOFError) as error:
-        raise ImageError(f"{path} is no .npy file that holds an array of numbers: save it again.") from error
+        raise ImageError(
+            f"{path} is no .npy file that holds an array of numbers: save it again."
+        ) from error
     full = check_array(path, shape, dtype)
     if fortran and full[:2] != (1, 1):
         raise ImageError(f"{path} is stored column by column: save np.ascontiguousarray of it.")

@@ -1,4 +1,6 @@
-"""TIFF and BigTIFF by region through tifffile: only the tiles or strips that a window touches are decoded."""
+"""TIFF and BigTIFF by region through tifffile: only the tiles or strips that a window touches are
+decoded.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +18,31 @@ from diinn_fast.imageio.positioned import PositionedFile
 from diinn_fast.inference.sources.base import SampleSource, file_identity, unreadable
 from diinn_fast.inference.sources.npy import RowsSource
 
-_NONE, _LZW, _DEFLATES, _PACKBITS, _ZSTD = 1, 5, {8, 32946}, 32773, 50000
+_NONE = 1
+_LZW = 5
+_DEFLATES = {8, 32946}
+_PACKBITS = 32773
+_ZSTD = 50000
 _LOSSLESS = {_NONE, _LZW, *_DEFLATES, _PACKBITS, _ZSTD}
 _NO_CODECS_NEEDED = {_NONE, *_DEFLATES, _PACKBITS}
-_MIN_IS_BLACK, _RGB, _CONTIGUOUS, _UNASSOCIATED = 1, 2, 1, 2
-_CENTIMETRE, _INCH = 3, 2
+_MIN_IS_BLACK = 1
+_RGB = 2
+_CONTIGUOUS = 1
+_UNASSOCIATED = 2
+_CENTIMETRE = 3
+_INCH = 2
 
 CACHE_BYTES = 2**26
 """Decoded tiles that are kept, for windows that overlap and strips that are wider than a window."""
 
 
 def tiff_source(path: Path, max_bytes: int | None) -> SampleSource | None:
-    """A source of regions, or None where the whole must be decoded at once (or refused, by `imageio.decode`).
+    """A source of regions, or None where the whole must be decoded at once (or refused, by
+    `imageio.decode`).
 
-    Read by region: one upright or oriented picture of 8- or 16-bit grey or RGB, with or without straight alpha,
-    interleaved, uncompressed or by Deflate, LZW, PackBits or Zstandard; reduced copies (pyramids) are passed over.
+    Read by region: one upright or oriented picture of 8- or 16-bit grey or RGB, with or without
+    straight alpha, interleaved, uncompressed or by Deflate, LZW, PackBits or Zstandard; reduced
+    copies (pyramids) are passed over.
     """
     import tifffile
 
@@ -43,22 +55,37 @@ def tiff_source(path: Path, max_bytes: int | None) -> SampleSource | None:
             page = tiff.pages.first
             if not _is_simple(page) or not all(page.subfiletype & 1 for page in tiff.pages[1:]):  # type: ignore[union-attr]
                 return None
-            icc, dpi, orientation = page.iccprofile, _dpi(page), int(page.tags.valueof(274, 1))
+            icc = page.iccprofile
+            dpi = _dpi(page)
+            orientation = int(page.tags.valueof(274, 1))
             shape = (page.imagelength, page.imagewidth, page.samplesperpixel)
             dtype = np.dtype(page.dtype).newbyteorder(tiff.byteorder)
-            if page.compression == _NONE and not page.is_tiled and page.is_contiguous and orientation == 1:
-                if page.dataoffsets[0] + shape[0] * shape[1] * shape[2] * dtype.itemsize > path.stat().st_size:
+            if (
+                page.compression == _NONE
+                and not page.is_tiled
+                and page.is_contiguous
+                and orientation == 1
+            ):
+                if (
+                    page.dataoffsets[0] + shape[0] * shape[1] * shape[2] * dtype.itemsize
+                    > path.stat().st_size
+                ):
                     raise ImageError(f"{path} is cut off: fetch or export the file again.")
                 return RowsSource(path, page.dataoffsets[0], shape, dtype, icc, dpi)
             if page.compression not in _NO_CODECS_NEEDED and not _has_imagecodecs():
-                if max_bytes is not None and decode_bytes(shape[1], shape[0], 8 * dtype.itemsize) > max_bytes:
+                if (
+                    max_bytes is not None
+                    and decode_bytes(shape[1], shape[0], 8 * dtype.itemsize) > max_bytes
+                ):
                     name = tifffile.COMPRESSION(page.compression).name
                     raise ImageError(
                         f"{path} is compressed by {name} and does not fit the bound as a whole: "
                         "pip install 'diinn_fast[big]' to read it by region."
                     )
                 return None
-            return TiffSource(path, page, shape, dtype.newbyteorder("="), icc, dpi, orientation, max_bytes)
+            return TiffSource(
+                path, page, shape, dtype.newbyteorder("="), icc, dpi, orientation, max_bytes
+            )
         except ImageError:
             raise
         except Exception:
@@ -93,7 +120,8 @@ class TiffSource(SampleSource):
         segment = self._rows * self._columns * channels * dtype.itemsize
         if max_bytes is not None and 3 * segment > max_bytes:
             raise ImageError(
-                f"{path} is stored in pieces of {segment / 2**20:,.0f} MiB and {max_bytes / 2**20:,.0f} are left "
+                f"{path} is stored in pieces of {segment / 2**20:,.0f} MiB and "
+                f"{max_bytes / 2**20:,.0f} are left "
                 "within the bound: raise it, or convert the file to a tiled TIFF or Zarr."
             )
         left = CACHE_BYTES if max_bytes is None else max_bytes - 2 * segment
@@ -117,11 +145,18 @@ class TiffSource(SampleSource):
         if self._orientation in (5, 6, 7, 8):
             y0, y1, x0, x1 = x0, x1, y0, y1
         out = np.empty((y1 - y0, x1 - x0, channels), self._page.dtype)
-        rows, columns = self._rows, self._columns
-        for i, j in product(range(y0 // rows, -(-y1 // rows)), range(x0 // columns, -(-x1 // columns))):
-            top, left = i * rows, j * columns
+        rows = self._rows
+        columns = self._columns
+        for i, j in product(
+            range(y0 // rows, -(-y1 // rows)), range(x0 // columns, -(-x1 // columns))
+        ):
+            top = i * rows
+            left = j * columns
             segment = self._segment(i * self._across + j)
-            a, b, c, d = max(y0, top), min(y1, top + rows), max(x0, left), min(x1, left + columns)
+            a = max(y0, top)
+            b = min(y1, top + rows)
+            c = max(x0, left)
+            d = min(x1, left + columns)
             out[a - y0 : b - y0, c - x0 : d - x0] = segment[a - top : b - top, c - left : d - left]
         return upright(out, self._orientation)
 
@@ -132,10 +167,14 @@ class TiffSource(SampleSource):
                 self._cache.move_to_end(index)
                 return self._cache[index]
             try:
-                data = self._file.exactly(self._page.databytecounts[index], self._page.dataoffsets[index])
+                data = self._file.exactly(
+                    self._page.databytecounts[index], self._page.dataoffsets[index]
+                )
                 decoded, _, shape = self._page.decode(data, index)
                 segment = np.ascontiguousarray(decoded[0, : shape[1], : shape[2]])
-            except Exception as error:  # on damaged input codecs raise nearly every exception there is
+            except (
+                Exception
+            ) as error:  # on damaged input codecs raise nearly every exception there is
                 raise unreadable(self.path, error) from error
             while self._cache and self._held() + segment.nbytes > self._cache_bytes:
                 self._cache.popitem(last=False)
@@ -171,10 +210,16 @@ def _segment_size(page: Any) -> tuple[int, int]:
 
 
 def _dpi(page: Any) -> tuple[float, float] | None:
-    """As `imageio.decode`, of the stored picture: only what the file really says, in inches or centimetres."""
+    """As `imageio.decode`, of the stored picture: only what the file really says, in inches or
+    centimetres.
+    """
     unit = int(page.tags.valueof(296, _INCH))
     values = [page.tags.valueof(tag) for tag in (282, 283)]
-    if unit not in (_INCH, _CENTIMETRE) or None in values or any(denominator == 0 for _, denominator in values):
+    if (
+        unit not in (_INCH, _CENTIMETRE)
+        or None in values
+        or any(denominator == 0 for _, denominator in values)
+    ):
         return None
     factor = 2.54 if unit == _CENTIMETRE else 1.0
     horizontal, vertical = (factor * numerator / denominator for numerator, denominator in values)

@@ -1,4 +1,6 @@
-"""Zarr (v2, v3) and OME-Zarr by region through zarr-python: only the chunks that a window touches are read."""
+"""Zarr (v2, v3) and OME-Zarr by region through zarr-python: only the chunks that a window touches
+are read.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ METADATA = ("zarr.json", ".zarray", ".zgroup")
 
 
 class ZarrSource(SampleSource):
-    """An array whose axes are named y, x and c in any order, [H, W] or [H, W, C]; of OME-Zarr the largest level."""
+    """An array whose axes are named y, x and c in any order, [H, W] or [H, W, C]; of OME-Zarr the
+    largest level.
+    """
 
     def __init__(self, path: Path, max_bytes: int | None) -> None:
         zarr = import_zarr(path)
@@ -30,7 +34,9 @@ class ZarrSource(SampleSource):
         except ImageError:
             raise
         except Exception as error:
-            raise ImageError(f"{path} is a damaged or unusual Zarr store ({error}): write it again.") from error
+            raise ImageError(
+                f"{path} is a damaged or unusual Zarr store ({error}): write it again."
+            ) from error
         state = attributes.get("diinn_fast", {})
         if state.get("complete") is False:
             raise ImageError(f"{path} is not complete: resume the run that writes it first.")
@@ -38,12 +44,15 @@ class ZarrSource(SampleSource):
         self._order = [axes.index(name) for name in "yxc" if name in axes]
         self._others = [i for i, name in enumerate(axes) if name not in "yxc"]
         if any(array.shape[i] != 1 for i in self._others):
-            raise ImageError(f"{path} has several planes or times: give them one by one, as pictures.")
+            raise ImageError(
+                f"{path} has several planes or times: give them one by one, as pictures."
+            )
         shape = check_array(path, tuple(array.shape[i] for i in self._order), np.dtype(array.dtype))
         chunk = math.prod(array.chunks) * array.dtype.itemsize
         if max_bytes is not None and 4 * chunk > max_bytes:
             raise ImageError(
-                f"{path} has chunks of {chunk / 2**20:,.0f} MiB and {max_bytes / 2**20:,.0f} are left within the "
+                f"{path} has chunks of {chunk / 2**20:,.0f} MiB and {max_bytes / 2**20:,.0f} are "
+                "left within the "
                 "bound: raise it, or store the array in smaller chunks."
             )
         metadata = [path / name for name in METADATA if (path / name).exists()]
@@ -51,7 +60,9 @@ class ZarrSource(SampleSource):
         times = [file.stat().st_mtime_ns for file in metadata]
         icc = base64.b64decode(state["icc"]) if "icc" in state else None
         dpi = (float(state["dpi"][0]), float(state["dpi"][1])) if "dpi" in state else None
-        super().__init__(shape, np.dtype(array.dtype), f"{path.resolve()} {digest} {times}", icc, dpi)
+        super().__init__(
+            shape, np.dtype(array.dtype), f"{path.resolve()} {digest} {times}", icc, dpi
+        )
 
     def samples(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         window: list[Any] = [0] * self._array.ndim
@@ -63,7 +74,9 @@ class ZarrSource(SampleSource):
             values = np.asarray(self._array[tuple(window)])
         except Exception as error:
             raise unreadable(self.path, error) from error
-        if not any((self.path / name).exists() for name in METADATA):  # absent chunks would read as zeros
+        if not any(
+            (self.path / name).exists() for name in METADATA
+        ):  # absent chunks would read as zeros
             raise ImageError(f"{self.path} has vanished: restore it.")
         values = values.transpose([kept.index(axis) for axis in self._order])
         return values if values.ndim == 3 else values[..., None]
@@ -75,9 +88,17 @@ def _array_of(path: Path, node: Any, attributes: dict[str, Any]) -> tuple[Any, l
         multiscales = attributes.get("ome", attributes).get("multiscales")
         if not multiscales:
             raise ImageError(f"{path} is a group of arrays: name one of the arrays in it.")
-        axes = [axis if isinstance(axis, str) else axis["name"] for axis in multiscales[0].get("axes", "tczyx")]
+        axes = [
+            axis if isinstance(axis, str) else axis["name"]
+            for axis in multiscales[0].get("axes", "tczyx")
+        ]
         return node[multiscales[0]["datasets"][0]["path"]], axes
     names = getattr(node.metadata, "dimension_names", None) or ()
     if set(names) in ({"y", "x"}, {"y", "x", "c"}):
         return node, list(names)
-    return node, ["y", "x", "c"][: node.ndim] if node.ndim in (2, 3) else [*"?" * (node.ndim - 3), "y", "x", "c"]
+    return node, ["y", "x", "c"][: node.ndim] if node.ndim in (2, 3) else [
+        *"?" * (node.ndim - 3),
+        "y",
+        "x",
+        "c",
+    ]
