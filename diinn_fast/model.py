@@ -14,17 +14,12 @@ from torch import Tensor, nn
 
 from diinn_fast.decoder import ImplicitDecoder
 from diinn_fast.encoders import ENCODERS, make_encoder
+from diinn_fast.errors import CheckpointError
 from diinn_fast.geometry import hr_size
 
 BUNDLED = Path(__file__).parent / "weights"
 DEFAULT_WEIGHTS = "edsr-baseline-mode3"
 CHANNELS = 64
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or does not fit the model; the message names the first
-    thing that is wrong.
-    """
 
 
 class DIINN(

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from diinn_fast.errors import BackendError
+
 if TYPE_CHECKING:
     from diinn_fast.ops import Problem
 
@@ -36,10 +38,6 @@ hardware.
 
 log = logging.getLogger("diinn_fast")
 _warned: set[str] = set()
-
-
-class BackendError(RuntimeError):
-    """A backend was asked for by name and cannot run."""
 
 
 def check_name(name: str) -> str:

@@ -19,15 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from diinn_fast.backends import (
-    BackendError,
-    _cuda,
-    _cuda_gradient,
-    _nvcc,
-    _self_check,
-    eager,
-    triton,
-)
+from diinn_fast.backends import _cuda, _cuda_gradient, _nvcc, _self_check, eager, triton
+from diinn_fast.errors import BackendError
 
 if TYPE_CHECKING:
     from diinn_fast.ops import Problem

@@ -10,7 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from diinn_fast.model import CheckpointError, fit, read_checkpoint
+from diinn_fast.errors import CheckpointError
+from diinn_fast.model import fit, read_checkpoint
 
 Model = TypeVar("Model", bound=nn.Module)
 

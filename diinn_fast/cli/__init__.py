@@ -11,11 +11,9 @@ import importlib
 import sys
 import traceback
 
-from diinn_fast import BackendError, CheckpointError, __version__
+from diinn_fast import __version__
 from diinn_fast.cli.common import Refused
-from diinn_fast.imageio import ImageError
-from diinn_fast.inference import UpscaleError
-from diinn_fast.inference.errors import UnfinishedError
+from diinn_fast.errors import DivergedError, Error, UnfinishedError
 
 COMMANDS = {
     "upscale": "enlarge pictures by any factor, or to any size",
@@ -60,9 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except SystemExit as exit:  # argparse after --help
         return exit.code if isinstance(exit.code, int) else 1
-    except UnfinishedError as error:
+    except (UnfinishedError, DivergedError) as error:
         return _report(error, 1, arguments)
-    except (Refused, UpscaleError, ImageError, CheckpointError, BackendError) as error:
+    except (Refused, Error) as error:
         return _report(error, 2, arguments)
     except Exception as error:
         return _report(error, 1, arguments)
@@ -72,7 +70,7 @@ def _report(error: Exception, code: int, arguments: list[str]) -> int:
     if "--debug" in arguments:
         traceback.print_exc()
     message = " ".join(str(error).split()) or type(error).__name__
-    if code == 1 and not isinstance(error, (UnfinishedError, FloatingPointError)):
+    if code == 1 and not isinstance(error, (UnfinishedError, DivergedError)):
         message = f"{type(error).__name__}: {message} (--debug shows where)"
     print(f"diinn-fast: {message}", file=sys.stderr)
     return code

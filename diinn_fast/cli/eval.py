@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from diinn_fast.cli.common import Refused, make_parser
-from diinn_fast.data import DataError
+from diinn_fast.errors import DataError
 from diinn_fast.evaluation.tables import TABLES
 from diinn_fast.metrics import METRICS, PROTOCOLS
 

@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 
 from diinn_fast.cli.common import Refused, make_parser
-from diinn_fast.data import DataError, write_pack
+from diinn_fast.data import write_pack
+from diinn_fast.errors import DataError
 
 EXAMPLE = """\
   diinn-fast train --config paper --data DIV2K --out runs/paper

@@ -15,11 +15,11 @@ import torch
 
 from diinn_fast import BackendError
 from diinn_fast.cli.common import Refused, make_parser, messages
-from diinn_fast.imageio import Image, ImageError, check_writable, read_image, write_image
+from diinn_fast.errors import ImageError, UnfinishedError
+from diinn_fast.imageio import Image, check_writable, read_image, write_image
 from diinn_fast.imageio.formats import FORMAT_OF_SUFFIX
 from diinn_fast.inference import Upscaler, target_size
 from diinn_fast.inference.devices import PRECISIONS
-from diinn_fast.inference.errors import UnfinishedError
 from diinn_fast.inference.job import Job, part_of
 from diinn_fast.inference.memory import TooLargeError, parse_size
 from diinn_fast.inference.ranks import first_rank, ranks_started, world_size

@@ -1,9 +1,10 @@
 """Images for training and measuring: finding, decoding, degrading, cropping, packing."""
 
 from diinn_fast.data.crops import Crops, CropSampler, Pairs, degrade, make_pairs
-from diinn_fast.data.images import DataError, find_images, list_photos, load_photos
+from diinn_fast.data.images import find_images, list_photos, load_photos
 from diinn_fast.data.pack import write_pack
 from diinn_fast.data.store import decode_all
+from diinn_fast.errors import DataError
 
 __all__ = [
     "CropSampler",

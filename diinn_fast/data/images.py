@@ -17,6 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diinn_fast.errors import DataError
+
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"}
 
 _FOLDERS = {
@@ -30,10 +32,6 @@ _HR = ["HR", "GTmod12", "GT", "image_SRF_4", "image_SRF_2", "image_SRF_3", "orig
 
 Split = Literal["train", "valid"]
 T = TypeVar("T")
-
-
-class DataError(ValueError):
-    """Images that cannot be used; the message names the file and what would do."""
 
 
 def find_images(folder: str | Path, split: Split = "train") -> list[Path]:

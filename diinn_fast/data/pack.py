@@ -14,7 +14,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from diinn_fast.data.images import DataError, Photo, decode_photo, list_photos
+from diinn_fast.data.images import Photo, decode_photo, list_photos
+from diinn_fast.errors import DataError
 from diinn_fast.imageio.atomic import atomic_file
 
 QUALITY = 90

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from diinn_fast.data.images import DataError, Photo, decode_photo, photo_size
+from diinn_fast.data.images import Photo, decode_photo, photo_size
+from diinn_fast.errors import DataError
 
 NAMED = 3
 """Bad files that an error names."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from diinn_fast.baselines import LIIF, MetaSR, bicubic
 from diinn_fast.baselines.checkpoint import layers_of, read_state
-from diinn_fast.inference.errors import UpscaleError
+from diinn_fast.errors import UpscaleError
 from diinn_fast.inference.weights import load_weights
 from diinn_fast.model import DEFAULT_WEIGHTS, DIINN, bundled_names
 

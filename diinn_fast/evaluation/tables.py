@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from diinn_fast.data import DataError
+from diinn_fast.errors import DataError, UpscaleError
 from diinn_fast.evaluation import plots, report
 from diinn_fast.evaluation.candidates import Candidate, describe, load_candidate, unique
 from diinn_fast.evaluation.results import Results, Row, means, write_summary_csv
@@ -16,7 +16,6 @@ from diinn_fast.evaluation.run import DataSet, evaluate, open_set
 from diinn_fast.evaluation.sheets import write_sheets
 from diinn_fast.imageio.atomic import atomic_file
 from diinn_fast.inference.devices import pick_device
-from diinn_fast.inference.errors import UpscaleError
 from diinn_fast.metrics import PROTOCOLS, Protocol, missing_for
 
 

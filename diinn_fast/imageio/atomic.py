@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from diinn_fast.imageio.formats import ImageError, already_exists
+from diinn_fast.errors import ImageError
+from diinn_fast.imageio.formats import already_exists
 
 _DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 

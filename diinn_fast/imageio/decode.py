@@ -22,7 +22,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from diinn_fast.imageio.formats import ImageError
+from diinn_fast.errors import ImageError
 from diinn_fast.imageio.png import PALETTE, PngHeader, check_png
 
 # The plugins rather than PIL.Image.open, which refuses large pictures by a process-wide setting.

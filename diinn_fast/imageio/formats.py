@@ -8,11 +8,7 @@ from pathlib import Path
 
 import torch
 
-
-class ImageError(ValueError):
-    """A file that cannot be read or written; the message is one sentence that names it and the
-    remedy.
-    """
+from diinn_fast.errors import ImageError
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from diinn_fast.imageio.formats import ImageError
+from diinn_fast.errors import ImageError
 
 DTYPES = ("uint8", "uint16", "float32")
 

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from diinn_fast.imageio.formats import ImageError
+from diinn_fast.errors import ImageError
 from diinn_fast.imageio.layout import WORKERS, Layout, Progress, Read, in_order
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"

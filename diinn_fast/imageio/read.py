@@ -9,8 +9,9 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
+from diinn_fast.errors import ImageError
 from diinn_fast.imageio.decode import decode
-from diinn_fast.imageio.formats import Image, ImageError
+from diinn_fast.imageio.formats import Image
 
 _MAGIC = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),

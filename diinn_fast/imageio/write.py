@@ -13,8 +13,9 @@ import numpy as np
 import PIL.Image
 import torch
 
+from diinn_fast.errors import ImageError
 from diinn_fast.imageio.atomic import atomic_file
-from diinn_fast.imageio.formats import Image, ImageError, check_writable, format_of, stored_layout
+from diinn_fast.imageio.formats import Image, check_writable, format_of, stored_layout
 from diinn_fast.imageio.layout import Layout
 from diinn_fast.imageio.png import write_png
 from diinn_fast.imageio.tiff import write_tiff

@@ -1,6 +1,6 @@
 """From a picture of any kind to a larger one of the same kind, with a bundled or given model."""
 
-from diinn_fast.inference.errors import UpscaleError
+from diinn_fast.errors import UpscaleError
 from diinn_fast.inference.job import render
 from diinn_fast.inference.run import Upscaler, upscale
 from diinn_fast.inference.sizes import target_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from diinn_fast.inference.errors import UpscaleError
+from diinn_fast.errors import UpscaleError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diinn_fast.errors import ImageError, UnfinishedError, UpscaleError
 from diinn_fast.geometry import Window
-from diinn_fast.imageio import ImageError, bleed_alpha
+from diinn_fast.imageio import bleed_alpha
 from diinn_fast.imageio.formats import already_exists
 from diinn_fast.inference.bicubic import bicubic_range, resize_bicubic
-from diinn_fast.inference.errors import UnfinishedError, UpscaleError
 from diinn_fast.inference.halo import halo_error
 from diinn_fast.inference.journal import Block, Journal, State, read_journals
 from diinn_fast.inference.memory import (

@@ -15,8 +15,8 @@ import PIL.ImageOps
 import torch
 from torch import Tensor
 
+from diinn_fast.errors import UpscaleError
 from diinn_fast.imageio import Image, read_image
-from diinn_fast.inference.errors import UpscaleError
 
 KINDS = (
     "a path, an Image, a PIL image, an array [h, w] or [h, w, 3 or 4], or a float tensor [3, "

@@ -14,7 +14,7 @@ from torch import nn
 
 from diinn_fast.decoder import BAND_BYTES
 from diinn_fast.encoders import EDSR, RDN
-from diinn_fast.inference.errors import UpscaleError
+from diinn_fast.errors import UpscaleError
 
 MIB = 1 << 20
 

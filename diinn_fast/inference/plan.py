@@ -20,8 +20,8 @@ from torch import nn
 
 from diinn_fast.decoder import ImplicitDecoder
 from diinn_fast.encoders import LEAST_PIXELS, RDN
+from diinn_fast.errors import UpscaleError
 from diinn_fast.geometry import Window
-from diinn_fast.inference.errors import UpscaleError
 from diinn_fast.inference.memory import MIB, encoder_floats, size_text
 
 BLOCK_PIXELS = 1 << 20

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from diinn_fast.inference.errors import UpscaleError
+from diinn_fast.errors import UpscaleError
 
 Item = TypeVar("Item")
 

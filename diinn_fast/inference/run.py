@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from diinn_fast import backends
 from diinn_fast.encoders import RDN, use_fast_weights
+from diinn_fast.errors import UpscaleError
 from diinn_fast.geometry import MAX_LENGTH, Window
 from diinn_fast.imageio import Image, bleed_alpha
 from diinn_fast.inference.bicubic import resize_bicubic
 from diinn_fast.inference.devices import PRECISIONS, pick_device, pick_precision
-from diinn_fast.inference.errors import UpscaleError
 from diinn_fast.inference.kinds import as_request
 from diinn_fast.inference.memory import check_memory
 from diinn_fast.inference.sizes import target_size, warn_of_scale

@@ -9,8 +9,8 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+from diinn_fast.errors import UpscaleError
 from diinn_fast.geometry import MAX_LENGTH, size_for_scale
-from diinn_fast.inference.errors import UpscaleError
 
 log = logging.getLogger("diinn_fast")
 

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diinn_fast.errors import ImageError, UpscaleError
 from diinn_fast.geometry import Window, check_size, check_window
-from diinn_fast.imageio import ImageError
 from diinn_fast.inference.bicubic import bicubic_range, resize_bicubic
-from diinn_fast.inference.errors import UpscaleError
 from diinn_fast.inference.memory import parse_size
 from diinn_fast.inference.plan import split, with_halo
 from diinn_fast.inference.run import BAND_PIXELS, Upscaler, store, to_unit

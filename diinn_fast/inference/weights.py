@@ -10,16 +10,8 @@ from pathlib import Path
 
 import torch
 
-from diinn_fast.inference.errors import UpscaleError
-from diinn_fast.model import (
-    BUNDLED,
-    DEFAULT_WEIGHTS,
-    DIINN,
-    CheckpointError,
-    bundled_names,
-    fit,
-    read_checkpoint,
-)
+from diinn_fast.errors import CheckpointError, UpscaleError
+from diinn_fast.model import BUNDLED, DEFAULT_WEIGHTS, DIINN, bundled_names, fit, read_checkpoint
 
 
 def load_weights(name: str | os.PathLike[str] | None = None) -> DIINN:

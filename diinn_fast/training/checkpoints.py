@@ -16,8 +16,8 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from diinn_fast.errors import CheckpointError
 from diinn_fast.imageio.atomic import atomic_file
-from diinn_fast.model import CheckpointError
 from diinn_fast.training.portable import read_run
 
 

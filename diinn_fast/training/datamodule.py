@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from diinn_fast.data import Crops, CropSampler, DataError, decode_all, list_photos
+from diinn_fast.data import Crops, CropSampler, decode_all, list_photos
 from diinn_fast.data.images import Photo
+from diinn_fast.errors import DataError
 
 
 class PhotoData(L.LightningDataModule):

@@ -16,16 +16,13 @@ from torch import Tensor
 
 from diinn_fast.data import Crops, Pairs, degrade, make_pairs
 from diinn_fast.encoders import use_fast_weights
+from diinn_fast.errors import DivergedError
 from diinn_fast.training.models import make_model
 
 REWARM = 200
 """Steps over which the rate rises again where Adam's moments start from nothing (see
 ``portable``).
 """
-
-
-class Diverged(FloatingPointError):
-    """Training cannot go on: a loss or a weight is not a finite number."""
 
 
 class SRModule(L.LightningModule):
@@ -112,7 +109,7 @@ class SRModule(L.LightningModule):
         else:
             loss = self.loss(lr, groups)
         if not math.isfinite(value := loss.item()):
-            raise Diverged(
+            raise DivergedError(
                 f"loss is {value} at step {step}: the last good state is kept; train on from it "
                 "with a lower --model.lr"
             )
@@ -205,7 +202,7 @@ class SRModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if bad := [name for name, value in self.named_parameters() if not value.isfinite().all()]:
-            raise Diverged(
+            raise DivergedError(
                 f"{bad[0]} is not finite after step {self.global_step - 1}: the last good state "
                 "is kept"
             )

@@ -18,8 +18,8 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from diinn_fast.errors import CheckpointError
 from diinn_fast.imageio.atomic import atomic_file
-from diinn_fast.model import CheckpointError
 
 FORMAT = "diinn_fast run 1"
 PLAIN = (

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diinn_fast.baselines import LIIF, project
 from diinn_fast.baselines.liif import surrounding
-from diinn_fast.model import CheckpointError
+from diinn_fast.errors import CheckpointError
 
 
 def centres(n: int) -> Tensor:

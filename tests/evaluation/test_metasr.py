@@ -13,7 +13,7 @@ from helpers.known_models import Channels
 from torch import Tensor
 
 from diinn_fast.baselines import LIIF, MetaSR, project
-from diinn_fast.model import CheckpointError
+from diinn_fast.errors import CheckpointError
 
 
 def centres(n: int) -> Tensor:

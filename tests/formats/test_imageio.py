@@ -23,10 +23,10 @@ import torch
 from helpers.pictures import CHANNELS, GREY_PROFILE, SRGB, noise, refused, to_image, to_samples
 from PIL import ImageOps
 
+from diinn_fast.errors import ImageError
 from diinn_fast.imageio import (
     MAX_SIDE,
     Image,
-    ImageError,
     bleed_alpha,
     check_writable,
     decode,

@@ -16,7 +16,8 @@ from helpers.small_models import small_model
 
 from diinn_fast import DIINN
 from diinn_fast.encoders import LEAST_PIXELS
-from diinn_fast.inference import UpscaleError, memory, plan
+from diinn_fast.errors import UpscaleError
+from diinn_fast.inference import memory, plan
 from diinn_fast.inference.plan import Plan, Task, make_plan, plan_within, smallest_bound, with_halo
 
 MIB = 1 << 20

@@ -13,7 +13,8 @@ import pytest
 import torch
 from helpers.small_models import picture, small_model
 
-from diinn_fast.inference import UpscaleError, Upscaler, ranks
+from diinn_fast.errors import UpscaleError
+from diinn_fast.inference import Upscaler, ranks
 from diinn_fast.inference.job import Job
 from diinn_fast.inference.journal import read_journals
 

@@ -23,12 +23,12 @@ from helpers.problems import make_decoder, oracle
 from helpers.small_models import picture, small_model
 
 from diinn_fast import DIINN
+from diinn_fast.errors import ImageError, UnfinishedError, UpscaleError
 from diinn_fast.geometry import Window
-from diinn_fast.imageio import ImageError, read_image
-from diinn_fast.inference import UpscaleError, Upscaler, plan, writer
+from diinn_fast.imageio import read_image
+from diinn_fast.inference import Upscaler, plan, writer
 from diinn_fast.inference import render as render_public
 from diinn_fast.inference.bicubic import bicubic_range, resize_bicubic
-from diinn_fast.inference.errors import UnfinishedError
 from diinn_fast.inference.job import Job
 from diinn_fast.inference.journal import Journal, read_journals
 from diinn_fast.inference.plan import Plan, Task, cuts, make_plan, smallest_bound

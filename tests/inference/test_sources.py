@@ -13,8 +13,8 @@ import pytest
 import torch
 from helpers.pictures import SRGB, noise, refused, to_image
 
-from diinn_fast.imageio import Image, ImageError, read_image, write_image
-from diinn_fast.inference import UpscaleError
+from diinn_fast.errors import ImageError, UpscaleError
+from diinn_fast.imageio import Image, read_image, write_image
 from diinn_fast.inference import sources as sources_module
 from diinn_fast.inference.sources import open_source
 from diinn_fast.inference.sources import tiff as tiff_module

@@ -20,8 +20,9 @@ from helpers.known_models import nearest_model, random_model, save
 from torch import Tensor
 
 from diinn_fast import CheckpointError
-from diinn_fast.imageio import Image, ImageError, read_image, write_image
-from diinn_fast.inference import UpscaleError, Upscaler, load_weights, memory, sizes, target_size
+from diinn_fast.errors import ImageError, UpscaleError
+from diinn_fast.imageio import Image, read_image, write_image
+from diinn_fast.inference import Upscaler, load_weights, memory, sizes, target_size
 from diinn_fast.inference import upscale as run_upscale
 from diinn_fast.model import bundled_names
 

@@ -7,7 +7,8 @@ import pytest
 from helpers.small_models import picture, small_model
 
 import diinn_fast
-from diinn_fast.inference import UpscaleError, Upscaler, View, view
+from diinn_fast.errors import UpscaleError
+from diinn_fast.inference import Upscaler, View, view
 
 
 @pytest.fixture(scope="module")

@@ -358,3 +358,17 @@ def test_every_bundled_model_loads_by_name():
     for name in bundled_names():
         model = DIINN.from_pretrained(name)
         assert all(p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())
+
+
+def test_one_base_for_every_error_and_open_stays_the_built_in():
+    import diinn_fast
+    from diinn_fast import errors
+
+    classes = [v for v in vars(errors).values() if isinstance(v, type)]
+    assert len(classes) > 6
+    assert all(
+        issubclass(c, diinn_fast.Error) and getattr(diinn_fast, c.__name__) is c for c in classes
+    )
+    names: dict[str, object] = {}
+    exec("from diinn_fast import *", names)
+    assert "open" not in names and "render" in names

@@ -13,7 +13,6 @@ from PIL import Image
 
 from diinn_fast.data import (
     CropSampler,
-    DataError,
     decode_all,
     degrade,
     find_images,
@@ -23,6 +22,7 @@ from diinn_fast.data import (
     write_pack,
 )
 from diinn_fast.data.crops import texture
+from diinn_fast.errors import DataError
 
 
 @pytest.fixture

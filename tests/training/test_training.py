@@ -24,8 +24,9 @@ from diinn_fast import DIINN, CheckpointError
 from diinn_fast.baselines import LIIF, MetaSR
 from diinn_fast.cli import main
 from diinn_fast.data import degrade, load_photos
+from diinn_fast.errors import DivergedError
 from diinn_fast.training import ablation
-from diinn_fast.training.module import REWARM, Diverged, SRModule
+from diinn_fast.training.module import REWARM, SRModule
 from diinn_fast.training.portable import plain_config, read_run, write_run
 from diinn_fast.training.run import config_names, config_path
 
@@ -188,7 +189,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_s
         "loss",
         lambda self, *a: original(self, *a) * (math.nan if self.global_step == 4 else 1),
     )
-    with pytest.raises(Diverged, match="loss is nan at step 4"):
+    with pytest.raises(DivergedError, match="loss is nan at step 4"):
         run(photos, tmp_path)
     assert checkpoint(tmp_path / "last.ckpt")["global_step"] == 3
 
@@ -204,7 +205,7 @@ def test_weights_that_are_not_finite_never_replace_good_ones(photos, tmp_path, m
         original(self, content)
 
     monkeypatch.setattr(SRModule, "on_save_checkpoint", on_save_checkpoint)
-    with pytest.raises(Diverged, match=r"last_layer\.bias is not finite after step 5"):
+    with pytest.raises(DivergedError, match=r"last_layer\.bias is not finite after step 5"):
         run(photos, tmp_path)
     assert checkpoint(tmp_path / "last.ckpt")["global_step"] == 3
 

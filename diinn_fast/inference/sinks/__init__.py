@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from diinn_fast.imageio import ImageError
+from diinn_fast.errors import ImageError
 from diinn_fast.imageio.layout import Layout, Progress
 from diinn_fast.imageio.png import png_bytes, png_job, png_size
 from diinn_fast.imageio.tiff import tiff_bytes, tiff_job, tiff_size

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from diinn_fast.imageio import ImageError
+from diinn_fast.errors import ImageError
 from diinn_fast.imageio.atomic import is_disk_full, publish, sync_folder
 from diinn_fast.imageio.formats import already_exists
 from diinn_fast.imageio.layout import Layout, Progress

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diinn_fast.imageio import ImageError
+from diinn_fast.errors import ImageError
 from diinn_fast.imageio.positioned import PositionedFile
 from diinn_fast.imageio.read import to_float
 from diinn_fast.inference.kinds import TOLERANCE

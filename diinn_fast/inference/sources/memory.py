@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from diinn_fast.imageio import Image, ImageError
+from diinn_fast.errors import ImageError
+from diinn_fast.imageio import Image
 from diinn_fast.inference.kinds import as_request
 from diinn_fast.inference.sources.base import SampleSource, check_array, check_inside
 

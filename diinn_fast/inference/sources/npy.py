@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diinn_fast.imageio import ImageError
+from diinn_fast.errors import ImageError
 from diinn_fast.imageio.positioned import PositionedFile
 from diinn_fast.inference.sources.base import SampleSource, check_array, file_identity, unreadable
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from diinn_fast.imageio import ImageError
+from diinn_fast.errors import ImageError
 from diinn_fast.imageio.decode import decode_bytes, upright
 from diinn_fast.imageio.positioned import PositionedFile
 from diinn_fast.inference.sources.base import SampleSource, file_identity, unreadable

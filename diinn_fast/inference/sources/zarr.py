@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from diinn_fast.imageio import ImageError
+from diinn_fast.errors import ImageError
 from diinn_fast.inference.sinks.zarr import import_zarr
 from diinn_fast.inference.sources.base import SampleSource, check_array, unreadable
 
