@@ -5,8 +5,13 @@ FLOPs.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
+import torch
+
+from diinn_fast.encoders import make_encoder
+from diinn_fast.encoders.base import convolution_macs
 from diinn_fast.geometry import size_for_scale
 
 # Multiply-adds of the decoder, mode 3: in the least arithmetic known (content products once per LR
@@ -21,9 +26,6 @@ LIIF_PROJECTED_PER_HR = 791_552
 LIIF_PROJECTED_PER_LR = 147_456
 METASR_PER_HR = 1_536
 METASR_PER_LR = 444_096
-ENCODER_PER_LR = {"rdn": 21_964_480, "edsr-baseline": 1_218_240}
-"""Multiply-adds per LR pixel of an encoder: its convolution weights."""
-
 OFFICIAL_BYTES = {"decode": 12_288, "model": 12_288, "training": 40_960}
 """Memory of the official formulation per query: two 2.3 KB and one 3.3 KB tensors and the layers'
 results live at once; training keeps every layer's inputs."""
@@ -97,7 +99,7 @@ class Case:
         )
 
     def _with_rest(self, macs: float) -> float:
-        macs += self.lr_pixels * ENCODER_PER_LR.get(self.encoder, 0)
+        macs += self.lr_pixels * encoder_macs(self.encoder)
         return 2.0 * macs * (3 if self.kind == "training" else 1)
 
     def official_bytes(self) -> int:
@@ -106,6 +108,15 @@ class Case:
     def describe(self) -> dict[str, Any]:
         """The case as plain values: ``Case(**...)`` rebuilds it, in another process too."""
         return asdict(self)
+
+
+@cache
+def encoder_macs(name: str) -> int:
+    """Multiply-adds per LR pixel of an encoder by name; of none, 0."""
+    if not name:
+        return 0
+    with torch.device("meta"):
+        return convolution_macs(make_encoder(name))
 
 
 def from_description(values: dict[str, Any]) -> Case:

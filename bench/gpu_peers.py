@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bench.cases import Case
 from bench.machine import free_bytes
-from bench.peers import decode_by_convolutions, official_encoder
+from bench.peers import decode_by_convolutions
 from diinn_fast import DIINN, Graphed, ImplicitDecoder, backends, reference
 from diinn_fast.encoders import use_fast_weights
 from diinn_fast.graphed import record
@@ -235,11 +235,7 @@ def _model(case: Case, peer: Peer) -> Call:
     @torch.inference_mode()
     def call() -> Tensor:
         with _surroundings(case, peer):
-            encode = (
-                official_encoder(model.encoder, image)
-                if peer.form == "official"
-                else model.encoder(image)
-            )
+            encode = model.encoder.plain(image) if peer.form == "official" else model.encoder(image)
             return decode(encode)
 
     return _exactly(peer, call)

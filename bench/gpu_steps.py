@@ -37,7 +37,6 @@ from bench.gpu_peers import (
     refused,
     supports,
 )
-from bench.peers import official_encoder
 from bench.table import text_table
 from bench.timing import interleave, summary
 from diinn_fast import DIINN
@@ -321,7 +320,7 @@ def upscaled(lr: Tensor, size: tuple[int, int], device: str) -> tuple[dict[str, 
         half = precision in ("float16", "bfloat16")
         with torch.autocast(device, getattr(torch, precision) if half else None, enabled=half):
             out = (
-                reference(official_encoder(model.encoder, x))
+                reference(model.encoder.plain(x))
                 if form == "official"
                 else model(x, size, backend=form)
             )

@@ -22,7 +22,7 @@ from bench.machine import free_bytes
 from diinn_fast import DIINN, ImplicitDecoder, backends, reference
 from diinn_fast.baselines import LIIF, MetaSR
 from diinn_fast.baselines.liif import surrounding
-from diinn_fast.encoders import EDSR, RDN, make_encoder, use_fast_weights
+from diinn_fast.encoders import make_encoder, use_fast_weights
 from diinn_fast.geometry import area_ratio, local_offset, nearest_index
 from diinn_fast.packing import pack, pack_content
 
@@ -153,7 +153,7 @@ def _model(case: Case, peer: str) -> Call:
     if not peer.startswith("official"):
         return torch.inference_mode()(lambda: model(image, case.size, backend=peer))
     decode = _form(model.decoder, peer, case.size)
-    return torch.inference_mode()(lambda: decode(official_encoder(model.encoder, image)))
+    return torch.inference_mode()(lambda: decode(model.encoder.plain(image)))
 
 
 def _training(case: Case, peer: str) -> Call:
@@ -177,9 +177,7 @@ def _training(case: Case, peer: str) -> Call:
         encoder = _to(case, make_encoder(case.encoder))
         inputs += encoder.parameters()
         official = peer.startswith("official")
-        encode = (
-            partial(official_encoder, encoder) if official else use_fast_weights(encoder)
-        )  # as training does
+        encode = encoder.plain if official else use_fast_weights(encoder)  # as training does
     else:
         inputs.append(source.requires_grad_())
 
@@ -228,24 +226,6 @@ def unfolded_liif(
         ]
         parts.append(torch.stack(weighted).sum(0))
     return torch.cat(parts, dim=1).transpose(1, 2).reshape(batch, 3, height, width)
-
-
-def official_encoder(encoder: torch.nn.Module, x: Tensor) -> Tensor:
-    """Features as the official code computes them: default memory format, one concatenation per
-    convolution.
-    """
-    if isinstance(encoder, EDSR):
-        x = encoder.head(x)
-        return x + encoder.body(x)
-    assert isinstance(encoder, RDN)
-    shallow = encoder.SFENet1(x)
-    x = encoder.SFENet2(shallow)
-    outputs = []
-    blocks: Any = encoder.RDBs
-    for block in blocks:
-        x = block.LFF(block.convs(x)) + x
-        outputs.append(x)
-    return encoder.GFF(torch.cat(outputs, dim=1)) + shallow
 
 
 def decode_by_convolutions(

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diinn_fast.decoder import ImplicitDecoder
-from diinn_fast.encoders import ENCODERS, make_encoder
+from diinn_fast.encoders import ENCODERS, detect_encoder, encoder_names, make_encoder
 from diinn_fast.errors import CheckpointError
 from diinn_fast.geometry import hr_size
 
@@ -33,9 +33,9 @@ class DIINN(
     scale.
 
     Inputs and outputs are normalised ``(v - 0.5) / 0.5``; nothing is clamped. Nguyen & Beksi, WACV
-    2023. ``encoder`` is ``"rdn"`` (the paper's), ``"edsr-baseline"``, or a module
-      ``[B, 3, h, w] -> [B, C, h, w]`` that
-    states its channels C as ``out_channels`` (64 otherwise).
+    2023. ``encoder`` is a name of `diinn_fast.encoders.ENCODERS` (``"rdn"`` is the paper's), or a
+    module ``[B, 3, h, w] -> [B, C, h, w]`` that states its channels C as ``out_channels`` (64
+    otherwise).
     """
 
     def __init__(
@@ -112,9 +112,8 @@ class DIINN(
         if type(self.encoder) not in ENCODERS.values():
             raise ValueError(
                 f"an encoder of class {type(self.encoder).__name__} cannot be rebuilt from a "
-                "config: "
-                "save model.state_dict() instead, or use an encoder by name "
-                f"({', '.join(ENCODERS)})"
+                "config: save model.state_dict() instead, or use an encoder by name "
+                f"({encoder_names()})"
             )
         return super().save_pretrained(save_directory, **kwargs)
 
@@ -201,7 +200,13 @@ def infer_architecture(
                 f"checkpoint {path} declares {name}={declared[name]} but its tensors are those of "
                 f"{name}={found}"
             )
-    encoder = "edsr-baseline" if any(k.startswith("encoder.head.") for k in state) else "rdn"
+    keys = [key.removeprefix("encoder.") for key in state if key.startswith("encoder.")]
+    encoder = detect_encoder(keys)
+    if encoder is None:
+        raise CheckpointError(
+            f"checkpoint {path} has an encoder that is none of {encoder_names()}: build the model "
+            "as DIINN(encoder=...) and use its load_state_dict"
+        )
     return mode, init_q, encoder
 
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from diinn_fast.encoders import detect_encoder, encoder_names
 from diinn_fast.errors import CheckpointError
 from diinn_fast.model import fit, read_checkpoint
 
@@ -61,7 +62,12 @@ def load(model_class: type[Model], path: str | Path) -> Model:
             f"checkpoint {path} is not a {model_class.__name__} model: it has no "
             "'imnet.layers.0.weight'"
         )
+    encoder = detect_encoder(
+        [k.removeprefix("encoder.") for k in state if k.startswith("encoder.")]
+    )
+    if encoder is None:
+        raise CheckpointError(f"checkpoint {path} has an encoder that is none of {encoder_names()}")
     with torch.device("meta"):
-        model = model_class("edsr-baseline" if "encoder.head.0.weight" in state else "rdn")
+        model = model_class(encoder)
     fit(model, state, path)
     return model

@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from diinn_fast.cli.common import Refused, make_parser
+from diinn_fast.encoders import encoder_names
 from diinn_fast.errors import DataError
 from diinn_fast.evaluation.tables import TABLES
 from diinn_fast.metrics import METRICS, PROTOCOLS
@@ -65,7 +66,9 @@ def make_eval_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--runs", type=Path, metavar="DIR", help="folder of runs, for --table ablation"
     )
-    parser.add_argument("--encoder", default="rdn", help="for --table runtime (default: rdn)")
+    parser.add_argument(
+        "--encoder", default="rdn", help=f"for --table runtime: {encoder_names()} (default: rdn)"
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("evaluation"), metavar="DIR", help="(default: evaluation)"
     )

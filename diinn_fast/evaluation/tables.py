@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from diinn_fast.encoders import ENCODERS, encoder_names
 from diinn_fast.errors import DataError, UpscaleError
 from diinn_fast.evaluation import plots, report
 from diinn_fast.evaluation.candidates import Candidate, describe, load_candidate, unique
@@ -142,8 +143,10 @@ def runtime(options: argparse.Namespace) -> int:
 
     device = pick_device(options.device)
     scales = tuple(options.scales or TABLES["runtime"].scales)
-    if options.encoder not in ("rdn", "edsr-baseline"):
-        raise UpscaleError(f"encoder {options.encoder!r} is unknown: choose rdn or edsr-baseline")
+    if options.encoder not in ENCODERS:
+        raise UpscaleError(
+            f"encoder {options.encoder!r} is unknown: choose one of {encoder_names()}"
+        )
     timings = measure.measure(options.encoder, scales, device, quiet=options.quiet)
     text = measure.markdown(options.encoder, timings, device)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from diinn_fast.decoder import BAND_BYTES
-from diinn_fast.encoders import EDSR, RDN
+from diinn_fast.encoders import cost_of
 from diinn_fast.errors import UpscaleError
 
 MIB = 1 << 20
@@ -22,15 +22,6 @@ MIB = 1 << 20
 class TooLargeError(UpscaleError):
     """It does not fit in memory in one piece."""
 
-
-ENCODER_FLOATS: dict[type, int] = {EDSR: 280, RDN: 1500}
-"""Peak floats per LR pixel while encoding in one piece: 1.05 x the worst measured (CPU, torch
-2.13), features included."""
-
-PIECES_FLOATS: dict[type, int] = {EDSR: 272, RDN: 300}
-"""The same under a memory bound, where freed memory is given back, and without RDN's dense
-features.
-"""
 
 CONSTANT_BYTES = 2 * BAND_BYTES
 """Content of the decoder's band and its temporaries."""
@@ -52,17 +43,12 @@ def check_memory(
     """
     pixels = lr[0] * lr[1]
     # The decoder holds, at most, a padded copy of the features beside them.
-    work = pixels * item_bytes * max(encoder_floats(encoder), 2 * features) + CONSTANT_BYTES
+    work = pixels * item_bytes * max(cost_of(encoder).floats, 2 * features) + CONSTANT_BYTES
     if device.type == "cpu":
         _compare(work + output_bytes, available_bytes(device), "memory", lr)
     else:
         _compare(output_bytes, available_bytes(torch.device("cpu")), "memory", lr)
         _compare(work, available_bytes(device), f"memory on {device}", lr)
-
-
-def encoder_floats(encoder: nn.Module, *, in_pieces: bool = False) -> int:
-    """Peak floats per LR pixel of an encoder; of an unknown one, a guess."""
-    return (PIECES_FLOATS if in_pieces else ENCODER_FLOATS).get(type(encoder), 480)
 
 
 def parse_size(text: str | int) -> int:

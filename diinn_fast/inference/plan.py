@@ -19,10 +19,10 @@ from typing import Any
 from torch import nn
 
 from diinn_fast.decoder import ImplicitDecoder
-from diinn_fast.encoders import LEAST_PIXELS, RDN
+from diinn_fast.encoders import LEAST_PIXELS, Cost, cost_of
 from diinn_fast.errors import UpscaleError
 from diinn_fast.geometry import Window
-from diinn_fast.inference.memory import MIB, encoder_floats, size_text
+from diinn_fast.inference.memory import MIB, size_text
 
 BLOCK_PIXELS = 1 << 20
 """Most output pixels of a block, unless the sink's unit is larger: about a second's work of a
@@ -61,6 +61,11 @@ class Task:
         return _axis(self, 0), _axis(self, 1)
 
     @cached_property
+    def cost(self) -> Cost:
+        """What the encoder needs."""
+        return cost_of(self.encoder)
+
+    @cached_property
     def radius(self) -> int | None:
         """LR pixels read around a tile; None: not known, the image must be encoded in one piece."""
         exact = getattr(self.encoder, "receptive_radius", None)
@@ -78,7 +83,7 @@ class Plan:
     tiles: tuple[int, int]  # count down and across
     block: tuple[int, int]  # most HR rows and columns
     strip: int  # HR rows decoded at a time
-    work_bytes: int  # dense features of RDN
+    work_bytes: int  # what an encoder that takes it may hold beside its features (see Cost)
     peak_bytes: int  # beyond what the process held before
 
     def tile_windows(self) -> list[Window]:
@@ -152,13 +157,13 @@ def make_plan(task: Task, free: int) -> Plan:
     blocks_bytes = most * task.pixel_bytes * (QUEUE + 2)
     left = free - blocks_bytes
     best: tuple[float, int, Plan] | None = None
-    for share in (0.15, 0.3, 0.5) if isinstance(task.encoder, RDN) else (0.0,):
+    for share in task.cost.shares or (0.0,):
         work = int(left * share)
         found = _fewest_pixels(task, _most_pixels(task, left, work, least_strip))
         if found is None:
             continue
         cost, tiles, largest = found
-        cost *= _cost_of_pieces(task.encoder, largest, work)
+        cost *= task.cost.extra(largest, work)
         count = tiles[0] * tiles[1]
         if best is None or (cost, count) < best[:2]:
             high, wide = _largest_tile(task, tiles)
@@ -289,10 +294,8 @@ def _strip_bytes(task: Task, rows: int, columns: int) -> int:
 
 
 def _encoding(task: Task, pixels: int, work: int) -> int:
-    """Bytes that encoding so many LR pixels holds at most; of RDN, the dense features take ``work``
-    of them.
-    """
-    return int(pixels * encoder_floats(task.encoder, in_pieces=True) * task.item) + work
+    """Bytes that encoding so many LR pixels holds at most, ``work`` of them by `Cost.shares`."""
+    return int(pixels * task.cost.floats_bounded * task.item) + work
 
 
 def _features(task: Task, pixels: int) -> int:
@@ -302,20 +305,9 @@ def _features(task: Task, pixels: int) -> int:
 
 def _most_pixels(task: Task, free: int, work: int, strip_bytes: int) -> int:
     """LR pixels that can be encoded at once."""
-    encoding = (free - work) / (encoder_floats(task.encoder, in_pieces=True) * task.item)
+    encoding = (free - work) / (task.cost.floats_bounded * task.item)
     decoding = (free - strip_bytes) / (task.decoder.in_channels * max(task.item, 4))
     return int(min(encoding, decoding))
-
-
-def _cost_of_pieces(encoder: nn.Module, pixels: int, work: int) -> float:
-    """How much more an encoder computes because its dense blocks go in pieces, each with a halo."""
-    if not isinstance(encoder, RDN):
-        return 1.0
-    block: Any = encoder.RDBs[0]
-    piece = max(LEAST_PIXELS, work / (4 * block.dense_floats))
-    side = math.sqrt(piece)
-    halo = len(block.convs)
-    return 1.0 if piece >= pixels else (side / max(1.0, side - 2 * halo)) ** 2
 
 
 def _largest_tile(task: Task, tiles: tuple[int, int]) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diinn_fast import backends
-from diinn_fast.encoders import RDN, use_fast_weights
+from diinn_fast.encoders import cost_of, use_fast_weights
 from diinn_fast.errors import UpscaleError
 from diinn_fast.geometry import MAX_LENGTH, Window
 from diinn_fast.imageio import Image, bleed_alpha
@@ -219,16 +219,13 @@ class Upscaler:
     @torch.inference_mode()
     def encode(self, rgb: Tensor, work_bytes: int | None = None) -> Tensor:
         """Features ``[1, C, h, w]`` of an LR picture ``[3, h, w]`` in [0, 1]; ``work_bytes`` as of
-        `encoders.RDN`.
+        `encoders.Cost`.
         """
         # One memory layout for all inputs: convolutions round differently in another.
         x = rgb.to(self.device, torch.float32).contiguous()[None]
         encoder = self.model.encoder
-        limit = (
-            {"work_bytes": work_bytes}
-            if work_bytes is not None and isinstance(encoder, RDN)
-            else {}
-        )
+        bounded = work_bytes is not None and cost_of(encoder).shares
+        limit = {"work_bytes": work_bytes} if bounded else {}
         with self._arithmetic():
             return encoder((x - 0.5) / 0.5, **limit)
 

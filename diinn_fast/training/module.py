@@ -36,7 +36,7 @@ class SRModule(L.LightningModule):
         arch: diinn, liif or metasr.
         mode: DIINN's formulation, 1 to 4.
         init_q: DIINN's initial modulation of content by position.
-        encoder: rdn or edsr-baseline.
+        encoder: name of an encoder (`diinn_fast.encoders.ENCODERS`).
         lr: peak learning rate of Adam.
         betas: Adam's decay rates.
         schedule: step multiplies the rate by lr_gamma every lr_step steps; cosine goes down to

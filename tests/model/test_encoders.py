@@ -9,7 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diinn_fast.encoders import EDSR, RDB, RDN, fast_layout, make_encoder
+from diinn_fast.encoders import (
+    EDSR,
+    ENCODERS,
+    RDB,
+    RDN,
+    Cost,
+    cost_of,
+    detect_encoder,
+    fast_layout,
+    make_encoder,
+)
 
 
 def literal_rdn(state: dict[str, Tensor], x: Tensor, blocks: int, convs: int) -> Tensor:
@@ -107,6 +117,14 @@ def test_equals_the_literal_formulation(
     assert ours.dtype == torch.float32 and ours.requires_grad == grad
     assert error <= 2 * plain_error + 1e-7 * float(exact.detach().norm())
     torch.testing.assert_close(twice, exact, rtol=1e-12, atol=1e-12)
+
+
+def test_the_plain_formulation_is_the_same_function(encoder: nn.Module) -> None:
+    x = torch.rand(1, 3, 6, 7)
+    with torch.no_grad():
+        plain = encoder.plain(x)
+        torch.testing.assert_close(plain, encoder(x), rtol=1e-4, atol=1e-5)
+    assert plain.is_contiguous()
 
 
 def test_gradients_equal_the_literal_formulation(encoder: nn.Module) -> None:
@@ -226,6 +244,24 @@ def test_layout_is_chosen_by_device_and_dtype() -> None:
     x = torch.rand(1, 3, 4, 5)
     assert fast_layout(x).is_contiguous(memory_format=torch.channels_last)
     assert fast_layout(x.double()).is_contiguous()
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_is_detected_by_its_own_keys_alone(name: str) -> None:
+    with torch.device("meta"):
+        keys = list(make_encoder(name).state_dict())
+    assert [other for other, encoder in ENCODERS.items() if encoder.detect(keys)] == [name]
+    assert detect_encoder(keys) == name
+    assert detect_encoder(["features.0.weight"]) is None
+
+
+def test_an_encoder_without_a_stated_cost_is_guessed() -> None:
+    class Stated(nn.Identity):
+        cost = Cost(floats=7, floats_bounded=6)
+
+    assert cost_of(Stated()) == Cost(7, 6)
+    assert cost_of(nn.Identity()) == Cost()
+    assert cost_of(EDSR(16, 1)).floats < Cost().floats
 
 
 def test_make_encoder_by_name_or_module() -> None:

@@ -1,0 +1,196 @@
+"""RDN, the paper's encoder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diinn_fast.encoders.base import Cost, Encoder
+from diinn_fast.encoders.convolutions import (
+    LEAST_PIXELS,
+    WIDEST,
+    add,
+    conv3x3,
+    fast_layout,
+    sum_of_convs,
+)
+
+
+class DenseConv(nn.Module):
+    """One growth step of a residual dense block: x -> [x, relu(conv(x))]."""
+
+    def __init__(self, in_channels: int, growth: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(conv3x3(in_channels, growth), nn.ReLU(inplace=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((x, self.conv(x)), dim=1)
+
+
+class RDB(nn.Module):
+    """Residual dense block (Zhang et al., CVPR 2018): dense convolutions, local feature fusion,
+    local residual.
+    """
+
+    def __init__(self, channels: int, growth: int, convs: int) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(
+            *(DenseConv(channels + c * growth, growth) for c in range(convs))
+        )
+        self.LFF = nn.Conv2d(channels + convs * growth, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and not torch.is_grad_enabled():
+            return self._infer(x)
+        return self.LFF(self.convs(x)) + x
+
+    def _infer(self, x: Tensor) -> Tensor:
+        """The same sums in groups of at most WIDEST input channels, which also halves what
+        concatenations copy.
+        """
+        full: list[Tensor] = []  # groups that are complete
+        group = x
+        steps: Any = self.convs
+        for conv in (step.conv[0] for step in steps):
+            grown = torch.relu_(sum_of_convs([*full, group], conv))
+            if group.shape[1] + grown.shape[1] > WIDEST:
+                full = [*full, group]
+                group = grown
+            else:
+                group = torch.cat((group, grown), dim=1)
+        return sum_of_convs([*full, group], self.LFF).add_(x)
+
+    def in_pieces(self, x: Tensor, work_bytes: int) -> Tensor:
+        """The block without gradients, in nearly square pieces whose dense features take at most
+        ``work_bytes``.
+
+        Each piece reads as many pixels around it as there are convolutions: bitwise the whole on
+        the CPU.
+        """
+        height, width = x.shape[-2:]
+        pixels = max(
+            LEAST_PIXELS, work_bytes // (x.shape[0] * x.element_size() * self.dense_floats)
+        )
+        if height * width <= pixels:
+            return self(x)
+        halo = len(self.convs)
+        side = int(pixels**0.5)
+        rows = height if height <= side else max(side, pixels // width) - 2 * halo
+        columns = width if width <= side else max(side, pixels // height) - 2 * halo
+        out: Tensor | None = None
+        for i0, i1 in _equal_parts(height, max(rows, halo)):
+            top = max(i0 - halo, 0)
+            bottom = min(i1 + halo, height)
+            for j0, j1 in _equal_parts(width, max(columns, halo)):
+                left = max(j0 - halo, 0)
+                right = min(j1 + halo, width)
+                piece = self(fast_layout(x[:, :, top:bottom, left:right]))
+                out = torch.empty_like(x, dtype=piece.dtype) if out is None else out
+                out[:, :, i0:i1, j0:j1] = piece[:, :, i0 - top : i1 - top, j0 - left : j1 - left]
+        assert out is not None
+        return out
+
+    @property
+    def dense_floats(self) -> int:
+        """Numbers per pixel that `_infer` holds: all dense features, the last group twice, two
+        sums.
+        """
+        return self.LFF.in_channels + min(WIDEST, self.LFF.in_channels) + 2 * self.LFF.out_channels
+
+
+def _equal_parts(length: int, most: int) -> list[tuple[int, int]]:
+    """``range(length)`` cut into the fewest parts of at most ``most``, nearly equal."""
+    count = -(-length // most)
+    cuts = [length * n // count for n in range(count + 1)]
+    return list(pairwise(cuts))
+
+
+@dataclass(frozen=True)
+class DenseCost(Cost):
+    """Cost of an RDN, whose dense features can be held for a piece of the image at a time."""
+
+    dense_floats: int = 0
+    """Numbers per pixel of a piece."""
+    halo: int = 0
+    """Pixels that a piece reads on each side."""
+
+    def extra(self, pixels: int, work_bytes: int) -> float:
+        """Pieces are taken as square; their halos are computed twice."""
+        piece = max(LEAST_PIXELS, work_bytes / (4 * self.dense_floats))
+        if piece >= pixels:
+            return 1.0
+        side = math.sqrt(piece)
+        return (side / max(1.0, side - 2 * self.halo)) ** 2
+
+
+class RDN(Encoder):
+    """Residual Dense Network (Zhang et al., CVPR 2018) without its upsampling tail.
+
+    Config B by default: 16 blocks of 8 convolutions, growth 64; 21,973,952 parameters.
+    """
+
+    name = "rdn"
+
+    def __init__(
+        self, channels: int = 64, growth: int = 64, blocks: int = 16, convs: int = 8
+    ) -> None:
+        super().__init__()
+        self.out_channels = channels
+        self.SFENet1 = conv3x3(3, channels)
+        self.SFENet2 = conv3x3(channels, channels)
+        self.RDBs = nn.ModuleList(RDB(channels, growth, convs) for _ in range(blocks))
+        self.GFF = nn.Sequential(
+            nn.Conv2d(blocks * channels, channels, 1), conv3x3(channels, channels)
+        )
+
+    @classmethod
+    def detect(cls, keys: Collection[str]) -> bool:
+        return any(key.startswith(("SFENet1.", "RDBs.")) for key in keys)
+
+    @property
+    def cost(self) -> DenseCost:
+        block = self.RDBs[0]
+        assert isinstance(block, RDB)
+        return DenseCost(1500, 300, (0.15, 0.3, 0.5), block.dense_floats, len(block.convs))
+
+    def forward(self, x: Tensor, work_bytes: int | None = None) -> Tensor:
+        """LR image ``[B, 3, h, w]`` in [-1, 1] -> features ``[B, 64, h, w]``.
+
+        ``work_bytes`` bounds what the dense features of a block take (without gradients).
+        """
+        shallow = self.SFENet1(fast_layout(x))
+        x = self.SFENet2(shallow)
+        if torch.is_grad_enabled():
+            outputs = []
+            for block in self.RDBs:
+                x = block(x)
+                outputs.append(x)
+            return self.GFF(torch.cat(outputs, dim=1)) + shallow
+        fusion = self.GFF[0]
+        channels = self.out_channels
+        assert isinstance(fusion, nn.Conv2d) and fusion.bias is not None
+        total = fusion.bias.view(1, -1, 1, 1)
+        # Summed as they come, so that no block's output has to be kept.
+        for n, block in enumerate(self.RDBs):
+            assert isinstance(block, RDB)
+            x = block(x) if work_bytes is None else block.in_pieces(x, work_bytes)
+            total = add(F.conv2d(x, fusion.weight[:, n * channels : (n + 1) * channels]), total)
+        del x
+        return self.GFF[1](total).add_(shallow)
+
+    def plain(self, x: Tensor) -> Tensor:
+        shallow = self.SFENet1(x)
+        x = self.SFENet2(shallow)
+        outputs = []
+        blocks: Any = self.RDBs
+        for block in blocks:
+            x = block.LFF(block.convs(x)) + x
+            outputs.append(x)
+        return self.GFF(torch.cat(outputs, dim=1)) + shallow
