@@ -1,11 +1,14 @@
 # Every target works from a fresh clone: it makes .venv with the pinned environment and installs the package first.
 PYTHON ?= python3
 BIN := .venv/bin
+RUNTIME := .venv/runtime
 INSTALLED := .venv/installed
+RELEASE := .venv/release
+CXX_FILES := $(foreach end,h cpp cu,$(wildcard csrc/*/*.$(end) csrc/*/*/*.$(end)))
 
-.PHONY: demo test bench gpu fuzz sanitize lint clean
+.PHONY: demo test bench gpu fuzz sanitize lint wheel clean
 
-demo: $(INSTALLED)          ## upscale a real photograph with the bundled model
+demo: $(RUNTIME)            ## upscale a real photograph with the bundled model
 	$(BIN)/python examples/demo.py
 
 test: $(INSTALLED) lint     ## lint, types and all tests
@@ -23,17 +26,31 @@ fuzz: $(INSTALLED)          ## random problems against the reference, for a minu
 sanitize: $(INSTALLED)      ## kernel tests on a build with address and undefined-behaviour sanitizers
 	$(BIN)/python tests/run_sanitized.py
 
-lint: $(INSTALLED)          ## ruff and mypy
+lint: $(INSTALLED)          ## ruff, mypy and clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 
-# torch comes first and alone: asked for through a range, it may be a CUDA build of several gigabytes.
-$(INSTALLED): requirements.txt pyproject.toml setup.py $(wildcard csrc/cpu/*)
+wheel: $(RELEASE)           ## sdist, from it the wheel, both checked, the wheel tried in a fresh environment
+	$(BIN)/python tests/run_wheel.py
+
+# What running needs, and the package. torch comes first and alone: asked for through a range, it
+# may be a CUDA build of several gigabytes.
+$(RUNTIME): requirements.txt pyproject.toml setup.py $(wildcard csrc/cpu/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q "$$(grep '^torch==' requirements.txt)"
+	$(BIN)/python -m pip install -q -c requirements.txt -e .
+	touch $@
+
+# What tests, training and benchmarks need besides.
+$(INSTALLED): $(RUNTIME)
 	$(BIN)/python -m pip install -q -r requirements.txt
-	$(BIN)/python -m pip install -q -e .
+	touch $@
+
+# What the documentation and a release need besides.
+$(RELEASE): $(RUNTIME) requirements-release.txt
+	$(BIN)/python -m pip install -q -r requirements-release.txt
 	touch $@
 
 clean:

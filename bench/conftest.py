@@ -29,10 +29,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where to measure")
     group.addoption("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
-    group.addoption("--save", action="store_true", help="write bench/results/<device>/<suite>.json")
+    group.addoption(
+        "--save",
+        action="store_true",
+        help="write bench/results/<device>/<suite>.json (needs a clean tree)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.option.save and (files := machine.modified()):
+        raise pytest.UsageError(
+            f"--save needs a clean tree, so that the record's commit is what was measured: commit "
+            f"or stash {', '.join(files[:3])}{' ...' if files[3:] else ''}"
+        )
     config.option.benchmark_quiet = (
         True  # one table is enough; --benchmark-verbose brings pytest-benchmark's own back
     )

@@ -44,17 +44,7 @@ def facts(device: str) -> dict[str, Any]:
         "device": device_name(device),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "--short=12", "HEAD"),
-        "modified": bool(
-            _git(
-                "status",
-                "--porcelain",
-                "--untracked-files=no",
-                "--",
-                "diinn_fast",
-                "csrc",
-                "kernels",
-            )
-        ),
+        "modified": bool(modified()),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "threads": torch.get_num_threads(),
         "isa": torch.backends.cpu.get_cpu_capability(),
@@ -69,6 +59,13 @@ def facts(device: str) -> dict[str, Any]:
         found["versions"]["cuda"] = torch.version.cuda
         found["capability"] = list(torch.cuda.get_device_capability())
     return found
+
+
+def modified() -> list[str]:
+    """Tracked files that differ from the commit; results and the documents made of them aside."""
+    aside = (":(exclude)bench/results", ":(exclude)docs")
+    found = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *aside)
+    return [line.split(maxsplit=1)[1] for line in found.splitlines()]
 
 
 def _cpuinfo(key: str) -> str:
