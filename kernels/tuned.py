@@ -20,18 +20,12 @@ from typing import Any
 import torch
 import triton
 
+from diinn_fast.files import cache_folder
+
 from . import tiles
 from .tiles import Tile
 
 log = logging.getLogger("diinn_fast")
-
-
-def folder() -> Path:
-    """DIINN_FAST_CACHE, else ``diinn_fast`` in the user's cache folder (XDG)."""
-    if override := os.environ.get("DIINN_FAST_CACHE"):
-        return Path(override)
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "diinn_fast"
 
 
 def architecture(device: torch.device) -> int:
@@ -58,7 +52,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def path(device: torch.device) -> Path:
     slug = re.sub(r"[^a-z0-9]+", "-", machine(device)["device"].lower()).strip("-")
-    return folder() / f"tiles-{slug}.json"
+    return cache_folder() / f"tiles-{slug}.json"
 
 
 def name(form: str, dtype: torch.dtype, width: int, keep: bool) -> str:

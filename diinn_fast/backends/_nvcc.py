@@ -17,6 +17,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from diinn_fast.files import cache_folder
+
 ARCHITECTURES = ("80", "86", "89", "90a", "120")
 """What is compiled and checked without a GPU; others from 8.0 up are compiled on demand."""
 
@@ -68,14 +70,10 @@ def name(arch: str) -> str:
 
 def built(arch: str) -> Path | None:
     """The compiled library, if there is one."""
-    for folder in (PACKAGED, cache()):
+    for folder in (PACKAGED, cache_folder()):
         if (path := folder / name(arch)).exists():
             return path
     return None
-
-
-def cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diinn_fast"
 
 
 def command(arch: str) -> list[str]:

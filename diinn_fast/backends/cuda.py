@@ -21,6 +21,7 @@ from torch import Tensor
 
 from diinn_fast.backends import _cuda, _cuda_gradient, _nvcc, _self_check, eager, triton
 from diinn_fast.errors import BackendError
+from diinn_fast.files import cache_folder
 
 if TYPE_CHECKING:
     from diinn_fast.ops import Problem
@@ -155,10 +156,10 @@ def _load(arch: str) -> ctypes.CDLL:
         log.warning(
             "compiling the CUDA kernels for sm_%s into %s: once, about ten seconds",
             arch,
-            _nvcc.cache(),
+            cache_folder(),
         )
         try:
-            path = _nvcc.compile_library(arch, _nvcc.cache())
+            path = _nvcc.compile_library(arch, cache_folder())
         except _nvcc.CompileError as error:
             raise BackendError(f"backend 'cuda' cannot run: {error}") from error
     return interface(path)

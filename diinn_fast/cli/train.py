@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 from pathlib import Path
 
 from diinn_fast.cli.common import Refused, make_parser
 from diinn_fast.data import write_pack
 from diinn_fast.errors import DataError
+from diinn_fast.files import parse_size
 
 EXAMPLE = """\
   diinn-fast train --config paper --data DIV2K --out runs/paper
@@ -124,9 +124,9 @@ def _train(options, rest: list[str]) -> int:  # type: ignore[no-untyped-def]
 def _pack(source: str | None, path: Path, size: str) -> int:
     if source is None:
         raise Refused("no photographs to pack: give --data FOLDER")
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(KiB|MiB|GiB)", size)
-    if not match:
-        raise Refused(f"--pack-size {size} is not a size: give one such as 40MiB")
-    most = int(float(match[1]) * 1024 ** {"KiB": 1, "MiB": 2, "GiB": 3}[match[2]])
+    try:
+        most = parse_size(size)
+    except ValueError as error:
+        raise Refused(f"--pack-size: {error}") from error
     print(f"wrote {path}, {write_pack(source, path, most) / 2**20:.1f} MiB")
     return 0

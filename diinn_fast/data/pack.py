@@ -8,15 +8,17 @@ import io
 import math
 import os
 import tarfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
 from diinn_fast.data.images import Photo, decode_photo, list_photos
-from diinn_fast.errors import DataError
-from diinn_fast.imageio.atomic import atomic_file
+from diinn_fast.errors import DataError, UnfinishedError
+from diinn_fast.files import atomic_file, explain
 
 QUALITY = 90
 BLOCK = 512  # tar pads headers and files to blocks of this many bytes
@@ -48,12 +50,20 @@ def write_pack(source: str | Path, path: str | Path, size: int) -> int:
         raise DataError(
             f"{len(photos)} photos do not fit into {size} bytes: use fewer, or allow more"
         )
-    with atomic_file(path, overwrite=True) as file, tarfile.open(fileobj=file, mode="w:") as pack:
-        for n, (photo, data) in enumerate(zip(photos, files, strict=True)):
-            member = tarfile.TarInfo(f"{n:05}-{Path(photo.name.rsplit(':', 1)[-1]).stem[:40]}.jpg")
+    try:
+        with atomic_file(path, overwrite=True) as file:
+            _write_members(file, [photo.name for photo in photos], files)
+    except OSError as error:
+        raise UnfinishedError(explain(path, error)) from error
+    return path.stat().st_size
+
+
+def _write_members(file: BinaryIO, names: Sequence[str], contents: Sequence[bytes]) -> None:
+    with tarfile.open(fileobj=file, mode="w:") as pack:
+        for n, (name, data) in enumerate(zip(names, contents, strict=True)):
+            member = tarfile.TarInfo(f"{n:05}-{Path(name.rsplit(':', 1)[-1]).stem[:40]}.jpg")
             member.size = len(data)
             pack.addfile(member, io.BytesIO(data))
-    return path.stat().st_size
 
 
 def _encode(photo: Photo, factor: float) -> bytes:

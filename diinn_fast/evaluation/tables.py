@@ -15,7 +15,7 @@ from diinn_fast.evaluation.candidates import Candidate, describe, load_candidate
 from diinn_fast.evaluation.results import Results, Row, means, write_summary_csv
 from diinn_fast.evaluation.run import DataSet, evaluate, open_set
 from diinn_fast.evaluation.sheets import write_sheets
-from diinn_fast.imageio.atomic import atomic_file
+from diinn_fast.files import atomic_file
 from diinn_fast.inference.devices import pick_device
 from diinn_fast.metrics import PROTOCOLS, Protocol, missing_for
 

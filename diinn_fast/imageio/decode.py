@@ -5,7 +5,6 @@ bits.
 from __future__ import annotations
 
 import math
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from diinn_fast.errors import ImageError
+from diinn_fast.host import free_bytes
 from diinn_fast.imageio.png import PALETTE, PngHeader, check_png
 
 # The plugins rather than PIL.Image.open, which refuses large pictures by a process-wide setting.
@@ -158,8 +158,8 @@ def _check_size(path: Path, width: int, height: int) -> None:
         raise ImageError(
             f"{path} declares {width} x {height} pixels, more than 2**31: cut it into parts."
         )
-    available = _available_memory()
-    if available is not None and pixels * _READ_BYTES > available:
+    available = free_bytes()
+    if pixels * _READ_BYTES > available:
         raise ImageError(
             f"{path} declares {width} x {height} pixels, which take "
             f"{pixels * _READ_BYTES / 2**30:.1f} GiB "
@@ -182,23 +182,6 @@ def _check_bound(path: Path, width: int, height: int, bits: int, max_bytes: int)
             "are left within the bound: raise it, or convert the file to a tiled TIFF or Zarr, "
             "read by region."
         )
-
-
-def _available_memory() -> int | None:
-    """Bytes free for use (Linux) or installed (other POSIX systems); None where the system does not
-    say.
-    """
-    try:
-        with open("/proc/meminfo") as meminfo:
-            for line in meminfo:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
 
 
 def _check_kind(path: Path, kind: str, picture: ImageFile, header: PngHeader | None) -> None:

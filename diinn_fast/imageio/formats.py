@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from diinn_fast.errors import ImageError
+from diinn_fast.files import explain
 
 
 @dataclass
@@ -132,6 +133,4 @@ def _check_place(path: Path, overwrite: bool) -> None:
 
 def already_exists(path: Path) -> ImageError:
     """The refusal to replace a file that nobody said may be replaced."""
-    return ImageError(
-        f"{path} already exists: pass --overwrite (overwrite=True) or choose another name."
-    )
+    return ImageError(explain(path, FileExistsError()))

@@ -14,7 +14,7 @@ import PIL.Image
 import torch
 
 from diinn_fast.errors import ImageError
-from diinn_fast.imageio.atomic import atomic_file
+from diinn_fast.files import atomic_file, explain
 from diinn_fast.imageio.formats import Image, check_writable, format_of, stored_layout
 from diinn_fast.imageio.layout import Layout
 from diinn_fast.imageio.png import write_png
@@ -58,15 +58,18 @@ def write_image(
     samples = _quantise(path, image, channels, bits)
     icc = fitting_profile(path, image.icc, channels)
     dpi = usable_dpi(image.dpi)
-    with atomic_file(path, overwrite=overwrite) as file:
-        if kind in ("PNG", "TIFF"):
-            layout = Layout(
-                samples.shape[0], samples.shape[1], channels, samples.dtype.name, icc, dpi
-            )
-            write = write_png if kind == "PNG" else write_tiff
-            write(file, layout, partial(_window, samples))
-        else:
-            file.write(_encode_with_pillow(path, kind, samples, icc, dpi, quality))
+    try:
+        with atomic_file(path, overwrite=overwrite) as file:
+            if kind in ("PNG", "TIFF"):
+                layout = Layout(
+                    samples.shape[0], samples.shape[1], channels, samples.dtype.name, icc, dpi
+                )
+                write = write_png if kind == "PNG" else write_tiff
+                write(file, layout, partial(_window, samples))
+            else:
+                file.write(_encode_with_pillow(path, kind, samples, icc, dpi, quality))
+    except OSError as error:
+        raise ImageError(explain(path, error)) from error
 
 
 def _window(samples: np.ndarray, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:

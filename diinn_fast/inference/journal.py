@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diinn_fast.imageio.atomic import sync_folder
+from diinn_fast.files import sync_folder
 from diinn_fast.inference.plan import Plan
 
 Block = tuple[int, int]

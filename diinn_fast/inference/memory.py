@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import torch
 from torch import nn
 
+from diinn_fast import files
 from diinn_fast.decoder import BAND_BYTES
 from diinn_fast.encoders import cost_of
 from diinn_fast.errors import UpscaleError
+from diinn_fast.files import size_text as size_text
+from diinn_fast.host import free_bytes
+from diinn_fast.host import resident_bytes as resident_bytes
 
 MIB = 1 << 20
 
@@ -52,32 +53,11 @@ def check_memory(
 
 
 def parse_size(text: str | int) -> int:
-    """Bytes of ``"1.5GiB"``, ``"600MiB"``, ``"800000KiB"`` or a whole number of bytes; UpscaleError
-    otherwise.
-    """
-    found = re.fullmatch(
-        r"\s*(\d+(?:\.\d+)?)\s*(?:([KMG])(?:i?B)?|B)?\s*", str(text), re.IGNORECASE
-    )
-    if found is None:
-        raise UpscaleError(f"memory size {text!r} is not understood: write it as 600MiB or 1.5GiB")
-    return int(float(found[1]) * 1024 ** " KMG".index((found[2] or " ").upper()))
-
-
-def size_text(size: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}"
-        size /= 1024
-    return f"{size:.2f} GiB"
-
-
-def resident_bytes() -> int:
-    """What this process holds of memory now; 0 where the system does not say."""
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-    return 0
+    """As `files.parse_size`, with an UpscaleError."""
+    try:
+        return files.parse_size(text)
+    except ValueError as error:
+        raise UpscaleError(f"memory {error}") from None
 
 
 def give_back_freed_memory() -> None:
@@ -133,26 +113,4 @@ def available_bytes(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":
         return None
-    limits = [limit for limit in (_free_in_system(), _free_in_group()) if limit is not None]
-    return min(limits, default=None)
-
-
-def _free_in_system() -> int | None:
-    with suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    with suppress(AttributeError, OSError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
-
-
-def _free_in_group() -> int | None:
-    """What a container's limit (control group version 2) leaves; file caches count as free."""
-    group = Path("/sys/fs/cgroup")
-    with suppress(OSError, ValueError):
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return max(0, limit - used + int(statistics.get("inactive_file", 0)))
-    return None
+    return free_bytes()

@@ -18,7 +18,7 @@ import json
 import sys
 from pathlib import Path
 
-from diinn_fast.imageio.atomic import atomic_file
+from diinn_fast.files import atomic_file
 from diinn_fast.training.run import train
 
 VARIANTS = [(mode, init_q) for mode in (1, 2, 3) for init_q in (False, True)] + [(4, False)]

@@ -16,8 +16,8 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from diinn_fast.errors import CheckpointError
-from diinn_fast.imageio.atomic import atomic_file
+from diinn_fast.errors import CheckpointError, UnfinishedError
+from diinn_fast.files import atomic_file, explain
 from diinn_fast.training.portable import read_run
 
 
@@ -30,8 +30,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(Path(path), overwrite=True) as file:
-            torch.save(checkpoint, file)
+        try:
+            with atomic_file(path, overwrite=True) as file:
+                torch.save(checkpoint, file)
+        except OSError as error:
+            raise UnfinishedError(explain(path, error)) from error
 
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True

@@ -4,7 +4,6 @@ validation.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from diinn_fast.data import Crops, CropSampler, decode_all, list_photos
 from diinn_fast.data.images import Photo
 from diinn_fast.errors import DataError
+from diinn_fast.files import cache_folder
 
 
 class PhotoData(L.LightningDataModule):
@@ -105,8 +105,7 @@ class PhotoData(L.LightningDataModule):
             "seed": seed,
         }
         self.memory = memory
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        self.cache = Path(cache) if cache else Path(home) / "diinn_fast"
+        self.cache = Path(cache) if cache else cache_folder()
         self.sampler: CropSampler | None = None
 
     def prepare_data(self) -> None:

@@ -18,8 +18,8 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from diinn_fast.errors import CheckpointError
-from diinn_fast.imageio.atomic import atomic_file
+from diinn_fast.errors import CheckpointError, UnfinishedError
+from diinn_fast.files import atomic_file, explain
 
 FORMAT = "diinn_fast run 1"
 PLAIN = (
@@ -58,8 +58,11 @@ def write_run(folder: Path, path: Path) -> int:
         "state": json.dumps(state),
         "config": json.dumps(plain_config(config)),
     }
-    with atomic_file(path, overwrite=True) as file:
-        file.write(save(tensors, metadata))
+    try:
+        with atomic_file(path, overwrite=True) as file:
+            file.write(save(tensors, metadata))
+    except OSError as error:
+        raise UnfinishedError(explain(path, error)) from error
     return path.stat().st_size
 
 

@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from diinn_fast.encoders import use_fast_weights
-from diinn_fast.imageio.atomic import atomic_file
+from diinn_fast.files import atomic_file
 from diinn_fast.model import DIINN
 from diinn_fast.training.averaging import EMA
 from diinn_fast.training.checkpoints import AtomicCheckpointIO, Checkpoints

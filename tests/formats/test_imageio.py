@@ -597,7 +597,7 @@ def test_declared_sizes_are_checked_before_anything_is_allocated(tmp_path, monke
     path.write_bytes(make_png(np.zeros((1, 1, 3), np.uint8), 8, 2, size=(70_000, 70_000)))
     refused(lambda: read_image(path), "70000 x 70000", "2**31")
     path.write_bytes(make_png(np.zeros((1, 1, 3), np.uint8), 8, 2, size=(1000, 1000)))
-    monkeypatch.setattr(decode, "_available_memory", lambda: 10**6)
+    monkeypatch.setattr(decode, "free_bytes", lambda: 10**6)
     refused(lambda: read_image(path), "1000 x 1000", "memory")
 
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from diinn_fast.backends import _cuda, _nvcc, cuda
+from diinn_fast.files import cache_folder
 
 pytestmark = pytest.mark.skipif(
     _nvcc.nvcc() is None, reason="nvcc is not installed (the emulation is tested anyway)"
@@ -179,7 +180,7 @@ def test_compiled_once_then_found(tmp_path, monkeypatch):
     monkeypatch.setattr(_nvcc, "command", lambda arch: calls.append(arch) or ["touch"])
     monkeypatch.setattr(_nvcc.subprocess, "run", fake_compiler)
     assert _nvcc.built("86") is None
-    path = _nvcc.compile_library("86", _nvcc.cache())
+    path = _nvcc.compile_library("86", cache_folder())
     assert path.parent == tmp_path / "diinn_fast" and _nvcc.built("86") == path
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # nothing half-made is left
     assert calls == ["86"]

@@ -46,17 +46,6 @@ def test_candidates_sum_in_the_order_of_the_default():
             )  # fewer queries: another instruction
 
 
-def test_the_cache_folder(monkeypatch):
-    monkeypatch.setenv("DIINN_FAST_CACHE", "/a/b")
-    assert str(tuned.folder()) == "/a/b"
-    monkeypatch.delenv("DIINN_FAST_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert str(tuned.folder()) == "/x/diinn_fast"
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative, which the specification says to ignore")
-    monkeypatch.setenv("HOME", "/h")
-    assert str(tuned.folder()) == "/h/.cache/diinn_fast"
-
-
 def launched(form="content", dtype=torch.float16):
     return tuned.tile(form, CPU, dtype, 256)
 

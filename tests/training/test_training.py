@@ -490,7 +490,7 @@ def test_the_command_trains_goes_on_and_writes_a_run_file(photos, tmp_path, caps
         (["--steps", "1", "--data.batch", "0"], "--data.batch is 0: it must be at least 1"),
         (["--steps", "1", "--data.scales", "[0.5]"], "smaller than 1"),
         (["--steps", "1", "--data.val_size", "20"], "leaves nothing to score at x4"),
-        (["--pack", "x.tar", "--pack-size", "big"], "such as 40MiB"),
+        (["--pack", "x.tar", "--pack-size", "big"], "write it as 600MiB"),
     ],
 )
 def test_wrong_usage_is_one_sentence(arguments, message, photos, tmp_path, capsys, monkeypatch):

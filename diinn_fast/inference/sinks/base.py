@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from diinn_fast.errors import ImageError
-from diinn_fast.imageio.atomic import is_disk_full, publish, sync_folder
+from diinn_fast.files import is_disk_full, publish, sync_folder
 from diinn_fast.imageio.formats import already_exists
 from diinn_fast.imageio.layout import Layout, Progress
 from diinn_fast.inference.sinks.protocol import SinkOptions
@@ -24,6 +24,8 @@ def system_errors(path: Path, part: Path) -> Iterator[None]:
     """Make one sentence of an OSError; it says what is kept."""
     try:
         yield
+    except FileExistsError as error:  # the output has appeared meanwhile
+        raise already_exists(path) from error
     except (OSError, EOFError) as error:
         if isinstance(error, OSError) and is_disk_full(error):
             raise ImageError(

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from diinn_fast.errors import ImageError
-from diinn_fast.imageio.atomic import sync_folder
+from diinn_fast.files import sync_folder
 from diinn_fast.imageio.formats import already_exists
 from diinn_fast.imageio.layout import Layout, Progress, halve, levels_below
 from diinn_fast.inference.sinks.base import system_errors

@@ -1,0 +1,122 @@
+"""Files under their names, sizes as text, the cache folder, and free memory."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from diinn_fast import files, host
+from diinn_fast.files import atomic_file, cache_folder, explain, parse_size, size_text
+
+
+def test_a_file_appears_complete(tmp_path):
+    path = tmp_path / "file"
+    with atomic_file(path, overwrite=False) as file:
+        file.write(b"all of it")
+        assert not path.exists()
+    assert path.read_bytes() == b"all of it"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_existing_file_is_kept_unless_told_otherwise(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(FileExistsError), atomic_file(path, overwrite=False) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"old"
+    with atomic_file(path, overwrite=True) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_an_error_of_the_system_and_leaves_nothing(tmp_path):
+    path = tmp_path / "file"
+    with pytest.raises(OSError, match="No space") as raised, atomic_file(path, overwrite=False):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert "the disk is full: free some space" in explain(path, raised.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["40M", "40m", "40MB", "40MiB", "40 MiB", "40960K", 40 << 20])
+def test_a_size_means_the_same_however_it_is_written(text):
+    assert parse_size(text) == 40 << 20
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1G", "1.5.2M", "40X", "1,5G"])
+def test_a_size_that_is_none(text):
+    with pytest.raises(ValueError, match="write it as 600MiB"):
+        parse_size(text)
+
+
+def test_sizes_for_people():
+    assert [size_text(n) for n in (12, 3 << 10, 600 << 20, 3 << 29)] == [
+        "12 B",
+        "3 KiB",
+        "600 MiB",
+        "1.50 GiB",
+    ]
+
+
+def test_the_cache_folder(monkeypatch):
+    monkeypatch.setenv("DIINN_FAST_CACHE", "/a/b")
+    assert str(cache_folder()) == "/a/b"
+    monkeypatch.delenv("DIINN_FAST_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert str(cache_folder()) == "/x/diinn_fast"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative, which the specification says to ignore")
+    monkeypatch.setenv("HOME", "/h")
+    assert str(cache_folder()) == "/h/.cache/diinn_fast"
+
+
+def control_group(folder: Path, names: tuple[str, str, str], values: tuple[str, int, int]) -> None:
+    folder.mkdir(parents=True)
+    limit, used, cache = names
+    most, now, cached = values
+    (folder / limit).write_text(f"{most}\n")
+    (folder / used).write_text(f"{now}\n")
+    (folder / "memory.stat").write_text(f"anon 5\n{cache} {cached}\n")
+
+
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+V2 = ("memory.max", "memory.current", "inactive_file")
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "names"),
+    [
+        ("0::/", "", V2),
+        ("0::/job/step", "job", V2),  # the limit of a parent counts
+        ("4:memory:/job", "memory/job", V1),
+        ("4:cpu,memory:/elsewhere", "memory", V1),  # a container sees its group as the root
+    ],
+)
+def test_free_memory_is_what_the_control_group_leaves(tmp_path, monkeypatch, line, folder, names):
+    groups = tmp_path / "groups"
+    control_group(groups / folder, names, ("1000000", 700_000, 50_000))
+    own = tmp_path / "own"
+    own.write_text(f"1:name=systemd:/x\n{line}\n")
+    monkeypatch.setattr(host, "_GROUPS", groups)
+    monkeypatch.setattr(host, "_OWN_GROUPS", own)
+    assert host.free_bytes() == 350_000
+
+
+def test_free_memory_without_a_limit(tmp_path, monkeypatch):
+    control_group(tmp_path / "groups", V2, ("max", 700_000, 0))
+    monkeypatch.setattr(host, "_GROUPS", tmp_path / "groups")
+    assert host.free_bytes() > 1 << 20
+    assert host.resident_bytes() > 1 << 20
+
+
+def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(files.os, "link", refuse)
+    path = tmp_path / "file"
+    with atomic_file(path, overwrite=False) as file:
+        file.write(b"first")
+    with pytest.raises(FileExistsError), atomic_file(path, overwrite=False) as file:
+        file.write(b"second")
+    assert path.read_bytes() == b"first"
