@@ -23,7 +23,7 @@ from bench.peers import decode_by_convolutions
 from diinn_fast import DIINN, Graphed, ImplicitDecoder, backends, reference
 from diinn_fast.encoders import use_fast_weights
 from diinn_fast.graphed import record
-from diinn_fast.ops import Problem
+from diinn_fast.problem import Problem
 
 Call = Callable[[], object]
 

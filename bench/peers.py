@@ -240,8 +240,9 @@ def decode_by_convolutions(
     h, w = features.shape[-2:]
     height, width = size
     n = decoder.width
-    content = pack_content(decoder)
-    weights = pack(decoder, modulation=False)
+    layers = decoder.layers()
+    content = pack_content(layers, decoder.mode)
+    weights = pack(layers, decoder.mode, modulation=False)
     kernel = content.content.view(-1, features.shape[1], 3, 3)
     nhwc = features.contiguous(memory_format=torch.channels_last)
     projected = (

@@ -24,7 +24,8 @@ from diinn_fast.geometry import (
     nearest_index,
 )
 from diinn_fast.ops import conv3x3, decode
-from diinn_fast.packing import ContentWeights, Weights, bias, convolutions, pack, pack_content
+from diinn_fast.packing import Layer, Layers, pack, pack_content
+from diinn_fast.problem import ContentWeights, Weights
 
 Packed = TypeVar("Packed", Weights, ContentWeights)
 
@@ -195,7 +196,8 @@ class ImplicitDecoder(nn.Module):
         modes 1 and 2: the whole modulation branch, which depends on the LR pixel only. Not for
         init_q.
         """
-        weights = self._cast(pack_content(self), padded.dtype)
+        layers = self.layers()
+        weights = self._cast(pack_content(layers, self.mode), padded.dtype)
         content = _conv3x3(
             padded, weights.content, weights.content_bias[: len(weights.content)], backend
         )
@@ -204,15 +206,24 @@ class ImplicitDecoder(nn.Module):
         width = self.width
         k = torch.relu(content[..., :width])
         branch = [k]
-        for n, layer in enumerate(convolutions(self.K)[1:], start=1):
-            recurrent = layer.weight[:, :width].flatten(1).to(padded.dtype)
+        for n, layer in enumerate(layers.modulation[1:], start=1):
+            recurrent = layer.matrix[:, :width].to(padded.dtype)
             if self.mode == 1:
-                k = linear(k, recurrent) + bias(layer).to(padded.dtype)
+                k = linear(k, recurrent) + layer.bias.to(padded.dtype)
             else:
                 k = linear(k, recurrent) + content[..., n * width : (n + 1) * width]
             k = torch.relu(k)
             branch.append(k)
         return torch.cat(branch, dim=-1)
+
+    def layers(self) -> Layers:
+        """The values of all layers now."""
+        return Layers(
+            modulation=[_read(layer) for layer in self.K],
+            synthesis=[_read(layer) for layer in self.Q],
+            last=Layer.read(self.last_layer),
+            first=_read(self.first_layer) if self.init_q else None,
+        )
 
     def _lr_ranges(
         self, window: Window, lr: tuple[int, int], size: tuple[int, int]
@@ -227,11 +238,12 @@ class ImplicitDecoder(nn.Module):
         """Source, weights and form of the operator for features with one pixel around."""
         padded = padded.permute(0, 2, 3, 1).contiguous()
         if direct:
-            content = self._cast(pack_content(self), padded.dtype)
-            weights = self._cast(pack(self, modulation=False), padded.dtype)
+            layers = self.layers()
+            content = self._cast(pack_content(layers, self.mode), padded.dtype)
+            weights = self._cast(pack(layers, self.mode, modulation=False), padded.dtype)
             return padded, [*weights, *(v for v in content if v is not None)], "direct"
         modulation = self.mode in (1, 2)
-        weights = self._cast(pack(self, modulation), padded.dtype)
+        weights = self._cast(pack(self.layers(), self.mode, modulation), padded.dtype)
         return (
             self.project(padded, backend),
             list(weights),
@@ -391,6 +403,12 @@ class ImplicitDecoder(nn.Module):
         return torch.is_grad_enabled() and (
             features.requires_grad or any(p.requires_grad for p in self.parameters())
         )
+
+
+def _read(layer: nn.Module) -> Layer:
+    """The 1x1 convolution of a (convolution, activation) layer."""
+    assert isinstance(layer, nn.Sequential) and isinstance(layer[0], nn.Conv2d)
+    return Layer.read(layer[0])
 
 
 def _conv3x3(padded: Tensor, weight: Tensor, bias: Tensor, backend: str | None) -> Tensor:

@@ -45,7 +45,7 @@ def nearest_index(
         dtypes.
     """
     positions = torch.arange(start, stop, device=device).to(torch.float32)
-    return ((positions + 0.5) * _float32(n_in / n_out)).floor().long().clamp(max=n_in - 1)
+    return ((positions + 0.5) * round_float32(n_in / n_out)).floor().long().clamp(max=n_in - 1)
 
 
 def local_offset(
@@ -82,11 +82,11 @@ def _nearest_int(position: int, n_in: int, n_out: int) -> int:
     """``nearest_index`` of one position in plain Python: float32 rounding of exact double
     products.
     """
-    scale = _float32(n_in / n_out)
-    return min(math.floor(_float32((position + 0.5) * scale)), n_in - 1)
+    scale = round_float32(n_in / n_out)
+    return min(math.floor(round_float32((position + 0.5) * scale)), n_in - 1)
 
 
-def _float32(value: float) -> float:
+def round_float32(value: float) -> float:
     """Round a Python float to float32: 24 significant bits, half to even (no subnormals occur
     here).
     """

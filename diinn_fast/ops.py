@@ -24,70 +24,16 @@ deterministic.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diinn_fast import backends
-from diinn_fast.geometry import Window, area_ratio, lr_range
+from diinn_fast.geometry import Window
+from diinn_fast.problem import Problem, query_weights
 
 FORMS = ("content", "modulation", "direct")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Everything about a decode except the numbers in ``source`` and ``weights``.
-
-    Queries are either a ``window`` of the HR grid, or points: ``index`` ``[B, N]`` int64, the
-    flattened source pixel of each, and ``offset`` ``[B, N, 2]``, its (dy, dx).
-    """
-
-    form: str
-    mode: int
-    lr: tuple[int, int]  # whole LR size (h, w)
-    origin: tuple[
-        int, int
-    ]  # LR row and column of the source's first pixel (a tile starts elsewhere than at 0, 0)
-    size: tuple[int, int]  # whole HR size (H, W)
-    window: Window | None
-    index: Tensor | None
-    offset: Tensor | None
-    chunk: int  # most queries at a time, 0 = the backend's default
-
-    @property
-    def ratio(self) -> float:
-        return area_ratio(self.lr, self.size)
-
-    def grid(self, source: Tensor) -> tuple[int, int]:
-        """LR rows and columns that ``source`` covers."""
-        halo = 2 if self.form == "direct" else 0
-        return source.shape[1] - halo, source.shape[2] - halo
-
-    def check_source(self, source: Tensor) -> None:
-        """IndexError if the window's queries lie outside the source, where a kernel would read what
-        is not its own.
-        """
-        if self.window is None:
-            return
-        y0, y1, x0, x1 = self.window
-        i, j = self.origin
-        rows, columns = self.grid(source)
-        top, bottom = lr_range(y0, y1, self.lr[0], self.size[0])
-        left, right = lr_range(x0, x1, self.lr[1], self.size[1])
-        if top < i or bottom > i + rows or left < j or right > j + columns:
-            raise IndexError(
-                f"window {tuple(self.window)} needs LR pixels outside the source's "
-                f"{rows}x{columns} tile"
-            )
-
-    def output_shape(self, batch: int, channels: int) -> tuple[int, ...]:
-        """``[B, channels, rows, columns]`` for a window, ``[B, N, channels]`` for points."""
-        if self.window is None:
-            assert self.index is not None
-            return batch, self.index.shape[1], channels
-        return batch, channels, *self.window.shape
 
 
 def _problem(
@@ -145,7 +91,7 @@ def _(
 @torch.library.register_fake("diinn_fast::decode")
 def _(source, weights, form, mode, geometry, index, offset, chunk, backend):  # type: ignore[no-untyped-def]
     problem = _problem(form, mode, geometry, index, offset, chunk)
-    return source.new_empty(problem.output_shape(source.shape[0], weights[4].shape[0]))
+    return source.new_empty(problem.output_shape(source.shape[0], query_weights(weights).channels))
 
 
 @torch.library.impl("diinn_fast::decode_backward", "CompositeExplicitAutograd")

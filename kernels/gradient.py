@@ -15,8 +15,7 @@ within a slab every LR pixel is summed by one program: two runs are bitwise equa
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -32,14 +31,12 @@ from diinn_fast.backends._gradients import (
     parts,
     product,
 )
+from diinn_fast.problem import Gradients, Problem, entry
 
 from . import tiles
 from .backward import split, step_back, sum_queries
 from .launch import Network, query_count
 from .tiles import divisor
-
-if TYPE_CHECKING:
-    from diinn_fast.ops import Problem
 
 SLAB = 1 << 16
 """Queries at a time: about 11 KiB each in 16 bit at H = 256 and 4 layers (direct form: 24 KiB), so
@@ -53,15 +50,11 @@ def backward(
     """Gradients of [source, *weights], empty where not needed."""
     network = Network(problem, source, weights)
     inputs = [source, *weights]
-    sums = Sums(network, needs)
+    sums = Sums.of(network, needs)
     if grad.numel():
         for slab, images, rows in _slabs(problem, grad):
             _Slab(network, slab, images, sums).run(rows)
-    grads = sums.finish(network)
-    return [
-        v.new_empty(0) if g is None else g.reshape(v.shape).to(v.dtype)
-        for v, g in zip(inputs, grads, strict=True)
-    ]
+    return sums.finish(network).like(inputs)
 
 
 def _slabs(problem: Problem, grad: Tensor) -> Iterator[tuple[Problem, slice, Tensor]]:
@@ -95,76 +88,50 @@ def _parts(problem: Problem, grad: Tensor, most: int) -> Iterator[tuple[Problem,
         yield replace(problem, window=cut), rgb.flatten(2).transpose(1, 2).flatten(0, 1)
 
 
-class Sums:
+@dataclass
+class Sums(Gradients):
     """Gradients in float32, in the kernels' layout; None where not needed."""
 
-    def __init__(self, network: Network, needs: Sequence[bool]) -> None:
-        n = network
-        shapes: list[Tensor | None] = [
-            n.source,
-            n.position,
-            n.position_bias,
-            n.hidden,
-            n.hidden_bias,
-        ]
-        shapes += [n.last, n.last_bias]
-        if n.form == "direct":
-            shapes += [n.content, n.content_bias] + (
-                [] if n.first is None else [n.first, n.first_bias]
-            )
-        zeros = [
-            torch.zeros(v.shape, dtype=torch.float32, device=n.device)
-            if need and v is not None
-            else None
-            for v, need in zip(shapes, needs, strict=True)
-        ]
-        (
-            self.source,
-            self.position,
-            self.position_bias,
-            self.hidden,
-            self.hidden_bias,
-            self.last,
-            self.last_bias,
-        ) = zeros[:7]
-        self.content, self.content_bias, self.first, self.first_bias = (zeros[7:] + [None] * 4)[:4]
-        self.count = len(zeros)
-        self.taps = None  # gradient of each LR pixel's neighbourhood, [B, rows*columns, 9*depth]
-        if n.form == "direct" and self.source is not None:
-            batch, rows, columns, depth = n.source.shape
-            self.taps = self.source.new_zeros(batch, (rows - 2) * (columns - 2), 9 * depth)
+    taps: Tensor | None = None
+    """Gradient of each LR pixel's neighbourhood, ``[B, rows*columns, 9*depth]``."""
 
-    def finish(self, network: Network) -> list[Tensor | None]:
-        """The gradients in the operator's order and layout."""
-        n = network
-        source = self.source
-        position = self.position
-        content = self.content
-        first = self.first
-        first_bias = self.first_bias
-        if n.form == "direct":
-            if source is not None and self.taps is not None:
-                batch, rows, columns, depth = source.shape
-                taps = self.taps.view(batch, rows - 2, columns - 2, 9, depth)
-                for tap in range(9):
-                    y, x = divmod(tap, 3)
-                    source[:, y : y + rows - 2, x : x + columns - 2] += taps[..., tap, :]
-                source = source[..., : n.features]
-            content = None if content is None else n.channel_major(content)
-            if n.first is not None:
-                position = None if position is None else n.channel_major(position)
-                first = None if first is None else n.channel_major(first.t()).t()
-                first_bias = None if first_bias is None else n.channel_major(first_bias[None])[0]
-        grads = [
-            source,
-            position,
-            self.position_bias,
-            self.hidden,
-            self.hidden_bias,
-            self.last,
-            self.last_bias,
-        ]
-        return [*grads, content, self.content_bias, first, first_bias][: self.count]
+    @classmethod
+    def of(cls, n: Network, needs: Sequence[bool]) -> Sums:
+        """Zeros in the shapes of the network's tensors."""
+        inputs = [n.source, n.position, n.position_bias, n.hidden, n.hidden_bias]
+        inputs += [n.last, n.last_bias]
+        direct = [n.content, n.content_bias, n.first, n.first_bias]
+        inputs += [v for v in direct if v is not None]
+        sums = cls(**vars(Gradients.zeros(inputs, needs, torch.float32)))
+        if n.form == "direct" and sums.source is not None:
+            batch, rows, columns, depth = n.source.shape
+            sums.taps = sums.source.new_zeros(batch, (rows - 2) * (columns - 2), 9 * depth)
+        return sums
+
+    def finish(self, n: Network) -> Gradients:
+        """The gradients in the operator's layout."""
+        grads = Gradients(**{k: v for k, v in vars(self).items() if k != "taps"})
+        if n.form != "direct":
+            return grads
+        if grads.source is not None and self.taps is not None:
+            source = grads.source
+            batch, rows, columns, depth = source.shape
+            taps = self.taps.view(batch, rows - 2, columns - 2, 9, depth)
+            for tap in range(9):
+                y, x = divmod(tap, 3)
+                source[:, y : y + rows - 2, x : x + columns - 2] += taps[..., tap, :]
+            grads.source = source[..., : n.features]
+        if grads.content is not None:
+            grads.content = n.channel_major(grads.content)
+        if n.first is None:
+            return grads
+        if grads.position is not None:
+            grads.position = n.channel_major(grads.position)
+        if grads.first is not None:
+            grads.first = n.channel_major(grads.first.t()).t()
+        if grads.first_bias is not None:
+            grads.first_bias = n.channel_major(grads.first_bias[None])[0]
+        return grads
 
 
 class _Slab:
@@ -232,11 +199,11 @@ class _Slab:
                 break
             weight = n.hidden[layer - 1]
             below = q[layer - 1]
-            total = None if sums.hidden is None else sums.hidden[layer - 1]
-            add_sum(None if sums.hidden_bias is None else sums.hidden_bias[layer - 1], ds)
+            total = entry(sums.hidden, layer - 1)
+            add_sum(entry(sums.hidden_bias, layer - 1), ds)
             if chain:
-                add_product(None if total is None else total[:width], dk, k[layer - 1])
-                add_product(None if total is None else total[width:], ds, below)
+                add_product(entry(total, slice(0, width)), dk, k[layer - 1])
+                add_product(entry(total, slice(width, None)), ds, below)
                 carry = product(dk, weight[:width])
                 dq = product(ds, weight[width:])
                 both = self._split(dq, carry, s[layer - 1], k[layer - 1])
@@ -275,9 +242,9 @@ class _Slab:
         dx = torch.zeros(x.shape, dtype=torch.float32, device=n.device)
         for layer, dk in enumerate(dks):
             rows = slice(layer * width, (layer + 1) * width)
-            add_sum(None if sums.content_bias is None else sums.content_bias[rows], dk)
+            add_sum(entry(sums.content_bias, rows), dk)
             if rows.start < len(n.content):
-                add_product(None if sums.content is None else sums.content[rows], dk, modulated)
+                add_product(entry(sums.content, rows), dk, modulated)
                 dx += product(dk, n.content[rows])
         if argument is not None:
             dp = (dx * x + product(ds.float(), n.position)) * torch.cos(argument)
@@ -292,7 +259,7 @@ class _Slab:
         block = 1024
         both = k.new_empty(len(k), 2 * n.width)
         split[(triton.cdiv(s.numel(), block),)](
-            dq, carry, s, k, both, len(k),
+            dq=dq, carry=carry, s=s, k=k, both=both, queries=len(k),
             WIDTH=n.width, CARRY=carry is not None, MODULATION=n.form == "modulation",
             FAST=n.fast_sine, BLOCK=block,
             enable_fp_fusion=True,
@@ -305,7 +272,7 @@ class _Slab:
         tile = tiles.step_back(n.dtype, n.width)
         grid = triton.cdiv(len(both), tile.bm), n.width // tile.bn
         step_back[grid](
-            above, weight, s, k, both, len(both),
+            above=above, weight=weight, s=s, k=k, both=both, queries=len(both),
             WIDTH=n.width, MODULATION=n.form == "modulation", PRECISION=n.precision,
             FAST=n.fast_sine,
             **tiles.step_back_constants(tile), num_warps=tile.warps, num_stages=tile.stages,
@@ -324,9 +291,10 @@ class _Slab:
         span = len(self.column_start) - 1
         block = divisor(features, 256)
         sum_queries[(self.count * down * span, features // block)](
-            values, values.stride(0), target, target.stride(0), self.row_start, self.column_start,
-            self.queries, window.shape[1], self.first_row - origin[0],
-            self.first_column - origin[1], down, span,
-            self.rows, self.columns,
+            values=values, pitch=values.stride(0), target=target, target_pitch=target.stride(0),
+            row_start=self.row_start, column_start=self.column_start,
+            queries=self.queries, columns=window.shape[1],
+            i0=self.first_row - origin[0], j0=self.first_column - origin[1],
+            down=down, span=span, grid_rows=self.rows, grid_columns=self.columns,
             FEATURES=features, BF=block, BQ=16, enable_fp_fusion=True,
         )  # fmt: skip

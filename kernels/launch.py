@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from diinn_fast.geometry import _float32
+from diinn_fast.geometry import round_float32
+from diinn_fast.problem import ContentWeights, Problem, content_weights, query_weights
 
 from . import tiles, tuned
 from .direct import direct
 from .network import GEOMETRY
 from .projected import projected
 
-if TYPE_CHECKING:
-    from diinn_fast.ops import Problem
-
 LEAST = 16
 """Fewest rows, columns and terms of a product on tensor cores."""
+
+
+class Slabs(NamedTuple):
+    """What a backward needs of its queries, ``[L, queries, H]`` each."""
+
+    s: Tensor  # sine arguments, float32
+    k: Tensor  # modulation
+    q: Tensor
 
 
 class Network:
@@ -43,40 +49,34 @@ class Network:
         self.tile = tile
         self.dtype = source.dtype
         self.device = source.device
-        (
-            self.position,
-            self.position_bias,
-            self.hidden,
-            self.hidden_bias,
-            self.last,
-            self.last_bias,
-        ) = (v.detach().contiguous() for v in weights[:6])
-        self.position, self.position_bias = self.position.float(), self.position_bias.float()
-        self.hidden_bias, self.last_bias = self.hidden_bias.float(), self.last_bias.float()
-        self.hidden, self.last = self.hidden.to(self.dtype), self.last.to(self.dtype)
-        self.width, self.layers, self.channels = (
-            len(self.position),
-            len(self.hidden) + 1,
-            len(self.last),
-        )
+        query = query_weights([v.detach().contiguous() for v in weights])
+        self.width = query.width
+        self.layers = query.layers
+        self.channels = query.channels
+        self.position = query.position.float()
+        self.position_bias = query.position_bias.float()
+        self.hidden = query.hidden.to(self.dtype)
+        self.hidden_bias = query.hidden_bias.float()
+        self.last = query.last.to(self.dtype)
+        self.last_bias = query.last_bias.float()
         self.source = source.detach().contiguous()
         self.content: Tensor | None = None
         self.content_bias: Tensor | None = None
         self.first: Tensor | None = None
         self.first_bias: Tensor | None = None
-        if self.form == "direct":
-            self._prepare_direct(*weights[6:])
+        if direct := content_weights(weights):
+            self._prepare_direct(direct)
 
-    def _prepare_direct(self, content: Tensor, bias: Tensor, *first: Tensor) -> None:
+    def _prepare_direct(self, weights: ContentWeights) -> None:
         self.features = self.source.shape[-1]
         self.depth = triton.cdiv(self.features, LEAST) * LEAST
         self.source = F.pad(self.source, (0, self.depth - self.features))
-        self.content = self.tap_major(content.detach().to(self.dtype))
-        self.content_bias = bias.detach().float().contiguous()
-        if first:
+        self.content = self.tap_major(weights.content.detach().to(self.dtype))
+        self.content_bias = weights.content_bias.detach().float().contiguous()
+        if weights.first is not None and weights.first_bias is not None:
             self.position = self.tap_major(self.position)
-            self.first = self.tap_major(first[0].detach().float().t()).t().contiguous()
-            self.first_bias = self.tap_major(first[1].detach().float()[None])[0]
+            self.first = self.tap_major(weights.first.detach().float().t()).t().contiguous()
+            self.first_bias = self.tap_major(weights.first_bias.detach().float()[None])[0]
 
     def tap_major(self, matrix: Tensor) -> Tensor:
         """Columns from c*9 + tap to tap*depth + c, so that a tap's features are contiguous as in
@@ -108,14 +108,14 @@ class Network:
             self._launch(problem, self.source, out, None)
         return out
 
-    def recompute(self, problem: Problem, images: slice) -> tuple[Tensor, Tensor, Tensor]:
+    def recompute(self, problem: Problem, images: slice) -> Slabs:
         """Sine arguments s (float32), modulation k and q ``[L, queries, H]`` of some images'
         queries, row by row.
         """
         source = self.source[images]
         shape = (self.layers, len(source) * query_count(problem), self.width)
         s = self.source.new_empty(shape, dtype=torch.float32)
-        slabs = s, self.source.new_empty(shape), self.source.new_empty(shape)
+        slabs = Slabs(s, self.source.new_empty(shape), self.source.new_empty(shape))
         self._launch(problem, source, None, slabs)
         return slabs
 
@@ -124,7 +124,7 @@ class Network:
         problem: Problem,
         source: Tensor,
         out: Tensor | None,
-        slabs: tuple[Tensor, Tensor, Tensor] | None,
+        slabs: Slabs | None,
     ) -> None:
         points = problem.window is None
         keep = slabs is not None
@@ -146,36 +146,51 @@ class Network:
             "PRECISION": self.precision,
             "FAST": self.fast_sine,
         } | tile_constants(tile, self.channels)
-        last = F.pad(self.last, (0, 0, 0, constants["PADDED"] - self.channels))
-        tensors: list[Tensor | None] = [
-            source,
-            self.position,
-            self.position_bias,
-            self.hidden,
-            self.hidden_bias,
-        ]
-        tensors += [last, self.last_bias]
+        tensors: dict[str, Tensor | None] = {
+            "source": source,
+            "position": self.position,
+            "position_bias": self.position_bias,
+            "hidden": self.hidden,
+            "hidden_bias": self.hidden_bias,
+            "last": F.pad(self.last, (0, 0, 0, constants["PADDED"] - self.channels)),
+            "last_bias": self.last_bias,
+            "out": out,
+        } | outputs(slabs)
         if self.form == "direct":
-            tensors += [self.content, self.content_bias, self.first, self.first_bias]
+            tensors |= {
+                "content": self.content,
+                "content_bias": self.content_bias,
+                "first": self.first,
+                "first_bias": self.first_bias,
+            }
             constants |= direct_constants(self.depth, self.mode, init_q)
         else:
             constants["MODULATION"] = self.form == "modulation"
-        index = problem.index
-        offset = problem.offset
-        if index is not None and offset is not None:
-            index = index.contiguous()
-            offset = offset.detach().float().contiguous()
         kernel = direct if self.form == "direct" else projected
         kernel[(programs * len(source),)](
-            *tensors,
-            index,
-            offset,
-            out,
-            *(slabs or (None, None, None)),
+            **tensors,
+            **point_tensors(problem),
             **numbers,
             **constants,
             **options(tile),
         )
+
+
+def outputs(slabs: Slabs | None) -> dict[str, Tensor | None]:
+    """The kernels' slab arguments."""
+    if slabs is None:
+        return {"slab_s": None, "slab_k": None, "slab_q": None}
+    return {"slab_s": slabs.s, "slab_k": slabs.k, "slab_q": slabs.q}
+
+
+def point_tensors(problem: Problem) -> dict[str, Tensor | None]:
+    """The kernels' arguments for points; of a window there are none."""
+    if problem.index is None or problem.offset is None:
+        return {"index": None, "offset": None}
+    return {
+        "index": problem.index.contiguous(),
+        "offset": problem.offset.detach().float().contiguous(),
+    }
 
 
 def tile_constants(tile: tiles.Tile, channels: int) -> dict[str, Any]:
@@ -222,7 +237,7 @@ def _geometry(problem: Problem, source: Tensor) -> dict[str, Any]:
     else:
         assert problem.index is not None
         columns = problem.index.shape[1]
-    scale = (_float32(h / height), _float32(w / width))
+    scale = (round_float32(h / height), round_float32(w / width))
     halo = 2 if problem.form == "direct" else 0
     grid = source.shape[1] - halo, source.shape[2] - halo
     values = (

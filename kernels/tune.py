@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from diinn_fast.geometry import Window
-from diinn_fast.ops import Problem
+from diinn_fast.problem import Problem, query_weights
 
 from . import tiles, tuned
 from .launch import Network
@@ -94,7 +94,9 @@ def compare(
     ``{tile: milliseconds, or why it is out}``.
     """
     problem, source, weights = work(form, dtype, device, lr, scale)
-    choices = tiles.candidates(form, tuned.architecture(device), dtype, len(weights[0]), keep)
+    choices = tiles.candidates(
+        form, tuned.architecture(device), dtype, query_weights(weights).width, keep
+    )
     calls: dict[tiles.Tile, Callable[[], Any]] = {}
     outcome: dict[tiles.Tile, str | float] = {}
     reference: tuple[Tensor, ...] | None = None

@@ -20,14 +20,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from diinn_fast.errors import BackendError
-
-if TYPE_CHECKING:
-    from diinn_fast.ops import Problem
+from diinn_fast.problem import Problem
 
 ORDER = ("cpu", "eager")
 """Backends that ``auto`` considers, fastest first; the last one runs everywhere."""

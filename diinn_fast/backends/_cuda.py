@@ -5,15 +5,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from diinn_fast.geometry import _float32
-
-if TYPE_CHECKING:
-    from diinn_fast.ops import Problem
+from diinn_fast.geometry import round_float32
+from diinn_fast.problem import Problem, Weights, query_weights
 
 WIDTH = 256
 MOST_LAYERS = 16
@@ -74,15 +71,11 @@ def describe(
     slabs.
     """
     source = aligned(source.detach())
-    position, position_bias, hidden, hidden_bias, last, last_bias = (
-        v.detach() for v in weights[:6]
-    )
-    exact = [aligned(v.float()) for v in (position, position_bias, hidden_bias, last_bias)]
-    matrices = [aligned(v.to(source.dtype)) for v in (hidden, last)]
+    query = prepare(query_weights(weights), source.dtype)
     h, w = problem.lr
     height, width = problem.size
     decode = Decode()
-    decode.alive = [source, *exact, *matrices]
+    decode.alive = [source, *query]
     decode.batch, decode.grid_rows, decode.grid_columns = source.shape[:3]
     decode.lr_h = h
     decode.lr_w = w
@@ -90,18 +83,18 @@ def describe(
     decode.hr_w = width
     decode.origin_y, decode.origin_x = problem.origin
     decode.scale_y, decode.scale_x, decode.ratio = (
-        _float32(h / height),
-        _float32(w / width),
+        round_float32(h / height),
+        round_float32(w / width),
         problem.ratio,
     )
-    decode.layers, decode.channels = len(hidden) + 1, len(last)
-    decode.operand, decode.modulation = TYPES[source.dtype], int(problem.form == "modulation")
+    decode.layers = query.layers
+    decode.channels = query.channels
+    decode.operand = TYPES[source.dtype]
+    decode.modulation = int(problem.form == "modulation")
     decode.source = source.data_ptr()
     decode.source_image, decode.source_row, decode.source_column = source.stride()[:3]
-    decode.position, decode.position_bias, decode.hidden_bias, decode.last_bias = (
-        v.data_ptr() for v in exact
-    )
-    decode.hidden, decode.last = (v.data_ptr() for v in matrices)
+    for name, value in query._asdict().items():
+        setattr(decode, name, value.data_ptr())
     if problem.window is not None:
         decode.y0 = problem.window.y0
         decode.x0 = problem.window.x0
@@ -123,6 +116,17 @@ def describe(
         else:
             decode.out_image, decode.out_column, decode.out_channel = out.stride()
     return decode
+
+
+def prepare(weights: Weights, dtype: torch.dtype) -> Weights:
+    """The weights as the kernels read them: matrices of products in ``dtype``, the rest in
+    float32.
+    """
+    exact = Weights(*(aligned(v.detach().float()) for v in weights))
+    return exact._replace(
+        hidden=aligned(weights.hidden.detach().to(dtype)),
+        last=aligned(weights.last.detach().to(dtype)),
+    )
 
 
 def aligned(tensor: Tensor) -> Tensor:

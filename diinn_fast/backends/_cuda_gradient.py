@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +27,7 @@ from diinn_fast.backends._gradients import (
     parts,
     product,
 )
-
-if TYPE_CHECKING:
-    from diinn_fast.ops import Problem
+from diinn_fast.problem import Gradients, Problem, entry, query_weights
 
 SLAB = 16384
 """Queries at a time: 13 KiB each at 4 layers, so about 0.2 GiB."""
@@ -49,17 +46,12 @@ def backward(
 ) -> list[Tensor]:
     """Gradients of [source, *weights], empty where not needed."""
     inputs = [source, *weights]
-    sums = [
-        torch.zeros(v.shape, dtype=torch.float32, device=v.device) if need else None
-        for v, need in zip(inputs, needs, strict=True)
-    ]
+    sums = Gradients.zeros(inputs, needs, torch.float32)
     if grad.numel():
         for image in range(len(source)):
             for slab, rows in _slabs(problem, grad[image], image):
                 _Slab(slab, source[image : image + 1], image, weights, sums, launch).run(rows)
-    return [
-        v.new_empty(0) if s is None else s.to(v.dtype) for v, s in zip(inputs, sums, strict=True)
-    ]
+    return sums.like(inputs)
 
 
 def _slabs(problem: Problem, grad: Tensor, image: int) -> Iterator[tuple[Problem, Tensor]]:
@@ -88,7 +80,7 @@ class _Slab:
         source: Tensor,
         image: int,
         weights: Sequence[Tensor],
-        sums: Sequence[Tensor | None],
+        sums: Gradients,
         launch: Launch,
     ) -> None:
         self.problem = problem
@@ -96,8 +88,11 @@ class _Slab:
         self.image = image
         self.sums = sums
         self.launch = launch
-        self.weights, self.hidden = weights, _cuda.aligned(weights[2].detach().to(source.dtype))
-        self.layers = len(self.hidden) + 1
+        self.weights = weights
+        query = _cuda.prepare(query_weights(weights), source.dtype)
+        self.hidden = query.hidden
+        self.last = query.last
+        self.layers = query.layers
         self.modulation = problem.form == "modulation"
 
     def run(self, grad: Tensor) -> None:
@@ -106,35 +101,32 @@ class _Slab:
         """
         source = self.source
         width = _cuda.WIDTH
-        last = self.weights[4].detach().to(self.source.dtype)
+        sums = self.sums
         grad = grad.to(source.dtype).contiguous()
         shape = (self.layers, len(grad), width)
         s = source.new_empty(shape, dtype=torch.float32)
         k = source.new_empty(shape)
         q = source.new_empty(shape)
         decode = _cuda.describe(self.problem, source, self.weights, None)
-        decode.kernel, (decode.kept_s, decode.kept_k, decode.kept_q) = (
-            _cuda.PORTABLE,
-            (v.data_ptr() for v in (s, k, q)),
-        )
+        decode.kernel = _cuda.PORTABLE
+        decode.kept_s = s.data_ptr()
+        decode.kept_k = k.data_ptr()
+        decode.kept_q = q.data_ptr()
         self.launch("diinn_forward", decode, source, _cuda.packed_bytes(decode))
         both = source.new_empty(self.layers, len(grad), 2 * width)
-        self._chain(s, k, product(grad, last), both)
-        dposition, dposition_bias, dhidden, dhidden_bias, dlast, dlast_bias = self.sums[1:7]
-        add_product(dlast, grad, q[-1])
-        add_sum(dlast_bias, grad)
+        self._chain(s, k, product(grad, self.last), both)
+        add_product(sums.last, grad, q[-1])
+        add_sum(sums.last_bias, grad)
         for n in range(self.layers - 1):
-            add_product(
-                None if dhidden is None else dhidden[n], self._of_weights(both[n + 1]), q[n]
-            )
-            add_sum(None if dhidden_bias is None else dhidden_bias[n], both[n + 1, :, width:])
-        add_sum(dposition_bias, both[0, :, width:])
-        if dposition is not None:
-            dposition += both[0, :, width:].float().t() @ self._position()
-        if self.problem.window is None and self.sums[0] is not None:
+            add_product(entry(sums.hidden, n), self._of_weights(both[n + 1]), q[n])
+            add_sum(entry(sums.hidden_bias, n), both[n + 1, :, width:])
+        add_sum(sums.position_bias, both[0, :, width:])
+        if sums.position is not None:
+            sums.position += both[0, :, width:].float().t() @ self._position()
+        if self.problem.window is None and sums.source is not None:
             assert self.problem.index is not None
             rows = both[..., :width].transpose(0, 1).flatten(1).float()
-            add_rows(self.sums[0][self.image].flatten(0, 1), self.problem.index[0], rows)
+            add_rows(sums.source[self.image].flatten(0, 1), self.problem.index[0], rows)
 
     def _chain(self, s: Tensor, k: Tensor, dq: Tensor, both: Tensor) -> None:
         """both = [dk | ds] of all layers; dk also into the content's gradient, unless the queries
@@ -143,15 +135,15 @@ class _Slab:
         gradient = _cuda.Gradient()
         gradient.queries = len(dq)
         gradient.layers = self.layers
-        gradient.operand, gradient.modulation = _cuda.TYPES[k.dtype], int(self.modulation)
-        gradient.hidden, gradient.kept_s, gradient.kept_k = (
-            self.hidden.data_ptr(),
-            s.data_ptr(),
-            k.data_ptr(),
-        )
-        gradient.dq, gradient.both = dq.data_ptr(), both.data_ptr()
+        gradient.operand = _cuda.TYPES[k.dtype]
+        gradient.modulation = int(self.modulation)
+        gradient.hidden = self.hidden.data_ptr()
+        gradient.kept_s = s.data_ptr()
+        gradient.kept_k = k.data_ptr()
+        gradient.dq = dq.data_ptr()
+        gradient.both = both.data_ptr()
         alive = []
-        if self.problem.window is not None and self.sums[0] is not None:
+        if self.problem.window is not None and self.sums.source is not None:
             window = self.problem.window
             h, w = self.problem.lr
             height, width = self.problem.size
@@ -159,7 +151,7 @@ class _Slab:
             top, row_start = owners(window.y0, window.y1, h, height, i)
             left, column_start = owners(window.x0, window.x1, w, width, j)
             alive = [row_start, column_start]
-            gradient.source = self.sums[0][self.image].data_ptr()
+            gradient.source = self.sums.source[self.image].data_ptr()
             gradient.row_start, gradient.column_start = (
                 row_start.data_ptr(),
                 column_start.data_ptr(),

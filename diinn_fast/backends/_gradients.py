@@ -5,15 +5,12 @@ float32.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from diinn_fast.geometry import Window, local_offset, lr_range, nearest_index
-
-if TYPE_CHECKING:
-    from diinn_fast.ops import Problem
+from diinn_fast.problem import Problem
 
 
 def parts(window: Window, most: int) -> Iterator[Window]:

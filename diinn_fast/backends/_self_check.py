@@ -6,16 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from diinn_fast.backends import eager
 from diinn_fast.geometry import Window
-
-if TYPE_CHECKING:
-    from diinn_fast.ops import Problem
+from diinn_fast.problem import Problem, query_weights
 
 LR = (3, 4)
 SIZE = (7, 9)
@@ -46,11 +43,12 @@ def compare_with_eager(
     halo = 2 if problem.form == "direct" else 0
     small = like(source, 1, LR[0] + halo, LR[1] + halo, source.shape[-1])
     weights = [like(v) for v in weights]
+    query = query_weights(weights)
     trial = replace(problem, lr=LR, origin=(0, 0), size=SIZE, chunk=0)
     if problem.window is None:
         count = SIZE[0] * SIZE[1]
         index = torch.randint(LR[0] * LR[1], (1, count), generator=draw).to(source.device)
-        trial = replace(trial, index=index, offset=like(weights[1], 1, count, 2))
+        trial = replace(trial, index=index, offset=like(query.position_bias, 1, count, 2))
     else:
         trial = replace(trial, window=Window(0, SIZE[0], 0, SIZE[1]))
     tolerance = 1e-4 if exact else 5e-2 if source.dtype == torch.bfloat16 else 1e-2
@@ -59,7 +57,7 @@ def compare_with_eager(
             ours = [forward(trial, small, weights)]
             theirs = [eager.forward(trial, small, weights)]
         else:
-            grad = like(source, *trial.output_shape(1, len(weights[4])))
+            grad = like(source, *trial.output_shape(1, query.channels))
             needs = [True] * (1 + len(weights))
             ours = backward(trial, grad, small, weights, needs)
             theirs = eager.backward(trial, grad, small, weights, needs)

@@ -17,16 +17,14 @@ import threading
 from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diinn_fast.backends import eager
 from diinn_fast.geometry import Window, local_offset, nearest_index
-
-if TYPE_CHECKING:
-    from diinn_fast.ops import Problem
+from diinn_fast.problem import Problem, content_weights, query_weights
 
 DEVICES = ("cpu",)
 DTYPES = "float32; bfloat16 with AVX512_BF16, else, as float16, computed in float32"
@@ -80,7 +78,7 @@ def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tens
         return forward(problem, source.float(), [v.float() for v in weights]).to(source.dtype)
     if reason := _refuses(problem, weights):
         return _fall_back(reason).forward(problem, source, weights)
-    out = source.new_empty(problem.output_shape(source.shape[0], weights[4].shape[0]))
+    out = source.new_empty(problem.output_shape(source.shape[0], query_weights(weights).channels))
     if out.numel():
         arguments, alive = _arguments(problem, source, weights)
         _kernels().forward(instruction_set(), arguments, out.data_ptr())
@@ -98,7 +96,7 @@ def _takes_bf16(problem: Problem) -> bool:
 
 
 def _forward_bf16(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    out = source.new_empty(problem.output_shape(source.shape[0], weights[4].shape[0]))
+    out = source.new_empty(problem.output_shape(source.shape[0], query_weights(weights).channels))
     if out.numel():
         arguments, alive = _arguments(problem, source, [v.float() for v in weights])
         _kernels().forward_bf16(arguments, out.data_ptr())
@@ -187,9 +185,9 @@ def _refuses(problem: Problem, weights: Sequence[Tensor]) -> str | None:
 
 
 def _refuses_shape(weights: Sequence[Tensor]) -> str | None:
-    width = weights[0].shape[0]
-    layers = len(weights[2]) + 1
-    if width % WIDTH_UNIT or layers > MOST_LAYERS:
+    named = query_weights(weights)
+    width = named.width
+    if width % WIDTH_UNIT or named.layers > MOST_LAYERS:
         return f"width {width} is not a multiple of {WIDTH_UNIT}, or more than {MOST_LAYERS} layers"
     return None
 
@@ -205,10 +203,9 @@ def _arguments(
     """The kernel's view of a decode, and the tensors that must live as long as it."""
     source = source.detach().contiguous()
     matrices = [v.detach().contiguous() for v in weights]
+    query = query_weights(matrices)
+    content = content_weights(matrices)
     rows, columns = problem.grid(source)
-    width = matrices[0].shape[0]
-    layers = len(matrices[2]) + 1
-    direct = problem.form == "direct"
     if problem.window is not None:
         positions = _window_positions(problem, problem.window, rows, columns)
         queries = [0, *problem.window.shape]
@@ -217,17 +214,17 @@ def _arguments(
         queries = [positions[0].shape[1], 0, 0]
     arguments = _kernels().Problem(
         form=problem.form,
-        recurrent_k=direct and problem.mode in (1, 2),
+        recurrent_k=content is not None and problem.mode in (1, 2),
         shape=[
             source.shape[0],
             rows,
             columns,
-            width,
-            layers,
-            matrices[4].shape[0],
-            source.shape[-1] if direct else 0,
+            query.width,
+            query.layers,
+            query.channels,
+            source.shape[-1] if content is not None else 0,
         ],
-        content_rows=len(matrices[6]) if direct else 0,
+        content_rows=0 if content is None else len(content.content),
         source=source.data_ptr(),
         weights=[v.data_ptr() for v in matrices],
         ratio=problem.ratio,
@@ -308,8 +305,6 @@ def _self_check(name: str) -> str | None:
 
 def _check_problem() -> tuple[Problem, Tensor, list[Tensor], Tensor]:
     """A tiny problem with source, weights and the output's gradient."""
-    from diinn_fast.ops import Problem
-
     width = 32
     layers = 3
     lr = (3, 4)

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +22,7 @@ from torch import Tensor
 from diinn_fast.backends import _cuda, _cuda_gradient, _nvcc, _self_check, eager, triton
 from diinn_fast.errors import BackendError
 from diinn_fast.files import cache_folder
-
-if TYPE_CHECKING:
-    from diinn_fast.ops import Problem
+from diinn_fast.problem import Problem, query_weights
 
 DEVICES = ("cuda",)
 DTYPES = "float16, bfloat16"
@@ -110,7 +108,7 @@ def _backward(
 
 
 def _forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    out = source.new_empty(problem.output_shape(source.shape[0], weights[4].shape[0]))
+    out = source.new_empty(problem.output_shape(source.shape[0], query_weights(weights).channels))
     if out.numel():
         decode = _cuda.describe(problem, source, weights, out)
         decode.kernel = _kernel(source)
@@ -190,9 +188,10 @@ def _other(
 ) -> ModuleType | None:
     """The backend that must do it instead: said at debug level where the kernels do not apply,
     loudly where they are wrong."""
-    width = weights[0].shape[0]
-    layers = len(weights[2]) + 1
-    channels = len(weights[4])
+    named = query_weights(weights)
+    width = named.width
+    layers = named.layers
+    channels = named.channels
     if width != _cuda.WIDTH or layers > _cuda.MOST_LAYERS or channels > _cuda.MOST_CHANNELS:
         why = f"width {width} (not {_cuda.WIDTH}), {layers} layers or {channels} channels"
         log.debug("backend 'cuda' hands a decode on: its kernels do not take %s", why)

@@ -8,7 +8,7 @@ chunks are padded to at least 16 queries and the answer does not depend on how t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,14 @@ from torch import Tensor
 
 from diinn_fast.backends._gradients import add_rows
 from diinn_fast.geometry import local_offset, nearest_index
-
-if TYPE_CHECKING:
-    from diinn_fast.ops import Problem
+from diinn_fast.problem import (
+    ContentWeights,
+    Gradients,
+    Problem,
+    content_weights,
+    entry,
+    query_weights,
+)
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 DTYPES = "float64, float32, bfloat16, float16"
@@ -96,17 +101,10 @@ class _Network:
     def __init__(self, problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> None:
         self.problem = problem
         self.source = source
-        (
-            self.position,
-            self.position_bias,
-            self.hidden,
-            self.hidden_bias,
-            self.last,
-            self.last_bias,
-        ) = weights[:6]
-        self.direct = weights[6:]
-        self.width = self.position.shape[0]
-        self.layers = len(self.hidden) + 1
+        self.query = query_weights(weights)
+        self.direct = content_weights(weights)
+        self.width = self.query.width
+        self.layers = self.query.layers
         self.interactive = problem.mode in (3, 4)
         self.work = (
             torch.float64 if source.dtype == torch.float64 else torch.float32
@@ -127,54 +125,64 @@ class _Network:
         if keep:
             kept["x"] = extra
             kept["p"] = [p]
-        s = torch.addmm(self.position_bias.to(self.work), p, self.position.to(self.work).t())
+        s = torch.addmm(
+            self.query.position_bias.to(self.work), p, self.query.position.to(self.work).t()
+        )
         q = k = s  # replaced in the first layer
         for n in range(self.layers):
             own = c[:, n * width : (n + 1) * width].to(self.work)
             if n > 0:
                 if self.interactive or not self.wide:
-                    product = self.linear(q, self.hidden[n - 1])
+                    product = self.linear(q, self.query.hidden[n - 1])
                     recurrent = product[:, :-width]
                     s = product[:, -width:]
                 else:
-                    recurrent = self.linear(k, self.hidden[n - 1, :width])
-                    s = self.linear(q, self.hidden[n - 1, width:])
-                s = s + self.hidden_bias[n - 1].to(self.work)
+                    recurrent = self.linear(k, self.query.hidden[n - 1, :width])
+                    s = self.linear(q, self.query.hidden[n - 1, width:])
+                s = s + self.query.hidden_bias[n - 1].to(self.work)
                 own = own + recurrent if self.wide else own
             k = torch.relu(own) if self.wide else own
             q = k * torch.sin(s)
             if keep:
                 for name, value in (("s", s), ("k", k), ("q", q)):
                     kept[name].append(value)
-        return self.linear(q, self.last) + self.last_bias.to(self.work), kept
+        return self.linear(q, self.query.last) + self.query.last_bias.to(self.work), kept
 
     def content(self, part: Part) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Content [n, L*H] and position input of Q_0; in the direct form also [x, p'] for the
         backward.
         """
-        if self.problem.form != "direct":
+        direct = self.direct
+        if direct is None:
             return self.source[part.image].flatten(0, 1)[part.pixel], part.position, []
-        weight, bias, *first = self.direct
         taps = self.source[part.image].unfold(0, 3, 1).unfold(1, 3, 1)  # [h, w, C, 3, 3], a view
         columns = taps.shape[1]
         x = taps[part.pixel // columns, part.pixel % columns].flatten(1)  # [n, 9C]
         p = part.position
         modulated = x
-        if first:
-            p = torch.sin(torch.addmm(first[1].to(self.work), p, first[0].to(self.work).t()))
+        if direct.first is not None:
+            p = torch.sin(self.first_argument(direct, p))
             modulated = x * p
-        c = self.linear(modulated, weight)
+        c = self.linear(modulated, direct.content)
+        bias = direct.content_bias
         return F.pad(c, (0, bias.shape[0] - c.shape[1])) + bias.to(self.work), p, [x, modulated]
 
-    def back(self, part: Part, grad: Tensor, sums: list[Tensor | None]) -> None:
+    def first_argument(self, direct: ContentWeights, position: Tensor) -> Tensor:
+        """Argument [n, 9C] of the sine layer of init_q."""
+        assert direct.first is not None and direct.first_bias is not None
+        return torch.addmm(
+            direct.first_bias.to(self.work), position, direct.first.to(self.work).t()
+        )
+
+    def back(self, part: Part, grad: Tensor, sums: Gradients) -> None:
         """Add a chunk's gradients to ``sums``, given that of its output [n, channels] (surplus rows
         zero).
         """
         width = self.width
         _, kept = self.run(part, keep=True)
-        _add_product(sums[5], grad, kept["q"][-1])
-        _add_sum(sums[6], grad)
-        dq = self.linear(grad, self.last.t())
+        _add_product(sums.last, grad, kept["q"][-1])
+        _add_sum(sums.last_bias, grad)
+        dq = self.linear(grad, self.query.last.t())
         dk_next = torch.zeros_like(dq)  # gradient of k_n through the recurrence of modes 1 and 2
         dc = torch.empty(len(dq), self.layers * width, dtype=self.work, device=dq.device)
         for n in reversed(range(self.layers)):
@@ -187,23 +195,21 @@ class _Network:
             dc[:, n * width : (n + 1) * width] = dk
             if n == 0:
                 break
-            weight = self.hidden[n - 1]
+            weight = self.query.hidden[n - 1]
             q = kept["q"][n - 1]
-            grad_weight = None if sums[3] is None else sums[3][n - 1]
-            _add_sum(None if sums[4] is None else sums[4][n - 1], ds)
+            grad_weight = entry(sums.hidden, n - 1)
+            _add_sum(entry(sums.hidden_bias, n - 1), ds)
             if self.interactive or not self.wide:
                 both = torch.cat([dk, ds], dim=1) if self.wide else ds
                 _add_product(grad_weight, both, q)
                 dq = self.linear(both, weight.t())
             else:
-                _add_product(
-                    None if grad_weight is None else grad_weight[:width], dk, kept["k"][n - 1]
-                )
-                _add_product(None if grad_weight is None else grad_weight[width:], ds, q)
+                _add_product(entry(grad_weight, slice(0, width)), dk, kept["k"][n - 1])
+                _add_product(entry(grad_weight, slice(width, None)), ds, q)
                 dk_next = self.linear(dk, weight[:width].t())
                 dq = self.linear(ds, weight[width:].t())
-        _add_product(sums[1], ds, kept["p"][0])
-        _add_sum(sums[2], ds)
+        _add_product(sums.position, ds, kept["p"][0])
+        _add_sum(sums.position_bias, ds)
         self.content_back(part, dc, ds, kept["x"], kept["p"][0], sums)
 
     def content_back(
@@ -213,30 +219,29 @@ class _Network:
         ds: Tensor,
         x: list[Tensor],
         p: Tensor,
-        sums: list[Tensor | None],
+        sums: Gradients,
     ) -> None:
         """Gradient of the content [n, L*H] down to the source (and the direct form's weights)."""
-        if self.problem.form != "direct":
-            if sums[0] is not None:
-                add_rows(sums[0][part.image].flatten(0, 1), part.pixel, dc)
+        direct = self.direct
+        if direct is None:
+            if sums.source is not None:
+                add_rows(sums.source[part.image].flatten(0, 1), part.pixel, dc)
             return
-        weight, _, *first = self.direct
-        _add_sum(sums[8], dc)
-        dc = dc[:, : len(weight)]
-        _add_product(sums[7], dc, x[1])
-        if sums[0] is None and not first:
+        features, modulated = x
+        _add_sum(sums.content_bias, dc)
+        dc = dc[:, : len(direct.content)]
+        _add_product(sums.content, dc, modulated)
+        if sums.source is None and direct.first is None:
             return
-        dx = self.linear(dc, weight.t())
-        if first:
-            dp = dx * x[0] + self.linear(ds, self.position.t())
+        dx = self.linear(dc, direct.content.t())
+        if direct.first is not None:
+            dp = dx * features + self.linear(ds, self.query.position.t())
             dx = dx * p
-            cosine = torch.cos(
-                torch.addmm(first[1].to(self.work), part.position, first[0].to(self.work).t())
-            )
-            _add_product(sums[9], dp * cosine, part.position)
-            _add_sum(sums[10], dp * cosine)
-        if sums[0] is not None:
-            padded = sums[0][part.image]  # [h+2, w+2, C]
+            cosine = torch.cos(self.first_argument(direct, part.position))
+            _add_product(sums.first, dp * cosine, part.position)
+            _add_sum(sums.first_bias, dp * cosine)
+        if sums.source is not None:
+            padded = sums.source[part.image]  # [h+2, w+2, C]
             columns = padded.shape[1] - 2
             top_left = part.pixel // columns * (columns + 2) + part.pixel % columns
             taps = dx.view(len(dx), -1, 9)
@@ -251,7 +256,7 @@ class _Network:
 def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
     network = _Network(problem, source, weights)
     batch = source.shape[0]
-    out = source.new_empty(problem.output_shape(batch, weights[4].shape[0]))
+    out = source.new_empty(problem.output_shape(batch, network.query.channels))
     flat = out.flatten(2).transpose(1, 2) if problem.window is not None else out  # [B, N, channels]
     for part in _parts(problem, source):
         rgb, _ = network.run(part, keep=False)
@@ -267,19 +272,14 @@ def backward(
     """
     network = _Network(problem, source, weights)
     inputs = [source, *weights]
-    sums = [
-        torch.zeros(v.shape, dtype=network.work, device=v.device) if need else None
-        for v, need in zip(inputs, needs, strict=True)
-    ]
+    sums = Gradients.zeros(inputs, needs, network.work)
     flat = (
         grad.flatten(2).transpose(1, 2) if problem.window is not None else grad
     )  # [B, N, channels]
     for part in _parts(problem, source):
         rows = flat[part.image, part.start : part.stop].to(network.work)
         network.back(part, F.pad(rows, (0, 0, 0, len(part.pixel) - len(rows))), sums)
-    return [
-        v.new_empty(0) if s is None else s.to(v.dtype) for v, s in zip(inputs, sums, strict=True)
-    ]
+    return sums.like(inputs)
 
 
 def conv3x3(padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -13,15 +13,12 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from diinn_fast.backends import _self_check, eager
-
-if TYPE_CHECKING:
-    from diinn_fast.ops import Problem
+from diinn_fast.problem import Problem, query_weights
 
 DEVICES = ("cuda",)
 DTYPES = "float32, bfloat16, float16"
@@ -117,9 +114,9 @@ def _refused(problem: Problem, source: Tensor, weights: Sequence[Tensor], gradie
     """Whether eager must do it: said at debug level where the kernels do not apply, loudly where
     they are wrong.
     """
-    width = weights[0].shape[0]
-    layers = len(weights[2]) + 1
-    if width % WIDTH_UNIT or layers > MOST_LAYERS:
+    named = query_weights(weights)
+    width = named.width
+    if width % WIDTH_UNIT or named.layers > MOST_LAYERS:
         why = f"width {width} is not a multiple of {WIDTH_UNIT}, or more than {MOST_LAYERS} layers"
         log.debug("backend 'triton' hands a decode to 'eager': %s", why)
         return True

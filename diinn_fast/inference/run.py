@@ -25,7 +25,7 @@ from diinn_fast.inference.memory import check_memory
 from diinn_fast.inference.sizes import target_size, warn_of_scale
 from diinn_fast.inference.weights import load_weights
 from diinn_fast.model import DIINN
-from diinn_fast.ops import Problem
+from diinn_fast.problem import Problem
 
 log = logging.getLogger("diinn_fast")
 

@@ -156,7 +156,7 @@ def test_a_point_outside_the_source_is_refused():
 def _operator_case(form: str, mode: int = 3, width: int = 64, layers: int = 4, batch: int = 2):
     """Operands of the operator for a tile that does not start at 0, 0."""
     from diinn_fast.geometry import Window, lr_range
-    from diinn_fast.ops import Problem
+    from diinn_fast.problem import Problem
 
     lr = (9, 8)
     size = (30, 41)
@@ -741,11 +741,11 @@ def test_extra_memory_is_bounded(dtype, threads):
     size = (300, 300)
     features = torch.randn(1, 64, *lr)
     from diinn_fast.geometry import Window
-    from diinn_fast.ops import Problem
     from diinn_fast.packing import pack
+    from diinn_fast.problem import Problem
 
     with torch.no_grad():
-        weights = [w.to(dtype) for w in pack(decoder, modulation=False)]
+        weights = [w.to(dtype) for w in pack(decoder.layers(), 3, modulation=False)]
         source = decoder.project(F.pad(features, (1, 1, 1, 1)).permute(0, 2, 3, 1).contiguous()).to(
             dtype
         )

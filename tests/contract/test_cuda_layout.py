@@ -23,7 +23,7 @@ from helpers.problems import make_decoder, oracle
 from diinn_fast import BackendError, backends
 from diinn_fast.backends import _cuda, cuda, eager
 from diinn_fast.geometry import Window, local_offset, lr_range, nearest_index
-from diinn_fast.ops import Problem
+from diinn_fast.problem import Problem
 
 FOLDER = Path(__file__).parents[2] / "csrc" / "cuda"
 COMPILER = (

@@ -366,7 +366,7 @@ def check_index_and_offset_have_the_bits_of_geometry(seed):
         offset = torch.empty(64)
         position = torch.arange(start, start + 64, dtype=torch.int32)
         nearest_and_local[(1,)](
-            position, index, offset, n_in, n_out, geometry._float32(n_in / n_out)
+            position, index, offset, n_in, n_out, geometry.round_float32(n_in / n_out)
         )
         assert torch.equal(index, want), (n_in, n_out)
         assert torch.equal(

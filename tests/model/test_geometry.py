@@ -79,7 +79,7 @@ def test_offset_is_the_exact_distance_of_pixel_centres(seed):
 def test_float32_rounding_in_plain_python(seed):
     for _ in range(2000):
         value = seed.uniform(0, 1) * 2 ** seed.randint(-20, 24)
-        assert geometry._float32(value) == torch.tensor(value, dtype=torch.float32).item()
+        assert geometry.round_float32(value) == torch.tensor(value, dtype=torch.float32).item()
 
 
 @pytest.mark.parametrize(
