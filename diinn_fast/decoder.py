@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diinn_fast.backends.eager import linear
+from diinn_fast.formulation import Formulation, formulation
 from diinn_fast.geometry import (
     Window,
     check_size,
@@ -65,35 +66,35 @@ class ImplicitDecoder(nn.Module):
         init_q: bool = False,
     ) -> None:
         super().__init__()
-        if mode not in (1, 2, 3, 4):
-            raise ValueError(f"mode must be 1, 2, 3 or 4, got {mode!r}")
+        plan = formulation(mode, init_q)
         if len(hidden_dims) < 2 or len(set(hidden_dims)) != 1:
             raise ValueError(
                 "hidden_dims must be equal widths, two or more, such as [256] * 4: got "
                 f"{list(hidden_dims)}"
             )
-        self.in_channels, self.width, self.mode, self.init_q = (
-            in_channels,
-            hidden_dims[0],
-            mode,
-            bool(init_q),
-        )
+        self.in_channels = in_channels
+        self.width = width = hidden_dims[0]
+        self.mode = plan.mode
+        self.init_q = plan.init_q
         content = in_channels * 9
-        width = self.width
         if init_q:
             self.first_layer = _layer(3, content, Sine())
-        recurrent = {1: width}.get(mode, width + content)
         inputs = range(len(hidden_dims))
         self.K = nn.ModuleList(
-            _layer(recurrent if i else content, width, nn.ReLU()) for i in inputs
+            _layer(plan.modulation_inputs(i, width, content), width, nn.ReLU()) for i in inputs
         )
         self.Q = nn.ModuleList(
             _layer(width if i else (content if init_q else 3), width, Sine()) for i in inputs
         )
-        if mode == 4:
+        if plan.needs_grid:
             self.last_layer = nn.Conv2d(width, 3, 3, padding=1, padding_mode="reflect")
         else:
             self.last_layer = nn.Conv2d(width, 3, 1)
+
+    @property
+    def formulation(self) -> Formulation:
+        """What this decoder's mode computes."""
+        return formulation(self.mode, self.init_q)
 
     def forward(
         self,
@@ -121,9 +122,9 @@ class ImplicitDecoder(nn.Module):
             self._check_tile(features, lr, origin, size, cut)
         if bsize is not None and bsize < 1:
             raise ValueError(f"bsize must be at least 1 query, got {bsize}")
-        if self.mode == 4 and min(size) < 2:
+        if min(size) < self.formulation.least_side:
             raise ValueError(
-                f"mode 4 needs an output of at least 2x2 pixels, got {size[0]}x{size[1]}"
+                f"mode {self.mode} needs an output of at least 2x2 pixels, got {size[0]}x{size[1]}"
             )
         if not self._needs_grad(features):
             return self._decode_in_bands(features, lr, origin, size, cut, bsize or 0, backend)
@@ -201,17 +202,17 @@ class ImplicitDecoder(nn.Module):
         content = _conv3x3(
             padded, weights.content, weights.content_bias[: len(weights.content)], backend
         )
-        if self.mode in (3, 4):
+        if self.formulation.projected_form == "content":
             return content
         width = self.width
         k = torch.relu(content[..., :width])
         branch = [k]
         for n, layer in enumerate(layers.modulation[1:], start=1):
             recurrent = layer.matrix[:, :width].to(padded.dtype)
-            if self.mode == 1:
-                k = linear(k, recurrent) + layer.bias.to(padded.dtype)
-            else:
+            if self.formulation.content:
                 k = linear(k, recurrent) + content[..., n * width : (n + 1) * width]
+            else:
+                k = linear(k, recurrent) + layer.bias.to(padded.dtype)
             k = torch.relu(k)
             branch.append(k)
         return torch.cat(branch, dim=-1)
@@ -229,26 +230,23 @@ class ImplicitDecoder(nn.Module):
         self, window: Window, lr: tuple[int, int], size: tuple[int, int]
     ) -> tuple[slice, slice]:
         """LR rows and columns that are nearest to a window's queries."""
-        y0, y1, x0, x1 = _grow(window, size) if self.mode == 4 else window
+        y0, y1, x0, x1 = _grow(window, size) if self.formulation.needs_grid else window
         return slice(*lr_range(y0, y1, lr[0], size[0])), slice(*lr_range(x0, x1, lr[1], size[1]))
 
     def _source(
-        self, padded: Tensor, direct: bool, backend: str | None
-    ) -> tuple[Tensor, list[Tensor], str]:
-        """Source, weights and form of the operator for features with one pixel around."""
+        self, padded: Tensor, form: str, backend: str | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Source and weights of the operator in a form, for features with one pixel around."""
         padded = padded.permute(0, 2, 3, 1).contiguous()
-        if direct:
+        if form == "direct":
             layers = self.layers()
             content = self._cast(pack_content(layers, self.mode), padded.dtype)
             weights = self._cast(pack(layers, self.mode, modulation=False), padded.dtype)
-            return padded, [*weights, *(v for v in content if v is not None)], "direct"
-        modulation = self.mode in (1, 2)
-        weights = self._cast(pack(self.layers(), self.mode, modulation), padded.dtype)
-        return (
-            self.project(padded, backend),
-            list(weights),
-            "modulation" if modulation else "content",
+            return padded, [*weights, *(v for v in content if v is not None)]
+        weights = self._cast(
+            pack(self.layers(), self.mode, modulation=form == "modulation"), padded.dtype
         )
+        return self.project(padded, backend), list(weights)
 
     def _decode_window(
         self,
@@ -260,13 +258,11 @@ class ImplicitDecoder(nn.Module):
         chunk: int,
         backend: str | None,
     ) -> Tensor:
-        # The form depends on the whole output, never on the window: windows must agree with it to
-        # the last bit.
-        direct = self.init_q or size[0] * size[1] < lr[0] * lr[1]
-        grown = _grow(window, size) if self.mode == 4 else window
+        form = self.formulation.form(lr, size[0] * size[1])
+        grown = _grow(window, size) if self.formulation.needs_grid else window
         rows, columns = self._lr_ranges(window, lr, size)
         padded = _with_border(features, rows, columns, lr, origin)
-        source, weights, form = self._source(padded, direct, backend)
+        source, weights = self._source(padded, form, backend)
         out = decode(
             source,
             weights,
@@ -279,7 +275,7 @@ class ImplicitDecoder(nn.Module):
             chunk=chunk,
             backend=backend,
         )
-        return _sum_taps(out, window, size) if self.mode == 4 else out
+        return _sum_taps(out, window, size) if self.formulation.needs_grid else out
 
     def _decode_in_bands(
         self,
@@ -301,7 +297,7 @@ class ImplicitDecoder(nn.Module):
             batch * (columns.stop - columns.start) * len(self.K) * self.width * item
         )  # of an LR row
         row_bytes = content * lr[0] / size[0]
-        if self.mode == 4:
+        if self.formulation.needs_grid:
             row_bytes += batch * 27 * (window.x1 - window.x0) * item
         step = max(1, int(BAND_BYTES / row_bytes))
         if step >= window.y1 - window.y0:
@@ -322,9 +318,8 @@ class ImplicitDecoder(nn.Module):
         backend: str | None,
     ) -> Tensor:
         h, w = features.shape[-2:]
-        points = index.shape[1]
-        direct = self.init_q or points < h * w
-        source, weights, form = self._source(F.pad(features, (1, 1, 1, 1)), direct, backend)
+        form = self.formulation.form((h, w), index.shape[1])
+        source, weights = self._source(F.pad(features, (1, 1, 1, 1)), form, backend)
         pixel = index[..., 0] * w + index[..., 1]
         return decode(
             source,
@@ -390,9 +385,9 @@ class ImplicitDecoder(nn.Module):
             )
 
     def _check_points(self, points: Tensor, features: Tensor) -> None:
-        if self.mode == 4:
+        if self.formulation.needs_grid:
             raise ValueError(
-                "mode 4 cannot be sampled at points: its 3x3 last layer needs the whole grid"
+                f"mode {self.mode} cannot be sampled at points: its last layer needs the whole grid"
             )
         if points.ndim != 3 or points.shape[0] != features.shape[0] or points.shape[-1] != 2:
             raise ValueError(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from diinn_fast.decoder import ImplicitDecoder
 from diinn_fast.encoders import ENCODERS, detect_encoder, encoder_names, make_encoder
 from diinn_fast.errors import CheckpointError
+from diinn_fast.formulation import modes_with
 from diinn_fast.geometry import hr_size
 
 BUNDLED = Path(__file__).parent / "weights"
@@ -188,12 +189,11 @@ def infer_architecture(
         raise CheckpointError(
             f"checkpoint {path} is not a DIINN model: 'decoder.K.1.0.weight' is not a convolution"
         )
-    if state["decoder.last_layer.weight"].shape[-1] == 3:
-        mode = 4
-    elif hidden[0] == hidden[1]:
-        mode = 1
-    else:
-        mode = 2 if declared.get("mode") == 2 else 3
+    kernel = state["decoder.last_layer.weight"].shape[-1]
+    modes = modes_with(content=hidden[0] != hidden[1], kernel=kernel)
+    if not modes:
+        raise CheckpointError(f"checkpoint {path} has the tensors of no known mode of DIINN")
+    mode = declared["mode"] if declared.get("mode") in modes else modes[-1]
     for name, found in (("mode", mode), ("init_q", init_q)):
         if declared.get(name, found) != found:
             raise CheckpointError(

@@ -33,8 +33,6 @@ from diinn_fast import backends
 from diinn_fast.geometry import Window
 from diinn_fast.problem import Problem, query_weights
 
-FORMS = ("content", "modulation", "direct")
-
 
 def _problem(
     form: str,

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diinn_fast.formulation import FORMULATIONS
 from diinn_fast.problem import ContentWeights, Weights
 
 
@@ -62,7 +63,7 @@ def pack(layers: Layers, mode: int, modulation: bool) -> Weights:
     hidden_bias = torch.stack([layer.bias for layer in synthesis])
     last = layers.last.weight.permute(2, 3, 0, 1).reshape(-1, layers.width)
     last_bias = layers.last.bias
-    if mode == 4:
+    if FORMULATIONS[mode].needs_grid:
         last_bias = F.pad(last_bias, (12, 12))  # the bias belongs to the centre tap
     return Weights(position.matrix, position.bias, hidden, hidden_bias, last, last_bias)
 
@@ -71,7 +72,7 @@ def pack_content(layers: Layers, mode: int) -> ContentWeights:
     """The content part of every K_i, and the first sine layer if there is one."""
     first, *others = layers.modulation
     rows = [first.matrix]
-    if mode != 1:
+    if FORMULATIONS[mode].content:
         rows += [layer.matrix[:, layers.width :] for layer in others]
     bias = torch.cat([layer.bias for layer in layers.modulation])
     if layers.first is None:

@@ -31,6 +31,7 @@ from diinn_fast.backends._gradients import (
     parts,
     product,
 )
+from diinn_fast.formulation import FORMULATIONS
 from diinn_fast.problem import Gradients, Problem, entry
 
 from . import tiles
@@ -184,7 +185,7 @@ class _Slab:
         add_product(sums.last, grad, q[-1])
         add_sum(sums.last_bias, grad)
         both = self._split(product(grad, n.last), None, s[-1], k[-1])
-        chain = n.form == "direct" and n.mode in (1, 2)  # k_i takes k_{i-1}
+        chain = n.form == "direct" and FORMULATIONS[n.mode].recurrent_k
         dks: list[Tensor] = []
         for layer in reversed(range(n.layers)):
             dk = both[:, :width]

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diinn_fast.formulation import FORMS
 from diinn_fast.geometry import Window
 from diinn_fast.problem import Problem, query_weights
 
 from . import tiles, tuned
 from .launch import Network
 
-FORMS = ("content", "modulation", "direct")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 NAMES = tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES)
 GAIN = 1.02

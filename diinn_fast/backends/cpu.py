@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from diinn_fast.backends import eager
+from diinn_fast.formulation import FORMULATIONS
 from diinn_fast.geometry import Window, local_offset, nearest_index
 from diinn_fast.problem import Problem, content_weights, query_weights
 
@@ -214,7 +215,7 @@ def _arguments(
         queries = [positions[0].shape[1], 0, 0]
     arguments = _kernels().Problem(
         form=problem.form,
-        recurrent_k=content is not None and problem.mode in (1, 2),
+        recurrent_k=content is not None and FORMULATIONS[problem.mode].recurrent_k,
         shape=[
             source.shape[0],
             rows,

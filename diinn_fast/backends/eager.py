@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diinn_fast.backends._gradients import add_rows
+from diinn_fast.formulation import FORMULATIONS
 from diinn_fast.geometry import local_offset, nearest_index
 from diinn_fast.problem import (
     ContentWeights,
@@ -105,7 +106,7 @@ class _Network:
         self.direct = content_weights(weights)
         self.width = self.query.width
         self.layers = self.query.layers
-        self.interactive = problem.mode in (3, 4)
+        self.interactive = not FORMULATIONS[problem.mode].recurrent_k
         self.work = (
             torch.float64 if source.dtype == torch.float64 else torch.float32
         )  # of sums and sine arguments

@@ -283,10 +283,11 @@ def _strip_bytes(task: Task, rows: int, columns: int) -> int:
     floats = (
         3 * (lr_rows + 2) * (lr_columns + 2) * decoder.in_channels
     )  # a border of one, channels last
-    if not decoder.init_q and height * width >= h * w:
+    form = decoder.formulation.form(task.lr, height * width)
+    if form != "direct":
         content = lr_rows * lr_columns * len(decoder.K) * decoder.width
-        floats += content * (3 if decoder.mode in (1, 2) else 1)
-    taps = 3 * 27 if decoder.mode == 4 else 0
+        floats += content * (3 if form == "modulation" else 1)
+    taps = 3 * 27 if decoder.formulation.needs_grid else 0
     return 4 * (floats + rows * columns * (5 * 3 + taps))
 
 

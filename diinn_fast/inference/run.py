@@ -179,9 +179,11 @@ class Upscaler:
         height, width = lr
         if not (1 <= height <= MAX_LENGTH and 1 <= width <= MAX_LENGTH):
             raise UpscaleError(f"a picture of {width}x{height} pixels cannot be upscaled")
-        if self.model.decoder.mode == 4 and min(hr) < 2:
+        decoder = self.model.decoder
+        if min(hr) < decoder.formulation.least_side:
             raise UpscaleError(
-                f"a mode 4 model needs an output of at least 2x2 pixels, not {hr[1]}x{hr[0]}"
+                f"a mode {decoder.mode} model needs an output of at least 2x2 pixels, "
+                f"not {hr[1]}x{hr[0]}"
             )
         self.used_backend = self._choose_backend((height, width), hr)
         log.info("%dx%d to %dx%d by backend %s", width, height, hr[1], hr[0], self.used_backend)
@@ -311,11 +313,10 @@ class Upscaler:
     def _choose_backend(self, lr: tuple[int, int], hr: tuple[int, int]) -> str:
         """Name of the backend that will decode; BackendError if the one asked for cannot."""
         decoder = self.model.decoder
-        if decoder.init_q or hr[0] * hr[1] < lr[0] * lr[1]:
-            form = "direct"
+        form = decoder.formulation.form(lr, hr[0] * hr[1])
+        if form == "direct":
             shape = (1, 3, 3, decoder.in_channels)
         else:
-            form = "modulation" if decoder.mode in (1, 2) else "content"
             shape = (1, 1, 1, len(decoder.K) * decoder.width)
         problem = Problem(form, decoder.mode, lr, (0, 0), hr, None, None, None, 0)
         source = torch.empty(shape, dtype=self.dtype, device=self.device)

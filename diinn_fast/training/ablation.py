@@ -19,9 +19,15 @@ import sys
 from pathlib import Path
 
 from diinn_fast.files import atomic_file
+from diinn_fast.formulation import FORMULATIONS
 from diinn_fast.training.run import train
 
-VARIANTS = [(mode, init_q) for mode in (1, 2, 3) for init_q in (False, True)] + [(4, False)]
+VARIANTS = [
+    (mode, init_q)
+    for mode, formulation in FORMULATIONS.items()
+    for init_q in (False, True)
+    if not (formulation.needs_grid and init_q)
+]
 
 
 def variant_name(mode: int, init_q: bool) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from diinn_fast.data import Crops, Pairs, degrade, make_pairs
 from diinn_fast.encoders import use_fast_weights
 from diinn_fast.errors import DivergedError
+from diinn_fast.formulation import FORMULATIONS
 from diinn_fast.training.models import make_model
 
 REWARM = 200
@@ -86,13 +87,14 @@ class SRModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         data = getattr(self.trainer, "datamodule", None)
         if (
-            self.hparams["mode"] == 4
-            and self.hparams["arch"] == "diinn"
+            self.hparams["arch"] == "diinn"
+            and FORMULATIONS[self.hparams["mode"]].needs_grid
             and data
             and data.sampling["samples"]
         ):
             raise ValueError(
-                "mode 4 cannot be sampled at points: train it on whole crops, --data.samples null"
+                f"mode {self.hparams['mode']} cannot be sampled at points: train it on "
+                "whole crops, --data.samples null"
             )
 
     # -- training ----------------------------------------------------------------------------------
