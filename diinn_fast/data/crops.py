@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diinn_fast.data.degradations import Degradations
+
 
 def degrade(hr: Tensor, size: tuple[int, int]) -> Tensor:
     """LR image(s) ``[..., 3, *size]`` of HR ones in [0, 1]: antialiased bicubic (a = -0.5), rounded
@@ -29,6 +31,7 @@ class Crops(NamedTuple):
     hr: Tensor  # uint8 [B, 3, S, S]
     lr_size: int
     yx: Tensor | None  # int64 [B, N, 2]: sampled HR pixels; None: all of them
+    seeds: Tensor  # int64 [B, 4]: run's seed, step, group, crop; what is random about a crop's LR
 
 
 class Pairs(NamedTuple):
@@ -40,15 +43,31 @@ class Pairs(NamedTuple):
     target: Tensor  # colours of the sampled pixels [B, N, 3], or the HR crops [B, 3, S, S]
 
 
-def make_pairs(crops: Crops) -> Pairs:
-    """LR crops (see ``degrade``) and targets, on the device where the crops are."""
+def make_pairs(crops: Crops, degradations: Degradations | None = None) -> Pairs:
+    """LR crops (see ``degrade``) and targets, on the device where the crops are.
+
+    ``degradations`` spoil the LR crops, not the targets.
+    """
     hr = crops.hr.float() / 255
     height, width = hr.shape[-2:]
     target = hr
     if crops.yx is not None:
         flat = crops.yx[..., 0] * width + crops.yx[..., 1]
         target = hr.flatten(2).gather(2, flat[:, None].expand(-1, 3, -1)).transpose(1, 2)
-    return Pairs(degrade(hr, (crops.lr_size, crops.lr_size)), (height, width), crops.yx, target)
+    lr = degrade(hr, (crops.lr_size, crops.lr_size))
+    if degradations is not None:
+        lr = _spoiled(lr, crops.seeds, degradations)
+    return Pairs(lr, (height, width), crops.yx, target)
+
+
+def _spoiled(lr: Tensor, seeds: Tensor, degradations: Degradations) -> Tensor:
+    """LR crops ``[B, 3, n, n]`` of whole 8-bit levels in [0, 1], each degraded by its own seed."""
+    samples = (lr * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    # The crop itself was drawn from its seed: the last number makes these draws independent of it.
+    spoiled = [
+        degradations(image, (*seed, 1)) for image, seed in zip(samples, seeds.tolist(), strict=True)
+    ]
+    return torch.from_numpy(np.stack(spoiled)).to(lr.device).permute(0, 3, 1, 2).float() / 255
 
 
 class CropSampler:
@@ -104,7 +123,8 @@ class CropSampler:
             ]
             hr = torch.from_numpy(np.stack([crop for crop, _ in crops]))
             yx = torch.from_numpy(np.stack([yx for _, yx in crops])) if self.samples else None
-            found.append(Crops(hr, self.lr_size, yx))
+            seeds = torch.tensor([(self.seed, step, group, k) for k in share], dtype=torch.int64)
+            found.append(Crops(hr, self.lr_size, yx, seeds))
         return found
 
     def _crop(self, rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:

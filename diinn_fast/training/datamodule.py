@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from diinn_fast.data import Crops, CropSampler, decode_all, list_photos
+from diinn_fast.data.degradations import Degradations
 from diinn_fast.data.images import Photo
 from diinn_fast.errors import DataError
 from diinn_fast.files import cache_folder
@@ -41,6 +42,7 @@ class PhotoData(L.LightningDataModule):
         seed: of the crops.
         memory: bytes of decoded photographs to keep in memory; more come from a memory-mapped file.
         cache: folder of that file.
+        degradations: what spoils the LR crops of training (validation stays clean); none: nothing.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class PhotoData(L.LightningDataModule):
         seed: int = 0,
         memory: int = 2 << 30,
         cache: str | None = None,
+        degradations: Degradations | None = None,
     ) -> None:
         super().__init__()
         counts = {
@@ -105,6 +108,7 @@ class PhotoData(L.LightningDataModule):
             "seed": seed,
         }
         self.memory = memory
+        self.degradations = degradations
         self.cache = Path(cache) if cache else cache_folder()
         self.sampler: CropSampler | None = None
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diinn_fast.data import Crops, Pairs, degrade, make_pairs
+from diinn_fast.data.degradations import Degradations
 from diinn_fast.encoders import use_fast_weights
 from diinn_fast.errors import DivergedError
 from diinn_fast.formulation import FORMULATIONS
@@ -47,6 +48,7 @@ class SRModule(L.LightningModule):
         lr_final: last rate of schedule cosine, as a fraction of the peak.
         warmup: steps in which the rate rises linearly.
         fp32_from: fraction of the steps after which a run in mixed precision goes on in float32.
+        frozen_encoder: train the decoder only, on the encoder's features as they are.
     """
 
     def __init__(
@@ -63,12 +65,15 @@ class SRModule(L.LightningModule):
         lr_final: float = 0.01,
         warmup: int = 0,
         fp32_from: float = 1.0,
+        frozen_encoder: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         net: Any = make_model(arch, encoder, mode, init_q)
         self.net = net
         use_fast_weights(net.encoder)
+        if frozen_encoder:
+            net.encoder.requires_grad_(False)
         self.register_buffer("sub", torch.full((1, 1, 1, 1), 0.5))
         self.register_buffer("div", torch.full((1, 1, 1, 1), 0.5))
         self._recent: deque[float] = deque()  # losses since the last one logged
@@ -103,7 +108,7 @@ class SRModule(L.LightningModule):
         step = self.global_step
         full = step >= self.hparams["fp32_from"] * self.total_steps
         with torch.autocast(self.device.type, enabled=False):
-            groups = [make_pairs(crops) for crops in batch]
+            groups = [make_pairs(crops, self.degradations) for crops in batch]
             lr = self.normalise(torch.cat([pairs.lr for pairs in groups]))
         if full:
             with torch.autocast(self.device.type, enabled=False):
@@ -139,6 +144,12 @@ class SRModule(L.LightningModule):
         return torch.stack(losses).mean()
 
     @property
+    def degradations(self) -> Degradations | None:
+        """What spoils the LR crops of training; None: nothing."""
+        data = getattr(self.trainer, "datamodule", None)
+        return None if data is None else data.degradations
+
+    @property
     def total_steps(self) -> float:
         return self.trainer.max_steps if self.trainer.max_steps > 0 else math.inf
 
@@ -158,9 +169,8 @@ class SRModule(L.LightningModule):
         return factor
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam(
-            self.parameters(), self.hparams["lr"], betas=self.hparams["betas"]
-        )
+        trained = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(trained, self.hparams["lr"], betas=self.hparams["betas"])
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.rate_factor(step)
         )
