@@ -15,6 +15,7 @@ from diinn_fast.errors import (
 from diinn_fast.graphed import Graphed
 from diinn_fast.inference import Upscaler, View, render, upscale
 from diinn_fast.inference import open as open  # not in __all__: `import *` keeps the built-in
+from diinn_fast.loading import load_model
 from diinn_fast.model import DIINN
 from diinn_fast.version import __version__
 
@@ -33,6 +34,7 @@ __all__ = [
     "Upscaler",
     "View",
     "__version__",
+    "load_model",
     "render",
     "upscale",
     "use_backend",

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from diinn_fast.checkpoints import Checkpoint, fit, read_checkpoint, read_config
 from diinn_fast.decoder import ImplicitDecoder
-from diinn_fast.encoders import ENCODERS, detect_encoder, encoder_names, make_encoder
+from diinn_fast.encoders import (
+    ENCODERS,
+    channels_of,
+    detect_encoder,
+    encoder_names,
+    make_encoder,
+    without_unused,
+)
 from diinn_fast.errors import CheckpointError
 from diinn_fast.formulation import modes_with
 from diinn_fast.geometry import hr_size
 
+log = logging.getLogger("diinn_fast")
+
 BUNDLED = Path(__file__).parent / "weights"
 DEFAULT_WEIGHTS = "edsr-baseline-mode3"
-CHANNELS = 64
+CONFIG = ("mode", "init_q", "encoder", "trained_scales")
+"""Entries of a model folder's config.json: arguments of `DIINN`."""
 
 
 class DIINN(
@@ -35,16 +46,27 @@ class DIINN(
 
     Inputs and outputs are normalised ``(v - 0.5) / 0.5``; nothing is clamped. Nguyen & Beksi, WACV
     2023. ``encoder`` is a name of `diinn_fast.encoders.ENCODERS` (``"rdn"`` is the paper's), or a
-    module ``[B, 3, h, w] -> [B, C, h, w]`` that states its channels C as ``out_channels`` (64
-    otherwise).
+    module ``[B, 3, h, w] -> [B, C, h, w]`` that states its channels C as ``out_channels`` or
+    ``out_dim`` (64 otherwise). ``trained_scales`` are the least and the largest scale that it
+    learns, beyond which the tools warn.
     """
 
+    anchor = "decoder.K.0.0.weight"
+    """A tensor by which a state_dict is known to be of this architecture."""
+
     def __init__(
-        self, mode: int = 3, init_q: bool = False, encoder: str | nn.Module = "rdn"
+        self,
+        mode: int = 3,
+        init_q: bool = False,
+        encoder: str | nn.Module = "rdn",
+        *,
+        trained_scales: Sequence[float] = (1.0, 4.0),
     ) -> None:
         super().__init__()
+        low, high = trained_scales
+        self.trained_scales = (float(low), float(high))
         self.encoder = make_encoder(encoder)
-        channels = getattr(self.encoder, "out_channels", CHANNELS)
+        channels = channels_of(self.encoder)
         self.decoder = ImplicitDecoder(channels, mode=mode, init_q=init_q)
 
     def forward(
@@ -74,49 +96,125 @@ class DIINN(
         return self.decoder.sample_pixels(features, yx, size)
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path) -> DIINN:
-        """Model from a file: official Lightning checkpoint, plain state_dict (``.pt``), or
-        safetensors.
+    def from_checkpoint(cls, path: str | Path, *, mode: int | None = None) -> DIINN:
+        """Model from a file: official Lightning checkpoint, state_dict (``.pt``) in whatever
+        wrapping, or safetensors.
 
-        Encoder, mode and init_q are inferred from the tensors, and checked against the file's
-        hyper-parameters if it has any. Never executes code from the file. Raises CheckpointError.
+        Encoder, mode and init_q are inferred from the tensors, and checked against what the file
+        says of them. Modes 2 and 3 have the same tensors: ``mode`` tells them apart where neither
+        the file nor a ``config.json`` beside it does. Never executes code from the file. Raises
+        CheckpointError.
         """
-        state, declared = read_checkpoint(path)
-        mode, init_q, encoder = infer_architecture(state, declared, path)
+        return cls.from_tensors(read_checkpoint(path, {"DIINN": cls.anchor}), mode)
+
+    @classmethod
+    def from_tensors(cls, checkpoint: Checkpoint, mode: int | None = None) -> DIINN:
+        """Model from what was read of a file; see `from_checkpoint`."""
+        config = infer_architecture(checkpoint, mode)
         with torch.device("meta"):
-            model = cls(mode=mode, init_q=init_q, encoder=encoder)
-        fit(model, state, path)
+            model = cls(**config)
+        fit(model, without_unused(checkpoint.state), checkpoint.path)
+        return model
+
+    @classmethod
+    def from_folder(cls, folder: Path, mode: int | None = None, **changes: Any) -> DIINN:
+        """Model from a folder with ``config.json`` and ``model.safetensors``; ``changes`` replace
+        entries of the config. Raises CheckpointError.
+        """
+        for name in ("config.json", "model.safetensors"):
+            if not (folder / name).is_file():
+                raise CheckpointError(
+                    f"model folder {folder} has no {name}: save it again with save_pretrained"
+                )
+        config = read_config(folder)
+        if mode is not None and config.get("mode", mode) != mode:
+            raise CheckpointError(
+                f"model folder {folder} declares mode={config['mode']}, not {mode}"
+            )
+        chosen = {name: config[name] for name in CONFIG if name in config} | changes
+        if mode is not None:
+            chosen["mode"] = mode
+        try:
+            with torch.device("meta"):
+                model = cls(**chosen)
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"model folder {folder} has an unusable config.json ({error})"
+            ) from error
+        file = folder / "model.safetensors"
+        fit(model, read_checkpoint(file, {"DIINN": cls.anchor}).state, file)
         return model
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> DIINN:
         """Model by the name of a bundled one (``"edsr-baseline-mode3"``), from a folder, or from
-        the Hub.
+        the Hub. ``kwargs``: those of the constructor, ``map_location``, and of the Hub's client.
         """
         name = str(pretrained_model_name_or_path)
-        if (BUNDLED / name / "config.json").is_file() and name:
-            pretrained_model_name_or_path = BUNDLED / name
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        folder = BUNDLED / name if name in bundled_names() else Path(name)
+        if not folder.is_dir():
+            with torch.inference_mode(False):
+                return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        changes = {key: value for key, value in kwargs.items() if key in CONFIG}
+        return cls.from_folder(folder, **changes).to(kwargs.get("map_location", "cpu"))
 
     @classmethod
     def _load_as_safetensor(
         cls, model: Any, model_file: str, map_location: str, strict: bool
     ) -> Any:
         """What PyTorchModelHubMixin calls: here every tensor must be there, fit, and be finite."""
-        fit(model, read_checkpoint(model_file)[0], model_file)
+        fit(model, read_checkpoint(model_file, {"DIINN": cls.anchor}).state, model_file)
         return model.to(map_location)
+
+    _load_as_pickle = _load_as_safetensor
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What ``config.json`` says: the arguments that build a model of this shape."""
+        return {
+            "mode": self.decoder.mode,
+            "init_q": self.decoder.init_q,
+            "encoder": getattr(self.encoder, "name", None),
+            "trained_scales": list(self.trained_scales),
+        }
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
         """Write ``config.json`` and ``model.safetensors``; needs an encoder that was given by
         name.
         """
-        if type(self.encoder) not in ENCODERS.values():
+        if not self._can_be_rebuilt():
             raise ValueError(
-                f"an encoder of class {type(self.encoder).__name__} cannot be rebuilt from a "
-                "config: save model.state_dict() instead, or use an encoder by name "
+                f"a model with this {type(self.encoder).__name__} and decoder cannot be rebuilt "
+                "from a config: save model.state_dict() instead, or use an encoder by name "
                 f"({encoder_names()})"
             )
+        kwargs["config"] = self.config
         return super().save_pretrained(save_directory, **kwargs)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """What PyTorchModelHubMixin calls: the file says its mode, too."""
+        state = {key: value.contiguous() for key, value in self.state_dict().items()}
+        save_file(state, save_directory / "model.safetensors", self.metadata)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What a safetensors file of this model says of it."""
+        return {
+            "format": "pt",
+            "arch": "diinn",
+            "mode": str(self.decoder.mode),
+            "init_q": str(self.decoder.init_q).lower(),
+        }
+
+    def _can_be_rebuilt(self) -> bool:
+        if type(self.encoder) not in ENCODERS.values():
+            return False
+        with torch.device("meta"):
+            rebuilt = type(self)(**self.config).state_dict()
+        state = self.state_dict()
+        return state.keys() == rebuilt.keys() and all(
+            state[key].shape == value.shape for key, value in rebuilt.items()
+        )
 
 
 def bundled_names() -> list[str]:
@@ -124,107 +222,69 @@ def bundled_names() -> list[str]:
     return sorted(p.parent.name for p in BUNDLED.glob("*/config.json"))
 
 
-def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by the model's own key names, and the file's hyper-parameters (empty if it has
-    none).
+def infer_architecture(checkpoint: Checkpoint, mode: int | None = None) -> dict[str, Any]:
+    """Arguments of DIINN by a state_dict: mode, init_q and encoder.
+
+    Modes 2 and 3 have the same tensors. What decides, in this order: ``mode``, what the file
+    declares, a ``config.json`` beside it; else mode 3, the paper's final model, with a warning.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(
-            f"checkpoint {path} does not exist: give the path of a .ckpt, .pt or .safetensors file"
-        )
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise CheckpointError(
-            f"checkpoint {path} cannot be read (truncated or not a checkpoint?): {error}"
-        ) from error
-    # weights_only refuses with pickle.UnpicklingError, and damaged pickles raise anything
-    except Exception as error:
-        raise CheckpointError(
-            f"checkpoint {path} holds more than tensors and plain values, or is damaged, and is "
-            "not loaded: "
-            "re-save its state_dict"
-        ) from error
-    declared: dict[str, Any] = {}
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        declared = dict(content.get("hyper_parameters") or {})
-        content = content["state_dict"]
-    elif isinstance(content, Mapping) and isinstance(content.get("ema"), Mapping):
-        content = content["ema"]  # a run of version 0.1
-    if (
-        not isinstance(content, Mapping)
-        or not all(isinstance(v, Tensor) for v in content.values())
-        or not content
-    ):
-        raise CheckpointError(
-            f"checkpoint {path} is not a state_dict: it should map parameter names to tensors"
-        )
-    state = {str(k): v for k, v in content.items() if k not in ("sub", "div")}
-    if all(k.startswith("net.") for k in state):
-        state = {k.removeprefix("net."): v for k, v in state.items()}
-    return state, declared
-
-
-def infer_architecture(
-    state: Mapping[str, Tensor], declared: Mapping[str, Any], path: str | Path
-) -> tuple[int, bool, str]:
-    """(mode, init_q, encoder) of a state_dict.
-
-    Modes 2 and 3 have the same tensors: the hyper-parameters decide, else mode 3, the paper's final
-    model.
-    """
-    arch = str(declared.get("arch", "diinn")).lower()
+    path = checkpoint.path
+    state = checkpoint.state
+    declared = dict(checkpoint.declared)
+    arch = declared.get("arch", "diinn").lower()
     if arch not in ("diinn", "imsisr"):
         raise CheckpointError(f"checkpoint {path} is of architecture {arch!r}, not DIINN")
-    needed = ("decoder.K.0.0.weight", "decoder.K.1.0.weight", "decoder.last_layer.weight")
-    if missing := [k for k in needed if k not in state]:
-        raise CheckpointError(f"checkpoint {path} is not a DIINN model: it has no {missing[0]!r}")
-    init_q = "decoder.first_layer.0.weight" in state
-    hidden = state["decoder.K.1.0.weight"].shape
-    if len(hidden) != 4 or state["decoder.last_layer.weight"].ndim != 4:
-        raise CheckpointError(
-            f"checkpoint {path} is not a DIINN model: 'decoder.K.1.0.weight' is not a convolution"
-        )
-    kernel = state["decoder.last_layer.weight"].shape[-1]
-    modes = modes_with(content=hidden[0] != hidden[1], kernel=kernel)
-    if not modes:
-        raise CheckpointError(f"checkpoint {path} has the tensors of no known mode of DIINN")
-    mode = declared["mode"] if declared.get("mode") in modes else modes[-1]
-    for name, found in (("mode", mode), ("init_q", init_q)):
-        if declared.get(name, found) != found:
+    if mode is not None:
+        if declared.get("mode", mode) != mode:
+            raise CheckpointError(f"checkpoint {path} declares mode={declared['mode']}, not {mode}")
+        declared["mode"] = mode
+
+    modes = _possible_modes(checkpoint)
+    likely = declared.get("mode", checkpoint.hinted_mode)
+    found = {
+        "mode": likely if likely in modes else modes[-1],
+        "init_q": "decoder.first_layer.0.weight" in state,
+    }
+    if likely is None and len(modes) > 1:
+        log.warning(
+            "checkpoint %s may be of mode %s, whose tensors are alike, and does not say which: "
+            "read as mode %d (mode=%d or --mode %d says otherwise)",
+            path, " or ".join(map(str, modes)), modes[-1], modes[0], modes[0],
+        )  # fmt: skip
+    for name, value in found.items():
+        if declared.get(name, value) != value:
+            said = "was asked for as" if mode is not None and name == "mode" else "declares"
             raise CheckpointError(
-                f"checkpoint {path} declares {name}={declared[name]} but its tensors are those of "
-                f"{name}={found}"
+                f"checkpoint {path} {said} {name}={declared[name]} but its tensors are those of "
+                f"{name}={value}"
             )
-    keys = [key.removeprefix("encoder.") for key in state if key.startswith("encoder.")]
-    encoder = detect_encoder(keys)
+
+    encoder = detect_encoder(checkpoint.parts("encoder"))
     if encoder is None:
         raise CheckpointError(
             f"checkpoint {path} has an encoder that is none of {encoder_names()}: build the model "
             "as DIINN(encoder=...) and use its load_state_dict"
         )
-    return mode, init_q, encoder
+    return {**found, "encoder": encoder}
 
 
-def fit(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Load ``state`` into ``model`` (float32), naming the first key or shape that does not fit, or
-    is not finite.
-    """
-    expected = model.state_dict()
-    for key in [*expected, *state]:
+def _possible_modes(checkpoint: Checkpoint) -> list[int]:
+    """Modes whose tensors have these shapes; the last is the usual one."""
+    state = checkpoint.state
+    needed = ("decoder.K.1.0.weight", "decoder.last_layer.weight")
+    for key in needed:
         if key not in state:
-            raise CheckpointError(f"checkpoint {path} does not fit: {key!r} is missing")
-        if key not in expected:
             raise CheckpointError(
-                f"checkpoint {path} does not fit: {key!r} is not part of the model"
+                f"checkpoint {checkpoint.path} is not a DIINN model: it has no {key!r}"
             )
-        if state[key].shape != expected[key].shape:
-            shapes = f"{list(state[key].shape)} instead of {list(expected[key].shape)}"
-            raise CheckpointError(f"checkpoint {path} does not fit: {key!r} is {shapes}")
-        if not torch.isfinite(state[key]).all():
-            raise CheckpointError(f"checkpoint {path} is damaged: {key!r} contains NaN or infinity")
-    model.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
+        if state[key].ndim != 4:
+            raise CheckpointError(
+                f"checkpoint {checkpoint.path} is not a DIINN model: {key!r} is not a convolution"
+            )
+    hidden, last = (state[key].shape for key in needed)
+    modes = modes_with(content=hidden[0] != hidden[1], kernel=last[-1])
+    if not modes:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path} has the tensors of no known mode of DIINN"
+        )
+    return modes

@@ -8,13 +8,12 @@ pixel, and is done once per LR pixel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from diinn_fast.baselines import checkpoint
+from diinn_fast.baselines.base import Baseline
 from diinn_fast.baselines.project import (
     CHUNK,
     MLP,
@@ -24,7 +23,7 @@ from diinn_fast.baselines.project import (
     linear,
     project,
 )
-from diinn_fast.encoders import make_encoder
+from diinn_fast.encoders import channels_of
 from diinn_fast.geometry import check_size, local_offset
 
 WIDTH = 256
@@ -33,7 +32,7 @@ WIDTH = 256
 Axis = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-class LIIF(nn.Module):
+class LIIF(Baseline):
     """LIIF: ``[B, 3, h, w]`` to ``[B, 3, H, W]`` at any real scale; values normalised
     ``(v - 0.5) / 0.5``.
 
@@ -45,9 +44,15 @@ class LIIF(nn.Module):
     """
 
     def __init__(self, encoder: str | nn.Module = "edsr-baseline") -> None:
-        super().__init__()
-        self.encoder = make_encoder(encoder)
-        self.imnet = MLP(getattr(self.encoder, "out_channels", 64) * 9 + 4, [WIDTH] * 4, 3)
+        super().__init__(encoder)
+        self.imnet = MLP(channels_of(self.encoder) * 9 + 4, [WIDTH] * 4, 3)
+
+    @classmethod
+    def detect(cls, keys: Collection[str]) -> bool:
+        """Whether a state_dict with these keys is LIIF's: its ``imnet`` has five layers, that of
+        Meta-SR two.
+        """
+        return "imnet.layers.4.weight" in keys
 
     def forward(self, x: Tensor, size: Sequence[int], bsize: int | None = None) -> Tensor:
         """SR image at ``size`` (H, W); ``bsize`` limits the queries processed at a time."""
@@ -136,13 +141,6 @@ class LIIF(nn.Module):
         area = position.view(4, -1, 2).prod(dim=-1).abs() + 1e-9
         # Each prediction has the area of the opposite corner.
         return (predictions * (area.flip(0) / area.sum(0))[..., None]).sum(0)
-
-    @classmethod
-    def from_checkpoint(cls, path: str | Path) -> LIIF:
-        """Model from the authors' file (``model.sd``) or a training checkpoint. Raises
-        CheckpointError.
-        """
-        return checkpoint.load(cls, path)
 
 
 def surrounding(n_in: int, n_out: int, device: torch.device, dtype: torch.dtype) -> Axis:

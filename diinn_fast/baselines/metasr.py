@@ -10,14 +10,20 @@ query: the same function in about 1/300 of the multiply-adds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from diinn_fast.baselines import checkpoint
-from diinn_fast.baselines.project import CHUNK, MLP, bands, check_pixels, grid_queries, project
-from diinn_fast.encoders import make_encoder
+from diinn_fast.baselines.base import Baseline
+from diinn_fast.baselines.project import (
+    CHUNK,
+    MLP,
+    bands,
+    check_pixels,
+    grid_queries,
+    project,
+)
+from diinn_fast.encoders import channels_of
 from diinn_fast.geometry import check_size
 
 WIDTH = 256
@@ -26,7 +32,7 @@ WIDTH = 256
 Axis = tuple[Tensor, Tensor]
 
 
-class MetaSR(nn.Module):
+class MetaSR(Baseline):
     """Meta-SR: ``[B, 3, h, w]`` to ``[B, 3, H, W]`` at any real scale; values normalised
     ``(v - 0.5) / 0.5``.
 
@@ -36,9 +42,8 @@ class MetaSR(nn.Module):
     """
 
     def __init__(self, encoder: str | nn.Module = "edsr-baseline") -> None:
-        super().__init__()
-        self.encoder = make_encoder(encoder)
-        self.imnet = MLP(3, [WIDTH], getattr(self.encoder, "out_channels", 64) * 9 * 3)
+        super().__init__(encoder)
+        self.imnet = MLP(3, [WIDTH], channels_of(self.encoder) * 9 * 3)
 
     def forward(self, x: Tensor, size: Sequence[int], bsize: int | None = None) -> Tensor:
         """SR image at ``size`` (H, W); ``bsize`` limits the queries processed at a time."""
@@ -104,11 +109,6 @@ class MetaSR(nn.Module):
         dx = columns[1][x]
         position = torch.stack([dy, dx, torch.full_like(dy, ratio)], dim=-1)
         return torch.relu(self.imnet.linear(0)(position))
-
-    @classmethod
-    def from_checkpoint(cls, path: str | Path) -> MetaSR:
-        """Model from a file in the LIIF authors' layout (``model.sd``) or a training checkpoint."""
-        return checkpoint.load(cls, path)
 
 
 def _colours(content: Tensor, hidden: Tensor, i: Tensor, j: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -10,8 +11,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from diinn_fast.cli.common import Refused, make_parser
-from diinn_fast.inference import load_weights
+from diinn_fast.cli.common import Refused, make_parser, messages
+from diinn_fast.loading import load_weights
 from diinn_fast.model import DIINN
 
 EXAMPLE = "  diinn-fast convert official.ckpt my-model --fp16\n"
@@ -29,6 +30,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("checkpoint", metavar="CHECKPOINT")
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="model folder to write")
     parser.add_argument(
+        "--mode", type=int, choices=(2, 3), help="of a file that does not say which of the two"
+    )
+    parser.add_argument(
         "--fp16", action="store_true", help="store 16 bits per number: half the size"
     )
     parser.add_argument(
@@ -40,7 +44,8 @@ def main(arguments: list[str]) -> int:
         raise Refused(
             f"folder {options.folder} already has a model: pass --overwrite or choose another name"
         )
-    model = load_weights(options.checkpoint)
+    with messages(logging.ERROR if options.quiet else logging.WARNING):
+        model = load_weights(options.checkpoint, mode=options.mode)
     try:
         write_folder(model, options.folder, fp16=options.fp16)
     except OSError as error:
@@ -66,7 +71,7 @@ def write_folder(model: DIINN, folder: Path, *, fp16: bool) -> None:
             state = {key: value.half().contiguous() for key, value in model.state_dict().items()}
             if large := [key for key, value in state.items() if not torch.isfinite(value).all()]:
                 raise Refused(f"{large[0]!r} has values beyond fp16: convert without --fp16")
-            save_file(state, temporary / "model.safetensors")
+            save_file(state, temporary / "model.safetensors", model.metadata)
         shutil.copymode(
             temporary / "config.json", temporary / "model.safetensors"
         )  # safetensors makes it private

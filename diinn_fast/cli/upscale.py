@@ -19,11 +19,12 @@ from diinn_fast.errors import ImageError, UnfinishedError
 from diinn_fast.imageio import Image, check_writable, read_image, write_image
 from diinn_fast.imageio.formats import FORMAT_OF_SUFFIX
 from diinn_fast.inference import Upscaler, target_size
-from diinn_fast.inference.devices import PRECISIONS
+from diinn_fast.inference.devices import PRECISIONS, pick_device
 from diinn_fast.inference.job import Job, part_of
 from diinn_fast.inference.memory import TooLargeError, parse_size
 from diinn_fast.inference.ranks import first_rank, ranks_started, world_size
 from diinn_fast.inference.sinks import SinkOptions, sink_kind
+from diinn_fast.loading import load_weights
 from diinn_fast.model import DEFAULT_WEIGHTS, bundled_names
 
 PIECES_ONLY = ("npy", "zarr", "ome-zarr")
@@ -84,6 +85,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--weights",
         default=DEFAULT_WEIGHTS,
         help=f"bundled model ({bundled}), model folder, or checkpoint (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--mode", type=int, choices=(2, 3), help="of weights whose file does not say which of them"
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: CUDA if there is any)")
     parser.add_argument(
@@ -172,9 +176,12 @@ def _size_options(options: argparse.Namespace) -> dict:
 
 def run(options: argparse.Namespace) -> int:
     pairs = plan(options.paths[:-1], options.paths[-1])
+    model = options.weights
+    if options.mode is not None:
+        model = load_weights(model, mode=options.mode)
     upscaler = Upscaler(
-        options.weights,
-        device=options.device,
+        model,
+        device=pick_device(options.device),
         precision=options.precision,
         backend=options.backend,
         self_ensemble=options.self_ensemble,

@@ -4,11 +4,11 @@ one is such a file and its line in ``ENCODERS``.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
-from diinn_fast.encoders.base import Cost, Encoder, cost_of
+from diinn_fast.encoders.base import Cost, Encoder, channels_of, cost_of
 from diinn_fast.encoders.convolutions import LEAST_PIXELS, fast_layout, use_fast_weights
 from diinn_fast.encoders.edsr import EDSR
 from diinn_fast.encoders.rdn import RDB, RDN
@@ -21,6 +21,7 @@ __all__ = [
     "RDN",
     "Cost",
     "Encoder",
+    "channels_of",
     "cost_of",
     "detect_encoder",
     "encoder_class",
@@ -28,6 +29,7 @@ __all__ = [
     "fast_layout",
     "make_encoder",
     "use_fast_weights",
+    "without_unused",
 ]
 
 ENCODERS: dict[str, type[Encoder]] = {encoder.name: encoder for encoder in (RDN, EDSR)}
@@ -57,3 +59,9 @@ def detect_encoder(keys: Collection[str]) -> str | None:
     one.
     """
     return next((name for name, encoder in ENCODERS.items() if encoder.detect(keys)), None)
+
+
+def without_unused(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A model's state_dict without those tensors of its encoder that compute nothing."""
+    unused = tuple(f"encoder.{start}" for each in ENCODERS.values() for start in each.unused)
+    return {key: value for key, value in state.items() if not key.startswith(unused)}

@@ -40,13 +40,15 @@ class Encoder(nn.Module, ABC):
     Zero padding, stride 1: the LR grid is kept. A class is made without arguments as published,
     and is registered in `diinn_fast.encoders`; nothing else in the package knows its name.
 
-    A user's encoder is any ``nn.Module`` of that shape. It may state ``out_channels`` (64 is
-    assumed otherwise), ``receptive_radius`` (without it an image is encoded in one piece), and
-    ``cost`` (a `Cost`).
+    A user's encoder is any ``nn.Module`` of that shape. It may state ``out_channels`` (or
+    ``out_dim``, as LIIF's do; 64 is assumed otherwise), ``receptive_radius`` (without it an image
+    is encoded in one piece), and ``cost`` (a `Cost`).
     """
 
     name: ClassVar[str]
     """What users and configurations call it."""
+    unused: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of tensors that authors' files have and that compute nothing."""
     out_channels: int
 
     @classmethod
@@ -66,9 +68,25 @@ class Encoder(nn.Module, ABC):
         """Its working memory, as measured."""
 
     @property
+    def out_dim(self) -> int:
+        """The official code's name of ``out_channels``."""
+        return self.out_channels
+
+    @property
     def receptive_radius(self) -> int:
         """LR pixels on each side that a feature depends on."""
         return convolution_radius(self)
+
+
+def channels_of(encoder: nn.Module) -> int:
+    """Channels of the features: what the encoder states as ``out_channels`` or ``out_dim``, else
+    64.
+    """
+    for name in ("out_channels", "out_dim"):
+        stated = getattr(encoder, name, None)
+        if isinstance(stated, int):
+            return stated
+    return 64
 
 
 def cost_of(encoder: nn.Module) -> Cost:

@@ -29,6 +29,7 @@ class EDSR(Encoder):
     """
 
     name = "edsr-baseline"
+    unused = ("sub_mean.", "add_mean.")  # in LIIF's files: they neither shift nor are trained
 
     def __init__(self, channels: int = 64, blocks: int = 16) -> None:
         super().__init__()

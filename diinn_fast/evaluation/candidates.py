@@ -9,15 +9,15 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diinn_fast.baselines import LIIF, MetaSR, bicubic
-from diinn_fast.baselines.checkpoint import layers_of, read_state
+from diinn_fast.baselines import bicubic
 from diinn_fast.errors import UpscaleError
-from diinn_fast.inference.weights import load_weights
-from diinn_fast.model import DEFAULT_WEIGHTS, DIINN, bundled_names
+from diinn_fast.loading import load_model
+from diinn_fast.model import DEFAULT_WEIGHTS, DIINN
 
 Upscale = Callable[[Tensor, tuple[int, int]], Tensor]
 """LR ``[1, 3, h, w]`` in [0, 1] and the HR size, to SR ``[1, 3, H, W]``, about [0, 1]."""
@@ -45,22 +45,13 @@ def load_candidate(spec: str, device: torch.device) -> Candidate:
     label, _, source = spec.rpartition("=")
     if source == "bicubic":
         return Candidate(label or "bicubic", bicubic, "-")
-    model = load_model(source).to(device).eval().requires_grad_(False)
+    name = None if source == "bundled" else source
+    model: Any = load_model(name).to(device).eval().requires_grad_(False)
 
     def upscale(lr: Tensor, size: tuple[int, int]) -> Tensor:
         return model((lr - 0.5) / 0.5, size) * 0.5 + 0.5
 
     return Candidate(label or default_label(source), upscale, fingerprint(model), model)
-
-
-def load_model(source: str) -> nn.Module:
-    path = Path(source)
-    if source == "bundled" or source in bundled_names() or not path.is_file():
-        return load_weights(DEFAULT_WEIGHTS if source == "bundled" else source)
-    layers = layers_of(read_state(path))
-    if layers:
-        return (LIIF if layers > 2 else MetaSR).from_checkpoint(path)
-    return load_weights(source)
 
 
 def default_label(source: str) -> str:

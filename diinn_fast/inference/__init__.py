@@ -5,7 +5,7 @@ from diinn_fast.inference.job import render
 from diinn_fast.inference.run import Upscaler, upscale
 from diinn_fast.inference.sizes import target_size
 from diinn_fast.inference.view import View, open
-from diinn_fast.inference.weights import load_weights
+from diinn_fast.loading import load_weights
 
 __all__ = [
     "UpscaleError",

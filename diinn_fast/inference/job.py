@@ -309,7 +309,7 @@ class Job:
             if state is None:
                 log.info("%s is complete already", self.out)
                 return False
-            warn_of_scale(self.lr, self.hr)
+            warn_of_scale(self.lr, self.hr, self.upscaler.model.trained_scales)
             with _interruptible(), self._kept_on_errors(), system_errors(self.out, self.part):
                 self._work(ranks, state, overwrite, progress and ranks.rank == 0)
             return True

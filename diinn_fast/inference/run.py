@@ -23,7 +23,7 @@ from diinn_fast.inference.devices import PRECISIONS, pick_device, pick_precision
 from diinn_fast.inference.kinds import as_request
 from diinn_fast.inference.memory import check_memory
 from diinn_fast.inference.sizes import target_size, warn_of_scale
-from diinn_fast.inference.weights import load_weights
+from diinn_fast.loading import load_weights
 from diinn_fast.model import DIINN
 from diinn_fast.problem import Problem
 
@@ -172,7 +172,7 @@ class Upscaler:
         check_memory(
             self.model.encoder, decoder.in_channels, (height, width), bytes_out, self.device, item
         )
-        warn_of_scale((height, width), hr)
+        warn_of_scale((height, width), hr, self.model.trained_scales)
 
     def check_sizes(self, lr: Sequence[int], hr: tuple[int, int]) -> None:
         """Refuse sizes that cannot be done at all, and choose the backend."""

@@ -15,7 +15,6 @@ from diinn_fast.geometry import MAX_LENGTH, size_for_scale
 log = logging.getLogger("diinn_fast")
 
 DEFAULT_SCALE = 4.0
-TRAINED_SCALES = (1.0, 4.0)
 
 _warned_of_scale = False
 
@@ -75,17 +74,19 @@ def _misfit(scale: Any, size: Any, long_side: Any) -> str:
     return f"scale must be one or two positive finite numbers, got {scale}"
 
 
-def warn_of_scale(lr: tuple[int, int], hr: tuple[int, int]) -> None:
-    """Say once per process that a scale is beyond what models are trained for."""
+def warn_of_scale(
+    lr: tuple[int, int], hr: tuple[int, int], trained_scales: tuple[float, float]
+) -> None:
+    """Say once per process that a scale is beyond what the model is trained for."""
     global _warned_of_scale
     scales = [out / n for out, n in zip(hr, lr, strict=True)]
-    low, high = TRAINED_SCALES
+    low, high = trained_scales
     beyond = [s for s in scales if not low <= s <= high]
     if beyond and not _warned_of_scale:
         _warned_of_scale = True
         worst = max(beyond, key=lambda s: abs(math.log(s)))
         log.warning(
-            "scale %.3g is outside the range that models are trained for (%g to %g): expect less "
-            "detail than asked for",
+            "scale %.3g is outside the range that this model is trained for (%g to %g): expect "
+            "less detail than asked for",
             worst, low, high,
         )  # fmt: skip

@@ -96,6 +96,7 @@ class PhotoData(L.LightningDataModule):
         self.val_scales = val_scales
         self.val_size = val_size
         self.workers = workers
+        self.trained_scales = (float(min(scales or [1])), float(max(scales or [max_scale])))
         self.side = round(lr_size * max(scales or [max_scale]))
         self.sampling: dict[str, Any] = {
             "lr_size": lr_size,

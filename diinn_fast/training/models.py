@@ -7,46 +7,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from torch import nn
 
-from diinn_fast.inference import load_weights
-from diinn_fast.model import DIINN, fit
+from diinn_fast.baselines import LIIF, MetaSR
+from diinn_fast.checkpoints import fit
+from diinn_fast.errors import CheckpointError
+from diinn_fast.loading import load_model
+from diinn_fast.model import DIINN
 
-
-def _diinn(encoder: str, mode: int, init_q: bool) -> nn.Module:
-    return DIINN(mode, init_q, encoder)
-
-
-def _liif(encoder: str, mode: int, init_q: bool) -> nn.Module:
-    from diinn_fast.baselines import LIIF
-
-    return LIIF(encoder)
-
-
-def _metasr(encoder: str, mode: int, init_q: bool) -> nn.Module:
-    from diinn_fast.baselines import MetaSR
-
-    return MetaSR(encoder)
-
-
-MODELS: dict[str, Callable[[str, int, bool], nn.Module]] = {
-    "diinn": _diinn,
-    "liif": _liif,
-    "metasr": _metasr,
-}
+MODELS: dict[str, type[nn.Module]] = {"diinn": DIINN, "liif": LIIF, "metasr": MetaSR}
 
 
 def start_from(net: nn.Module, weights: str) -> None:
     """Give a new model the weights of a trained one (bundled name, checkpoint or folder). Raises
     CheckpointError.
     """
-    model_class: Any = type(net)
-    trained = (
-        load_weights(weights) if model_class is DIINN else model_class.from_checkpoint(weights)
-    )
+    trained = load_model(weights)
+    if type(trained) is not type(net):
+        raise CheckpointError(
+            f"{weights} is a {type(trained).__name__} model, and the run trains a "
+            f"{type(net).__name__}: choose weights of the same architecture"
+        )
     fit(net, trained.state_dict(), weights)
 
 
@@ -56,4 +37,4 @@ def make_model(
     """An untrained model; ``mode`` and ``init_q`` are DIINN's alone."""
     if arch not in MODELS:
         raise ValueError(f"unknown model {arch!r}: choose one of {', '.join(MODELS)}")
-    return MODELS[arch](encoder, mode, init_q)
+    return DIINN(mode, init_q, encoder) if arch == "diinn" else MODELS[arch](encoder)

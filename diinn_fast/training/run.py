@@ -152,7 +152,9 @@ def train(
         use_fast_weights(cli.model.net.encoder)
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=source and str(source), weights_only=True)
     if cli.trainer.is_global_zero and last.exists() and cli.model.hparams["arch"] == "diinn":
-        DIINN.from_checkpoint(last).save_pretrained(out / "model")
+        model = DIINN.from_checkpoint(last)
+        model.trained_scales = cli.datamodule.trained_scales
+        model.save_pretrained(out / "model")
     return cli.trainer.global_step, cli.config_init["checkpoints"].stopped
 
 

@@ -337,7 +337,12 @@ def test_save_and_from_pretrained_round_trip(tmp_path):
     model = small(2, True)
     model.save_pretrained(tmp_path / "folder")
     config = json.loads((tmp_path / "folder" / "config.json").read_text())
-    assert config == {"mode": 2, "init_q": True, "encoder": "edsr-baseline"}
+    assert config == {
+        "mode": 2,
+        "init_q": True,
+        "encoder": "edsr-baseline",
+        "trained_scales": [1, 4],
+    }
     loaded = DIINN.from_pretrained(tmp_path / "folder")
     assert loaded.decoder.mode == 2 and loaded.decoder.init_q
     for key, value in model.state_dict().items():

@@ -1,0 +1,76 @@
+"""One way from a name to a model: a bundled model, a folder, a file, or the Hub."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from torch import nn
+
+from diinn_fast.baselines import LIIF, MetaSR
+from diinn_fast.checkpoints import read_checkpoint
+from diinn_fast.errors import CheckpointError, UpscaleError
+from diinn_fast.model import BUNDLED, DEFAULT_WEIGHTS, DIINN, bundled_names
+
+ANCHORS = {"DIINN": DIINN.anchor, "LIIF": LIIF.anchor, "Meta-SR": MetaSR.anchor}
+HUB = "hf://"
+"""Beginning of a name that is looked up on the Hugging Face Hub; nothing else uses the network."""
+
+
+def load_model(name: str | os.PathLike[str] | None = None, *, mode: int | None = None) -> nn.Module:
+    """Model of any architecture (`DIINN`, `LIIF`, `MetaSR`), told by its tensors; float32, on the
+    CPU, in evaluation mode.
+
+    Args:
+        name: a bundled model's name; a folder with ``config.json`` and ``model.safetensors``; a
+            file (official Lightning checkpoint, state_dict in whatever wrapping, safetensors); or
+            ``hf://owner/name`` on the Hub. None is the default bundled model.
+        mode: of a DIINN whose file does not say whether it is of mode 2 or 3.
+
+    Raises:
+        UpscaleError: no such model.
+        CheckpointError: a damaged or unfitting one; names the first tensor that is wrong.
+    """
+    wanted = DEFAULT_WEIGHTS if name is None else os.fspath(name)
+    if wanted in bundled_names():
+        return DIINN.from_folder(BUNDLED / wanted, mode).eval()
+    if wanted.startswith(HUB):
+        return _from_hub(wanted).eval()
+    if wanted and Path(wanted).is_dir():
+        return DIINN.from_folder(Path(wanted), mode).eval()
+    if wanted and Path(wanted).is_file():
+        return _from_file(Path(wanted), mode).eval()
+    bundled = ", ".join(bundled_names()) or "none in this installation"
+    raise UpscaleError(
+        f"weights {wanted!r} are unknown: give a checkpoint file, a model folder, a "
+        f"bundled name ({bundled}), or {HUB}owner/name"
+    )
+
+
+def load_weights(name: str | os.PathLike[str] | None = None, *, mode: int | None = None) -> DIINN:
+    """The same for a DIINN. Raises CheckpointError for a model of another architecture."""
+    model = load_model(name, mode=mode)
+    if not isinstance(model, DIINN):
+        raise CheckpointError(
+            f"checkpoint {name} is a {type(model).__name__} model, not a DIINN model: "
+            "diinn-fast eval compares it"
+        )
+    return model
+
+
+def _from_file(path: Path, mode: int | None) -> nn.Module:
+    checkpoint = read_checkpoint(path, ANCHORS)
+    if DIINN.anchor in checkpoint.state:
+        return DIINN.from_tensors(checkpoint, mode)
+    architecture = LIIF if LIIF.detect(checkpoint.state) else MetaSR
+    return architecture.from_tensors(checkpoint)
+
+
+def _from_hub(name: str) -> DIINN:
+    owner_and_name, _, revision = name.removeprefix(HUB).partition("@")
+    try:
+        return DIINN.from_pretrained(owner_and_name, revision=revision or None)
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UpscaleError(f"weights {name!r} cannot be fetched from the Hub: {reason}") from error
