@@ -1,16 +1,22 @@
-"""Everything that needs a GPU, in one command of eight minutes: ``python -m bench.gpu`` (or
-``make gpu``).
+"""Everything that needs a GPU, in two commands of at most eight minutes each:
 
-It checks the kernels on the device, tunes their tiles, and measures them against all peers. Every
-step is a process of its own with a time limit; a step that fails or hangs stops no other. Results
-are written as they come: tables, plots and a summary in bench/results/<device>/ (or --out), logs in
-its folder run/. The exit code is 1 if a check failed.
+    python -m bench.gpu --first     # is every kernel right, and how fast is it alone
+    python -m bench.gpu --second    # tiles; speed and memory beside plain PyTorch; a photograph
+
+and, where there is more time, ``--compiled`` (peers of torch.compile), ``--tools`` (sanitizer and
+profiler) and ``--more`` (more sizes). Without one of them the first two run, one after the other.
+
+Every step is a process of its own, of one backend, with a time limit. A backend that is wrong,
+hangs or dies is left out of everything later, also by the next command into the same folder, until
+``--first`` looks at it anew. Results are written after every peer and merged with what is there:
+tables, plots and a summary in bench/results/<device>/ (or --out), logs in its folder run/, and all
+of it in results.tar after every stage. The exit code is 1 if a check failed.
 
 Needs a CUDA build of torch, triton, pytest, and what diinn_fast imports; not that the package is
-installed. Uses matplotlib, compute-sanitizer and ncu where they are.
+installed. Uses matplotlib, compute-sanitizer and ncu where they are. Where the files lie without
+their history, the variable DIINN_FAST_COMMIT names the commit.
 
-    python -m bench.gpu --full                # also the long steps: more sizes, sanitizers,
-    profiles python -m bench.gpu --only checks tune    # steps whose names begin so
+    python -m bench.gpu --first --only prepare quick    # steps whose names begin so
     python -m bench.gpu --device cpu --dry    # try this program without a GPU: tiny sizes, Triton's
     interpreter
 """
@@ -18,243 +24,112 @@ installed. Uses matplotlib, compute-sanitizer and ncu where they are.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import shutil
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench import gpu_promises, machine
+from bench.gpu_plan import PARTS, plan
+from bench.gpu_run import LeftOut, Outcome, ending_with_parent, pack, run_stage, tail
 
-ROOT = machine.ROOT
-PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
-TOOLS = "/usr/local/cuda/bin", "/opt/nvidia/nsight-compute"
-
-
-@dataclass(frozen=True)
-class Step:
-    """A command with a time limit (seconds). ``check``: if it fails, so does the run."""
-
-    name: str
-    command: tuple[str, ...]
-    limit: float
-    check: bool = False
+MINUTES = 8.0
+"""Limit on a part."""
+KEPT = 5.0
+"""Seconds of it that are kept for the summary."""
 
 
-@dataclass
-class Outcome:
-    step: Step
-    state: str  # ok, failed, stopped (at its limit), not run
-    seconds: float = 0.0
-    last: str = ""  # the last line that it printed
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    options.run = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
+    if options.device == "cuda":
+        import torch
 
-
-def plan(options: argparse.Namespace, out: Path) -> list[list[Step]]:
-    """Stages, one after the other; the steps of a stage run side by side, so only the first ones
-    may be many.
-    """
-    python = sys.executable
-    dry = options.dry
-    measure = [python, "-m", "bench.gpu_steps"]
-    common = [
-        "--out",
-        str(out),
-        "--device",
-        options.device,
-        "--run",
-        options.run,
-        *(["--dry"] if dry else []),
-    ]
-    pytest = [
-        python,
-        "-m",
-        "pytest",
-        "tests/contract/test_on_device.py",
-        "-o",
-        "addopts=-q",
-        "-p",
-        "no:cacheprovider",
-    ]
-    pytest += ["-o", "python_functions=check_*", "-rfs", "--durations=5"]
-    tune = [python, "-m", "diinn_fast.kernels.tune", "--device", options.device]
-    small = ["--lr", "3", "--forms", "content", "--dtypes", "float16"] if dry else []
-
-    def check(name: str, selected: str) -> Step:
-        return Step(f"checks-{name}", (*pytest, "-k", selected), 200, check=True)
-
-    def measured(name: str, limit: float, check: bool = False, *more: str) -> Step:
-        return Step(name, (*measure, name, *common, *more), limit, check)
-
-    # The dtypes' ids end in their names, and bfloat16 contains float16: hence the dash.
-    modes = [3] if dry else [1, 2, 3, 4]
-    precisions = ["float16"] if dry else PRECISIONS
-    # What takes longest starts first. A kernel compiles for seconds on one core: those that the
-    # next stages time are compiled here, side by side with the checks.
-    compiled = ("float16", "float32") if dry else ("float16", "bfloat16", "float32")
-    first = [
-        check("compiled", "surroundings and (compile or graphed)")
-    ]  # by torch.compile: a minute of many cores
-    first.append(check("surroundings", "surroundings and not compile and not graphed"))
-    first += [
-        Step(f"compile-{p}", (*tune, "--rounds", "0", "--dtypes", p, *small), 150) for p in compiled
-    ]
-    first += [check(f"mode{m}-{p}", f"mode{m} and -{p}") for p in precisions for m in modes]
-    stages = [[measured("prepare", 90)], first]
-    timed = [
-        "--rounds",
-        "2" if dry else "15",
-        "--seconds",
-        "45",
-        "--json",
-        str(out / "run/tune.json"),
-    ]
-    stages.append([Step("tune", (*tune, *small, *timed), 75)])
-    photos = ["--photos", *options.photos] if options.photos else []
-    stages += [
-        [measured("large", 75)],
-        [measured("training", 60)],
-        [measured("memory", 60)],
-        [measured("photo", 60, True, *photos)],
-        [measured("model", 75)],
-        [measured("small", 45)],
-        [measured("compiled", 1200 if options.full else 300)],
-    ]
-    if options.full:
-        stages += [
-            [measured("more", 600)],
-            *([step] for step in tools(python, [*measure, "profile", *common], out, pytest)),
-        ]
-    if dry:  # the interpreter takes its time
-        stages = [[replace(s, limit=10 * s.limit) for s in stage] for stage in stages]
-    chosen = [
-        [s for s in stage if not options.only or s.name.startswith(tuple(options.only))]
-        for stage in stages
-    ]
-    return [stage for stage in chosen if stage]
-
-
-def tools(python: str, profile: Sequence[str], out: Path, pytest: Sequence[str]) -> list[Step]:
-    """NVIDIA's sanitizers on a few checks, and a profile of every kernel, where the programs are
-    installed.
-    """
-    steps = []
-    some = ["-k", "mode3-float16 and not bits"]
-    if sanitizer := program("compute-sanitizer"):
-        for tool in ("memcheck", "racecheck", "initcheck"):
-            command = [
-                sanitizer,
-                "--tool",
-                tool,
-                "--error-exitcode",
-                "9",
-                "--kernel-name-exclude",
-                "kns=at::",
-                *pytest,
-                *some,
-            ]
-            steps.append(Step(f"sanitizer-{tool}", tuple(command), 900, check=tool != "initcheck"))
-    if ncu := program("ncu"):
-        kernels = "regex:projected|direct|split|sum_queries|decode"
-        command = [
-            ncu,
-            "--set",
-            "full",
-            "--clock-control",  # the GPU's clocks are left as they are
-            "none",
-            "--kernel-name",
-            kernels,
-            "--launch-count",
-            "12",
-            "-f",
-            "-o",
-            str(out / "run/ncu"),
-        ]
-        steps.append(Step("profile", (*command, *profile), 600))
-    return steps
-
-
-def program(name: str) -> str | None:
-    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(TOOLS))
-
-
-# -- running ---------------------------------------------------------------------------------------
-
-
-def run_stage(
-    steps: Sequence[Step],
-    logs: Path,
-    environment: dict[str, str],
-    workers: int,
-    end: float,
-    least: float = 5.0,
-) -> Iterable[Outcome]:
-    """Run steps side by side, ``workers`` at a time, none beyond its limit or ``end``; yield them
-    as they finish.
-
-    A step that would have less than ``least`` seconds is not run.
-    """
-    waiting = list(steps)
-    running: dict[subprocess.Popen[bytes], tuple[Step, float, float]] = {}
-    while waiting or running:
-        while waiting and len(running) < workers:
-            step = waiting.pop(0)
-            limit = min(step.limit, end - time.monotonic())
-            if limit < least:
-                yield Outcome(step, "not run", last="no time was left")
-                continue
-            log = (logs / f"{step.name}.log").open("w")
-            # A session of its own, so that children of the step can be stopped with it.
-            process = subprocess.Popen(
-                step.command,
-                cwd=ROOT,
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+        if not torch.cuda.is_available():
+            print(
+                "no CUDA device; --device cpu --dry tries the program without one", file=sys.stderr
             )
-            log.close()
-            running[process] = step, time.monotonic(), limit
-        for process, (step, begin, limit) in list(running.items()):
-            spent = time.monotonic() - begin
-            if process.poll() is None and spent < limit:
-                continue
-            state = "failed" if process.returncode else "ok"
-            if process.returncode is None:
-                state = "stopped"
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-            del running[process]
-            yield Outcome(step, state, spent, last_line(logs / f"{step.name}.log"))
-        time.sleep(0.1)
+            return 2
+    name = machine.slug(options.device)
+    folder = "build/gpu-dry" if options.dry else f"bench/results/{name}"
+    out = Path(options.out or machine.ROOT / folder).resolve()
+    (out / "run" / "logs").mkdir(parents=True, exist_ok=True)
+    print(f"{name}: results in {out}", flush=True)
+    parts = [part for part in PARTS if getattr(options, part)] or ["first", "second"]
+    with ending_with_parent():
+        outcomes = [outcome for part in parts for outcome in run_part(part, options, out)]
+    print("\n" + summarise(outcomes, out, options))
+    print(draw(out))
+    print(f"all of it in {pack(out)}")
+    return int(any(o.step.check and o.state != "ok" for o in outcomes))
 
 
-def last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
-    return next((line for line in reversed(lines) if line), "")[:100]
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for part, steps in PARTS.items():
+        parser.add_argument(f"--{part}", action="store_true", help=steps.__doc__)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--dry", action="store_true", help="tiny sizes, a few checks")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="STEP", help="steps whose names begin so"
+    )
+    parser.add_argument("--out", help="folder of the results (default: bench/results/<device>)")
+    parser.add_argument(
+        "--minutes", type=float, default=MINUTES, help="limit on each part; 0: none"
+    )
+    parser.add_argument(
+        "--photos", nargs="+", default=[], help="photographs for the comparison in 8 bit"
+    )
+    return parser.parse_args(arguments)
+
+
+def run_part(part: str, options: argparse.Namespace, out: Path) -> list[Outcome]:
+    """Run a part, saying what becomes of each step as it ends, and why if it is not well."""
+    left_out = LeftOut(out / "run")
+    if part == "first":
+        left_out.clear()
+    end = time.monotonic() + 60 * options.minutes - KEPT if options.minutes else float("inf")
+    workers = max(1, (os.cpu_count() or 2) - 1)
+    outcomes = []
+    for stage in plan(options, part, out):
+        logs = out / "run" / "logs"
+        for outcome in run_stage(stage, logs, left_out, environment_of(options), workers, end):
+            outcomes.append(outcome)
+            print(describe(outcome), flush=True)
+        pack(out)
+    return outcomes
 
 
 def environment_of(options: argparse.Namespace) -> dict[str, str]:
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join(
-        [str(ROOT), environment.get("PYTHONPATH", "")]
+        [str(machine.ROOT), environment.get("PYTHONPATH", "")]
     ).rstrip(os.pathsep)
+    environment |= {"PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"}
     environment.pop("TRITON_INTERPRET", None)
     if options.device == "cpu":
         environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     return environment
 
 
-def summarise(outcomes: Sequence[Outcome], out: Path, about: dict[str, Any]) -> str:
+def describe(outcome: Outcome) -> str:
+    """One line; of a step that is not well also the end of its log."""
+    line = f"{outcome.state:8} {outcome.step.name:28} {outcome.seconds:6.1f} s  {outcome.last}"
+    unwell = outcome.state in ("failed", "died", "stopped") and outcome.log is not None
+    return f"{line}\n{tail(outcome.log)}" if unwell and outcome.log else line
+
+
+def summarise(outcomes: Sequence[Outcome], out: Path, options: argparse.Namespace) -> str:
     """The summary as text; it is also stored, with what was promised."""
-    promises = gpu_promises.judge(out, about["run"])
+    promises = gpu_promises.judge(out)
+    left_out = LeftOut(out / "run").all()
     steps = [
         {
             "step": o.step.name,
@@ -265,14 +140,16 @@ def summarise(outcomes: Sequence[Outcome], out: Path, about: dict[str, Any]) -> 
         }
         for o in outcomes
     ]
-    (out / "run" / "summary.json").write_text(
-        json.dumps({**about, "steps": steps, "promises": promises}, indent=1) + "\n"
-    )
+    about: dict[str, Any] = {"run": options.run, "device": machine.device_name(options.device)}
+    about |= {"dry": options.dry, "left out": left_out, "steps": steps, "promises": promises}
+    name = f"summary-{options.run.replace(':', '')}.json"
+    (out / "run" / name).write_text(json.dumps(about, indent=1) + "\n")
     lines = [
-        f"{s['state']:8} {s['step']:24} {s['seconds']:7.1f} s  {s['last']}"
+        f"{s['state']:8} {s['step']:28} {s['seconds']:6.1f} s  {s['last']}"
         for s in steps
-        if s["state"] != "ok"
+        if s["state"] not in ("ok", "left out")
     ]
+    lines += [f"left out {subject:28} {why}" for subject, why in left_out.items()]
     lines += [f"{sum(o.state == 'ok' for o in outcomes)} of {len(outcomes)} steps passed", ""]
     lines += [gpu_promises.line(promise) for promise in promises]
     return "\n".join(lines)
@@ -289,63 +166,6 @@ def draw(out: Path) -> str:
     except Exception as error:  # a plot is no reason to lose the exit code
         return f"no plots: {error}"
     return f"plots in {out}"
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.gpu",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--dry", action="store_true", help="tiny sizes, a few checks")
-    parser.add_argument(
-        "--full", action="store_true", help="long steps too, and no limit on the whole"
-    )
-    parser.add_argument(
-        "--only", nargs="+", default=[], metavar="STEP", help="steps whose names begin so"
-    )
-    parser.add_argument("--out", help="folder of the results (default: bench/results/<device>)")
-    parser.add_argument("--minutes", type=float, default=8.0, help="limit on the whole; 0: none")
-    parser.add_argument(
-        "--photos", nargs="+", default=[], help="photographs for the comparison in 8 bit"
-    )
-    options = parser.parse_args(arguments)
-    begin = time.monotonic()
-    options.run = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
-    if options.device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            print(
-                "no CUDA device; --device cpu --dry tries the program without one", file=sys.stderr
-            )
-            return 2
-    name = machine.slug(options.device)
-    out = Path(
-        options.out or ROOT / ("build/gpu-dry" if options.dry else f"bench/results/{name}")
-    ).resolve()
-    (out / "run").mkdir(parents=True, exist_ok=True)
-    logs = out / "run" / "logs"
-    logs.mkdir(exist_ok=True)
-    end = begin + 60 * options.minutes if options.minutes and not options.full else float("inf")
-    workers = max(1, (os.cpu_count() or 2) - 1)
-    outcomes = []
-    print(f"{name}: results in {out}", flush=True)
-    for stage in plan(options, out):
-        # A little time is kept for the summary.
-        for outcome in run_stage(stage, logs, environment_of(options), workers, end - 5):
-            outcomes.append(outcome)
-            said = outcome.last if outcome.step.check or outcome.state != "ok" else ""
-            print(
-                f"{outcome.state:8} {outcome.step.name:24} {outcome.seconds:7.1f} s  {said}",
-                flush=True,
-            )
-    about = {"run": options.run, "device": machine.device_name(options.device), "dry": options.dry}
-    print("\n" + summarise(outcomes, out, about))
-    print(draw(out))
-    print(f"{time.monotonic() - begin:.0f} s; logs in {logs}")
-    return int(any(o.step.check and o.state != "ok" for o in outcomes))
 
 
 if __name__ == "__main__":

@@ -79,18 +79,10 @@ class Peer:
         )
 
 
-def fused(device: str) -> list[str]:
-    """Our backends with kernels that take tensors on this device (in Triton's interpreter, on the
-    CPU too).
-    """
-    names = [name for name in backends.NAMES if name != "eager"]
-    return [name for name in names if supports(name, torch.float16, device)]
-
-
-def supports(name: str, dtype: torch.dtype, device: str) -> bool:
-    """Whether a backend does mode 3 in this dtype here."""
+def supports(name: str, dtype: torch.dtype, device: str, form: str = "content") -> bool:
+    """Whether a backend does mode 3 in this dtype and form here."""
     backend = backends.load(name)
-    problem = Problem("content", 3, (1, 1), (0, 0), (1, 1), None, None, None, 0)
+    problem = Problem(form, 3, (1, 1), (0, 0), (1, 1), None, None, None, 0)
     source = torch.empty(1, 1, 1, 1024, device=device, dtype=dtype)
     return backend.unavailable() is None and backend.unsupported(problem, source) is None
 
@@ -103,31 +95,31 @@ def refused(name: str, dtype: torch.dtype) -> str | None:
     return next((why for key, why in checked.items() if why and dtype in tuple(key)), None)
 
 
-def peers_of(case: Case) -> list[Peer]:
-    """All but the compiled ones, which take minutes to compile: ``compiled_of``."""
-    found = [Peer("official", "float32"), Peer("official", "bfloat16"), Peer("eager", "float16")]
-    if case.kind == "decode":
-        found.append(Peer("conv", "float16"))
-    for name in fused(case.device):
-        candidates = (Peer(name, p) for p in ("float16", "bfloat16", "exact"))
-        found += [peer for peer in candidates if supports(name, peer.dtype, case.device)]
-        if case.kind != "training" and case.device == "cuda":
-            found.append(Peer(name, "float16", captured=True))
+def peers_of(case: Case, backend: str = "") -> list[Peer]:
+    """Plain PyTorch's, or those of one of our backends; all but the compiled ones, which take
+    minutes to compile: ``compiled_of``.
+    """
+    if not backend:
+        found = [Peer("official", "float32"), Peer("official", "bfloat16")]
+        return found + [Peer(form, "float16") for form in ("eager", "conv")[: 1 + _decodes(case)]]
+    candidates = [Peer(backend, p) for p in ("float16", "bfloat16", "exact")]
+    found = [peer for peer in candidates if supports(backend, peer.dtype, case.device)]
+    if case.kind != "training" and case.device == "cuda":
+        found.append(Peer(backend, "float16", captured=True))
     return found
 
 
-def compiled_of(case: Case) -> list[Peer]:
-    found = [
-        Peer("official", "bfloat16", compiled=True),
-        Peer("official", "float32", compiled=True),
-    ]
-    if case.kind == "decode":
-        found.append(Peer("conv", "float16", compiled=True))
-    if case.kind == "model" and case.device == "cuda":
-        found = [
-            Peer(name, "float16", compiled=True, captured=True) for name in fused(case.device)[:1]
-        ] + found
-    return found
+def _decodes(case: Case) -> bool:
+    return case.kind == "decode"
+
+
+def compiled_of(case: Case, backend: str = "") -> list[Peer]:
+    """Those of ``peers_of`` that torch.compile is used on."""
+    if backend:
+        wanted = case.kind == "model" and case.device == "cuda"
+        return [Peer(backend, "float16", compiled=True, captured=True)] if wanted else []
+    found = [Peer("official", p, compiled=True) for p in ("bfloat16", "float32")]
+    return found + [Peer("conv", "float16", compiled=True)] * _decodes(case)
 
 
 def left_out(case: Case, peer: Peer) -> str | None:

@@ -7,16 +7,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
+import subprocess
 import sys
+import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.faulty_backends import sitecustomize as faults
 
-from bench import gpu, gpu_peers, gpu_promises, gpu_steps
+from bench import gpu, gpu_peers, gpu_photo, gpu_plan, gpu_promises, gpu_run, gpu_steps, machine
 from bench.cases import Case
+from bench.gpu_book import Book
 from bench.gpu_peers import Peer
 from bench.timing import summary
 from diinn_fast import backends
@@ -28,7 +34,6 @@ def options(tmp_path: Path, **changed: Any) -> argparse.Namespace:
     values = {
         "device": "cpu",
         "dry": True,
-        "full": False,
         "only": [],
         "photos": [],
         "run": "1",
@@ -37,43 +42,85 @@ def options(tmp_path: Path, **changed: Any) -> argparse.Namespace:
     return argparse.Namespace(**{**values, **changed})
 
 
-def test_the_plan_checks_every_mode_and_precision_before_it_measures(tmp_path: Path) -> None:
-    stages = gpu.plan(options(tmp_path, device="cuda", dry=False), tmp_path)
-    names = [[step.name for step in stage] for stage in stages]
-    checks = {f"checks-mode{m}-{p}" for m in (1, 2, 3, 4) for p in gpu.PRECISIONS} | {
-        "checks-surroundings",
-        "checks-compiled",
-    }
-    assert names[0] == ["prepare"] and checks < set(names[1])
-    # The longest first, and everything that is timed is compiled before.
-    assert names[1][:2] == ["checks-compiled", "checks-surroundings"]
-    assert names[1][2:5] == ["compile-float16", "compile-bfloat16", "compile-float32"]
-    assert names[2:] == [
-        [n] for n in ["tune", "large", "training", "memory", "photo", "model", "small", "compiled"]
+# -- the plan --------------------------------------------------------------------------------------
+
+
+def names_of(part: str, tmp_path: Path, **changed: Any) -> list[list[str]]:
+    stages = gpu_plan.plan(options(tmp_path, **changed), part, tmp_path)
+    return [[step.name for step in stage] for stage in stages]
+
+
+def test_the_first_part_looks_at_every_kernel_alone_before_all_tests(tmp_path: Path) -> None:
+    prepare, *quick, checks = names_of("first", tmp_path, device="cuda", dry=False)
+    assert {"prepare-cuda", "prepare-cuda-portable", "prepare-triton"} <= set(prepare)
+    assert all(len(stage) == 1 for stage in quick)  # they are timed: nothing runs beside them
+    assert {"quick-cuda", "quick-cuda-portable", "quick-triton"} < {name for (name,) in quick}
+    # What the second part times is compiled beside the checks, the longest first.
+    assert checks[:3] == ["compile-float16", "compile-bfloat16", "compile-float32"]
+    sixteen = {f"mode{m}-{p}" for m in (1, 2, 3, 4) for p in ("float16", "bfloat16")}
+    everything = {f"mode{m}-{p}" for m in (1, 2, 3, 4) for p in gpu_plan.PRECISIONS}
+    for subject, cases in {
+        "triton": everything | {"surroundings"},
+        "cuda": sixteen | {"surroundings"},
+        "cuda-portable": sixteen,
+    }.items():
+        found = {n for n in checks if n.startswith(f"checks-{subject}-")}
+        assert {f"checks-{subject}-{case}" for case in cases} <= found
+
+
+def test_every_step_runs_the_kernels_of_one_backend_at_most(tmp_path: Path) -> None:
+    for part in gpu_plan.PARTS:
+        for stage in gpu_plan.plan(options(tmp_path), part, tmp_path):
+            for step in stage:
+                backend = step.subject.partition("-")[0]
+                others = set(gpu_plan.fused()) - {backend}
+                assert not others & set(step.command), step.name
+                assert bool(backend) != step.name.endswith("-plain")
+
+
+def test_the_second_part_measures_each_backend_in_a_process_of_its_own(tmp_path: Path) -> None:
+    _, tune, *stages = names_of("second", tmp_path)
+    assert tune == ["tune"] and all(len(stage) == 1 for stage in stages)
+    kinds = ["large", "training", "memory", "photo", "model", "small"]
+    expected = [
+        f"{kind}-{who}"
+        for kind in kinds
+        for who in ("plain", *gpu_plan.fused())
+        if (kind, who) != ("photo", "plain")
     ]
-    assert {s.name for stage in stages for s in stage if s.check} == checks | {"photo"}
-    assert [
-        [s.name for s in stage] for stage in gpu.plan(options(tmp_path, only=["tu"]), tmp_path)
-    ] == [["tune"]]
+    assert [name for (name,) in stages] == expected
 
 
-def test_the_long_plan_uses_nvidias_tools_where_they_are(
+def test_nvidias_tools_look_at_every_kernel_where_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def names() -> set[str]:
-        stages = gpu.plan(options(tmp_path, full=True), tmp_path)
-        return {step.name for stage in stages for step in stage}
-
-    monkeypatch.setattr(gpu, "program", lambda name: None)
-    assert "more" in names() and not {
-        n for n in names() if n.startswith("sanitizer") or n == "profile"
-    }
-    monkeypatch.setattr(gpu, "program", lambda name: f"/tools/{name}")
-    assert {"sanitizer-memcheck", "sanitizer-racecheck", "sanitizer-initcheck", "profile"} < names()
+    monkeypatch.setattr(gpu_plan, "program", lambda name: None)
+    assert len(names_of("tools", tmp_path)) == 1
+    monkeypatch.setattr(gpu_plan, "program", lambda name: f"/tools/{name}")
+    found = {name for stage in names_of("tools", tmp_path) for name in stage}
+    expected = {"cuda", "cuda-portable", "triton", "triton-ptxas"}
+    assert {f"sanitizer-memcheck-{name}" for name in expected} < found
+    assert {"profile-cuda", "profile-triton"} < found
 
 
-def program(name: str, code: str, limit: float = 60) -> gpu.Step:
-    return gpu.Step(name, (sys.executable, "-c", code), limit)
+def test_steps_can_be_chosen_by_how_their_names_begin(tmp_path: Path) -> None:
+    assert names_of("second", tmp_path, only=["tu"]) == [["tune"]]
+
+
+# -- processes -------------------------------------------------------------------------------------
+
+
+def program(name: str, code: str, limit: float = 60, **settings: Any) -> gpu_run.Step:
+    return gpu_run.Step(name, (sys.executable, "-c", code), limit, **settings)
+
+
+def run(steps: list[gpu_run.Step], folder: Path, end: float = 60) -> dict[str, gpu_run.Outcome]:
+    """Limits under five seconds are what is left at the end of a run: they are let through here."""
+    environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}
+    left_out = gpu_run.LeftOut(folder)
+    end += time.monotonic()
+    found = gpu_run.run_stage(steps, folder, left_out, environment, 2, end, least=0)
+    return {outcome.step.name: outcome for outcome in found}
 
 
 def test_a_step_that_fails_or_hangs_stops_no_other(tmp_path: Path) -> None:
@@ -82,25 +129,134 @@ def test_a_step_that_fails_or_hangs_stops_no_other(tmp_path: Path) -> None:
     hanging = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     steps = [program("good", "print('fine')"), program("bad", "print('oh'); raise SystemExit(3)")]
     steps += [program("hanging", hanging, limit=1.0)]
-    begin = time.monotonic()
-    # Limits under five seconds are what is left at the end of a run: let them through here.
-    outcomes = {
-        o.step.name: o
-        for o in gpu.run_stage(steps, tmp_path, dict(os.environ), 2, begin + 60, least=0)
-    }
-    assert {name: o.state for name, o in outcomes.items()} == {
-        "good": "ok",
-        "bad": "failed",
-        "hanging": "stopped",
-    }
+    steps += [program("dying", "import os; os.abort()")]
+    outcomes = run(steps, tmp_path)
+    states = {"good": "ok", "bad": "failed", "hanging": "stopped", "dying": "died"}
+    assert {name: o.state for name, o in outcomes.items()} == states
     assert (outcomes["good"].last, outcomes["bad"].last) == ("fine", "oh")
     time.sleep(2)
     assert not marker.exists()  # its children were stopped with it
 
 
+def test_a_stopped_step_has_said_where_it_was(tmp_path: Path) -> None:
+    code = "import time\ndef deep_inside():\n    time.sleep(60)\ndeep_inside()"
+    outcome = run([program("hanging", code, limit=1.0)], tmp_path)["hanging"]
+    assert outcome.state == "stopped"
+    assert "in deep_inside" in gpu.describe(outcome)
+
+
+def test_a_subject_that_hung_or_died_is_left_out_of_what_follows(tmp_path: Path) -> None:
+    steps = [
+        program("hangs", "import time; time.sleep(60)", 1.0, subject="a"),
+        program("dies", "import os; os.abort()", subject="b"),
+        program("misses a tolerance", "raise SystemExit(1)", subject="c"),
+        program("is wrong", "raise SystemExit(1)", subject="d", decides=True),
+    ]
+    run(steps, tmp_path)
+    later = [program(subject, "", subject=subject) for subject in "abcd"]
+    later.append(program("builds on a", "", subject="a-tuned", needs=("a",)))
+    outcomes = run(later, tmp_path)
+    states = {"a": "left out", "b": "left out", "c": "ok", "d": "left out"}
+    assert {n: o.state for n, o in outcomes.items()} == {**states, "builds on a": "left out"}
+    assert outcomes["d"].last.startswith("is wrong failed")
+    left_out = gpu_run.LeftOut(tmp_path)
+    assert set(left_out.all()) == {"a", "b", "d"}
+    left_out.clear()
+    assert run(later, tmp_path)["a"].state == "ok"
+
+
 def test_steps_for_which_no_time_is_left_are_said_not_to_have_run(tmp_path: Path) -> None:
-    (outcome,) = gpu.run_stage([program("late", "")], tmp_path, {}, 1, time.monotonic() + 1)
+    left_out = gpu_run.LeftOut(tmp_path)
+    soon = time.monotonic() + 1
+    (outcome,) = gpu_run.run_stage([program("late", "")], tmp_path, left_out, {}, 1, soon)
     assert outcome.state == "not run" and not (tmp_path / "late.log").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_steps_end_with_the_run(number: signal.Signals, tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    late = tmp_path / "late"
+    step = f"import time; open({str(ready)!r}, 'w'); time.sleep(3); open({str(late)!r}, 'w')"
+    parent = f"""
+import sys
+from pathlib import Path
+from bench import gpu_run
+folder = Path({str(tmp_path)!r})
+step = gpu_run.Step("long", (sys.executable, "-c", {step!r}), 60)
+with gpu_run.ending_with_parent():
+    list(gpu_run.run_stage([step], folder, gpu_run.LeftOut(folder), {{}}, 1, float("inf")))
+"""
+    process = subprocess.Popen([sys.executable, "-c", parent], cwd=gpu_run.ROOT)
+    while not ready.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(20) == 128 + number
+    time.sleep(3)
+    assert not late.exists()
+
+
+def test_all_results_are_one_file(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "left_out").write_text("one")
+    (tmp_path / "decode.json").write_text("two")
+    for _ in range(2):  # again: without itself
+        with tarfile.open(gpu_run.pack(tmp_path)) as tar:
+            assert set(tar.getnames()) == {"run", "run/left_out", "decode.json"}
+
+
+# -- the whole -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def faulty_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process and in those that it starts."""
+    folder = str(Path(faults.__file__).parent)
+    monkeypatch.setenv("PYTHONPATH", folder)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(backends, "NAMES", (*faults.NAMES, "eager"))
+    for name, module in faults.install().items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def test_rehearsal_each_faulty_backend_costs_only_itself(
+    faulty_backends: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """The program itself, on the CPU, with a backend that is wrong, one that ends its process and
+    one that hangs.
+    """
+
+    def hurried(options: argparse.Namespace, part: str, out: Path) -> list[list[gpu_run.Step]]:
+        def limit(step: gpu_run.Step) -> float:
+            return 10.0 if step.name == "quick-hangs" else step.limit
+
+        stages = gpu_plan.plan(options, part, out)
+        return [[replace(step, limit=limit(step)) for step in stage] for stage in stages]
+
+    monkeypatch.setattr(gpu, "plan", hurried)
+    common = ["--device", "cpu", "--dry", "--out", str(tmp_path)]
+    first = gpu.main([*common, "--first", "--only", "prepare", "quick"])
+    printed = capsys.readouterr().out
+    later = [f"large-{name}" for name in faults.NAMES if name != "sound"]
+    second = gpu.main([*common, "--second", "--only", *later])
+    printed += capsys.readouterr().out
+
+    def state(step: str) -> str:
+        lines = (line for line in printed.splitlines() if f" {step} " in line)
+        return next(lines).partition(step)[0].strip()
+
+    assert {name: state(f"prepare-{name}") for name in faults.NAMES} == {
+        "sound": "ok",
+        "wrong": "failed",
+        "crashes": "died",
+        "hangs": "ok",
+    }
+    quick = {"sound": "ok", "wrong": "left out", "crashes": "left out", "hangs": "stopped"}
+    assert {name: state(f"quick-{name}") for name in faults.NAMES} == quick
+    assert {state(name) for name in later} == {"left out"}
+    assert (first, second) == (1, 0)  # the first command's checks failed, the second had none
+    assert set(json.loads((tmp_path / "run" / "quick.json").read_text())) == {"sound"}
+    assert "is above" in printed
 
 
 @pytest.mark.parametrize(
@@ -109,20 +265,31 @@ def test_steps_for_which_no_time_is_left_are_said_not_to_have_run(tmp_path: Path
 def test_only_checks_decide_the_exit_code(
     state, check, code, tmp_path, monkeypatch, capsys
 ) -> None:
-    step = gpu.Step("one", (), 1, check)
+    step = gpu_run.Step("one", (), 1, check=check)
     monkeypatch.setattr(gpu, "plan", lambda *a: [[step]])
-    monkeypatch.setattr(gpu, "run_stage", lambda *a: [gpu.Outcome(step, state, 1.0, "why")])
-    assert gpu.main(["--device", "cpu", "--dry", "--out", str(tmp_path)]) == code
+    monkeypatch.setattr(gpu, "run_stage", lambda *a: [gpu_run.Outcome(step, state, 1.0, "why")])
+    arguments = ["--device", "cpu", "--dry", "--first", "--out", str(tmp_path)]
+    assert gpu.main(arguments) == code
     printed = capsys.readouterr().out
     assert "why" in printed and "not measured" in printed
-    stored = json.loads((tmp_path / "run" / "summary.json").read_text())
+    (path,) = (tmp_path / "run").glob("summary-*.json")
+    stored = json.loads(path.read_text())
     assert stored["steps"][0]["state"] == state and stored["promises"]
+    assert (tmp_path / "results.tar").exists()
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu.main([]) == 2
     assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_the_commit_can_be_named_where_there_is_no_history(monkeypatch) -> None:
+    monkeypatch.setenv("DIINN_FAST_COMMIT", "0123456789ab")
+    assert machine.facts("cpu")["commit"] == "0123456789ab"
+
+
+# -- peers and records -----------------------------------------------------------------------------
 
 
 def test_all_peers_compute_the_same() -> None:
@@ -150,39 +317,45 @@ def test_all_peers_have_the_same_gradients() -> None:
 
 
 def test_names_of_peers_are_those_that_tables_compare_with() -> None:
-    names = [p.name for p in gpu_peers.peers_of(SMALL) + gpu_peers.compiled_of(SMALL)]
-    assert {
-        "official",
-        "official-bfloat16",
-        "eager",
-        "conv",
-        "official-compiled",
-        "conv-compiled",
-    } < set(names)
+    model = Case("model", (4, 5), 2.5, encoder="rdn")
+    plain = gpu_peers.peers_of(SMALL) + gpu_peers.compiled_of(SMALL)
+    names = [p.name for p in plain + gpu_peers.peers_of(SMALL, "cpu")]
+    assert {"official", "official-bfloat16", "eager", "conv"} < set(names)
+    assert {"official-compiled", "conv-compiled", "cpu-exact"} < set(names)
     assert len(set(names)) == len(names)
     assert Peer("triton", "float16", captured=True).name == "triton-float16-graph"
+    assert "conv" not in [p.name for p in gpu_peers.peers_of(model)]
 
 
-def test_a_run_merges_its_own_records_and_replaces_older_ones(tmp_path: Path, capsys) -> None:
-    def book(run: str) -> gpu_steps.Book:
-        return gpu_steps.Book(options(tmp_path, run=run))
+def test_every_peer_is_written_at_once_and_merged_with_earlier_runs(tmp_path: Path) -> None:
+    def book(run: str) -> Book:
+        return Book(options(tmp_path, run=run))
 
-    def peers(run: str) -> set[str]:
-        return set(book(run).record("decode", SMALL)["peers"])
+    def runs() -> dict[str, str]:
+        peers = book("").record("decode", SMALL)["peers"]
+        return {name: entry["run"] for name, entry in peers.items()}
 
-    gpu_steps.time_together(book("1"), "decode", SMALL, [Peer("official", "float32")])
-    gpu_steps.time_together(book("1"), "decode", SMALL, [Peer("eager", "exact")])
-    assert peers("1") == {"official", "eager-exact"} and peers("2") == set()
-    gpu_steps.time_together(
-        book("2"), "decode", SMALL, [Peer("conv", "exact"), Peer("nonsense", "float16")]
-    )
-    assert peers("2") == {"conv-exact"} and "official" not in peers("2")
-    assert "unknown backend" in book("2").record("decode", SMALL)["left_out"]["nonsense-float16"]
+    def measure(run: str, form: str) -> str | None:
+        return gpu_steps.time_peer(book(run), "decode", SMALL, Peer(form, "exact"))
+
+    assert measure("1", "eager") is None and runs() == {"eager-exact": "1"}
+    assert measure("1", "conv") is None
+    assert measure("2", "conv") is None
+    assert runs() == {"eager-exact": "1", "conv-exact": "2"}
+    assert "unknown backend" in str(measure("2", "nonsense"))
+    assert "unknown backend" in book("3").record("decode", SMALL)["left_out"]["nonsense-exact"]
     content = json.loads((tmp_path / "decode.json").read_text())
-    assert (
-        content["suite"] == "decode"
-        and content["records"][0]["peers"]["conv-exact"]["fraction"]["torch.mm"] > 0
-    )
+    (record,) = content["records"]
+    assert content["suite"] == "decode" and record["rates"]
+    assert record["peers"]["conv-exact"]["fraction"]["torch.mm"] > 0
+
+
+def test_records_of_another_device_are_not_mixed_in(tmp_path: Path, monkeypatch) -> None:
+    book = Book(options(tmp_path))
+    book.add("decode", SMALL, "official", {})
+    monkeypatch.setattr(machine, "device_name", lambda device: "another")
+    with pytest.raises(SystemExit, match="choose another --out"):
+        book.record("decode", SMALL)
 
 
 def test_a_backend_that_its_self_check_refuses_is_not_timed_under_its_name(
@@ -190,14 +363,13 @@ def test_a_backend_that_its_self_check_refuses_is_not_timed_under_its_name(
 ) -> None:
     found = {("cpu", torch.float16): "they differ", ("cpu", torch.float32): None}
     monkeypatch.setattr(backends.load("eager"), "_checked", found, raising=False)
-    book = gpu_steps.Book(options(tmp_path))
-    gpu_steps.time_together(
-        book, "decode", SMALL, [Peer("eager", "float16"), Peer("eager", "exact")]
-    )
+    book = Book(options(tmp_path))
+    for precision in ("float16", "exact"):
+        gpu_steps.time_peer(book, "decode", SMALL, Peer("eager", precision))
     record = book.record("decode", SMALL)
     assert set(record["peers"]) == {"eager-exact"} and "they differ" in record["left_out"]["eager"]
     with pytest.raises(RuntimeError, match="they differ"):
-        gpu_steps.peak(SMALL, Peer("eager", "float16"), record)
+        gpu_steps.peak(book, SMALL, Peer("eager", "float16"))
 
 
 def test_differences_count_levels_of_8_bit() -> None:
@@ -206,7 +378,7 @@ def test_differences_count_levels_of_8_bit() -> None:
     hr = want.clone()
     got[0, 0, :3] += 1.1 / 255
     got[1, 0, 0] += 2 / 255
-    found = gpu_steps.differences(got, want, hr + 1 / 255)
+    found = gpu_photo.differences(got, want, hr + 1 / 255)
     assert found["differ"] == pytest.approx(4 / 300) and found["by more"] == pytest.approx(1 / 300)
     assert found["largest"] == 2 and found["psnr change"] > 0
 
@@ -224,7 +396,7 @@ def test_promises_are_judged_by_our_best_16_bit_peer(tmp_path: Path) -> None:
     }
     times |= {"triton-float16": 0.1, "cuda-bfloat16": 0.08, "triton-exact": 0.01}
     record = {"name": "decode-512x512-x4", "peers": {k: entry(v) for k, v in times.items()}}
-    (tmp_path / "decode.json").write_text(json.dumps({"run": "1", "records": [record]}))
+    (tmp_path / "decode.json").write_text(json.dumps({"records": [record]}))
     memory = [
         {"name": "decode-1024x1024-x8", "peers": {"triton-float16": {"extra": 4 << 30}}},
         {
@@ -232,8 +404,8 @@ def test_promises_are_judged_by_our_best_16_bit_peer(tmp_path: Path) -> None:
             "peers": {"official-bfloat16": {"extra": 80}, "cuda-float16": {"extra": 8}},
         },
     ]
-    (tmp_path / "memory.json").write_text(json.dumps({"run": "1", "records": memory}))
-    found = {p["what"]: p for p in gpu_promises.judge(tmp_path, "1")}
+    (tmp_path / "memory.json").write_text(json.dumps({"records": memory}))
+    found = {p["what"]: p for p in gpu_promises.judge(tmp_path)}
     first = [p["got"] for what, p in found.items() if what.startswith("decode-512x512-x4")]
     assert first == pytest.approx([0.05 / 0.08, 1.2 / 0.08, 0.45 / 0.08, 0.25 / 0.08])
     assert found["8192x8192 from 1024x1024: GiB beyond the output"]["met"] is False
@@ -241,5 +413,5 @@ def test_promises_are_judged_by_our_best_16_bit_peer(tmp_path: Path) -> None:
         "got"
     ] == pytest.approx(0.1)
     assert found["model-rdn-48x48-x2: x official, its default"]["met"] is None
-    assert all(p["got"] is None for p in gpu_promises.judge(tmp_path, "2"))
+    assert all(p["got"] is None for p in gpu_promises.judge(tmp_path / "none"))
     assert "MISSED" in gpu_promises.line(found["8192x8192 from 1024x1024: GiB beyond the output"])
