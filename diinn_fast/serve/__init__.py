@@ -1,0 +1,17 @@
+"""Pictures over HTTP, zoomed without end: IIIF Image API 3.0 and a page that shows them.
+
+- ``iiif``: what a URL asks for, and info.json: numbers in, numbers out;
+- ``picture``: one picture as pixels of any region at any size, by the network or by bicubic;
+- ``tiles``: encoded answers, made once and kept within a bound;
+- ``app``: the routes;
+- ``page``: the viewer, files served as they are.
+
+Needs the extra ``serve`` (``pip install 'diinn_fast[serve]'``); `diinn_fast serve` starts it.
+"""
+
+from __future__ import annotations
+
+from diinn_fast.serve.app import make_app
+from diinn_fast.serve.picture import Picture
+
+__all__ = ["Picture", "make_app"]

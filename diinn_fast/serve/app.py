@@ -1,0 +1,185 @@
+"""The ASGI application: routes, headers, and what goes wrong as a status.
+
+``/`` is the page. Each picture has two image services: ``/iiif/NAME`` is its own grid, and
+``/iiif/NAME@64`` the same picture on a grid 64 times larger, for viewers that stop at 100 %.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from diinn_fast import __version__
+from diinn_fast.serve import iiif
+from diinn_fast.serve.picture import MAX_SCALE, Picture
+from diinn_fast.serve.tiles import BusyError, GoneError, Tiles, encode, is_quick
+
+MAX_AREA = 1 << 22
+"""Most pixels of one answer."""
+
+PAGE = {
+    "": ("index.html", "text/html; charset=utf-8"),
+    "page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "page.css": ("page.css", "text/css; charset=utf-8"),
+    "openseadragon.js": ("openseadragon.min.js", "text/javascript; charset=utf-8"),
+    "openseadragon-license.txt": ("openseadragon-LICENSE.txt", "text/plain; charset=utf-8"),
+}
+"""What the page is made of: name in the URL, file in ``page/``, media type."""
+
+SAFE = {
+    "Content-Security-Policy": (
+        "default-src 'self'; img-src 'self' data: blob:; worker-src 'self' blob:; "
+        "style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+def make_app(
+    pictures: Sequence[Picture],
+    *,
+    max_cache: int = 256 << 20,
+    hosts: Sequence[str] = ("127.0.0.1", "localhost"),
+    origins: Sequence[str] = (),
+) -> Starlette:
+    """The application that serves pictures; it closes them when it ends.
+
+    Args:
+        pictures: what is served, under their names; nothing else can be asked for.
+        max_cache: most bytes of encoded answers to keep.
+        hosts: names under which the server may be addressed; a page of another site that has its
+            own name resolved to this machine is refused. ``["*"]`` for all.
+        origins: sites whose pages may read the answers (CORS). ``["*"]`` for all.
+    """
+    server = _Server(pictures, max_cache)
+    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)]
+    if origins:
+        exposed = ["ETag", "Link"]
+        middleware.append(
+            Middleware(CORSMiddleware, allow_origins=list(origins), expose_headers=exposed)
+        )
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        for picture in pictures:
+            picture.close()
+
+    routes = [
+        Route("/pictures.json", server.pictures),
+        Route("/iiif/{id}", server.redirect),
+        Route("/iiif/{id}/info.json", server.info),
+        Route("/iiif/{id}/{region}/{size}/{rotation}/{quality_format}", server.image),
+        *(Route(f"/{name}", server.page(*file)) for name, file in PAGE.items()),
+    ]
+    app = Starlette(routes=routes, middleware=middleware, lifespan=lifespan)
+    app.state.tiles = server.tiles
+    return app
+
+
+class _Server:
+    """The handlers."""
+
+    def __init__(self, pictures: Sequence[Picture], max_cache: int) -> None:
+        self._pictures = {picture.name: picture for picture in pictures}
+        self.tiles = Tiles(max_cache)
+
+    def page(self, name: str, kind: str) -> Any:
+        """A handler that answers with one file of the page."""
+        body = (files("diinn_fast.serve") / "page" / name).read_bytes()
+        tag = _tag(body.hex())
+
+        async def answer(request: Request) -> Response:
+            headers = {**SAFE, "ETag": tag, "Cache-Control": "no-cache"}
+            if request.headers.get("if-none-match") == tag:
+                return Response(status_code=304, headers=headers)
+            return Response(body, media_type=kind, headers=headers)
+
+        return answer
+
+    async def pictures(self, request: Request) -> Response:
+        """What there is to see, for the page."""
+        found = [
+            {"name": picture.name, "width": picture.width, "height": picture.height}
+            for picture in self._pictures.values()
+        ]
+        body = {"pictures": found, "zoom": MAX_SCALE, "tile": iiif.TILE, "maxArea": MAX_AREA}
+        return _json(body, "application/json")
+
+    async def redirect(self, request: Request) -> Response:
+        self._service(request)
+        return RedirectResponse(f"{_url(request)}/info.json", 303)
+
+    async def info(self, request: Request) -> Response:
+        _, _, service = self._service(request)
+        linked = "application/ld+json" in request.headers.get("accept", "")
+        profile = f'application/ld+json;profile="{iiif.CONTEXT}"'
+        response = _json(service.info(_url(request)), profile if linked else "application/json")
+        response.headers["Link"] = f'<{iiif.PROFILE}>;rel="profile"'
+        response.headers["Vary"] = "Accept"
+        return response
+
+    async def image(self, request: Request) -> Response:
+        picture, zoom, service = self._service(request)
+        words = (request.path_params[k] for k in ("region", "size", "rotation", "quality_format"))
+        try:
+            wanted = iiif.parse(service, *words)
+        except iiif.BadRequestError as error:
+            raise HTTPException(400, str(error)) from None
+        path = wanted.path(service)
+        key = f"{picture.name}@{zoom}/{path}"
+        tag = _tag(f"{__version__} {picture.identity} {key}")
+        links = f'<{iiif.PROFILE}>;rel="profile", <{_url(request)}/{path}>;rel="canonical"'
+        headers = {"Link": links, "ETag": tag, "Cache-Control": "private, max-age=3600"}
+        if tag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        try:
+            body = await self.tiles.get(
+                key,
+                lambda: encode(picture, wanted, zoom),
+                is_quick(picture, wanted, zoom),
+                request.is_disconnected,
+            )
+        except BusyError:
+            raise HTTPException(503, "busy", {"Retry-After": "5"}) from None
+        except GoneError:
+            return Response(status_code=499)
+        headers["X-Content-Type-Options"] = "nosniff"
+        return Response(body, media_type=iiif.FORMATS[wanted.format], headers=headers)
+
+    def _service(self, request: Request) -> tuple[Picture, int, iiif.Service]:
+        """Picture, enlargement of the grid, and grid of the service that a URL names."""
+        name, at, zoom = request.path_params["id"].partition("@")
+        picture = self._pictures.get(name)
+        if picture is None or (at and zoom != str(MAX_SCALE)):
+            raise HTTPException(404, "no such picture")
+        factor = MAX_SCALE if at else 1
+        width = picture.width * factor
+        height = picture.height * factor
+        return picture, factor, iiif.Service(width, height, MAX_SCALE // factor, MAX_AREA)
+
+
+def _url(request: Request) -> str:
+    return f"{str(request.base_url).rstrip('/')}/iiif/{request.path_params['id']}"
+
+
+def _json(body: dict[str, Any], kind: str) -> Response:
+    return Response(json.dumps(body, indent=1), headers={"Content-Type": kind})
+
+
+def _tag(text: str) -> str:
+    return f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'

@@ -1,0 +1,186 @@
+// The viewer: bicubic below, the network's tiles above it, clipped at the line between the two.
+// Bicubic answers at once, so it is the first paint; sharp tiles cover it as they come.
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+let shown = null; // {name, width, height, zoom, bicubic, ours}: the picture on the screen
+let split = 0.5; // where the line is, as a part of the width
+
+const viewer = OpenSeadragon({
+  element: $("viewer"),
+  drawer: "canvas",
+  showNavigationControl: false,
+  maxZoomPixelRatio: 2,
+  minZoomImageRatio: 0.6,
+  visibilityRatio: 0.3,
+  animationTime: 0.5,
+  gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
+  // The server makes sharp tiles one after the other: a short line follows the eye better.
+  imageLoaderLimit: 6,
+  timeout: 600000,
+});
+
+// Tiles of one quality on the grid of the picture enlarged `zoom` times; levels are powers of two.
+// The service's grid is a multiple of every level above 100 %, so that these tiles are exact.
+function tileSource(picture, zoom, tile, quality, smallest) {
+  const width = picture.width * zoom;
+  const height = picture.height * zoom;
+  const maxLevel = Math.ceil(Math.log2(Math.max(width, height)));
+  const unit = Math.log2(zoom);
+  return {
+    width, height, tileSize: tile, maxLevel,
+    minLevel: smallest === null ? 0 : maxLevel - unit + smallest,
+    getTileUrl(level, x, y) {
+      const step = 2 ** (maxLevel - level);
+      const left = x * tile * step;
+      const top = y * tile * step;
+      const w = Math.min(tile * step, width - left);
+      const h = Math.min(tile * step, height - top);
+      const size = `${Math.ceil(w / step)},${Math.ceil(h / step)}`;
+      return `iiif/${picture.name}@${zoom}/${left},${top},${w},${h}/${size}/0/${quality}.png`;
+    },
+  };
+}
+
+function addImage(source) {
+  return new Promise((resolve, reject) => viewer.addTiledImage({
+    tileSource: source, x: 0, y: 0, width: 1,
+    success: (event) => resolve(event.item), error: (event) => reject(new Error(event.message)),
+  }));
+}
+
+async function show(picture, all, view) {
+  viewer.world.removeAll();
+  // At and below 100 % both qualities are the same reduction: the network's levels begin at 2.
+  const bicubic = await addImage(tileSource(picture, all.zoom, all.tile, "bicubic", null));
+  const ours = await addImage(tileSource(picture, all.zoom, all.tile, "default", 1));
+  shown = { ...picture, zoom: all.zoom, maxArea: all.maxArea, bicubic, ours };
+  ours.addHandler("fully-loaded-change", describe);
+  $("picture").value = picture.name;
+  document.title = `${picture.name} - diinn_fast`;
+  if (view) goTo(view); else viewer.viewport.goHome(true);
+  clip();
+  describe();
+}
+
+// -- scale: screen pixels per pixel of the LR picture ---------------------------------------------
+
+function scale() {
+  return shown.bicubic.viewportToImageZoom(viewer.viewport.getZoom(true)) * shown.zoom *
+    OpenSeadragon.pixelDensityRatio;
+}
+
+function goTo([x, y, wanted]) {
+  const zoom = shown.bicubic.imageToViewportZoom(
+    wanted / shown.zoom / OpenSeadragon.pixelDensityRatio);
+  viewer.viewport.zoomTo(zoom, null, true);
+  viewer.viewport.panTo(
+    shown.bicubic.imageToViewportCoordinates(x * shown.zoom, y * shown.zoom), true);
+}
+
+// -- the line between the two ---------------------------------------------------------------------
+
+function clip() {
+  if (!shown) return;
+  const x = split * viewer.container.clientWidth;
+  const edge = shown.ours.viewerElementToImageCoordinates(new OpenSeadragon.Point(x, 0)).x;
+  const width = Math.min(Math.max(edge, 0), shown.width * shown.zoom);
+  shown.ours.setOpacity(width > 0 ? 1 : 0);
+  if (width > 0) {
+    shown.ours.setClip(new OpenSeadragon.Rect(0, 0, width, shown.height * shown.zoom));
+  }
+  $("split").style.left = `${100 * split}%`;
+  $("split").setAttribute("aria-valuenow", Math.round(100 * split));
+}
+
+function moveSplit(value) {
+  split = Math.min(1, Math.max(0, value));
+  clip();
+  remember();
+}
+
+$("split").addEventListener("pointerdown", (event) => {
+  $("split").setPointerCapture(event.pointerId);
+  event.preventDefault();
+});
+$("split").addEventListener("pointermove", (event) => {
+  if (!$("split").hasPointerCapture(event.pointerId)) return;
+  const box = viewer.container.getBoundingClientRect();
+  moveSplit((event.clientX - box.left) / box.width);
+});
+$("split").addEventListener("keydown", (event) => {
+  const step = { ArrowLeft: -0.02, ArrowRight: 0.02, Home: -1, End: 1 }[event.key];
+  if (step) moveSplit(split + step);
+});
+
+// -- what is said about the view ------------------------------------------------------------------
+
+function describe() {
+  if (!shown) return;
+  const now = scale();
+  $("scale").textContent = `\u00d7${now < 10 ? now.toFixed(2) : now.toFixed(1)}`;
+  const sharp = shown.ours.getFullyLoaded() || split === 0;
+  $("state").textContent = now <= 1 ? "reduced" : sharp ? "sharp" : "sharpening \u2026";
+  $("download").href = viewUrl(now);
+  $("download").download = `${shown.name}-x${now.toFixed(1)}.png`;
+}
+
+// The visible part by the network, at the screen's scale or the most that one answer may have.
+function viewUrl(now) {
+  const width = shown.width * shown.zoom;
+  const height = shown.height * shown.zoom;
+  const seen = shown.bicubic.viewportToImageRectangle(viewer.viewport.getBounds(true));
+  const left = Math.round(Math.min(Math.max(seen.x, 0), width - 1));
+  const top = Math.round(Math.min(Math.max(seen.y, 0), height - 1));
+  const w = Math.max(1, Math.round(Math.min(seen.x + seen.width, width)) - left);
+  const h = Math.max(1, Math.round(Math.min(seen.y + seen.height, height)) - top);
+  const fits = Math.min(1, now / shown.zoom, Math.sqrt(shown.maxArea / (w * h)));
+  const size = `${Math.max(1, Math.floor(w * fits))},${Math.max(1, Math.floor(h * fits))}`;
+  return `iiif/${shown.name}@${shown.zoom}/${left},${top},${w},${h}/${size}/0/default.png`;
+}
+
+// The link to a view: #name,x,y,scale,split with x and y the middle in pixels of the picture.
+function remember() {
+  if (!shown) return;
+  const middle = shown.bicubic.viewportToImageCoordinates(viewer.viewport.getCenter(true));
+  const place = [middle.x / shown.zoom, middle.y / shown.zoom, scale()];
+  const words = [shown.name, ...place.map((v) => v.toFixed(2)), split.toFixed(2)];
+  history.replaceState(null, "", `#${words.join(",")}`);
+}
+
+function linked() {
+  const words = decodeURIComponent(location.hash.slice(1)).split(",");
+  const numbers = words.slice(1).map(Number);
+  return { name: words[0], view: numbers.length === 4 && numbers.every(Number.isFinite) && numbers };
+}
+
+// -- start ----------------------------------------------------------------------------------------
+
+viewer.addHandler("update-viewport", () => { clip(); describe(); });
+viewer.addHandler("animation-finish", remember);
+viewer.addHandler("resize", clip);
+$("in").onclick = () => viewer.viewport.zoomBy(2);
+$("out").onclick = () => viewer.viewport.zoomBy(0.5);
+$("whole").onclick = () => viewer.viewport.goHome();
+$("link").onclick = async () => {
+  remember();
+  await navigator.clipboard.writeText(location.href);
+  $("state").textContent = "link copied";
+};
+
+async function start() {
+  const all = await (await fetch("pictures.json")).json();
+  const names = all.pictures.map((picture) => picture.name);
+  $("picture").append(...names.map((name) => new Option(name)));
+  $("picture").onchange = () => show(all.pictures[names.indexOf($("picture").value)], all);
+  const { name, view } = linked();
+  if (view) split = Math.min(1, Math.max(0, view[3]));
+  await show(all.pictures[Math.max(0, names.indexOf(name))], all, view);
+  const follow = () => {
+    const { name: next, view: place } = linked();
+    if (names.includes(next) && place) show(all.pictures[names.indexOf(next)], all, place);
+  };
+  window.addEventListener("hashchange", follow);
+}
+
+start().catch((error) => { $("state").textContent = `cannot show: ${error.message}`; });
