@@ -16,8 +16,15 @@ import torch
 from diinn_fast import BackendError
 from diinn_fast.cli.common import Refused, make_parser, messages
 from diinn_fast.errors import ImageError, UnfinishedError
-from diinn_fast.imageio import Image, check_writable, read_image, write_image
-from diinn_fast.imageio.formats import FORMAT_OF_SUFFIX
+from diinn_fast.formats import (
+    Image,
+    check_writable,
+    output_name,
+    read_image,
+    readable_suffixes,
+    writable_suffixes,
+    write_image,
+)
 from diinn_fast.inference import Upscaler, target_size
 from diinn_fast.inference.devices import PRECISIONS, pick_device
 from diinn_fast.inference.job import Job, part_of
@@ -265,7 +272,7 @@ def _in_pieces(target: Path, source: Path, options: argparse.Namespace) -> bool:
         return True
     if sink_kind(target) is not None and part_of(target).is_dir():
         return True  # an interrupted run is continued, or replaced, only if asked
-    if asked and sink_kind(target) is None and target.suffix.lower() in FORMAT_OF_SUFFIX:
+    if asked and sink_kind(target) is None and target.suffix.lower() in writable_suffixes():
         raise Refused(
             f"{target.suffix} is not written piece by piece: write .png or .tif, or leave out "
             f"{asked[0]}"
@@ -355,9 +362,10 @@ def plan(inputs: list[str], output: str) -> Pairs:
     if not folder:
         files = [(sources[0], out)]
     else:
-        if store or (not out.is_dir() and (out.exists() or out.suffix.lower() in FORMAT_OF_SUFFIX)):
+        named = out.exists() or out.suffix.lower() in writable_suffixes()
+        if store or (not out.is_dir() and named):
             raise Refused(f"the output of several pictures must be a folder, not {output}")
-        files = [(source, out / source.name) for source in sources]
+        files = [(source, out / output_name(source)) for source in sources]
     _refuse_collisions(files)
     return Pairs(files, collective, out)
 
@@ -369,10 +377,10 @@ def _expand(text: str) -> list[Path]:
     path = Path(text)
     if path.is_dir() and path.suffix.lower() != ".zarr":
         found = sorted(
-            p for p in path.iterdir() if p.suffix.lower() in FORMAT_OF_SUFFIX and p.is_file()
+            p for p in path.iterdir() if p.suffix.lower() in readable_suffixes() and p.is_file()
         )
         if not found:
-            raise Refused(f"folder {text} has no pictures ({', '.join(FORMAT_OF_SUFFIX)})")
+            raise Refused(f"folder {text} has no pictures ({', '.join(readable_suffixes())})")
         return found
     if not path.exists() and glob.has_magic(text):
         found = sorted(Path(p) for p in glob.glob(text, recursive=True) if Path(p).is_file())

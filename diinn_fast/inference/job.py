@@ -27,10 +27,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diinn_fast.errors import ImageError, UnfinishedError, UpscaleError
+from diinn_fast.formats.image import already_exists
+from diinn_fast.formats.sinks import system_errors
+from diinn_fast.formats.zarr_store import ZarrSink, import_zarr
 from diinn_fast.geometry import Window
-from diinn_fast.imageio import bleed_alpha
-from diinn_fast.imageio.formats import already_exists
 from diinn_fast.inference.bicubic import bicubic_range, resize_bicubic
+from diinn_fast.inference.bleed import bleed_alpha
 from diinn_fast.inference.halo import halo_error
 from diinn_fast.inference.journal import Block, Journal, State, read_journals
 from diinn_fast.inference.memory import (
@@ -55,8 +57,6 @@ from diinn_fast.inference.sinks import (
     read_job,
     sink_kind,
 )
-from diinn_fast.inference.sinks.base import system_errors
-from diinn_fast.inference.sinks.zarr import ZarrSink, import_zarr
 from diinn_fast.inference.sizes import target_size, warn_of_scale
 from diinn_fast.inference.sources import Source, open_source
 from diinn_fast.inference.writer import Writer

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from diinn_fast.errors import UpscaleError
-from diinn_fast.imageio import Image, read_image
+from diinn_fast.formats import Image, read_image
+from diinn_fast.formats.read import CONTENTS
+from diinn_fast.formats.sources import TOLERANCE
 
 KINDS = (
-    "a path, an Image, a PIL image, an array [h, w] or [h, w, 3 or 4], or a float tensor [3, "
-    "h, w] or [B, 3, h, w]"
+    "a path, bytes or an open file, an Image, a PIL image, an array [h, w] or [h, w, 3 or 4], or a "
+    "float tensor [3, h, w] or [B, 3, h, w]"
 )
 
 PIL_MODES = {
@@ -52,7 +54,7 @@ def as_request(image: Any) -> Request:
     """Any kind of picture; UpscaleError (or ImageError, from files) for what is none or holds no
     valid samples.
     """
-    if isinstance(image, (str, os.PathLike)):
+    if isinstance(image, (str, os.PathLike, *CONTENTS)):
         image = read_image(image)
     if isinstance(image, Image):
         return _from_image(image)
@@ -178,7 +180,3 @@ def _check_floats(values: Tensor) -> None:
         raise UpscaleError(
             f"values must lie in [0, 1], got {low:g} to {high:g}: divide by the maximum, or clamp"
         )
-
-
-TOLERANCE = 1e-3
-"""How far rounding may have carried floating-point samples out of [0, 1]."""

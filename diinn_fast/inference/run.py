@@ -16,9 +16,10 @@ from tqdm import tqdm
 from diinn_fast import backends
 from diinn_fast.encoders import cost_of, use_fast_weights
 from diinn_fast.errors import UpscaleError
+from diinn_fast.formats import Image
 from diinn_fast.geometry import MAX_LENGTH, Window
-from diinn_fast.imageio import Image, bleed_alpha
 from diinn_fast.inference.bicubic import resize_bicubic
+from diinn_fast.inference.bleed import bleed_alpha
 from diinn_fast.inference.devices import PRECISIONS, pick_device, pick_precision
 from diinn_fast.inference.kinds import as_request
 from diinn_fast.inference.memory import check_memory
@@ -52,10 +53,10 @@ def upscale(
     progress: bool = False,
 ) -> Any:
     """The picture at another size, as the same kind as it was given (a path gives an
-    `imageio.Image`).
+    `Image`).
 
     Args:
-        image: a path; an `imageio.Image`; a PIL image; an array [h, w], [h, w, 3] or [h, w, 4] of
+        image: a path; an `Image`; a PIL image; an array [h, w], [h, w, 3] or [h, w, 4] of
             uint8, uint16 or float in [0, 1]; a float tensor [3, h, w] or [B, 3, h, w] in [0, 1].
         scale: factor, one number or one per axis (y, x); 4 if nothing else is given. Any positive
             number.

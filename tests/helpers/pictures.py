@@ -8,7 +8,7 @@ import torch
 from PIL import ImageCms
 
 from diinn_fast.errors import ImageError
-from diinn_fast.imageio import Image
+from diinn_fast.formats import Image
 
 CHANNELS = {"grey": 1, "grey+alpha": 2, "rgb": 3, "rgb+alpha": 4}
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -24,8 +24,8 @@ from helpers.small_models import picture, small_model
 
 from diinn_fast import DIINN
 from diinn_fast.errors import ImageError, UnfinishedError, UpscaleError
+from diinn_fast.formats import read_image
 from diinn_fast.geometry import Window
-from diinn_fast.imageio import read_image
 from diinn_fast.inference import Upscaler, plan, writer
 from diinn_fast.inference import render as render_public
 from diinn_fast.inference.bicubic import bicubic_range, resize_bicubic

@@ -24,9 +24,9 @@ import PIL.Image
 import pytest
 from helpers.pictures import GREY_PROFILE, SRGB, noise, refused
 
-from diinn_fast.imageio import layout as layout_module
-from diinn_fast.imageio import tiff as tiff_module
-from diinn_fast.imageio.layout import halve
+from diinn_fast.formats import layout as layout_module
+from diinn_fast.formats import tiff_writer as tiff_module
+from diinn_fast.formats.layout import halve
 from diinn_fast.inference.sinks import (
     Layout,
     SinkOptions,

@@ -14,12 +14,12 @@ import torch
 from helpers.pictures import SRGB, noise, refused, to_image
 
 from diinn_fast.errors import ImageError, UpscaleError
-from diinn_fast.imageio import Image, read_image, write_image
+from diinn_fast.formats import Image, read_image, write_image
+from diinn_fast.formats import tiff_source as tiff_module
+from diinn_fast.formats.sources import RowsSource
+from diinn_fast.formats.tiff_source import TiffSource
 from diinn_fast.inference import sources as sources_module
 from diinn_fast.inference.sources import open_source
-from diinn_fast.inference.sources import tiff as tiff_module
-from diinn_fast.inference.sources.npy import RowsSource
-from diinn_fast.inference.sources.tiff import TiffSource
 
 tifffile = pytest.importorskip("tifffile")
 
@@ -456,7 +456,7 @@ def test_identity_of_arrays_is_a_digest():
 def test_missing_files_and_other_formats(tmp_path):
     refused(lambda: open_source(tmp_path / "none.png"), "does not exist")
     (tmp_path / "x.txt").write_text("hello")
-    refused(lambda: open_source(tmp_path / "x.txt"), "not a PNG")
+    refused(lambda: open_source(tmp_path / "x.txt"), "none of the pictures")
     tifffile.imwrite(tmp_path / "float.tif", np.zeros((8, 8), np.float32))
     refused(lambda: open_source(tmp_path / "float.tif"), "float or signed")
     tifffile.imwrite(

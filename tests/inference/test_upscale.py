@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diinn_fast import CheckpointError
 from diinn_fast.errors import ImageError, UpscaleError
-from diinn_fast.imageio import Image, read_image, write_image
+from diinn_fast.formats import Image, read_image, write_image
 from diinn_fast.inference import Upscaler, load_weights, memory, sizes, target_size
 from diinn_fast.inference import upscale as run_upscale
 from diinn_fast.model import bundled_names

@@ -9,30 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from diinn_fast.errors import ImageError
-from diinn_fast.imageio import Image
+from diinn_fast.formats.image import Image
+from diinn_fast.formats.sources import ArraySource, check_array, check_inside
 from diinn_fast.inference.kinds import as_request
-from diinn_fast.inference.sources.base import SampleSource, check_array, check_inside
-
-
-class ArraySource(SampleSource):
-    """Samples [H, W, C] as they are: 3 bytes a pixel for 8-bit RGB, a quarter of what float samples
-    take.
-    """
-
-    def __init__(
-        self,
-        samples: np.ndarray,
-        identity: str,
-        icc: bytes | None = None,
-        dpi: tuple[float, float] | None = None,
-    ) -> None:
-        height, width, channels = samples.shape
-        super().__init__((height, width, channels), samples.dtype, identity, icc, dpi)
-        self._samples = samples
-        self.resident_bytes = samples.nbytes
-
-    def samples(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        return self._samples[y0:y1, x0:x1]
 
 
 class ImageSource:
@@ -51,7 +30,7 @@ class ImageSource:
         self.resident_bytes = sum(
             plane.untyped_storage().nbytes() for plane in planes if plane.device.type == "cpu"
         )
-        self.identity = _digest(*(plane.detach().float().cpu().numpy() for plane in planes))
+        self.identity = digest(*(plane.detach().float().cpu().numpy() for plane in planes))
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> tuple[Tensor, Tensor | None]:
         check_inside(self, y0, y1, x0, x1)
@@ -71,7 +50,7 @@ def memory_source(picture: Any) -> ArraySource | ImageSource:
     """
     if isinstance(picture, np.ndarray) and picture.dtype.kind == "u":
         check_array("the picture", picture.shape, picture.dtype)
-        return ArraySource(np.atleast_3d(picture), _digest(picture))
+        return ArraySource(np.atleast_3d(picture), digest(picture))
     request = as_request(picture)
     if len(request.images) != 1:
         raise ImageError(
@@ -87,7 +66,7 @@ def _window(planes: Tensor, y0: int, y1: int, x0: int, x1: int) -> Tensor:
     return planes[:, y0:y1, x0:x1].detach().cpu().float().contiguous()
 
 
-def _digest(*arrays: np.ndarray) -> str:
+def digest(*arrays: np.ndarray) -> str:
     """SHA-256 of shapes, types and values, row by row: an array may be a view of any strides."""
     digest = hashlib.sha256()
     for array in arrays:

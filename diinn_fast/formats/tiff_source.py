@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from diinn_fast.errors import ImageError
-from diinn_fast.imageio.decode import decode_bytes, upright
-from diinn_fast.imageio.positioned import PositionedFile
-from diinn_fast.inference.sources.base import SampleSource, file_identity, unreadable
-from diinn_fast.inference.sources.npy import RowsSource
+from diinn_fast.formats.pillow import decode_bytes, upright
+from diinn_fast.formats.positioned import PositionedFile
+from diinn_fast.formats.sources import RowsSource, SampleSource, file_identity, unreadable
 
 _NONE = 1
 _LZW = 5
@@ -38,7 +37,7 @@ CACHE_BYTES = 2**26
 
 def tiff_source(path: Path, max_bytes: int | None) -> SampleSource | None:
     """A source of regions, or None where the whole must be decoded at once (or refused, by
-    `imageio.decode`).
+    the decoder of whole pictures).
 
     Read by region: one upright or oriented picture of 8- or 16-bit grey or RGB, with or without
     straight alpha, interleaved, uncompressed or by Deflate, LZW, PackBits or Zstandard; reduced
@@ -210,9 +209,7 @@ def _segment_size(page: Any) -> tuple[int, int]:
 
 
 def _dpi(page: Any) -> tuple[float, float] | None:
-    """As `imageio.decode`, of the stored picture: only what the file really says, in inches or
-    centimetres.
-    """
+    """Resolution of the stored picture, where the file gives it in inches or centimetres."""
     unit = int(page.tags.valueof(296, _INCH))
     values = [page.tags.valueof(tag) for tag in (282, 283)]
     if (

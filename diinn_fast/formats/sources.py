@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from diinn_fast.errors import ImageError
-from diinn_fast.imageio.positioned import PositionedFile
-from diinn_fast.imageio.read import to_float
-from diinn_fast.inference.kinds import TOLERANCE
+from diinn_fast.formats.image import to_float
+from diinn_fast.formats.positioned import PositionedFile
+
+TOLERANCE = 1e-3
+"""How far rounding may have carried floating-point samples out of [0, 1]."""
 
 
 class Source(Protocol):
@@ -24,7 +26,7 @@ class Source(Protocol):
         grey, alpha: it is grey, it has alpha.
         bits: 8 or 16 per sample (8 for floating point).
         dtype: "uint8", "uint16" or "float32": what an output of the same kind holds.
-        icc, dpi: as of `imageio.Image`.
+        icc, dpi: as of `Image`.
         resident_bytes: most memory that it holds for its whole life.
         identity: changes when the picture does (path, size and time of the file, or a digest of the
             samples).
@@ -103,6 +105,62 @@ class SampleSource(ABC):
                 "maximum, to [0, 1]."
             )
         return values
+
+
+class ArraySource(SampleSource):
+    """Samples [H, W, C] as they are: 3 bytes a pixel for 8-bit RGB, a quarter of what float samples
+    take.
+    """
+
+    def __init__(
+        self,
+        samples: np.ndarray,
+        identity: str,
+        icc: bytes | None = None,
+        dpi: tuple[float, float] | None = None,
+    ) -> None:
+        height, width, channels = samples.shape
+        super().__init__((height, width, channels), samples.dtype, identity, icc, dpi)
+        self._samples = samples
+        self.resident_bytes = samples.nbytes
+
+    def samples(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        return self._samples[y0:y1, x0:x1]
+
+
+class RowsSource(SampleSource):
+    """Row-major samples that begin at byte `start` of a file, uncompressed."""
+
+    def __init__(
+        self,
+        path: Path,
+        start: int,
+        shape: tuple[int, int, int],
+        dtype: np.dtype,
+        icc: bytes | None = None,
+        dpi: tuple[float, float] | None = None,
+    ) -> None:
+        super().__init__(shape, dtype, file_identity(path), icc, dpi)
+        self.path = path
+        self._start = start
+        self._dtype = dtype
+        self._file: PositionedFile = PositionedFile(path)
+
+    def samples(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        channels = self.channels
+        try:
+            values = self._file.window(
+                self._start,
+                self.width * channels,
+                self._dtype,
+                y0,
+                y1,
+                x0 * channels,
+                (x1 - x0) * channels,
+            )
+        except (OSError, EOFError) as error:
+            raise unreadable(self.path, error) from error
+        return values.reshape(y1 - y0, x1 - x0, channels)
 
 
 def check_inside(source: Source | SampleSource, y0: int, y1: int, x0: int, x1: int) -> None:

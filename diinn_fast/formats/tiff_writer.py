@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from diinn_fast.imageio.layout import WORKERS, Layout, Progress, Read, in_order
+from diinn_fast.formats.layout import WORKERS, Layout, Progress, Read, in_order
 from diinn_fast.version import __version__
 
 TILE = 256

@@ -22,11 +22,10 @@ import numpy as np
 
 from diinn_fast.errors import ImageError
 from diinn_fast.files import sync_folder
-from diinn_fast.imageio.formats import already_exists
-from diinn_fast.imageio.layout import Layout, Progress, halve, levels_below
-from diinn_fast.inference.sinks.base import system_errors
-from diinn_fast.inference.sinks.protocol import SinkOptions
-from diinn_fast.inference.sinks.samples import check_window
+from diinn_fast.formats.image import already_exists
+from diinn_fast.formats.layout import Layout, Progress, halve, levels_below
+from diinn_fast.formats.samples import check_window
+from diinn_fast.formats.sinks import SinkOptions, system_errors
 
 CHUNK = 512
 _SMALLEST_LEVEL = 256
@@ -221,7 +220,7 @@ class OmeZarrSink(ZarrSink):
     """OME-Zarr 0.5: a group of arrays [C, H, W], each half the one before, until both sides are at
     most 256.
 
-    A level is the mean of 2 x 2 samples of the one before (`imageio.layout.halve`).
+    A level is the mean of 2 x 2 samples of the one before (`layout.halve`).
     """
 
     multiscale = True

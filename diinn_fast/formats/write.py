@@ -6,24 +6,60 @@ import logging
 import math
 import os
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import torch
 
 from diinn_fast.errors import ImageError
 from diinn_fast.files import atomic_file, explain
-from diinn_fast.imageio.formats import Image, check_writable, format_of, stored_layout
-from diinn_fast.imageio.layout import Layout
-from diinn_fast.imageio.png import write_png
-from diinn_fast.imageio.tiff import write_tiff
+from diinn_fast.formats.base import Format
+from diinn_fast.formats.image import Image, already_exists
+from diinn_fast.formats.layout import Layout
+from diinn_fast.formats.registry import by_suffix, writable_suffixes
 
 _log = logging.getLogger(__name__)
 
 _BAND_PIXELS = 2**20
 _MAX_DPI = 60_000  # fits the 16-bit field of JPEG; beyond it the value says nothing about a picture
+
+
+def check_writable(
+    path: str | os.PathLike[str],
+    height: int,
+    width: int,
+    *,
+    overwrite: bool,
+    like: Image | None = None,
+) -> None:
+    """Refuse before the work is done whatever `write_image` would refuse after it.
+
+    Args:
+        path: output file; its extension picks the format.
+        height, width: size of the output in pixels.
+        overwrite: an existing file may be replaced.
+        like: picture whose alpha, grey and bits the output will have (for example the input of an
+            upscale); without it an opaque 8-bit RGB output is assumed.
+
+    Raises:
+        ImageError: unknown extension, missing or unwritable folder, existing output without
+            `overwrite`, size beyond the format's limit, alpha in a JPEG.
+    """
+    path = Path(path)
+    form = format_of(path)
+    _check_place(path, overwrite)
+    if height < 1 or width < 1:
+        raise ImageError(f"{path} would have {width} x {height} pixels: ask for at least 1 x 1.")
+    if max(height, width) > form.max_side:
+        raise ImageError(
+            f"{path} would have {width} x {height} pixels and {form.name} ends at "
+            f"{form.max_side:,} a side: "
+            f"write {'TIFF' if form.key == 'png' else 'PNG or TIFF'} or choose a smaller scale."
+        )
+    if not form.alpha and like is not None and like.alpha is not None:
+        raise ImageError(
+            f"{path} cannot hold the alpha channel, {form.name} has none: write PNG, TIFF or WebP."
+        )
 
 
 def write_image(
@@ -49,27 +85,31 @@ def write_image(
             file is then intact.
     """
     path = Path(path)
-    kind = format_of(path)
+    form = format_of(path)
     _check_image(path, image)
     if not 1 <= quality <= 100:
         raise ImageError(f"{path} cannot be written with quality {quality}: choose 1 to 100.")
     check_writable(path, *image.rgb.shape[1:], overwrite=overwrite, like=image)
-    channels, bits = stored_layout(kind, image)
+    planes = (1 if image.grey else 3) + (image.alpha is not None)
+    channels, bits = form.stored(planes, image.bits)
     samples = _quantise(path, image, channels, bits)
+    height, width = samples.shape[:2]
     icc = fitting_profile(path, image.icc, channels)
-    dpi = usable_dpi(image.dpi)
+    layout = Layout(height, width, channels, samples.dtype.name, icc, usable_dpi(image.dpi))
     try:
         with atomic_file(path, overwrite=overwrite) as file:
-            if kind in ("PNG", "TIFF"):
-                layout = Layout(
-                    samples.shape[0], samples.shape[1], channels, samples.dtype.name, icc, dpi
-                )
-                write = write_png if kind == "PNG" else write_tiff
-                write(file, layout, partial(_window, samples))
-            else:
-                file.write(_encode_with_pillow(path, kind, samples, icc, dpi, quality))
+            form.write(str(path), file, layout, partial(_window, samples), quality=quality)
     except OSError as error:
         raise ImageError(explain(path, error)) from error
+
+
+def format_of(path: Path) -> Format:
+    """Format that the file name asks for; ImageError for one that is not written from memory."""
+    form = by_suffix(path)
+    if form is None or not form.writes:
+        known = ", ".join(writable_suffixes())
+        raise ImageError(f"{path} has no known image extension: name it with one of {known}.")
+    return form
 
 
 def _window(samples: np.ndarray, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
@@ -132,33 +172,17 @@ def usable_dpi(dpi: tuple[float, float] | None) -> tuple[float, float] | None:
     return dpi
 
 
-def _encode_with_pillow(
-    path: Path,
-    kind: str,
-    samples: np.ndarray,
-    icc: bytes | None,
-    dpi: tuple[float, float] | None,
-    quality: int,
-) -> bytes:
-    """Encode in memory: Pillow ignores a short write to a nearly full disk, `file.write` does
-    not.
-    """
-    picture = PIL.Image.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples)
-    options: dict[str, object] = {"icc_profile": icc}
-    if dpi is not None and kind != "WebP":
-        options["dpi"] = dpi
-    if kind == "JPEG":
-        options |= {"quality": quality, "subsampling": "4:4:4"}
-    elif kind == "WebP":
-        options |= {"quality": quality, "method": 4, "alpha_quality": 100, "exact": True}
-    encoded = BytesIO()
-    try:
-        picture.save(encoded, kind, **options)
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # for example WebP's limit on how much detail one picture holds
+def _check_place(path: Path, overwrite: bool) -> None:
+    folder = path.parent
+    if not folder.is_dir():
+        raise ImageError(f"{path} cannot be written, {folder} is not a folder: create it first.")
+    if not os.access(folder, os.W_OK | os.X_OK):
         raise ImageError(
-            f"{path} could not be encoded as {kind} ({error}): write PNG or TIFF."
-        ) from error
-    return encoded.getvalue()
+            f"{path} cannot be written, {folder} is write-protected: choose another folder."
+        )
+    if not os.path.lexists(path):
+        return
+    if path.exists() and not path.is_file():
+        raise ImageError(f"{path} exists and is not a plain file: choose another name.")
+    if not overwrite:
+        raise already_exists(path)

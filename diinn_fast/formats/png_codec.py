@@ -14,13 +14,12 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from diinn_fast.errors import ImageError
-from diinn_fast.imageio.layout import WORKERS, Layout, Progress, Read, in_order
+from diinn_fast.formats.layout import WORKERS, Layout, Progress, Read, in_order
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _INCH_IN_METRES = 0.0254
@@ -29,6 +28,7 @@ _BAND_BYTES = 2**18
 _JOB = b"diinn_fast job"
 _COLOUR_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> grey, grey + alpha, RGB, RGB + alpha
 PALETTE = 3
+GREY_ALPHA = 4
 
 
 @dataclass
@@ -42,7 +42,7 @@ class PngHeader:
     transparent: bytes | None
 
 
-def check_png(path: Path, file: BinaryIO) -> PngHeader:
+def check_png(path: str, file: BinaryIO) -> PngHeader:
     """Walk through all chunks of a PNG and compare the checksum of those that make up the picture.
 
     Pillow decodes pixel data without looking at its CRC, so that a flipped bit would pass as a
@@ -73,7 +73,7 @@ def check_png(path: Path, file: BinaryIO) -> PngHeader:
 
 
 def _read_data(
-    path: Path, file: BinaryIO, name: bytes, length: int, keep: bool
+    path: str, file: BinaryIO, name: bytes, length: int, keep: bool
 ) -> tuple[int, bytes]:
     crc = zlib.crc32(name)
     kept = b""
@@ -88,14 +88,14 @@ def _read_data(
     return crc, kept
 
 
-def _unpack(path: Path, file: BinaryIO, layout: str) -> tuple:
+def _unpack(path: str, file: BinaryIO, layout: str) -> tuple:
     data = file.read(struct.calcsize(layout))
     if len(data) < struct.calcsize(layout):
         raise _damaged(path)
     return struct.unpack(layout, data)
 
 
-def _damaged(path: Path) -> ImageError:
+def _damaged(path: str) -> ImageError:
     return ImageError(f"{path} is a damaged or cut off PNG: fetch or export the file again.")
 
 

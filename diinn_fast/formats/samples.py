@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from diinn_fast.imageio.layout import Layout
-from diinn_fast.imageio.positioned import PositionedFile, bytes_of
+from diinn_fast.formats.layout import Layout
+from diinn_fast.formats.positioned import PositionedFile, bytes_of
 
 
 class SampleFile:

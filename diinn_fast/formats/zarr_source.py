@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from diinn_fast.errors import ImageError
-from diinn_fast.inference.sinks.zarr import import_zarr
-from diinn_fast.inference.sources.base import SampleSource, check_array, unreadable
+from diinn_fast.formats.sources import SampleSource, check_array, unreadable
+from diinn_fast.formats.zarr_store import import_zarr
 
 METADATA = ("zarr.json", ".zarray", ".zgroup")
 

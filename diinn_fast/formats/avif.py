@@ -1,0 +1,43 @@
+"""AVIF: read; 8 bits per sample."""
+
+from __future__ import annotations
+
+import logging
+from typing import BinaryIO
+
+import PIL.Image
+from PIL.AvifImagePlugin import AvifImageFile
+
+from diinn_fast.formats.pillow import PillowFormat, PillowReader
+
+_log = logging.getLogger(__name__)
+
+_SEARCHED = 2**16
+_HIGH_BIT_DEPTH = 0x40
+"""Bit of the third byte of an AV1 codec configuration (av1C)."""
+
+
+class AvifReader(PillowReader):
+    """Says so where more than 8 bits are rounded."""
+
+    def check(self) -> None:
+        super().check()
+        self.file.seek(0)
+        _, found, configuration = self.file.read(_SEARCHED).partition(b"av1C")
+        if found and len(configuration) > 2 and configuration[2] & _HIGH_BIT_DEPTH:
+            _log.warning("%s has 10 or 12 bits per sample and is read with 8.", self.name)
+
+
+class Avif(PillowFormat):
+    """Read only."""
+
+    key = "avif"
+    name = "AVIF"
+    suffixes = (".avif", ".avifs")
+    reader = AvifReader
+
+    def recognises(self, start: bytes) -> bool:
+        return start[4:8] == b"ftyp" and (b"avif" in start[8:] or b"avis" in start[8:])
+
+    def plugin(self, file: BinaryIO) -> PIL.Image.Image:
+        return AvifImageFile(file)

@@ -1,0 +1,59 @@
+"""HEIC and HEIF, the photographs of phones: the main picture is read, by the extra `formats`."""
+
+from __future__ import annotations
+
+import logging
+from typing import BinaryIO
+
+import PIL.Image
+
+from diinn_fast.errors import ImageError
+from diinn_fast.formats.base import Decoded
+from diinn_fast.formats.pillow import PillowFormat, PillowReader
+
+_log = logging.getLogger(__name__)
+
+_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+
+class HeifReader(PillowReader):
+    """The decoder has turned the picture already and says so in its EXIF."""
+
+    def check_frames(self) -> None:
+        """Nothing: depth maps, thumbnails and gain maps follow the main picture."""
+
+    def check(self) -> None:
+        super().check()
+        if self.picture.info.get("bit_depth", 8) > 8:
+            _log.warning(
+                "%s has %d bits per sample and is read with 8.",
+                self.name,
+                self.picture.info["bit_depth"],
+            )
+
+
+class Heif(PillowFormat):
+    """Read only."""
+
+    key = "heif"
+    name = "HEIC"
+    suffixes = (".heic", ".heif", ".hif")
+    reader = HeifReader
+
+    def recognises(self, start: bytes) -> bool:
+        return start[4:8] == b"ftyp" and start[8:12] in _BRANDS
+
+    def read(self, name: str, file: BinaryIO, max_bytes: int | None = None) -> Decoded:
+        try:
+            import pillow_heif  # noqa: F401
+        except ImportError:
+            raise ImageError(
+                f"{name} is a HEIC picture: pip install 'diinn_fast[formats]' to read it, or "
+                "convert it to JPEG or PNG."
+            ) from None
+        return super().read(name, file, max_bytes)
+
+    def plugin(self, file: BinaryIO) -> PIL.Image.Image:
+        from pillow_heif import HeifImageFile
+
+        return HeifImageFile(file)

@@ -1,0 +1,44 @@
+"""The picture in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diinn_fast.errors import ImageError
+from diinn_fast.files import explain
+
+
+@dataclass
+class Image:
+    """A picture in memory, together with what its file said about it.
+
+    Attributes:
+        rgb: [3, h, w] float32 in [0, 1], value = integer / (2**bits - 1); grey is replicated to 3
+            channels.
+        alpha: [1, h, w] float32 in [0, 1], not premultiplied, or None for an opaque picture.
+        grey: the file is grey; it is written back as one channel, the mean of the three.
+        bits: 8 or 16 per sample; 1, 2 and 4 bits and palettes count as 8.
+        icc: ICC profile, copied through; pixels are never converted.
+        dpi: (horizontal, vertical) resolution in dots per inch.
+    """
+
+    rgb: torch.Tensor
+    alpha: torch.Tensor | None = None
+    grey: bool = False
+    bits: int = 8
+    icc: bytes | None = None
+    dpi: tuple[float, float] | None = None
+
+
+def to_float(samples: np.ndarray) -> torch.Tensor:
+    """Integers [h, w] to float32 integer / (2**bits - 1)."""
+    return torch.from_numpy(samples.astype(np.float32, order="C")).div_(np.iinfo(samples.dtype).max)
+
+
+def already_exists(path: Path) -> ImageError:
+    """The refusal to replace a file that nobody said may be replaced."""
+    return ImageError(explain(path, FileExistsError()))

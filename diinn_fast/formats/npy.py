@@ -1,0 +1,112 @@
+"""NumPy's .npy: raw samples behind a header, read and written in place."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from diinn_fast.errors import ImageError
+from diinn_fast.formats.base import Format
+from diinn_fast.formats.layout import Layout, Progress
+from diinn_fast.formats.samples import SampleFile
+from diinn_fast.formats.sinks import SampleSink, Sink, SinkOptions
+from diinn_fast.formats.sources import RowsSource, Source, check_array
+
+
+class Npy(Format):
+    """An array [h, w] or [h, w, 1 to 4] of uint8, uint16 or float in [0, 1]; no metadata."""
+
+    key = "npy"
+    name = ".npy"
+    suffixes = (".npy",)
+    magics = (b"\x93NUMPY",)
+    streams = True
+    dtypes = ("uint8", "uint16", "float32")
+
+    def open(self, path: Path, file: BinaryIO, max_bytes: int | None = None) -> Source:
+        return npy_source(path)
+
+    def sink(
+        self,
+        path: Path,
+        layout: Layout,
+        options: SinkOptions,
+        *,
+        part: Path,
+        resume: bool,
+        overwrite: bool,
+    ) -> Sink:
+        return NpySink(path, layout, options, part=part, resume=resume, overwrite=overwrite)
+
+    def disk_bytes(self, layout: Layout, options: SinkOptions) -> tuple[int, int]:
+        return 0, layout.nbytes + len(npy_header(layout))
+
+    def finish_bytes(self, layout: Layout) -> int:
+        return 2**16
+
+
+class NpySink(SampleSink):
+    """[H, W] for grey, else [H, W, C], little-endian, C order; no metadata. Can be mapped
+    (``mmap_mode="r"``).
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        layout: Layout,
+        options: SinkOptions,
+        *,
+        part: Path,
+        resume: bool,
+        overwrite: bool,
+    ) -> None:
+        self.header = npy_header(layout)
+        super().__init__(path, layout, options, part=part, resume=resume, overwrite=overwrite)
+
+    @property
+    def _data(self) -> Path:
+        return self.final
+
+    def _make_final(self, progress: Progress | None) -> None:
+        self._opened().sync()
+
+    def encode(self, file: BinaryIO, samples: SampleFile, progress: Progress | None) -> None:
+        raise NotImplementedError("the samples are the file")
+
+
+def npy_header(layout: Layout) -> bytes:
+    buffer = BytesIO()
+    shape = layout.shape[:2] if layout.channels == 1 else layout.shape
+    fields = {
+        "descr": np.lib.format.dtype_to_descr(layout.stored),
+        "fortran_order": False,
+        "shape": shape,
+    }
+    np.lib.format.write_array_header_1_0(buffer, fields)
+    return buffer.getvalue()
+
+
+def npy_source(path: Path) -> RowsSource:
+    """ImageError for what is no array of samples or is cut off; nothing but the header is read."""
+    try:
+        with open(path, "rb") as file:
+            major, _ = np.lib.format.read_magic(file)
+            read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[
+                major
+            ]
+            shape, fortran, dtype = read(file)
+            start = file.tell()
+            size = file.seek(0, 2)
+    except (ValueError, KeyError, EOFError) as error:
+        raise ImageError(
+            f"{path} is no .npy file that holds an array of numbers: save it again."
+        ) from error
+    full = check_array(path, shape, dtype)
+    if fortran and full[:2] != (1, 1):
+        raise ImageError(f"{path} is stored column by column: save np.ascontiguousarray of it.")
+    if size < start + full[0] * full[1] * full[2] * dtype.itemsize:
+        raise ImageError(f"{path} is cut off: fetch or save the file again.")
+    return RowsSource(path, start, full, dtype)

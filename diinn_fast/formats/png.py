@@ -1,0 +1,119 @@
+"""PNG of 8 or 16 bits, with alpha, profile and resolution."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import PIL.Image
+from PIL.PngImagePlugin import PngImageFile
+
+from diinn_fast.formats.layout import Layout, Progress, Read
+from diinn_fast.formats.pillow import (
+    PillowFormat,
+    PillowReader,
+    as_array,
+    as_file,
+    high_and_low_bytes,
+    set_raw_mode,
+)
+from diinn_fast.formats.png_codec import (
+    GREY_ALPHA,
+    PALETTE,
+    SIGNATURE,
+    check_png,
+    png_bytes,
+    png_job,
+    png_size,
+    write_png,
+)
+from diinn_fast.formats.samples import SampleFile
+from diinn_fast.formats.sinks import SampleSink, Sink, SinkOptions
+
+
+class PngReader(PillowReader):
+    """Checks the file's checksums first, and reads 16 bits and the transparent colour."""
+
+    def __init__(self, form: PillowFormat, name: str, file: BinaryIO) -> None:
+        self.header = check_png(name, file)
+        super().__init__(form, name, file)
+
+    @property
+    def bits(self) -> int:
+        return 16 if self.header.depth == 16 else 8
+
+    def samples(self) -> np.ndarray:
+        samples = self._samples_16bit() if self.bits == 16 else super().samples()
+        if self.header.transparent is None or self.header.colour_type == PALETTE:
+            return samples
+        return _with_transparent_colour(samples, self.header.transparent, self.header.depth)
+
+    def _samples_16bit(self) -> np.ndarray:
+        if self.picture.mode.startswith("I;16"):
+            return as_array(self.picture)
+        if self.header.colour_type == GREY_ALPHA:  # fits whole into a 32-bit raw mode
+            set_raw_mode(as_file(self.picture), lambda raw_mode: "RGBA")
+            pairs = np.ascontiguousarray(as_array(self.picture))
+            return pairs.view(">u2").astype(np.uint16)
+        return high_and_low_bytes(self)
+
+
+class Png(PillowFormat):
+    """Written without loss by bands of rows; the fingerprint of the job is a tEXt chunk."""
+
+    key = "png"
+    name = "PNG"
+    suffixes = (".png", ".apng")
+    magics = (SIGNATURE,)
+    writes = True
+    streams = True
+    dtypes = ("uint8", "uint16")
+    reader = PngReader
+
+    def plugin(self, file: BinaryIO) -> PIL.Image.Image:
+        return PngImageFile(file)
+
+    def write(self, name: str, file: BinaryIO, layout: Layout, read: Read, *, quality: int) -> None:
+        write_png(file, layout, read)
+
+    def sink(
+        self,
+        path: Path,
+        layout: Layout,
+        options: SinkOptions,
+        *,
+        part: Path,
+        resume: bool,
+        overwrite: bool,
+    ) -> Sink:
+        return PngSink(path, layout, options, part=part, resume=resume, overwrite=overwrite)
+
+    def disk_bytes(self, layout: Layout, options: SinkOptions) -> tuple[int, int]:
+        return layout.nbytes, png_size(layout)
+
+    def finish_bytes(self, layout: Layout) -> int:
+        return png_bytes(layout)
+
+    def read_job(self, path: Path) -> str | None:
+        with open(path, "rb") as file:
+            return png_job(file)
+
+
+class PngSink(SampleSink):
+    """Encodes the raw samples by bands of rows."""
+
+    def encode(self, file: BinaryIO, samples: SampleFile, progress: Progress | None) -> None:
+        write_png(file, self.layout, samples.read, progress)
+
+
+def _with_transparent_colour(samples: np.ndarray, colour: bytes, depth: int) -> np.ndarray:
+    """Append the alpha that tRNS of a grey or RGB PNG stands for: exactly this colour is
+    transparent.
+    """
+    top = np.iinfo(samples.dtype).max
+    key = np.frombuffer(colour, ">u2").astype(np.int64)
+    if depth < 8:
+        key = key * 255 // (2**depth - 1)  # samples were spread to 0..255 by the decoder
+    alpha = np.where((samples == key).all(-1, keepdims=True), 0, top).astype(samples.dtype)
+    return np.concatenate([samples, alpha], axis=-1)

@@ -1,0 +1,114 @@
+"""`read_image`: a file to float samples, with its orientation applied and nothing else changed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO, IOBase
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import torch
+
+from diinn_fast.errors import ImageError
+from diinn_fast.formats.base import Format
+from diinn_fast.formats.image import Image, to_float
+from diinn_fast.formats.registry import by_content, names
+
+CONTENTS = (bytes, bytearray, memoryview, IOBase)
+"""What a picture's file may be beside its path: its contents, or an open binary file."""
+
+File = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | IOBase
+
+
+def read_image(file: File) -> Image:
+    """Read a picture from a path, bytes or an open binary file; its contents decide the format, not
+    the name.
+
+    Kept: bit depth, alpha (also tRNS), grey, ICC profile, resolution. Applied: EXIF orientation.
+        Palettes
+    become RGB, or RGB + alpha where they have transparency; 1-, 2- and 4-bit grey become 8-bit
+    grey; premultiplied alpha of a TIFF is divided out. Of a phone's multi-picture JPEG the main
+    picture is read.
+
+    Raises:
+        ImageError: missing, empty, damaged or cut off file; not a format that is read; CMYK,
+            YCbCr, LAB; float, signed or 32-bit samples; animation; more than one page
+            (reduced-resolution copies aside); 16-bit TIFF with separate planes or grey + alpha;
+            more pixels than fit in memory.
+    """
+    with opened(file) as (name, stream):
+        decoded = sniff(name, stream).read(name, stream)
+    samples = decoded.samples
+    channels = samples.shape[2]
+    colours = 3 if channels >= 3 else 1
+    try:
+        rgb = torch.empty(3, *samples.shape[:2])
+        for channel in range(3):
+            rgb[channel] = to_float(samples[..., min(channel, colours - 1)])
+        alpha = to_float(samples[..., -1])[None] if channels > colours else None
+    except (MemoryError, RuntimeError):  # torch reports a failed allocation as RuntimeError
+        raise ImageError(
+            f"{name} does not fit in memory: crop it or use a machine with more."
+        ) from None
+    return Image(
+        rgb=rgb,
+        alpha=alpha,
+        grey=colours == 1,
+        bits=8 * samples.itemsize,
+        icc=decoded.icc,
+        dpi=decoded.dpi,
+    )
+
+
+@contextmanager
+def opened(file: File) -> Iterator[tuple[str, BinaryIO]]:
+    """What messages call the picture, and a binary file of it that can be sought.
+
+    A file that was given open stays open; one that cannot be sought is read into memory.
+    """
+    if isinstance(file, (bytes, bytearray, memoryview)):
+        yield "the picture", BytesIO(file)
+    elif isinstance(file, (str, os.PathLike)):
+        path = Path(file)
+        with open_picture(path) as stream:
+            yield str(path), stream
+    else:
+        name = getattr(file, "name", None)
+        binary = cast(BinaryIO, file)
+        stream = binary if binary.seekable() else BytesIO(binary.read())
+        yield name if isinstance(name, str) else "the picture", stream
+
+
+def open_picture(path: Path) -> BinaryIO:
+    """The file opened for reading; ImageError where that is impossible."""
+    if path.is_dir():
+        raise ImageError(f"{path} is a folder: name an image file in it.")
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise ImageError(f"{path} does not exist: check the name and the folder.") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(
+            f"{path} cannot be opened ({reason}): check its name and permissions."
+        ) from error
+
+
+def sniff(name: str, file: BinaryIO) -> Format:
+    """The format of a file, by how it begins; ImageError for none that is read."""
+    file.seek(0)
+    try:
+        start = file.read(32)
+    except OSError as error:
+        raise ImageError(f"{name} cannot be read ({error.strerror}): check the disk.") from error
+    if not start:
+        raise ImageError(f"{name} is empty: fetch or export the file again.")
+    form = by_content(start)
+    if form is None:
+        raise ImageError(
+            f"{name} is none of the pictures that are read ({names()}): convert it, for example "
+            "to PNG."
+        )
+    return form

@@ -1,0 +1,209 @@
+"""TIFF and BigTIFF: by region where only tiles or strips have to be decoded, else as a whole."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import PIL.Image
+from PIL.TiffImagePlugin import TiffImageFile
+
+from diinn_fast.errors import ImageError
+from diinn_fast.formats.layout import Layout, Progress, Read, halve, levels_below
+from diinn_fast.formats.pillow import (
+    ORIENTATION,
+    PillowFormat,
+    PillowReader,
+    as_array,
+    damage_explained,
+    high_and_low_bytes,
+    is_huge,
+    pillow_limit_lifted,
+)
+from diinn_fast.formats.samples import SampleFile
+from diinn_fast.formats.sinks import SampleSink, Sink, SinkOptions
+from diinn_fast.formats.sources import Source
+from diinn_fast.formats.tiff_source import tiff_source
+from diinn_fast.formats.tiff_writer import TILE, tiff_bytes, tiff_job, tiff_size, write_tiff
+
+_SUBFILE = 254
+_BITS = 258
+_PHOTOMETRIC = 262
+_X_RESOLUTION = 282
+_PLANES = 284
+_EXTRA_SAMPLES = 338
+_SAMPLE_FORMAT = 339
+
+_BAND = 128
+
+
+class TiffReader(PillowReader):
+    """Looks at the tags that Pillow passes over."""
+
+    picture: TiffImageFile
+
+    def __init__(self, form: PillowFormat, name: str, file: BinaryIO) -> None:
+        super().__init__(form, name, file)
+        self._orientation = self.picture.tag_v2.get(ORIENTATION, 1)  # loading takes the tag away
+
+    @property
+    def bits(self) -> int:
+        return 16 if self.picture.tag_v2.get(_BITS, (1,))[0] == 16 else 8
+
+    def check_frames(self) -> None:
+        """Refuse several pages, and sample types that Pillow would take for others."""
+        picture = self.picture
+        with damage_explained(self.name, self.form):
+            subfiles = []
+            for page in range(1, picture.n_frames):
+                picture.seek(page)
+                subfiles.append(picture.tag_v2.get(_SUBFILE, 0))
+            picture.seek(0)
+        if not all(subfile & 1 for subfile in subfiles):  # bit 0: a reduced copy of another page
+            raise ImageError(
+                f"{self.name} is a TIFF of several pages: split it and give the pages one by one."
+            )
+        tags = picture.tag_v2
+        bits = tags.get(_BITS, (1,))
+        if set(tags.get(_SAMPLE_FORMAT, (1,))) != {1}:
+            raise ImageError(
+                f"{self.name} has float or signed samples: rescale it to 8- or 16-bit unsigned "
+                "integers first."
+            )
+        if len(set(bits)) != 1 or bits[0] not in (1, 2, 4, 8, 16):
+            raise ImageError(
+                f"{self.name} has {bits[0]} bits per sample: convert it to 8 or 16 bits first."
+            )
+        if bits[0] == 16 and len(bits) > 1 and tags.get(_PLANES, 1) != 1:
+            raise ImageError(
+                f"{self.name} is a 16-bit TIFF with separate planes: save it with interleaved "
+                "channels."
+            )
+
+    def samples(self) -> np.ndarray:
+        if is_huge(self.picture):
+            with pillow_limit_lifted():
+                return self._samples()
+        return self._samples()
+
+    def _samples(self) -> np.ndarray:
+        if self.bits == 8:
+            return super().samples()
+        if self.picture.mode.startswith("I;16"):
+            samples = as_array(self.picture)
+            inverted = self.picture.tag_v2.get(_PHOTOMETRIC, 0) == 0
+            return 65535 - samples if inverted else samples
+        premultiplied = self.picture.tag_v2.get(_EXTRA_SAMPLES, ()) == (1,)
+        samples = high_and_low_bytes(self)
+        return _divide_out_alpha(samples) if premultiplied else samples
+
+    def orientation(self) -> object:
+        return self._orientation
+
+    def upright(self, samples: np.ndarray, orientation: object) -> np.ndarray:
+        return samples  # Pillow has turned it while loading
+
+    def dpi(self, orientation: object) -> tuple[float, float] | None:
+        if _X_RESOLUTION not in self.picture.tag_v2:
+            return None  # Pillow says 1 dpi for a TIFF without resolution
+        return super().dpi(orientation)
+
+
+class Tiff(PillowFormat):
+    """Written without loss, tiled when large; the fingerprint of the job is the description."""
+
+    key = "tiff"
+    name = "TIFF"
+    suffixes = (".tif", ".tiff")
+    magics = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    writes = True
+    streams = True
+    max_side = 2**32 - 1
+    dtypes = ("uint8", "uint16", "float32")
+    reader = TiffReader
+
+    def plugin(self, file: BinaryIO) -> PIL.Image.Image:
+        return TiffImageFile(file)
+
+    def open(self, path: Path, file: BinaryIO, max_bytes: int | None = None) -> Source:
+        source = tiff_source(path, max_bytes)
+        return super().open(path, file, max_bytes) if source is None else source
+
+    def stored(self, channels: int, bits: int) -> tuple[int, int]:
+        """Few readers know 16-bit grey + alpha: it is stored as RGB + alpha."""
+        return (4 if (channels, bits) == (2, 16) else channels), bits
+
+    def write(self, name: str, file: BinaryIO, layout: Layout, read: Read, *, quality: int) -> None:
+        write_tiff(file, layout, read)
+
+    def sink(
+        self,
+        path: Path,
+        layout: Layout,
+        options: SinkOptions,
+        *,
+        part: Path,
+        resume: bool,
+        overwrite: bool,
+    ) -> Sink:
+        return TiffSink(path, layout, options, part=part, resume=resume, overwrite=overwrite)
+
+    def disk_bytes(self, layout: Layout, options: SinkOptions) -> tuple[int, int]:
+        levels = tiff_levels(layout) if options.pyramid else []
+        raw = sum(level.nbytes for level in levels)
+        return layout.nbytes + raw, sum(tiff_size(level) for level in [layout, *levels])
+
+    def finish_bytes(self, layout: Layout) -> int:
+        return tiff_bytes(layout)
+
+    def read_job(self, path: Path) -> str | None:
+        with open(path, "rb") as file:
+            return tiff_job(file)
+
+
+class TiffSink(SampleSink):
+    """Software and the fingerprint of the job stand in the tags Software and ImageDescription."""
+
+    def encode(self, file: BinaryIO, samples: SampleFile, progress: Progress | None) -> None:
+        with ExitStack() as stack:
+            levels: list[tuple[Layout, Read]] = []
+            above = samples
+            for layout in tiff_levels(self.layout) if self.options.pyramid else []:
+                path = self.part / f"samples.{len(levels) + 1}"
+                stack.callback(path.unlink, missing_ok=True)
+                above = stack.enter_context(closing(_halved(above, path, layout)))
+                levels.append((layout, above.read))
+            write_tiff(
+                file,
+                self.layout,
+                samples.read,
+                levels=levels,
+                compress=self.options.compress,
+                progress=progress,
+            )
+
+
+def tiff_levels(layout: Layout) -> list[Layout]:
+    return levels_below(layout, TILE)
+
+
+def _halved(source: SampleFile, path: Path, layout: Layout) -> SampleFile:
+    """Raw samples of half the size in a file of their own, made block by block."""
+    target = SampleFile(path, layout, create=True)
+    full = source.layout
+    for y in range(0, layout.height, _BAND):
+        for x in range(0, layout.width, 8 * _BAND):
+            bottom = min(2 * (y + _BAND), full.height)
+            right = min(2 * (x + 8 * _BAND), full.width)
+            target.write(y, x, halve(source.read(2 * y, bottom, 2 * x, right)))
+    return target
+
+
+def _divide_out_alpha(samples: np.ndarray) -> np.ndarray:
+    """RGB / alpha, rounded half up and at most 65535; 0 under fully transparent pixels."""
+    alpha = samples[..., 3:].astype(np.float64)
+    colour = np.floor(samples[..., :3] * 65535.0 / np.maximum(alpha, 1) + 0.5)
+    samples[..., :3] = np.minimum(colour, 65535)
+    return samples

@@ -1,0 +1,53 @@
+"""Zarr (v2 and v3 read, v3 written): one array, a folder of chunks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from diinn_fast.formats.base import Format
+from diinn_fast.formats.layout import Layout
+from diinn_fast.formats.sinks import Sink, SinkOptions
+from diinn_fast.formats.sources import Source
+from diinn_fast.formats.zarr_source import METADATA, ZarrSource
+from diinn_fast.formats.zarr_store import CHUNK, ZarrSink, zarr_bytes, zarr_job, zarr_size
+
+
+class Zarr(Format):
+    """One array [H, W] or [H, W, C] in chunks of 512 x 512 pixels."""
+
+    key = "zarr"
+    name = "Zarr"
+    suffixes = (".zarr",)
+    streams = True
+    dtypes = ("uint8", "uint16", "float32")
+    unit = (CHUNK, CHUNK)
+    sink_class: ClassVar[type[ZarrSink]] = ZarrSink
+
+    def recognises_folder(self, path: Path) -> bool:
+        return any((path / name).exists() for name in METADATA)
+
+    def open_folder(self, path: Path, max_bytes: int | None = None) -> Source:
+        return ZarrSource(path, max_bytes)
+
+    def sink(
+        self,
+        path: Path,
+        layout: Layout,
+        options: SinkOptions,
+        *,
+        part: Path,
+        resume: bool,
+        overwrite: bool,
+    ) -> Sink:
+        return self.sink_class(path, layout, options, part=part, resume=resume, overwrite=overwrite)
+
+    def disk_bytes(self, layout: Layout, options: SinkOptions) -> tuple[int, int]:
+        multiscale = self.sink_class.multiscale
+        return 0, zarr_size(layout, multiscale=multiscale, compress=options.compress)
+
+    def finish_bytes(self, layout: Layout) -> int:
+        return zarr_bytes(layout)
+
+    def read_job(self, path: Path) -> str | None:
+        return zarr_job(path)
