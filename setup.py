@@ -37,6 +37,7 @@ COMMON = [
     "-Wall",
     "-Wextra",
 ]
+PORTABLE = ["kernels_portable.cpp", "kernels_int8_portable.cpp"]
 X86 = {
     "kernels_avx512.cpp": [
         "-mavx512f",
@@ -46,10 +47,20 @@ X86 = {
         "-mprefer-vector-width=512",
     ],
     "kernels_avx2.cpp": ["-mavx2", "-mfma"],
+    "kernels_int8_avx2.cpp": ["-mavx2", "-mfma"],
 }
 """Sources compiled for one instruction set; which of them runs is decided at run time."""
-BF16 = {"kernels_avx512_bf16.cpp": ["-mavx512bf16", *X86["kernels_avx512.cpp"]]}
-"""Left out if the compiler (GCC before 10, Clang before 9) does not know the instructions."""
+AVX512 = X86["kernels_avx512.cpp"]
+AVX2 = X86["kernels_avx2.cpp"]
+OPTIONAL_X86 = {
+    "kernels_avx512_bf16.cpp": ["-mavx512bf16", *AVX512],
+    "kernels_int8_avx512_vnni.cpp": ["-mavx512vnni", *AVX512],
+    "kernels_int8_avx_vnni.cpp": ["-mavxvnni", *AVX2],
+}
+OPTIONAL_ARM = {"kernels_int8_dotprod.cpp": ["-march=armv8.2-a+dotprod"]}
+"""Left out if the compiler does not know the first flag; else the runtime is told by a definition,
+DIINN_AVX512_BF16 of kernels_avx512_bf16.cpp.
+"""
 SANITIZE = [
     "-fsanitize=address,undefined",
     "-fno-sanitize-recover=undefined",
@@ -104,18 +115,13 @@ class BuildKernels(build_ext):
             *(SANITIZE if sanitize else []),
             *(f"-I{folder}" for folder in include_folders()),
         ]
-        sources = ["binding.cpp", "runtime.cpp", "kernels_portable.cpp"]
-        if platform.machine().lower() in ("x86_64", "amd64"):
-            flags.append("-DDIINN_X86_VARIANTS")
-            sources += X86
-            if accepts(compiler, "-mavx512bf16"):
-                flags.append("-DDIINN_AVX512_BF16")
-                sources += BF16
+        variants, definitions = instruction_sets(compiler)
+        flags += definitions
+        sources = ["binding.cpp", "runtime.cpp", *PORTABLE, *variants]
         objects = target.parent.resolve() if sanitize else Path(self.build_temp).resolve()
         objects.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         jobs = []
-        options = {**X86, **BF16}
         for source in sources:
             built = objects / f"{Path(source).stem}.o"
             jobs.append(
@@ -124,7 +130,7 @@ class BuildKernels(build_ext):
                     [
                         *compiler,
                         *flags,
-                        *options.get(source, []),
+                        *variants.get(source, []),
                         "-c",
                         str((FOLDER / source).resolve()),
                     ],
@@ -175,6 +181,26 @@ def find_compiler() -> list[str]:
         if shutil.which(command.split()[0]):
             return command.split()
     raise RuntimeError("no C++ compiler found (install g++ or clang++, or set CXX, and reinstall)")
+
+
+def instruction_sets(compiler: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The sources of this machine's instruction sets with their flags, and the definitions that
+    tell ``runtime.cpp`` which there are.
+    """
+    variants: dict[str, list[str]] = {}
+    definitions = []
+    machine = platform.machine().lower()
+    optional = OPTIONAL_ARM if machine in ("aarch64", "arm64") else {}
+    if machine in ("x86_64", "amd64"):
+        variants.update(X86)
+        definitions.append("-DDIINN_X86_VARIANTS")
+        optional = OPTIONAL_X86
+    for source, options in optional.items():
+        if accepts(compiler, options[0]):
+            variants[source] = options
+            name = Path(source).stem.removeprefix("kernels_").upper()
+            definitions.append(f"-DDIINN_{name}")
+    return variants, definitions
 
 
 def accepts(compiler: list[str], flag: str) -> bool:

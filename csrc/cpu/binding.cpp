@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "decoder.h"
@@ -31,6 +32,20 @@ const Kernels& kernels(const std::string& name) {
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
   for (const Kernels* const* k = available_kernels(); *k; ++k) names.emplace_back((*k)->name);
+  return names;
+}
+
+const KernelsInt8& int8_kernels(const std::string& name) {
+  for (const KernelsInt8* const* k = available_int8_kernels(); *k; ++k) {
+    if (name == (*k)->name) return **k;
+  }
+  throw std::invalid_argument("no int8 kernels for instruction set " + name);
+}
+
+std::vector<std::pair<std::string, std::string>> int8_instruction_sets() {
+  std::vector<std::pair<std::string, std::string>> names;
+  for (const KernelsInt8* const* k = available_int8_kernels(); *k; ++k)
+    names.emplace_back((*k)->name, (*k)->base);
   return names;
 }
 
@@ -126,6 +141,23 @@ PYBIND11_MODULE(_cpu, m) {
           py::gil_scoped_release release;
           kernels_bf16()->backward(p, at<const std::uint16_t>(grad),
                                    at<std::uint16_t>(gradients.at(0)), pointers.data());
+        });
+  m.def("int8_instruction_sets", &int8_instruction_sets,
+        "Sets with int8 kernels that this CPU has, best first, each with the set of the float32 "
+        "kernels that goes with it.");
+  m.def("forward_int8", [](const std::string& name, const Problem& p, std::uintptr_t out) {
+    const KernelsInt8& k = int8_kernels(name);
+    check_source(p, false);
+    if (p.form == Form::direct || p.init_q() || p.width > kMostInt8Width)
+      throw std::invalid_argument("no int8 kernels for this form or width");
+    py::gil_scoped_release release;
+    k.forward(p, at<float>(out));
+  });
+  m.def("int8_sine",
+        [](const std::string& name, std::uintptr_t x, std::uintptr_t sine, std::int64_t count) {
+          const KernelsInt8& k = int8_kernels(name);
+          py::gil_scoped_release release;
+          k.sine(at<const float>(x), at<float>(sine), count);
         });
   m.def("conv3x3", [](const std::string& name, std::uintptr_t padded, std::uintptr_t weight,
                       std::uintptr_t bias, std::uintptr_t out, std::array<std::int64_t, 5> shape,

@@ -77,8 +77,20 @@ struct KernelsBf16 {
 };
 const KernelsBf16* kernels_bf16();  // null where the build or this CPU has none
 
+// The kernels with 8-bit integers as factors of the hidden products (not of the direct form), of
+// one instruction set: source and output are float32, there is no backward pass. All give the same
+// bits.
+struct KernelsInt8 {
+  const char* name;
+  const char* base;  // the name of the Kernels of the same CPUs
+  void (*forward)(const Problem&, float* out);
+  void (*sine)(const float* x, float* sine, int64_t count);  // as exact as they take it
+};
+constexpr int64_t kMostInt8Width = 65536;
+
 // Every instruction set that was compiled and that this CPU has, best first; ends with null.
 const Kernels* const* available_kernels();
+const KernelsInt8* const* available_int8_kernels();
 
 // Calls task(context, index, thread) for every index below count, on up to `threads` threads that
 // live for this call only: starting one costs some 15 us against milliseconds of work, and nothing

@@ -63,11 +63,12 @@ class ForwardBf16 {
         const bf16* own = content[row + r] + offset + j;
         if (paired) {
           leave(row + r, j,
-                relu(load(own) + load(sums[r])) * sine(load(sums[r] + kLanes) + load(bias + j)));
+                relu(load(own) + load(sums[r])) *
+                    cheap_sine(load(sums[r] + kLanes) + load(bias + j)));
           continue;
         }
         for (int c = 0; c < kPanel; c += kLanes) {
-          leave(row + r, j + c, load(own + c) * sine(load(sums[r] + c) + load(bias + j + c)));
+          leave(row + r, j + c, load(own + c) * cheap_sine(load(sums[r] + c) + load(bias + j + c)));
         }
       }
     }
@@ -99,7 +100,7 @@ class ForwardBf16 {
       const vec dy = splat(t.dy[n]), dx = splat(t.dx[n]);
       for (int64_t j = 0; j < p.width; j += kLanes) {
         const vec own = load(t.content[n] + j);
-        leave(n, j, (rectify ? relu(own) : own) * sine(net.position(j, dy, dx)));
+        leave(n, j, (rectify ? relu(own) : own) * cheap_sine(net.position(j, dy, dx)));
       }
     }
   }

@@ -121,7 +121,7 @@ static DIINN_INLINE void microkernel(int64_t depth, const T* a, int64_t stride, 
     const vec left = load(words), right = load(words + kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      const vec x = broadcast(a + r * (kPackedRows ? kWord : stride));
+      const auto x = broadcast(a + r * (kPackedRows ? kWord : stride));
       total[r][0] = add_products<T>(total[r][0], x, left);
       total[r][1] = add_products<T>(total[r][1], x, right);
     }

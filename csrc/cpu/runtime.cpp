@@ -8,6 +8,12 @@
 
 #include "decoder.h"
 
+#if defined(DIINN_X86_VARIANTS)
+#include <cpuid.h>
+#elif defined(DIINN_INT8_DOTPROD) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 namespace diinn {
 
 #ifdef DIINN_X86_VARIANTS
@@ -18,6 +24,19 @@ const Kernels* kernels_avx2();
 const KernelsBf16* kernels_avx512_bf16();
 #endif
 const Kernels* kernels_portable();
+#ifdef DIINN_X86_VARIANTS
+const KernelsInt8* kernels_int8_avx2();
+#endif
+#ifdef DIINN_INT8_AVX512_VNNI
+const KernelsInt8* kernels_int8_avx512_vnni();
+#endif
+#ifdef DIINN_INT8_AVX_VNNI
+const KernelsInt8* kernels_int8_avx_vnni();
+#endif
+#ifdef DIINN_INT8_DOTPROD
+const KernelsInt8* kernels_int8_dotprod();
+#endif
+const KernelsInt8* kernels_int8_portable();
 
 const Kernels* const* available_kernels() {
   static const std::vector<const Kernels*> found = [] {
@@ -46,6 +65,50 @@ const KernelsBf16* kernels_bf16() {
   }
 #endif
   return nullptr;
+}
+
+#ifdef DIINN_INT8_AVX_VNNI
+static bool has_avx_vnni() {  // not every compiler's __builtin_cpu_supports knows it
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+}
+#endif
+
+#ifdef DIINN_INT8_DOTPROD
+static bool has_dotprod() {
+#ifdef __linux__
+  return getauxval(AT_HWCAP) >> 20 & 1;  // HWCAP_ASIMDDP
+#else
+  return true;  // of macOS: all its CPUs
+#endif
+}
+#endif
+
+const KernelsInt8* const* available_int8_kernels() {
+  static const std::vector<const KernelsInt8*> found = [] {
+    std::vector<const KernelsInt8*> list;
+#ifdef DIINN_X86_VARIANTS
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#ifdef DIINN_INT8_AVX512_VNNI
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vnni")) {
+      list.push_back(kernels_int8_avx512_vnni());
+    }
+#endif
+#ifdef DIINN_INT8_AVX_VNNI
+    if (avx2 && has_avx_vnni()) list.push_back(kernels_int8_avx_vnni());
+#endif
+    if (avx2) list.push_back(kernels_int8_avx2());
+#endif
+#ifdef DIINN_INT8_DOTPROD
+    if (has_dotprod()) list.push_back(kernels_int8_dotprod());
+#endif
+    list.push_back(kernels_int8_portable());
+    list.push_back(nullptr);
+    return list;
+  }();
+  return found.data();
 }
 
 void parallel_for(int64_t count, int threads, void (*task)(void*, int64_t, int), void* context) {

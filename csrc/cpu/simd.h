@@ -17,7 +17,10 @@
 namespace diinn {
 namespace DIINN_ISA {
 
-#if defined(__AVX512F__)
+#if defined(DIINN_LANES)  // any number, in plain C++: other sets' templates where they cannot run
+constexpr int kLanes = DIINN_LANES;
+constexpr int kRows = DIINN_LANES == 16 ? 12 : 6;
+#elif defined(__AVX512F__)
 constexpr int kLanes = 16;
 constexpr int kRows = 12;  // of the microkernel: 12 x 2 accumulators, 2 vectors of weights and 1 of
                            // input of 32 registers
@@ -43,13 +46,22 @@ static DIINN_INLINE vec load(const float* p) { return *reinterpret_cast<const un
 static DIINN_INLINE void store(float* p, vec v) { *reinterpret_cast<unaligned_vec*>(p) = v; }
 static DIINN_INLINE vec splat(float x) { return vec{} + x; }
 
+// a * b + c, rounded once where DIINN_FUSED is defined. With DIINN_EXACT_FMA that is so everywhere,
+// by the C library where the instruction set has no such product.
+#if defined(__FMA__) || defined(__AVX512F__) || defined(__aarch64__) || defined(DIINN_EXACT_FMA)
+#define DIINN_FUSED
+#endif
 static DIINN_INLINE vec fma(vec a, vec b, vec c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(a, b, c);
 #elif defined(__FMA__)
   return _mm256_fmadd_ps(a, b, c);
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) && !defined(DIINN_LANES)
   return vfmaq_f32(c, a, b);
+#elif defined(DIINN_FUSED)
+  vec sum;
+  for (int i = 0; i < kLanes; ++i) sum[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return sum;
 #else
   return a * b + c;
 #endif
@@ -85,9 +97,11 @@ static DIINN_INLINE bool any_beyond(vec x, float limit) {
 #if defined(__AVX2__)
   return _mm256_movemask_ps(vec(inside)) != 0xff;
 #else
-  int64_t halves[2];
-  memcpy(halves, &inside, sizeof halves);
-  return (halves[0] & halves[1]) != -1;
+  int64_t words[kLanes / 2];
+  memcpy(words, &inside, sizeof words);
+  int64_t all = -1;
+  for (int64_t word : words) all &= word;
+  return all != -1;
 #endif
 #endif
 }
@@ -96,7 +110,7 @@ static DIINN_INLINE bool any_beyond(vec x, float limit) {
 // parts whose products with n are exact, or fused), sin x = (-1)^n (r + r^3 P(r^2)) and cos x =
 // (-1)^n (1 + r^2 Q(r^2)); P and Q are minimax polynomials (Remez) of relative error 4.8e-9
 // and 2.5e-10. For |x| <= 10,000 both are within 1.4e-7 of the exact value (2e-7 without fused
-// products); vectors with a larger, infinite or NaN argument take the C library's functions.
+// products); larger, infinite and NaN arguments take the C library's functions.
 constexpr float kSineRange = 1e4f;
 
 static DIINN_INLINE vec reduce(vec x, ivec* sign) {
@@ -104,7 +118,7 @@ static DIINN_INLINE vec reduce(vec x, ivec* sign) {
   const vec shifted = fma(x, splat(0x1.45f306p-2f), splat(magic));
   *sign = ivec(shifted) << 31;
   const vec n = shifted - magic;
-#if defined(__FMA__) || defined(__AVX512F__) || defined(__aarch64__)
+#if defined(DIINN_FUSED)
   vec r = fma(n, splat(-0x1.921fb6p+1f), x);
   r = fma(n, splat(0x1.777a5cp-24f), r);
   return fma(n, splat(0x1.ee59dap-49f), r);
@@ -131,30 +145,51 @@ static DIINN_INLINE vec cosine_polynomial(vec z) {
   return fma(p, z, splat(1.0f));
 }
 
-static __attribute__((noinline)) vec exact(vec x, float (*function)(float)) {
-  float lanes[kLanes];
-  store(lanes, x);
-  for (float& lane : lanes) lane = function(lane);
-  return load(lanes);
+// The function of the lanes of x beyond kSineRange, and `near` of the others: one by one, so that
+// no lane depends on which others share its vector.
+static __attribute__((noinline)) vec beyond(vec x, vec near, double (*function)(double)) {
+  for (int i = 0; i < kLanes; ++i) {
+    if (!(fabsf(x[i]) <= kSineRange)) near[i] = float(function(x[i]));
+  }
+  return near;
 }
 
 static DIINN_INLINE vec sine(vec x) {
-  if (__builtin_expect(any_beyond(x, kSineRange), 0)) return exact(x, sinf);
   ivec sign;
   const vec r = reduce(x, &sign);
-  return vec(ivec(sine_polynomial(r, r * r)) ^ sign);
+  const vec near = vec(ivec(sine_polynomial(r, r * r)) ^ sign);
+  if (__builtin_expect(any_beyond(x, kSineRange), 0)) return beyond(x, near, sin);
+  return near;
 }
 
+#if defined(DIINN_FUSED)
+// Sine for the 16- and 8-bit modes: pi in two parts, a polynomial of three terms, of the least
+// absolute error (Remez, 8.9e-7). For |x| <= 10,000 it is within 1.1e-6 of the exact value, a
+// thousandth of what bfloat16 rounds off; other arguments as in sine().
+static DIINN_INLINE vec cheap_sine(vec x) {
+  const float magic = 12582912.0f;  // as in reduce()
+  const vec shifted = fma(x, splat(0x1.45f306p-2f), splat(magic));
+  const vec n = shifted - magic;
+  vec r = fma(n, splat(-0x1.921fb6p+1f), x);
+  r = fma(n, splat(0x1.777a5cp-24f), r);
+  const vec z = r * r;
+  vec p = fma(splat(-1.849217952e-04f), z, splat(8.312365972e-03f));
+  p = fma(p, z, splat(-1.666568071e-01f));
+  const vec near = vec(ivec(fma(r * z, p, r)) ^ ivec(shifted) << 31);
+  if (__builtin_expect(any_beyond(x, kSineRange), 0)) return beyond(x, near, sin);
+  return near;
+}
+#endif
+
 static DIINN_INLINE void sine_cosine(vec x, vec* s, vec* c) {
-  if (__builtin_expect(any_beyond(x, kSineRange), 0)) {
-    *s = exact(x, sinf);
-    *c = exact(x, cosf);
-    return;
-  }
   ivec sign;
   const vec r = reduce(x, &sign), z = r * r;
   *s = vec(ivec(sine_polynomial(r, z)) ^ sign);
   *c = vec(ivec(cosine_polynomial(z)) ^ sign);
+  if (__builtin_expect(any_beyond(x, kSineRange), 0)) {
+    *s = beyond(x, *s, sin);
+    *c = beyond(x, *c, cos);
+  }
 }
 
 // Elements of products are float, or bf16 (its bits), of which vdpbf16ps adds two products at once
