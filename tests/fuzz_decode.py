@@ -6,7 +6,8 @@ number of problems.
 
 Draws mode, init_q, widths, layers, channels, sizes, batch, window or points, instruction set and
 threads; judges values, and in every third problem the gradients (of queries where relu is smooth),
-by plain PyTorch's own float32 error; some are in bfloat16, judged by plain PyTorch's bfloat16.
+by plain PyTorch's own float32 error; some are in bfloat16 or int8, judged by plain PyTorch's
+bfloat16.
 Prints the seed; a failure prints the problem's own seed, which repeats it alone
 (``--problems 1 --seed S``). Exit code 1 on a miss.
 """
@@ -14,6 +15,7 @@ Prints the seed; a failure prints the problem's own seed, which repeats it alone
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import random
 import sys
@@ -101,11 +103,15 @@ def miss(seed: int) -> str | None:
             keep_off_kinks(decoder)
         decoder = decoder.bfloat16()
         features = features.detach().bfloat16().requires_grad_(gradients)
+    int8 = not bf16 and not gradients and rng.random() < 0.4
+    if int8:
+        isa = rng.choice(list(cpu.int8_instruction_sets()))
     text = (
         f"mode {mode} init_q {init_q} width {decoder.width} layers {len(decoder.K)} "
         f"{channels}x{h}x{w} -> {size}"
     )
-    text += f" batch {batch} window {window} points {points} {isa} threads {threads} bf16 {bf16}"
+    text += f" batch {batch} window {window} points {points} {isa} threads {threads}"
+    text += f" bf16 {bf16} int8 {int8}"
 
     count = rng.choice([1, 7, h * w + 1, 200])
     yx = torch.stack([torch.randint(n, (batch, count)) for n in size], dim=-1)
@@ -117,21 +123,26 @@ def miss(seed: int) -> str | None:
         whole = oracle(decoder, features, size, dtype=dtype)
         return torch.stack([whole[b][:, yx[b, :, 0], yx[b, :, 1]].T for b in range(batch)])
 
-    def decode(backend: str) -> Tensor:
+    def decode(backend: str, decoder: ImplicitDecoder = decoder) -> Tensor:
+        source = features.to(decoder.last_layer.weight.dtype)
         if points:
-            return decoder.sample_pixels(features, yx, size, backend=backend)
-        return decoder(features, size, window=window, backend=backend)
+            return decoder.sample_pixels(source, yx, size, backend=backend)
+        return decoder(source, size, window=window, backend=backend)
 
     torch.set_num_threads(1)
-    floor, kinks = (BF16_FLOOR, Kinks(BF16_KINK)) if bf16 else (FLOOR, Kinks(KINK))
+    coarse = bf16 or int8
+    floor, kinks = (BF16_FLOOR, Kinks(BF16_KINK)) if coarse else (FLOOR, Kinks(KINK))
     with torch.set_grad_enabled(gradients):
-        plain = decode("eager") if bf16 else definition(torch.float32)
+        if coarse:
+            plain = decode("eager", copy.deepcopy(decoder).bfloat16() if int8 else decoder)
+        else:
+            plain = definition(torch.float32)
         with kinks:
             exact = definition(torch.float64)
     torch.set_num_threads(threads)
     os.environ["DIINN_FAST_CPU_ISA"] = isa
     with torch.set_grad_enabled(gradients):
-        got = decode("cpu")
+        got = decode("int8" if int8 else "cpu")
     if reason := wrong(got, plain, exact, floor):
         return f"values {reason}; {text}"
     if gradients:

@@ -28,7 +28,7 @@ from diinn_fast.problem import Problem
 
 ORDER = ("cpu", "eager")
 """Backends that ``auto`` considers, fastest first; the last one runs everywhere."""
-NAMES = ("cpu", "triton", "cuda", "eager")
+NAMES = ("cpu", "int8", "triton", "cuda", "eager")
 """Backends that can be asked for by name: one enters ORDER when it has been measured on
 hardware.
 """
@@ -102,8 +102,10 @@ def conv3x3(name: str, padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """3x3 convolution for inference on the CPU, by a backend that has one for the case, else by
     ``eager``.
     """
-    if name in ("auto", "cpu") and (out := load("cpu").conv3x3(padded, weight, bias)) is not None:
-        return out
+    if name in ("auto", "cpu", "int8"):
+        out = load("cpu").conv3x3(padded, weight, bias)
+        if out is not None:
+            return out
     return load("eager").conv3x3(padded, weight, bias)
 
 

@@ -46,11 +46,11 @@ def unavailable() -> str | None:
     module = _load()
     if isinstance(module, str):
         return module
-    name = os.environ.get("DIINN_FAST_CPU_ISA")
-    if name and name not in module.instruction_sets():
+    if instruction_set() not in module.instruction_sets():
+        sets = {**dict.fromkeys(module.instruction_sets()), **int8_instruction_sets()}
         return (
-            f"DIINN_FAST_CPU_ISA={name}, but this CPU and build have "
-            f"{', '.join(module.instruction_sets())}"
+            f"DIINN_FAST_CPU_ISA={os.environ['DIINN_FAST_CPU_ISA']}, but this CPU and build have "
+            f"{', '.join(sets)}"
         )
     return _self_check(instruction_set())
 
@@ -66,8 +66,20 @@ def unsupported(problem: Problem, source: Tensor) -> str | None:
 
 
 def instruction_set() -> str:
-    """The instruction set in use: the best one that this CPU has, or DIINN_FAST_CPU_ISA."""
-    return os.environ.get("DIINN_FAST_CPU_ISA") or _kernels().instruction_sets()[0]
+    """The instruction set in use: the best one that this CPU has, or DIINN_FAST_CPU_ISA, of a set
+    for int8 the one that goes with it.
+    """
+    asked = os.environ.get("DIINN_FAST_CPU_ISA")
+    if not asked:
+        return str(_kernels().instruction_sets()[0])
+    return int8_instruction_sets().get(asked, asked)
+
+
+def int8_instruction_sets() -> dict[str, str]:
+    """Sets of this CPU with kernels for the backend ``int8``, best first: name -> the float32
+    kernels' set that goes with it. None in a build from before there were any.
+    """
+    return dict(getattr(_kernels(), "int8_instruction_sets", dict)())
 
 
 def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:

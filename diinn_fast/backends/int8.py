@@ -1,0 +1,126 @@
+"""Backend ``int8``: the fused decoder of csrc/cpu with 8-bit integers in the hidden products.
+
+Inference only, on CPUs with AVX512_VNNI, AVX-VNNI, AVX2, or the dot product of AArch64. The hidden
+weights are quantised by their rows, each query's activations by their largest value at run time;
+all else is float32. About as exact as bfloat16. Results have the same bits on every instruction
+set, for any number of threads, and however queries are cut. Forms content and modulation: the
+direct form (init_q, scales below 1, few points) is computed in float32 by the backend ``cpu``.
+
+``DIINN_FAST_CPU_ISA`` (avx512_vnni, avx_vnni, avx2, dotprod or portable) overrides the choice of
+instruction set; a name of the backend ``cpu`` stands for the sets of the same CPUs.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from diinn_fast.backends import cpu, eager
+from diinn_fast.errors import BackendError
+from diinn_fast.problem import Problem, query_weights
+
+DEVICES = ("cpu",)
+DTYPES = "int8 products; all else, the direct form included, in float32"
+NOTE = "compiled C++, fused; forward only, by name (VNNI and AArch64: not yet timed on hardware)"
+
+MOST_WIDTH = 65536
+"""Up to this width no sum of products overflows 32 bits, whatever the numbers."""
+
+SLOW = "portable"
+"""The instruction set that is there for comparison: it is not used unless asked for."""
+
+CHECK_TOLERANCE = 0.03
+"""Of the self-check, relative to the norm: twice what rounding to 8 bits costs there."""
+
+_check_lock = threading.Lock()
+_checked: dict[str, str | None] = {}
+
+
+def unavailable() -> str | None:
+    if reason := cpu.unavailable():
+        return reason
+    if not cpu.int8_instruction_sets():
+        return "the compiled kernels are older than the package: reinstall diinn_fast"
+    name = instruction_set()
+    if name is None:
+        return (
+            "it needs AVX2, AVX-VNNI, AVX512_VNNI or AArch64's dot product, which this CPU or this "
+            "build has not: use the backend cpu"
+        )
+    return _self_check(name)
+
+
+def unsupported(problem: Problem, source: Tensor) -> str | None:
+    return cpu.unsupported(problem, source)
+
+
+def instruction_set() -> str | None:
+    """The instruction set in use, None if only the portable one would do and is not asked for."""
+    sets = cpu.int8_instruction_sets()
+    asked = os.environ.get("DIINN_FAST_CPU_ISA")
+    if not asked:
+        return next((name for name in sets if name != SLOW), None)
+    if asked in sets:
+        return asked
+    return next((name for name, base in sets.items() if base == asked), None)
+
+
+def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    query = query_weights(weights)
+    if problem.form == "direct" or query.width > MOST_WIDTH or cpu._refuses_shape(weights):
+        return cpu.forward(problem, source, weights)
+    name = instruction_set()
+    assert name is not None, "unavailable"
+    return _decode(name, problem, source, weights)
+
+
+def backward(
+    problem: Problem, grad: Tensor, source: Tensor, weights: Sequence[Tensor], needs: Sequence[bool]
+) -> list[Tensor]:
+    raise BackendError(
+        "backend 'int8' has no gradients: train with the backend auto, or decode under "
+        "torch.no_grad()"
+    )
+
+
+def _decode(name: str, problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """By the kernels of one instruction set, in the dtype of ``source``."""
+    exact = source.float()
+    channels = query_weights(weights).channels
+    out = exact.new_empty(problem.output_shape(source.shape[0], channels))
+    if out.numel():
+        arguments, alive = cpu._arguments(problem, exact, [v.float() for v in weights])
+        cpu._kernels().forward_int8(name, arguments, out.data_ptr())
+        del alive
+    return out.to(source.dtype)
+
+
+def _self_check(name: str) -> str | None:
+    """Decode a tiny problem once per instruction set: None, or why the kernels are refused."""
+    with _check_lock, torch.autocast("cpu", enabled=False):
+        if name not in _checked:
+            _checked[name] = _compare(name)
+        return _checked[name]
+
+
+def _compare(name: str) -> str | None:
+    """Why these kernels do not give the portable ones' bits, or the values of ``eager``; or
+    None.
+    """
+    problem, source, weights, _ = cpu._check_problem()
+    try:
+        ours = _decode(name, problem, source, weights)
+        portable = _decode(SLOW, problem, source, weights)
+    except Exception as error:
+        return f"the self-check failed: {error}"
+    if not torch.equal(ours, portable):
+        return "the self-check gave other bits than the portable kernels"
+    exact = eager.forward(problem, source, weights)
+    apart = float((ours - exact).norm() / exact.norm())
+    if not apart <= CHECK_TOLERANCE:
+        return f"the self-check differs from plain PyTorch by {apart:.1e}"
+    return None

@@ -1,0 +1,352 @@
+"""The int8 kernels: values against a float64 model of the quantised formula, the same bits however
+the work is cut and on every instruction set, refusals.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.problems import make_decoder, oracle
+from torch import Tensor
+
+from diinn_fast import BackendError, ImplicitDecoder, backends, use_backend
+from diinn_fast.backends import cpu, int8
+from diinn_fast.geometry import Window, local_offset, nearest_index
+from diinn_fast.loading import load_weights
+from diinn_fast.problem import Problem, Weights, query_weights
+
+if os.environ.get("DIINN_FAST_NO_KERNELS") == "1" or isinstance(cpu._load(), str):
+    pytest.skip(f"no CPU kernels: {cpu._load()}", allow_module_level=True)
+
+SETS = list(cpu.int8_instruction_sets())
+LARGEST = 127
+
+
+@pytest.fixture(params=SETS)
+def isa(request, monkeypatch) -> str:
+    monkeypatch.setenv("DIINN_FAST_CPU_ISA", request.param)
+    assert int8.unavailable() is None
+    assert int8.instruction_set() == request.param
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """Sets the thread count: one unless a test says otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def poison():
+    """Uninitialised tensors are full of NaN: an element that is not written shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def rms(error: Tensor) -> float:
+    return float(error.detach().double().square().mean().sqrt())
+
+
+# -- the model: the formula with quantised factors, in float64 -----------------------------------
+
+
+def quantised(x: Tensor) -> Tensor:
+    """Rows of x, rounded to whole multiples of a 127th of their largest magnitude."""
+    unit = x.abs().amax(-1, keepdim=True) / LARGEST
+    return (x / unit).round() * unit
+
+
+def model(problem: Problem, source: Tensor, weights: list[Tensor]) -> Tensor:
+    """The decode [B, N, channels] as the kernels define it, of a window's queries or of points."""
+    index, offset = queries(problem, source)
+    names = query_weights([v.double() for v in weights])
+    width = names.width
+    content = source.double().flatten(1, 2)
+    content = torch.stack([c[i] for c, i in zip(content, index, strict=True)])
+    position = F.pad(offset.double(), (0, 1), value=problem.ratio)
+    k = content[..., :width]
+    q = first_layer(k if problem.form == "modulation" else k.relu(), position, names)
+    for n, (hidden, bias) in enumerate(zip(names.hidden, names.hidden_bias, strict=True), start=1):
+        own = content[..., n * width : (n + 1) * width]
+        sums = quantised(q) @ quantised(hidden).T
+        if problem.form == "content":
+            own = (own + sums[..., :width]).relu()
+        q = own * torch.sin(sums[..., -width:] + bias)
+    return q @ names.last.T + names.last_bias
+
+
+def first_layer(k: Tensor, position: Tensor, names: Weights) -> Tensor:
+    return k * torch.sin(position @ names.position.T + names.position_bias)
+
+
+def queries(problem: Problem, source: Tensor) -> tuple[Tensor, Tensor]:
+    """LR pixel [B, N] and (dy, dx) [B, N, 2] of every query."""
+    if problem.window is None:
+        return problem.index, problem.offset
+    y0, y1, x0, x1 = problem.window
+    (h, w), (height, width) = problem.lr, problem.size
+    i = nearest_index(y0, y1, h, height)
+    j = nearest_index(x0, x1, w, width)
+    dy = local_offset(y0, y1, i, h, height, torch.float32)
+    dx = local_offset(x0, x1, j, w, width, torch.float32)
+    index = (i[:, None] * w + j).flatten()
+    offset = torch.stack(torch.meshgrid(dy, dx, indexing="ij"), -1).flatten(0, 1)
+    batch = len(source)
+    return index.expand(batch, -1), offset.expand(batch, -1, -1)
+
+
+def case(
+    form: str, width: int = 64, layers: int = 4, channels: int = 3, points: int = 0
+) -> tuple[Problem, Tensor, list[Tensor]]:
+    """A decode of two images of 5x6 pixels, every unit of which matters."""
+    rows = 2 * width if form == "content" else width
+    source = torch.randn(2, 5, 6, layers * width)
+    if form == "modulation":
+        source = source.relu()
+    hidden = torch.randn(layers - 1, rows, width) * (2 / width**0.5)
+    weights = [
+        torch.randn(width, 3),
+        torch.randn(width),
+        hidden,
+        torch.randn(layers - 1, width),
+        torch.randn(channels, width) / width**0.5,
+        torch.randn(channels),
+    ]
+    window = None if points else Window(2, 15, 1, 17)
+    index = torch.randint(30, (2, points)) if points else None
+    offset = torch.rand(2, points, 2) * 2 - 1 if points else None
+    mode = 3 if form == "content" else 2
+    return Problem(form, mode, (5, 6), (0, 0), (17, 19), window, index, offset, 0), source, weights
+
+
+def flat(problem: Problem, out: Tensor) -> Tensor:
+    return out if problem.window is None else out.flatten(2).transpose(1, 2)
+
+
+CASES = [
+    ("content", 32, 2, 3, 0),
+    ("content", 64, 4, 3, 77),
+    ("content", 96, 3, 27, 0),
+    ("modulation", 64, 5, 3, 0),
+    ("modulation", 32, 3, 27, 131),
+    ("content", 256, 4, 3, 0),
+]
+
+
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("shape", CASES, ids=str)
+def test_values_are_those_of_the_quantised_formula(shape, isa):
+    problem, source, weights = case(*shape)
+    got = flat(problem, int8.forward(problem, source, weights))
+    want = model(problem, source, weights)
+    assert got.isfinite().all(), "not every output was written"
+    # In few queries float32 rounds a number near a half to the other integer, and those after it.
+    quantisation = rms(flat(problem, cpu.forward(problem, source, weights)) - want)
+    assert (got - want).abs().median() <= 1e-3 * quantisation
+    assert rms(got - want) <= 0.1 * quantisation
+
+
+def errors(decoder: ImplicitDecoder, features: Tensor, size: tuple[int, int]) -> list[float]:
+    """Of int8, and of plain PyTorch in bfloat16."""
+    exact = oracle(decoder, features, size)
+    got = decoder(features, size, backend="int8")
+    bf16 = copy.deepcopy(decoder).bfloat16()(features.bfloat16(), size, backend="eager")
+    return [rms(got - exact), rms(bf16.double() - exact)]
+
+
+@pytest.mark.parametrize("mode", [1, 2, 3, 4])
+def test_error_with_random_weights_is_at_most_twice_bfloat16s(mode):
+    decoder = make_decoder(mode, width=128, channels=8).requires_grad_(False)
+    ours, bf16 = errors(decoder, torch.randn(1, 8, 9, 10), (31, 43))
+    assert ours <= 2 * bf16
+
+
+def test_error_of_the_bundled_model_on_a_picture_is_at_most_bfloat16s():
+    y, x = torch.meshgrid(torch.linspace(0, 1, 20), torch.linspace(0, 1, 22), indexing="ij")
+    edge = (x > y).float() * 1.6 - 0.8
+    picture = torch.stack([torch.sin(9 * x + 5 * y), torch.cos(7 * x * y), edge])
+    model = load_weights(None).requires_grad_(False)
+    ours, bf16 = errors(model.decoder, model.encoder(picture[None]), (67, 71))
+    assert ours <= bf16
+
+
+@pytest.mark.parametrize("shape", CASES[:5], ids=str)
+def test_every_instruction_set_gives_the_same_bits(shape, isa):
+    problem, source, weights = case(*shape)
+    got = int8.forward(problem, source, weights)
+    assert torch.equal(got, int8._decode("portable", problem, source, weights))
+
+
+@pytest.mark.parametrize("mode", [2, 3, 4])
+def test_windows_batches_and_threads_give_the_same_bits(mode, threads):
+    decoder = make_decoder(mode, width=64, channels=5).requires_grad_(False)
+    features = torch.randn(3, 5, 7, 8)
+    size = (29, 41)
+    whole = decoder(features, size, backend="int8")
+    for window in [(0, 29, 0, 41), (3, 4, 0, 41), (11, 29, 13, 37), (28, 29, 40, 41)]:
+        y0, y1, x0, x1 = window
+        got = decoder(features, size, window=window, backend="int8")
+        assert torch.equal(got, whole[:, :, y0:y1, x0:x1]), window
+    for count in (2, 3, 7):
+        threads(count)
+        assert torch.equal(decoder(features, size, backend="int8"), whole), count
+    for b in range(3):
+        assert torch.equal(decoder(features[b : b + 1], size, backend="int8"), whole[b : b + 1])
+
+
+def test_points_are_the_pixels_of_the_whole():
+    decoder = make_decoder(3, width=64, channels=5).requires_grad_(False)
+    features = torch.randn(2, 5, 6, 7)
+    size = (25, 31)
+    whole = decoder(features, size, backend="int8")
+    yx = torch.stack([torch.randint(n, (2, 200)) for n in size], dim=-1)
+    got = decoder.sample_pixels(features, yx, size, backend="int8")
+    want = torch.stack([whole[b][:, yx[b, :, 0], yx[b, :, 1]].T for b in range(2)])
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_sums_at_width_1024_are_exact(sign, isa):
+    """All integers 127 or -127: sums of 127 * 127 * 1024, with the offset of VNNI twice that."""
+    problem, source, weights = case("content", 1024, 2, 3, points=5)
+    names = query_weights(weights)
+    source[..., :1024] = 1.0
+    names.position.zero_()
+    names.position_bias.fill_(torch.pi / 2)
+    names.hidden.fill_(sign * 0.003)
+    names.hidden_bias.zero_()
+    got = int8.forward(problem, source, weights)
+    want = model(problem, source, weights)
+    assert rms(got - want) <= 1e-5 * rms(want)
+
+
+def test_rows_of_zeros_and_tiny_numbers(isa):
+    problem, source, weights = case("content", points=50)
+    source[:, 0] = 0.0
+    source[:, 1] *= 1e-35
+    weights[2][0, :32] = 0.0
+    got = int8.forward(problem, source, weights)
+    assert got.isfinite().all()
+    assert torch.equal(got, int8._decode("portable", problem, source, weights))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("unit", [3, 70, 200])
+def test_nan_and_infinity_come_out_where_they_do_from_eager(unit, bad, isa):
+    problem, source, weights = case("content")
+    source[0, 1, 2, unit] = bad
+    got = int8.forward(problem, source, weights)
+    want = backends.load("eager").forward(problem, source, weights)
+    assert torch.equal(got.isnan(), want.isnan())
+    weights[2][1, 5, 7] = float("nan")
+    assert int8.forward(problem, source, weights).isnan().all()
+
+
+def test_sine_is_within_its_stated_error(isa):
+    """Every 499th float32 up to 10,000 and the neighbourhood of the multiples of pi/2."""
+    bits = torch.arange(0, torch.tensor(1e4).view(torch.int32).item(), 499, dtype=torch.int32)
+    near = (torch.arange(0, 6366, dtype=torch.float64) * (torch.pi / 2)).float().clamp(max=1e4)
+    for x in (bits.view(torch.float32), near, torch.nextafter(near, torch.tensor(-1.0))):
+        for signed in (x, -x):
+            assert (sine(isa, signed) - signed.double().sin()).abs().max() <= 1.1e-6
+    beyond = torch.tensor([1.1e4, -3e6, 1e20, 3e38, 0.5])
+    assert (sine(isa, beyond) - beyond.double().sin()).abs().max() <= 1.1e-6
+    assert sine(isa, torch.tensor([float("nan"), float("inf"), -float("inf")])).isnan().all()
+
+
+def sine(isa: str, x: Tensor) -> Tensor:
+    x = x.contiguous()
+    out = torch.full_like(x, 7)
+    cpu._kernels().int8_sine(isa, x.data_ptr(), out.data_ptr(), x.numel())
+    return out
+
+
+# -- where it is not int8, and refusals ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("init_q", [False, True])
+def test_the_direct_form_is_float32(init_q):
+    decoder = make_decoder(3, init_q, width=64, channels=5).requires_grad_(False)
+    features = torch.randn(1, 5, 9, 8)
+    size = (20, 17) if init_q else (4, 5)
+    got = decoder(features, size, backend="int8")
+    assert torch.equal(got, decoder(features, size, backend="cpu"))
+
+
+def test_sixteen_bits_are_taken_by_way_of_float32():
+    problem, source, weights = case("content")
+    half = [v.half() for v in weights]
+    got = int8.forward(problem, source.half(), half)
+    want = int8.forward(problem, source.half().float(), [v.float() for v in half])
+    assert torch.equal(got, want.half())
+
+
+def test_gradients_are_refused_in_a_sentence():
+    decoder = make_decoder(3, width=64, channels=5)
+    out = decoder(torch.randn(1, 5, 4, 4), (9, 9), backend="int8")
+    with pytest.raises(BackendError, match="has no gradients: train with the backend auto"):
+        out.sum().backward()
+
+
+def test_auto_does_not_take_it():
+    assert "int8" not in backends.ORDER
+    assert any(row["backend"] == "int8" for row in backends.table())
+
+
+def test_a_cpu_without_the_instructions_is_refused(monkeypatch):
+    monkeypatch.delenv("DIINN_FAST_CPU_ISA", raising=False)
+    monkeypatch.setattr(cpu, "int8_instruction_sets", lambda: {"portable": "portable"})
+    with pytest.raises(BackendError, match="needs AVX2, AVX-VNNI, AVX512_VNNI or AArch64"):
+        use_backend("int8")
+
+
+def test_a_name_of_the_float32_kernels_stands_for_the_same_cpus(monkeypatch):
+    sets = {"avx512_vnni": "avx512", "avx_vnni": "avx2", "avx2": "avx2", "portable": "portable"}
+    monkeypatch.setattr(cpu, "int8_instruction_sets", lambda: sets)
+    expected = {"avx512": "avx512_vnni", "avx2": "avx2", "avx_vnni": "avx_vnni", "": "avx512_vnni"}
+    for asked, name in expected.items():
+        monkeypatch.setenv("DIINN_FAST_CPU_ISA", asked)
+        assert int8.instruction_set() == name
+    monkeypatch.setenv("DIINN_FAST_CPU_ISA", "avx_vnni")
+    assert cpu.instruction_set() == "avx2"
+
+
+def test_kernels_built_before_there_was_int8_are_named(monkeypatch):
+    monkeypatch.setattr(cpu, "int8_instruction_sets", dict)
+    with pytest.raises(BackendError, match="older than the package: reinstall"):
+        use_backend("int8")
+
+
+def test_kernels_that_give_other_bits_are_refused(monkeypatch):
+    monkeypatch.setattr(int8, "_checked", {})
+    decode = int8._decode
+    wrong = lambda name, *rest: decode(name, *rest) + (name != "portable") * 1e-6  # noqa: E731
+    monkeypatch.setattr(int8, "_decode", wrong)
+    if int8.instruction_set() is not None:
+        assert "other bits" in (int8.unavailable() or "")
+
+
+# -- the templates of instruction sets that this CPU has not -------------------------------------
+
+sys.path.append(str(Path(__file__).parents[1]))
+import run_int8_bits  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def portable_bits(tmp_path_factory) -> str:
+    return run_int8_bits.native()[0].output(tmp_path_factory.mktemp("portable"))
+
+
+@pytest.mark.parametrize("variant", run_int8_bits.native()[1:], ids=lambda v: v.name)
+def test_templates_with_emulated_products_give_the_same_bits(variant, portable_bits, tmp_path):
+    assert run_int8_bits.first_difference(portable_bits, variant.output(tmp_path)) is None
