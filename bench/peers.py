@@ -38,6 +38,8 @@ TITLES = {
     "metasr": "Meta-SR (another function)",
     "bicubic": "bicubic (another function)",
 }
+INFERENCE_ONLY = ("int8",)
+"""Backends without gradients."""
 PLAIN = ("eager", "conv")
 """DIINN in plain PyTorch, as fast as it goes."""
 
@@ -50,13 +52,18 @@ def title(peer: str) -> str:
     return TITLES.get(peer, f"diinn_fast (backend {peer})")
 
 
-def fused(device: str) -> list[str]:
-    """The package's compiled backends that run on this device."""
+def fused(device: str, training: bool = False) -> list[str]:
+    """The package's compiled backends that run on this device, for training those with
+    gradients.
+    """
     rows = {row["backend"]: row for row in backends.table()}
     return [
         name
         for name, row in rows.items()
-        if name != "eager" and row["available"] == "yes" and device in row["devices"].split(", ")
+        if name != "eager"
+        and row["available"] == "yes"
+        and device in row["devices"].split(", ")
+        and not (training and name in INFERENCE_ONLY)
     ]
 
 
@@ -75,7 +82,7 @@ def names(case: Case, full: bool) -> list[str]:
         found.append("liif")
     if case.kind != "training":
         found.append("bicubic")
-    return [*found, *fused(case.device)]
+    return [*found, *fused(case.device, case.kind == "training")]
 
 
 def left_out(case: Case, peer: str, full: bool) -> str | None:
