@@ -58,8 +58,7 @@ def save_photo(path: Path, height: int, width: int) -> None:
 def child(case: dict[str, Any]) -> dict[str, Any]:
     """One render in this process; runs in a fresh one."""
     from diinn_fast import DIINN
-    from diinn_fast.inference import Upscaler
-    from diinn_fast.inference.job import Job
+    from diinn_fast.inference import Upscaler, rendering
 
     model = case.get("weights")
     if model is None:
@@ -67,13 +66,13 @@ def child(case: dict[str, Any]) -> dict[str, Any]:
         model = DIINN(mode=case.get("mode", 3), encoder=case["encoder"]).eval()
     start = time.perf_counter()
     upscaler = Upscaler(model, device="cpu")
-    job = Job.prepare(
+    spec = rendering.prepare(
         upscaler, case["picture"], case["out"], scale=case["scale"], max_memory=case["bound"]
     )
-    plan = job.plan()
-    predicted = job.predicted_peak(plan)
-    encoded = plan.encoded_pixels(upscaler.model.decoder) / (job.lr[0] * job.lr[1])
-    job.run(overwrite=True)
+    plan = rendering.make_plan(spec)
+    predicted = rendering.predicted_peak(spec, plan)
+    encoded = plan.encoded_pixels(upscaler.model.decoder) / (spec.lr[0] * spec.lr[1])
+    rendering.run(spec, overwrite=True)
     seconds = time.perf_counter() - start
     peak = status_bytes("VmHWM")
     return {
@@ -84,7 +83,7 @@ def child(case: dict[str, Any]) -> dict[str, Any]:
         "tiles": list(plan.tiles),
         "encoded": encoded,
         "seconds": seconds,
-        "pixels": job.hr[0] * job.hr[1],
+        "pixels": spec.hr[0] * spec.hr[1],
     }
 
 
@@ -164,8 +163,7 @@ def times(case: dict[str, Any]) -> dict[str, list[float]]:
 
     Not of warming up and planning. ``encoded``: LR pixels encoded, of those that there are.
     """
-    from diinn_fast.inference import Upscaler
-    from diinn_fast.inference.job import Job
+    from diinn_fast.inference import Upscaler, rendering
     from diinn_fast.model import DEFAULT_WEIGHTS
 
     picture = photo(*LR)
@@ -177,11 +175,12 @@ def times(case: dict[str, Any]) -> dict[str, list[float]]:
         return {"memory": [*whole], "encode": [*timed(lambda: upscaler.encode(rgb))]}
     found = {}
     for name in FILES:
-        job = Job.prepare(
+        spec = rendering.prepare(
             upscaler, picture, Path(case["folder"]) / name, scale=4, max_memory=case["bound"]
         )
-        encoded = job.plan().encoded_pixels(upscaler.model.decoder) / (LR[0] * LR[1])
-        found[name] = [*timed(lambda: job.run(overwrite=True)), encoded]  # noqa: B023
+        plan = rendering.make_plan(spec)
+        encoded = plan.encoded_pixels(upscaler.model.decoder) / (LR[0] * LR[1])
+        found[name] = [*timed(lambda: rendering.run(spec, overwrite=True)), encoded]  # noqa: B023
     return found
 
 

@@ -25,12 +25,12 @@ from diinn_fast.formats import (
     writable_suffixes,
     write_image,
 )
-from diinn_fast.inference import Upscaler, target_size
+from diinn_fast.inference import Upscaler, rendering, target_size
 from diinn_fast.inference.devices import PRECISIONS, pick_device
-from diinn_fast.inference.job import Job, part_of
 from diinn_fast.inference.memory import TooLargeError, parse_size
-from diinn_fast.inference.ranks import first_rank, ranks_started, world_size
-from diinn_fast.inference.sinks import SinkOptions, sink_kind
+from diinn_fast.inference.rendering.group import first_rank, torchrun_started, world_size
+from diinn_fast.inference.sinks import sink_kind
+from diinn_fast.inference.sizes import TargetSize
 from diinn_fast.loading import load_weights
 from diinn_fast.model import DEFAULT_WEIGHTS, bundled_names
 
@@ -177,7 +177,7 @@ def _scale(text: str) -> float | tuple[float, ...]:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
-def _size_options(options: argparse.Namespace) -> dict:
+def _size_options(options: argparse.Namespace) -> TargetSize:
     return {"scale": options.scale, "size": options.size, "long_side": options.long_side}
 
 
@@ -267,10 +267,10 @@ def _in_pieces(target: Path, source: Path, options: argparse.Namespace) -> bool:
     if (
         sink_kind(target) in PIECES_ONLY
         or source.suffix.lower() in (".npy", ".zarr")
-        or ranks_started()
+        or torchrun_started()
     ):
         return True
-    if sink_kind(target) is not None and part_of(target).is_dir():
+    if sink_kind(target) is not None and rendering.part_of(target).is_dir():
         return True  # an interrupted run is continued, or replaced, only if asked
     if asked and sink_kind(target) is None and target.suffix.lower() in writable_suffixes():
         raise Refused(
@@ -294,30 +294,34 @@ def _too_large(upscaler: Upscaler, image: Image, hr: tuple[int, int], target: Pa
 def render_file(upscaler: Upscaler, source: Path, target: Path, options: argparse.Namespace) -> str:
     """As `upscale_file`, piece by piece within ``--max-memory``."""
     start = time.perf_counter()
-    job = Job.prepare(
+    spec = rendering.prepare(
         upscaler,
         source,
         target,
-        **_size_options(options),
         max_memory=options.max_memory,
         halo=options.halo,
-        options=SinkOptions(pyramid=options.pyramid, compress=not options.no_compression),
+        pyramid=options.pyramid,
+        compress=not options.no_compression,
+        **_size_options(options),
     )
     if options.dry_run:
         workers = world_size()
-        return job.describe(job.plan(workers), workers) if first_rank() else ""
+        plan = rendering.make_plan(spec, workers)
+        return rendering.describe(spec, plan, workers) if first_rank() else ""
     progress = not options.quiet and sys.stderr.isatty()
-    done = job.run(resume=options.resume, overwrite=options.overwrite, progress=progress)
+    done = rendering.run(
+        spec, resume=options.resume, overwrite=options.overwrite, progress=progress
+    )
     seconds = time.perf_counter() - start
-    h, w = job.lr
-    height, width = job.hr
+    h, w = spec.lr
+    height, width = spec.hr
     if not done:
         return f"{target} is complete already" if first_rank() else ""
     if not first_rank():
         return ""
     return (
         f"{source} {w}x{h} -> {target} {width}x{height} "
-        f"({_factor(options.scale, job.lr, job.hr)}) in {seconds:.1f} s, "
+        f"({_factor(options.scale, spec.lr, spec.hr)}) in {seconds:.1f} s, "
         f"backend {upscaler.used_backend}"
     )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from diinn_fast.geometry import Window
+from diinn_fast.inference.engine import Engine, to_unit
 from diinn_fast.inference.plan import Plan
-from diinn_fast.inference.run import Upscaler, to_unit
 from diinn_fast.inference.sources import Source
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ DEPTH = 4
 """LR pixels along the inner edges of a tile that are compared; the error falls off inwards."""
 
 
-def halo_error(upscaler: Upscaler, source: Source, plan: Plan, corners: int = 3) -> float:
+def halo_error(engine: Engine, source: Source, plan: Plan, corners: int = 3) -> float:
     """Largest difference, in [0, 1], from the exact output, at up to ``corners`` corners where four
     tiles meet.
 
@@ -24,7 +24,7 @@ def halo_error(upscaler: Upscaler, source: Source, plan: Plan, corners: int = 3)
     """
     if plan.tiles == (1, 1):
         return 0.0
-    exact = upscaler.model.encoder.receptive_radius
+    exact = engine.model.encoder.receptive_radius
     assert isinstance(exact, int)
     tiles = [
         t
@@ -32,16 +32,16 @@ def halo_error(upscaler: Upscaler, source: Source, plan: Plan, corners: int = 3)
         if (t.y0 > 0 or plan.tiles[0] == 1) and (t.x0 > 0 or plan.tiles[1] == 1)
     ]
     chosen = tiles[:: max(1, len(tiles) // corners)][:corners]
-    return max(_error(upscaler, source, plan, tile, exact) for tile in chosen)
+    return max(_error(engine, source, plan, tile, exact) for tile in chosen)
 
 
-def _error(upscaler: Upscaler, source: Source, plan: Plan, tile: Window, exact: int) -> float:
+def _error(engine: Engine, source: Source, plan: Plan, tile: Window, exact: int) -> float:
     scale = [max(1, round(DEPTH * out / n)) for out, n in zip(plan.hr, plan.lr, strict=True)]
     window = Window(
         tile.y0, min(tile.y1, tile.y0 + scale[0]), tile.x0, min(tile.x1, tile.x0 + scale[1])
     )
     h, w = plan.lr
-    i0, i1, j0, j1 = upscaler.model.decoder.lr_window(window, plan.lr, plan.hr)
+    i0, i1, j0, j1 = engine.model.decoder.lr_window(window, plan.lr, plan.hr)
 
     def output(before: int) -> Tensor:
         """With ``before`` LR pixels above and to the left, and all that the encoder sees below and
@@ -50,7 +50,7 @@ def _error(upscaler: Upscaler, source: Source, plan: Plan, tile: Window, exact: 
         top = max(i0 - before, 0)
         left = max(j0 - before, 0)
         rgb, _ = source.read(top, min(i1 + exact, h), left, min(j1 + exact, w))
-        features = upscaler.encode(rgb, plan.work_bytes)
-        return to_unit(upscaler.decode(features, plan.hr, window, tile=(plan.lr, (top, left))))
+        features = engine.encode(rgb, plan.work_bytes)
+        return to_unit(engine.decode(features, plan.hr, window, tile=(plan.lr, (top, left))))
 
     return float((output(plan.radius) - output(exact)).abs().max())

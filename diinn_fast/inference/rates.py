@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import torch
 
-from diinn_fast.inference.run import Upscaler
+from diinn_fast.inference.engine import Engine
 
 SIDE = 40
 """LR pixels of the square that is tried; more than PyTorch's threshold between two ways to
@@ -18,9 +18,7 @@ convolve.
 
 
 @lru_cache(maxsize=8)
-def measure_rates(
-    upscaler: Upscaler, lr: tuple[int, int], hr: tuple[int, int]
-) -> tuple[float, float]:
+def measure_rates(engine: Engine, lr: tuple[int, int], hr: tuple[int, int]) -> tuple[float, float]:
     """Seconds per LR pixel encoded, and per HR pixel decoded at this scale (rough: single small
     runs).
     """
@@ -32,16 +30,16 @@ def measure_rates(
     decoding = []
     for _ in range(2):
         start = time.perf_counter()
-        features = upscaler.encode(picture)
-        _wait(upscaler)
+        features = engine.encode(picture)
+        _wait(engine)
         encoding.append(time.perf_counter() - start)
         start = time.perf_counter()
-        upscaler.decode(features, size, (0, rows, 0, size[1]))
-        _wait(upscaler)
+        engine.decode(features, size, (0, rows, 0, size[1]))
+        _wait(engine)
         decoding.append(time.perf_counter() - start)
     return encoding[-1] / SIDE**2, decoding[-1] / (rows * size[1])
 
 
-def _wait(upscaler: Upscaler) -> None:
-    if upscaler.device.type == "cuda":
-        torch.cuda.synchronize(upscaler.device)
+def _wait(engine: Engine) -> None:
+    if engine.device.type == "cuda":
+        torch.cuda.synchronize(engine.device)

@@ -7,7 +7,7 @@ import math
 import numbers
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from diinn_fast.errors import UpscaleError
 from diinn_fast.geometry import MAX_LENGTH, size_for_scale
@@ -17,6 +17,20 @@ log = logging.getLogger("diinn_fast")
 DEFAULT_SCALE = 4.0
 
 _warned_of_scale = False
+
+
+class TargetSize(TypedDict, total=False):
+    """How large the output becomes, by at most one of these; x4 without any.
+
+    Attributes:
+        scale: factor, one number or one per axis (y, x). Any positive number.
+        size: exact output (height, width).
+        long_side: longer side of the output in pixels, keeping the aspect ratio.
+    """
+
+    scale: float | Sequence[float] | None
+    size: Sequence[int] | None
+    long_side: int | None
 
 
 def target_size(

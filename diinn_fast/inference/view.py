@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -11,36 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diinn_fast.errors import ImageError, UpscaleError
+from diinn_fast.errors import UpscaleError
 from diinn_fast.geometry import Window, check_size, check_window
-from diinn_fast.inference.bicubic import bicubic_range, resize_bicubic
-from diinn_fast.inference.memory import parse_size
+from diinn_fast.inference.engine import Engine
 from diinn_fast.inference.plan import split, with_halo
-from diinn_fast.inference.run import BAND_PIXELS, Upscaler, store, to_unit
-from diinn_fast.inference.sources import Source, open_source
-from diinn_fast.model import DIINN
+from diinn_fast.inference.sources import Source
+from diinn_fast.inference.sources.inpainted import InpaintedSource
+from diinn_fast.inference.windows import write_samples
+
+BAND_PIXELS = 1 << 19
+"""Output pixels decoded at a time."""
 
 TILE = 256
 """LR pixels along a side of a tile whose features are kept together."""
-
-
-def open(
-    image: Any,
-    model: DIINN | str | os.PathLike[str] | None = None,
-    *,
-    device: str | torch.device | None = None,
-    precision: str | None = None,
-    backend: str | None = None,
-    max_features: int | str = "1GiB",
-) -> View:
-    """A picture of which any window can be rendered at any size; arguments as of
-    `diinn_fast.upscale`.
-
-    Nothing is computed before a window asks for it. ``max_features`` bounds the features that are
-    kept for further windows (256 bytes per LR pixel in fp32).
-    """
-    upscaler = Upscaler(model, device=device, precision=precision, backend=backend)
-    return View(upscaler, open_source(image), parse_size(max_features))
 
 
 class View:
@@ -54,12 +36,10 @@ class View:
         encoded: tiles encoded until now.
     """
 
-    def __init__(self, upscaler: Upscaler, source: Source, max_features: int) -> None:
+    def __init__(self, engine: Engine, source: Source, max_features: int) -> None:
         if source.alpha:
-            from diinn_fast.inference.job import Bled
-
-            source = Bled.of(source, None)
-        self._upscaler = upscaler
+            source = InpaintedSource.of(source, None)
+        self._engine = engine
         self._source = source
         self._most = max_features
         self._kept: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
@@ -67,7 +47,7 @@ class View:
         self.channels = (1 if source.grey else 3) + source.alpha
         self.dtype = np.dtype(source.dtype)
         self.encoded = 0
-        radius = getattr(upscaler.model.encoder, "receptive_radius", None)
+        radius = getattr(engine.model.encoder, "receptive_radius", None)
         self._radius = 0 if radius is None else radius
         self._tile = self.shape if radius is None else (TILE, TILE)
 
@@ -83,7 +63,7 @@ class View:
             cut = check_window(window, hr)
         except ValueError as error:
             raise UpscaleError(str(error)) from None
-        self._upscaler.check_sizes(self.shape, hr)
+        self._engine.check_sizes(self.shape, hr)
         samples = np.empty((*cut.shape, self.channels), self.dtype)
         rows, columns = (
             max(1, t * out // n) for t, out, n in zip(self._tile, hr, self.shape, strict=True)
@@ -112,20 +92,10 @@ class View:
         self.close()
 
     def _render(self, window: Window, hr: tuple[int, int], out: np.ndarray) -> None:
-        lr = self.shape
-        source = self._source
-        needed = self._upscaler.model.decoder.lr_window(window, lr, hr)
-        tile = lr, (needed.y0, needed.x0)
-        band = to_unit(self._upscaler.decode(self._features(needed), hr, window, tile))
-        planes = torch.from_numpy(out).permute(2, 0, 1)
-        colours = 1 if source.grey else 3
-        store(planes[:colours], band.mean(0, keepdim=True) if source.grey else band)
-        if source.alpha:
-            i0, i1, j0, j1 = bicubic_range(window, lr, hr)
-            _, alpha = source.read(i0, i1, j0, j1)
-            if alpha is None:
-                raise ImageError("the picture has lost its alpha: open it again.")
-            store(planes[colours:], resize_bicubic(alpha, hr, window, (lr, (i0, j0))))
+        needed = self._engine.model.decoder.lr_window(window, self.shape, hr)
+        features = self._features(needed)
+        origin = needed.y0, needed.x0
+        write_samples(out, self._engine, self._source, features, origin, window, hr)
 
     @torch.inference_mode()
     def _features(self, needed: Window) -> Tensor:
@@ -164,7 +134,7 @@ class View:
         j1 = min((b + 1) * wide, w)
         top, bottom, left, right = with_halo((i0, i1, j0, j1), self.shape, self._radius)
         rgb, _ = self._source.read(top, bottom, left, right)
-        whole = self._upscaler.encode(rgb)
+        whole = self._engine.encode(rgb)
         features = whole[:, :, i0 - top : i1 - top, j0 - left : j1 - left].clone()
         self.encoded += 1
         self._kept[a, b] = features

@@ -18,9 +18,9 @@ import pytest
 from helpers.known_models import random_model, save
 
 from diinn_fast.cli import main
-from diinn_fast.inference import Upscaler, writer
-from diinn_fast.inference.job import Job
+from diinn_fast.inference import Upscaler
 from diinn_fast.inference.plan import Plan, Task
+from diinn_fast.inference.rendering import execute, loop, planning, writer
 
 HEIGHT = 40
 WIDTH = 60
@@ -71,7 +71,7 @@ def tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     def made(task: Task, base: int, bound: int) -> Plan:
         return Plan(task.lr, task.hr, task.unit, task.radius or 0, (2, 3), (64, 64), 16, 1 << 16, 0)
 
-    monkeypatch.setattr("diinn_fast.inference.job.plan_within", made)
+    monkeypatch.setattr(planning, "plan_within", made)
 
 
 def names(folder: Path) -> list[str]:
@@ -288,7 +288,7 @@ def test_a_zarr_is_a_picture_and_no_folder(upscale, folder, slash):
 def test_a_finished_output_is_resumed_by_doing_nothing(upscale, folder, out, monkeypatch):
     assert upscale("in.png", out, "--resume")[0] == 0
     with monkeypatch.context() as patch:
-        patch.setattr(Job, "_work", lambda *_: pytest.fail("it is there already"))
+        patch.setattr(execute, "render_tiles", lambda *_, **__: pytest.fail("it is there already"))
         assert upscale("in.png", out, "--resume") == (0, f"{out} is complete already\n", "")
         assert upscale("in.png", out, "--resume", "--max-memory", "2GiB")[0] == 0
         for other in (["--scale", 3], ["--halo", 2], ["--precision", "bf16"]):
@@ -313,7 +313,7 @@ def test_another_picture_of_the_same_name_is_another_job(upscale, folder):
 def test_the_hint_after_an_interrupt_works(upscale, folder, tiles, whole, monkeypatch, number, out):
     """A real signal while the fourth block of six is made."""
     monkeypatch.setattr(writer, "FLUSH_SECONDS", 0.0)
-    real = Job._block
+    real = loop.render_block
     made = []
 
     def block(*arguments):
@@ -327,7 +327,7 @@ def test_the_hint_after_an_interrupt_works(upscale, folder, tiles, whole, monkey
     )  # ignored where tests run in the background
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(Job, "_block", block)
+            patch.setattr(loop, "render_block", block)
             code, said, err = upscale("in.png", out, "--resume")
     finally:
         signal.signal(signal.SIGINT, before)
@@ -342,7 +342,7 @@ def test_the_hint_after_an_interrupt_works(upscale, folder, tiles, whole, monkey
     code, _, err = upscale("in.png", out, "--resume", "--scale", 3)
     assert code == 2 and "is of another job" in err
     with monkeypatch.context() as patch:
-        patch.setattr(Job, "_block", lambda *a: made.append(a[-1]) or real(*a))
+        patch.setattr(loop, "render_block", lambda *a: made.append(a[-1]) or real(*a))
         assert upscale("in.png", out, "--resume")[::2] == (0, "")
     assert len(made) == 4 + 3, "three of six blocks were kept"
     np.testing.assert_array_equal(pixels(out), whole)

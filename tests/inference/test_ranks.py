@@ -13,30 +13,35 @@ import pytest
 import torch
 from helpers.small_models import picture, small_model
 
-from diinn_fast.errors import UpscaleError
-from diinn_fast.inference import Upscaler, ranks
-from diinn_fast.inference.job import Job
-from diinn_fast.inference.journal import read_journals
+from diinn_fast.errors import ImageError, UpscaleError
+from diinn_fast.inference import Upscaler, rendering
+from diinn_fast.inference.rendering import group
+from diinn_fast.inference.rendering.execute import begin
+from diinn_fast.inference.rendering.journal import read_journals
+from diinn_fast.inference.rendering.partial import PartialOutput
 
 PROGRAM = """
 import sys, time
 sys.path[:0] = [{tests!r}, {root!r}]
 from helpers.small_models import small_model
-from diinn_fast.inference import Upscaler, job, ranks, writer
+from diinn_fast.inference import Upscaler, rendering
 from diinn_fast.inference.plan import Plan
-writer.FLUSH_SECONDS, ranks.SILENCE = 0.0, 5.0
-job.plan_within = lambda t, base, bound: Plan(t.lr, t.hr, t.unit, t.radius, {tiles}, {block}, 8,
-1 << 16, 0)
-work = job.Job.prepare(Upscaler(small_model(), device="cpu"), sys.argv[1], sys.argv[2], scale=12.0)
+from diinn_fast.inference.rendering import group, loop, planning, writer
+writer.FLUSH_SECONDS, group.SILENCE = 0.0, 5.0
+planning.plan_within = lambda t, base, bound: Plan(
+    t.lr, t.hr, t.unit, t.radius, {tiles}, {block}, 8, 1 << 16, 0
+)
+upscaler = Upscaler(small_model(), device="cpu")
+spec = rendering.prepare(upscaler, sys.argv[1], sys.argv[2], scale=12.0)
 rank = int(__import__("os").environ["RANK"])
-real = job.Job._block
+real = loop.render_block
 def block(*arguments):
     if rank == {dies}:
         __import__("os")._exit(9)
     time.sleep(0.05)  # so that no process is done before the others have begun
     return real(*arguments)
-job.Job._block = block
-work.run(resume=True)
+loop.render_block = block
+rendering.run(spec, resume=True)
 """
 
 
@@ -119,7 +124,7 @@ class Store(dict):
 
 
 @pytest.fixture
-def two(monkeypatch) -> list[ranks.Ranks]:
+def two(monkeypatch) -> list[group.TorchrunGroup]:
     """Both processes' ends of one store."""
     store = Store()
     found = []
@@ -127,7 +132,7 @@ def two(monkeypatch) -> list[ranks.Ranks]:
         monkeypatch.setattr(
             torch.distributed, "rendezvous", lambda *_, rank=rank, **__: iter([(store, rank, 2)])
         )
-        found.append(ranks.Ranks())
+        found.append(group.TorchrunGroup())
     yield found
     for end in found:
         end.close()
@@ -140,7 +145,7 @@ def test_items_are_shared_once_each(two):
 
 
 def test_silence_of_a_process_is_noticed(two, monkeypatch):
-    monkeypatch.setattr(ranks, "SILENCE", 0.2)
+    monkeypatch.setattr(group, "SILENCE", 0.2)
     two[1].close()
     with pytest.raises(UpscaleError, match="process 1 has died: run it again with --resume"):
         two[0].finish()
@@ -152,13 +157,12 @@ def test_the_first_process_waits_for_the_others(two):
 
 
 def test_what_the_first_refuses_all_refuse(two, tmp_path, monkeypatch):
-    job = Job.prepare(
-        Upscaler(small_model(), device="cpu"), picture(), tmp_path / "nowhere" / "out.npy", scale=2
-    )
-    with pytest.raises(ValueError, match="is not a folder"):
-        job._begin(two[0], False, False)
-    with pytest.raises(UpscaleError, match="is not a folder"):
-        job._begin(two[1], False, False)
+    upscaler = Upscaler(small_model(), device="cpu")
+    spec = rendering.prepare(upscaler, picture(), tmp_path / "nowhere" / "out.npy", scale=2)
+    part = PartialOutput(spec.out, spec.layout.job)
+    for end, error in zip(two, (ImageError, UpscaleError), strict=True):
+        with pytest.raises(error, match="is not a folder"):
+            begin(spec, part, end, resume=False, overwrite=False)
 
 
 def test_a_process_that_hears_nothing_says_so(two):

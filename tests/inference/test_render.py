@@ -26,12 +26,12 @@ from diinn_fast import DIINN
 from diinn_fast.errors import ImageError, UnfinishedError, UpscaleError
 from diinn_fast.formats import read_image
 from diinn_fast.geometry import Window
-from diinn_fast.inference import Upscaler, plan, writer
+from diinn_fast.inference import Upscaler, plan, rendering
 from diinn_fast.inference import render as render_public
 from diinn_fast.inference.bicubic import bicubic_range, resize_bicubic
-from diinn_fast.inference.job import Job
-from diinn_fast.inference.journal import Journal, read_journals
 from diinn_fast.inference.plan import Plan, Task, cuts, make_plan, smallest_bound
+from diinn_fast.inference.rendering import loop, planning, writer
+from diinn_fast.inference.rendering.journal import Journal, read_journals
 
 MIB = 1 << 20
 
@@ -59,7 +59,7 @@ def with_plan(
     def made(task: Task, base: int, bound: int) -> Plan:
         return Plan(task.lr, task.hr, task.unit, task.radius or 0, tiles, block, strip, work, 0)
 
-    monkeypatch.setattr("diinn_fast.inference.job.plan_within", made)
+    monkeypatch.setattr(planning, "plan_within", made)
 
 
 # -- the pixels of the whole -----------------------------------------------------------------------
@@ -82,7 +82,7 @@ def test_random_plans_give_the_bitwise_same_pixels(encoder, edsr, rdn, tmp_path,
         free = smallest_bound(task, 0) if n % 2 else seed.randint(1, 12) * MIB
         monkeypatch.setattr(plan, "STRIP_BYTES", seed.choice([MIB // 8, 8 * MIB]))
         made = make_tight_plan(task, free, seed)
-        monkeypatch.setattr("diinn_fast.inference.job.plan_within", lambda *_, made=made: made)
+        monkeypatch.setattr(planning, "plan_within", lambda *_, made=made: made)
         tiled += made.tiles != (1, 1)
         render(upscaler, image, tmp_path / "out.npy", size=hr, overwrite=True)
         np.testing.assert_array_equal(
@@ -101,7 +101,7 @@ def make_tight_plan(task: Task, free: int, seed: random.Random) -> Plan:
 
 def render(upscaler: Upscaler, image, out: Path, **options) -> bool:
     run = {name: options.pop(name) for name in ("resume", "overwrite") if name in options}
-    return Job.prepare(upscaler, image, out, **options).run(**run)
+    return rendering.run(rendering.prepare(upscaler, image, out, **options), **run)
 
 
 @pytest.mark.parametrize("name", ["edsr-baseline", "rdn"])
@@ -226,16 +226,18 @@ CHILD = """
     sys.path.insert(0, {tests!r})
     import numpy as np
     from helpers.small_models import small_model, picture
-    from diinn_fast.inference import Upscaler, job as module, writer
+    from diinn_fast.inference import Upscaler, rendering
     from diinn_fast.inference.plan import Plan
+    from diinn_fast.inference.rendering import execute, loop, planning, run, writer
     writer.FLUSH_SECONDS = 0.0
-    module.plan_within = lambda t, base, bound: Plan(
+    planning.plan_within = lambda t, base, bound: Plan(
         t.lr, t.hr, t.unit, t.radius, (3, 3), (20, 30), 8, 1 << 16, 0
     )
-    job = module.Job.prepare(Upscaler(small_model(), device="cpu"), {picture!r}, {out!r}, scale=2)
+    upscaler = Upscaler(small_model(), device="cpu")
+    spec = rendering.prepare(upscaler, {picture!r}, {out!r}, scale=2)
     print("ready", flush=True)
     {extra}
-    job.run(resume=True)
+    run(spec, resume=True)
     print("done", flush=True)
 """
 
@@ -260,16 +262,16 @@ def child(tmp_path: Path, out: Path, extra: str = "", **options) -> subprocess.P
 
 FORK = """
     import os, random, signal
-    rng, real = random.Random(3), module.Job._block
+    rng, real = random.Random(3), loop.render_block
     def slow(*arguments):
         time.sleep(0.05)  # 45 blocks take longer than all the time until the last kill
         return real(*arguments)
-    module.Job._block = slow
+    loop.render_block = slow
     for n in range(20):
         process = os.fork()
         if process == 0:
             try:
-                job.run(resume=True)
+                run(spec, resume=True)
             except BaseException as error:
                 print(repr(error), flush=True)
                 os._exit(1)
@@ -305,7 +307,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 STOP = """
-    real, count = module.Job._block, 0
+    real, count = loop.render_block, 0
     def block(*arguments):
         global count
         count += 1
@@ -313,7 +315,7 @@ STOP = """
             print("tenth", flush=True)
             time.sleep(60)
         return real(*arguments)
-    module.Job._block = block
+    loop.render_block = block
 """
 
 
@@ -355,7 +357,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
 
 FULL = """
     import errno, os
-    module.Job._check_disk = lambda self, part: None
+    execute.check_disk = lambda spec, part: None
     if not os.path.ismount({disk!r}):
         real = os.pwrite
         def pwrite(descriptor, data, offset):
@@ -395,8 +397,8 @@ def test_a_vanished_picture_keeps_all_that_was_done(edsr, tmp_path, monkeypatch)
     with_plan(monkeypatch)
     np.save(tmp_path / "in.npy", picture())
     out = tmp_path / "out.npy"
-    job = Job.prepare(edsr, tmp_path / "in.npy", out, scale=2)
-    real = job.source.read
+    spec = rendering.prepare(edsr, tmp_path / "in.npy", out, scale=2)
+    real = spec.source.read
     reads = []
 
     def read(*window):
@@ -405,10 +407,10 @@ def test_a_vanished_picture_keeps_all_that_was_done(edsr, tmp_path, monkeypatch)
             os.truncate(tmp_path / "in.npy", 500)
         return real(*window)
 
-    monkeypatch.setattr(job.source, "read", read)
+    monkeypatch.setattr(spec.source, "read", read)
     with pytest.raises(UnfinishedError, match=r"keeps what is done: run it again with --resume"):
-        job.run()
-    state = read_journals(job.part)
+        rendering.run(spec)
+    state = read_journals(rendering.part_of(out))
     assert state is not None and state.done and not out.exists()
 
 
@@ -418,7 +420,7 @@ def test_nan_in_the_output_keeps_all_that_was_done(tmp_path, monkeypatch):
     with torch.no_grad():
         upscaler.model.decoder.last_layer.bias[0] = float("nan")
     with pytest.raises(FloatingPointError, match=r"NaN or infinity in fp32.*keeps what is done"):
-        monkeypatch.setattr("diinn_fast.inference.job.measure_rates", lambda *_: (1.0, 1.0))
+        monkeypatch.setattr(planning, "measure_rates", lambda *_: (1.0, 1.0))
         render(upscaler, picture(), tmp_path / "out.npy", scale=2)
 
 
@@ -433,7 +435,7 @@ def test_out_of_memory_is_retried_once_with_half_the_tile(edsr, tmp_path, monkey
         largest.append(rgb[0].numel()) if not largest else None
         return real(rgb, work)
 
-    monkeypatch.setattr("diinn_fast.inference.job.measure_rates", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr(planning, "measure_rates", lambda *_: (1.0, 1.0))
     whole = edsr(picture(), scale=2)
     largest.append(4200)
     monkeypatch.setattr(edsr, "encode", encode)
@@ -454,7 +456,7 @@ def interrupted(edsr, tmp_path, monkeypatch) -> Path:
     """An output whose render has stopped after a few blocks, each recorded."""
     with_plan(monkeypatch)
     monkeypatch.setattr(writer, "FLUSH_SECONDS", 0.0)
-    real = Job._block
+    real = loop.render_block
     count = 0
 
     def block(*arguments):
@@ -465,7 +467,7 @@ def interrupted(edsr, tmp_path, monkeypatch) -> Path:
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Job, "_block", block)
+        patch.setattr(loop, "render_block", block)
         with pytest.raises(KeyboardInterrupt):
             render(edsr, picture(), tmp_path / "out.png", scale=2)
     return tmp_path / "out.png"
@@ -483,9 +485,9 @@ def test_a_finished_job_is_resumed_by_doing_nothing(edsr, tmp_path):
 
 
 def test_only_what_is_missing_is_made(edsr, interrupted, monkeypatch):
-    real = Job._block
+    real = loop.render_block
     made = []
-    monkeypatch.setattr(Job, "_block", lambda *a: made.append(a[-1]) or real(*a))
+    monkeypatch.setattr(loop, "render_block", lambda *a: made.append(a[-1]) or real(*a))
     state = read_journals(Path(f"{interrupted}.part"))
     assert state is not None and len(state.done) == 5
     render(edsr, picture(), interrupted, scale=2, resume=True)

@@ -311,13 +311,13 @@ def test_bands_equal_the_whole_bitwise(mode, hr):
 def test_large_outputs_are_decoded_in_bands(mixing, monkeypatch):
     image = torch.rand(3, 6, 5)
     whole = mixing(image, scale=3)
-    monkeypatch.setattr("diinn_fast.inference.run.BAND_PIXELS", 40)
+    monkeypatch.setattr("diinn_fast.inference.upscaler.BAND_PIXELS", 40)
     assert torch.equal(mixing(image, scale=3), whole)
 
 
 @pytest.mark.parametrize("hr", [(14, 10), (15, 7)])
 def test_self_ensemble_is_the_mean_over_eight_symmetries(hr, monkeypatch):
-    monkeypatch.setattr("diinn_fast.inference.run.BAND_PIXELS", 40)  # several bands
+    monkeypatch.setattr("diinn_fast.inference.upscaler.BAND_PIXELS", 40)  # several bands
     model = random_model()
     image = torch.rand(3, 7, 5)
 

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from diinn_fast.errors import UpscaleError
 
@@ -26,29 +26,58 @@ START = 300.0
 """Seconds that processes wait for the first one to make the plan."""
 
 
-class Alone:
+class Group(Protocol):
+    """The processes that share the work.
+
+    Attributes:
+        rank: number of this one; 0 speaks for all.
+        world: how many there are.
+    """
+
+    rank: int
+    world: int
+
+    def announce(self, words: dict[str, Any]) -> None:
+        """What the first process says to the others."""
+
+    def hear(self) -> dict[str, Any]:
+        """What the first process said, in the others."""
+
+    def share(self, items: Sequence[Item]) -> Iterator[Item]:
+        """Items that no other process gets."""
+
+    def finish(self) -> None:
+        """Say that this process has done its share; in the first one, return when all have."""
+
+    def close(self) -> None:
+        """Leave the group."""
+
+
+class SingleProcess:
     """The only process."""
 
     rank = 0
     world = 1
 
     def announce(self, words: dict[str, Any]) -> None:
-        pass
+        """Nobody listens."""
 
     def hear(self) -> dict[str, Any]:
+        """Nobody speaks."""
         raise NotImplementedError
 
     def share(self, items: Sequence[Item]) -> Iterator[Item]:
+        """All of them."""
         yield from items
 
     def finish(self) -> None:
-        """Say that this process has done its part; in the first one, return when all have."""
+        """There is nobody to wait for."""
 
     def close(self) -> None:
-        pass
+        """There is nothing to leave."""
 
 
-class Ranks(Alone):
+class TorchrunGroup:
     """One of several processes. ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR``, ``MASTER_PORT`` say
     which and where.
     """
@@ -69,7 +98,7 @@ class Ranks(Alone):
         self._pulse.start()
 
     def announce(self, words: dict[str, Any]) -> None:
-        """What the first process says to the others."""
+        """See `Group`."""
         self._store.set("words", json.dumps(words))
 
     def hear(self) -> dict[str, Any]:
@@ -81,7 +110,7 @@ class Ranks(Alone):
             ) from error
 
     def share(self, items: Sequence[Item]) -> Iterator[Item]:
-        """Items that no other process gets."""
+        """See `Group`."""
         while (n := self._take()) < len(items):
             yield items[n]
 
@@ -122,21 +151,21 @@ class Ranks(Alone):
         self._pulse.join(5.0)
 
 
-def ranks_started() -> bool:
+def torchrun_started() -> bool:
     """Whether this process is one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
 def world_size() -> int:
     """How many processes share the work."""
-    return int(os.environ["WORLD_SIZE"]) if ranks_started() else 1
+    return int(os.environ["WORLD_SIZE"]) if torchrun_started() else 1
 
 
 def first_rank() -> bool:
     """Whether this process is alone, or the one that speaks for all."""
-    return not ranks_started() or os.environ["RANK"] == "0"
+    return not torchrun_started() or os.environ["RANK"] == "0"
 
 
-def join_ranks() -> Alone:
+def join_group() -> Group:
     """This process among those that ``torchrun`` started, or alone."""
-    return Ranks() if ranks_started() else Alone()
+    return TorchrunGroup() if torchrun_started() else SingleProcess()

@@ -11,8 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from diinn_fast.geometry import Window
-from diinn_fast.inference.journal import Block, Journal
 from diinn_fast.inference.plan import QUEUE
+from diinn_fast.inference.rendering.journal import Block, Journal
 from diinn_fast.inference.sinks import Sink
 
 FLUSH_SECONDS = 3.0

@@ -1,0 +1,194 @@
+"""A model made ready on a device: LR pixels to features, features to the pixels of a window."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+from diinn_fast import backends
+from diinn_fast.encoders import cost_of, use_fast_weights
+from diinn_fast.errors import UpscaleError
+from diinn_fast.geometry import MAX_LENGTH
+from diinn_fast.inference.devices import PRECISIONS, pick_device, pick_precision
+from diinn_fast.loading import load_weights
+from diinn_fast.model import DIINN
+from diinn_fast.problem import Problem
+
+log = logging.getLogger("diinn_fast")
+
+
+class EngineOptions(TypedDict, total=False):
+    """How to compute; arguments of `Engine`.
+
+    Attributes:
+        device: "cpu", "cuda", "cuda:1", "mps"; default: the given model's, else CUDA if there is
+            any.
+        precision: "fp32", "bf16" or "fp16" (autocast of encoder and decoder); default: fp16 on
+            CUDA, else fp32.
+        backend: see ``diinn_fast.use_backend``.
+        self_ensemble: mean over the 8 flips and transposes: slightly better, 8 times the work; in
+            memory only.
+    """
+
+    device: str | torch.device | None
+    precision: str | None
+    backend: str | None
+    self_ensemble: bool
+
+
+class Engine:
+    """A model, where and in which precision it computes.
+
+    Args:
+        model: a DIINN, a bundled model's name, a model folder or a checkpoint file; default: the
+            bundled model.
+
+    The others are those of `EngineOptions`. After `check_sizes`, ``used_backend`` names the backend
+    that decodes.
+    """
+
+    def __init__(
+        self,
+        model: DIINN | str | os.PathLike[str] | None = None,
+        *,
+        device: str | torch.device | None = None,
+        precision: str | None = None,
+        backend: str | None = None,
+        self_ensemble: bool = False,
+    ) -> None:
+        self.backend = backends.requested() if backend is None else backends.check_name(backend)
+        if self.backend != "auto" and (reason := backends.load(self.backend).unavailable()):
+            raise backends.BackendError(f"backend {self.backend!r} cannot run: {reason}")
+        given = (
+            next(model.parameters()).device
+            if isinstance(model, DIINN) and device is None
+            else device
+        )
+        self.device = pick_device(given)
+        self.dtype = pick_precision(precision, self.device)
+        self.self_ensemble = self_ensemble
+        self.used_backend = ""
+        if not isinstance(model, DIINN):
+            self.model = load_weights(model).to(self.device)
+        elif model.training or any(
+            p.device != self.device or p.dtype != torch.float32 for p in model.parameters()
+        ):
+            self.model = (
+                copy.deepcopy(model).to(self.device, torch.float32).eval()
+            )  # the caller's stays as it is
+        else:
+            self.model = model
+        if self.model is not model and self.device.type == "cuda" and self.dtype != torch.float32:
+            use_fast_weights(self.model.encoder)
+        name = next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
+        log.info("mode %d model on %s in %s", self.model.decoder.mode, self.device, name)
+
+    def check_sizes(self, lr: Sequence[int], hr: tuple[int, int]) -> None:
+        """Refuse sizes that cannot be done at all, and choose the backend."""
+        height, width = lr
+        if not (1 <= height <= MAX_LENGTH and 1 <= width <= MAX_LENGTH):
+            raise UpscaleError(f"a picture of {width}x{height} pixels cannot be upscaled")
+        decoder = self.model.decoder
+        if min(hr) < decoder.formulation.least_side:
+            raise UpscaleError(
+                f"a mode {decoder.mode} model needs an output of at least 2x2 pixels, "
+                f"not {hr[1]}x{hr[0]}"
+            )
+        self.used_backend = self._choose_backend((height, width), hr)
+        log.info("%dx%d to %dx%d by backend %s", width, height, hr[1], hr[0], self.used_backend)
+
+    @torch.inference_mode()
+    def encode(self, rgb: Tensor, work_bytes: int | None = None) -> Tensor:
+        """Features ``[1, C, h, w]`` of an LR picture ``[3, h, w]`` in [0, 1]; ``work_bytes`` as of
+        `encoders.Cost`.
+        """
+        # One memory layout for all inputs: convolutions round differently in another.
+        x = rgb.to(self.device, torch.float32).contiguous()[None]
+        encoder = self.model.encoder
+        bounded = work_bytes is not None and cost_of(encoder).shares
+        limit = {"work_bytes": work_bytes} if bounded else {}
+        with self._arithmetic():
+            return encoder((x - 0.5) / 0.5, **limit)
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        features: Tensor,
+        hr: tuple[int, int],
+        window: Sequence[int],
+        tile: tuple[tuple[int, int], tuple[int, int]] | None = None,
+    ) -> Tensor:
+        """The network's raw output ``[3, rows, columns]`` in a window; ``tile`` as of
+        `ImplicitDecoder.forward`.
+
+        In [-1, 1] or slightly beyond; FloatingPointError if it is not finite.
+        """
+        with self._arithmetic():
+            band = self.model.decoder(features, hr, window=window, tile=tile, backend=self.backend)
+        band = band[0].float()
+        if not torch.isfinite(band).all():
+            raise FloatingPointError(self._not_finite())
+        return band
+
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        """Autocast in 16 bit; in fp32 float32 throughout, also for CUDA's convolutions, by default
+        in TF32.
+        """
+        half = self.dtype != torch.float32
+        conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+        before = conv.fp32_precision
+        try:
+            if self.device.type == "cuda" and not half:
+                conv.fp32_precision = "ieee"
+            with torch.autocast(self.device.type, dtype=self.dtype if half else None, enabled=half):
+                yield
+        finally:
+            if conv.fp32_precision != before:
+                conv.fp32_precision = before
+
+    def _choose_backend(self, lr: tuple[int, int], hr: tuple[int, int]) -> str:
+        """Name of the backend that will decode; BackendError if the one asked for cannot."""
+        decoder = self.model.decoder
+        form = decoder.formulation.form(lr, hr[0] * hr[1])
+        if form == "direct":
+            shape = (1, 3, 3, decoder.in_channels)
+        else:
+            shape = (1, 1, 1, len(decoder.K) * decoder.width)
+        problem = Problem(form, decoder.mode, lr, (0, 0), hr, None, None, None, 0)
+        source = torch.empty(shape, dtype=self.dtype, device=self.device)
+        return backends.choose(self.backend, problem, source).__name__.rpartition(".")[2]
+
+    def _not_finite(self) -> str:
+        name = next(n for n, dtype in PRECISIONS.items() if dtype == self.dtype)
+        if name == "fp32":
+            return (
+                "the network gave NaN or infinity in fp32: its weights do not suit this "
+                "picture, try other weights"
+            )
+        return (
+            f'the network gave NaN or infinity in {name}: use --precision fp32 (precision="fp32")'
+        )
+
+
+def to_unit(band: Tensor) -> Tensor:
+    """The network's raw output in [0, 1]."""
+    return (band * 0.5 + 0.5).clamp_(0, 1)
+
+
+def store(target: Tensor, band: Tensor) -> None:
+    """Write samples in [0, 1] as they are, or as integers rounded half up (8 bit leave a GPU as
+    such).
+    """
+    if not target.is_floating_point():
+        band = band * torch.iinfo(target.dtype).max + 0.5
+    if target.dtype == torch.uint8:
+        band = band.to(torch.uint8)
+    target.copy_(band.cpu().to(target.dtype))

@@ -1,0 +1,224 @@
+"""A render from its beginning to its end, by one process or as one of several.
+
+All that is done lies in ``OUT.part`` until it takes its name.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from diinn_fast.errors import ImageError, UnfinishedError, UpscaleError
+from diinn_fast.formats.sinks import system_errors
+from diinn_fast.inference.memory import size_text
+from diinn_fast.inference.plan import Plan
+from diinn_fast.inference.rendering.group import Group, join_group
+from diinn_fast.inference.rendering.journal import Journal, State, read_journals
+from diinn_fast.inference.rendering.loop import render_tiles
+from diinn_fast.inference.rendering.partial import Decision, PartialOutput
+from diinn_fast.inference.rendering.planning import fits, make_plan
+from diinn_fast.inference.rendering.spec import RenderSpec
+from diinn_fast.inference.sinks import Sink, disk_bytes, open_sink
+from diinn_fast.inference.sizes import warn_of_scale
+
+log = logging.getLogger("diinn_fast")
+
+
+def run(
+    spec: RenderSpec, *, resume: bool = False, overwrite: bool = False, progress: bool = False
+) -> bool:
+    """Make the output. False if it was there already."""
+    group = join_group()
+    part = PartialOutput(spec.out, spec.layout.job)
+    try:
+        state = begin(spec, part, group, resume=resume, overwrite=overwrite)
+        if state is None:
+            log.info("%s is complete already", spec.out)
+            return False
+        warn_of_scale(spec.lr, spec.hr, spec.engine.model.trained_scales)
+        with _interruptible(), _kept_on_errors(part), system_errors(spec.out, part.folder):
+            _work(spec, part, state, group, overwrite, progress and group.rank == 0)
+        return True
+    finally:
+        group.close()
+        spec.source.close()
+
+
+def begin(
+    spec: RenderSpec, part: PartialOutput, group: Group, *, resume: bool, overwrite: bool
+) -> State | None:
+    """What is to be done, the same in all processes; None if nothing is."""
+    if group.rank > 0:
+        return _join(spec, part, group)
+    try:
+        state = _prepare(spec, part, group.world, resume=resume, overwrite=overwrite)
+    except (ValueError, OSError) as error:
+        group.announce({"refused": str(error)})
+        raise
+    if state is None:
+        group.announce({"job": None})
+    else:
+        group.announce({"job": state.job, "plan": state.plan.as_json()})
+    return state
+
+
+def _join(spec: RenderSpec, part: PartialOutput, group: Group) -> State | None:
+    """What the first process has begun."""
+    words = group.hear()
+    if "refused" in words:
+        raise UpscaleError(words["refused"])
+    if words["job"] is None:
+        return None
+    if words["job"] != spec.layout.job:
+        raise UpscaleError(f"process {group.rank} was given another job than process 0")
+    found = read_journals(part.folder)
+    return State(words["job"], Plan.from_json(words["plan"]), found.done if found else set())
+
+
+def _prepare(
+    spec: RenderSpec, part: PartialOutput, workers: int, *, resume: bool, overwrite: bool
+) -> State | None:
+    """Resume or make OUT.part with its sink and journal, in the first process."""
+    decision = part.decide(resume=resume, overwrite=overwrite)
+    if decision is Decision.NOTHING:
+        if part.state is not None:
+            part.remove()
+        return None
+    if decision is Decision.CONTINUE and part.state is not None:
+        _check_bound(spec, part, part.state.plan)
+        check_disk(spec, part)
+        return part.state
+    if not spec.out.parent.is_dir():
+        raise ImageError(
+            f"{spec.out} cannot be written, {spec.out.parent} is not a folder: create it first."
+        )
+    plan = make_plan(spec, workers)
+    part.remove()
+    check_disk(spec, part)
+    return _start(spec, part, plan, overwrite)
+
+
+def _check_bound(spec: RenderSpec, part: PartialOutput, plan: Plan) -> None:
+    if spec.bound is not None and not fits(spec, plan):
+        raise UpscaleError(
+            f"{part.folder} was planned for more memory than {size_text(spec.bound)}: resume it "
+            "with what it was started with, or begin anew with --overwrite"
+        )
+
+
+def check_disk(spec: RenderSpec, part: PartialOutput) -> None:
+    """Refuse what the disk has no room for, in OUT.part and in its final form together."""
+    needed = sum(disk_bytes(spec.out, spec.layout, spec.options))
+    if part.folder.is_dir():
+        files = (path for path in part.folder.rglob("*") if path.is_file())
+        needed -= sum(path.stat().st_blocks * 512 for path in files)
+    free = shutil.disk_usage(spec.out.parent).free
+    if needed > free:
+        raise UpscaleError(
+            f"{spec.out} needs up to {size_text(needed)} of disk and {size_text(free)} are free: "
+            "free some space, choose another folder or a smaller size"
+        )
+
+
+def _start(spec: RenderSpec, part: PartialOutput, plan: Plan, overwrite: bool) -> State:
+    """Make OUT.part with nothing done in it."""
+    try:
+        part.folder.mkdir()
+    except OSError as error:
+        raise ImageError(
+            f"{part.folder} cannot be made ({error.strerror}): choose another folder."
+        ) from error
+    _open_sink(spec, part, resume=False, overwrite=overwrite).close()
+    with system_errors(spec.out, part.folder):
+        Journal(part.folder, 0, spec.layout.job, plan).close()
+    return State(spec.layout.job, plan, set())
+
+
+def _open_sink(spec: RenderSpec, part: PartialOutput, *, resume: bool, overwrite: bool) -> Sink:
+    return open_sink(
+        spec.out,
+        spec.layout,
+        part=part.folder,
+        resume=resume,
+        options=spec.options,
+        overwrite=overwrite,
+    )
+
+
+def _work(
+    spec: RenderSpec,
+    part: PartialOutput,
+    state: State,
+    group: Group,
+    overwrite: bool,
+    progress: bool,
+) -> None:
+    sink = _open_sink(spec, part, resume=True, overwrite=overwrite)
+    try:
+        render_tiles(spec, state, sink, group, progress=progress)
+        group.finish()
+        if group.rank == 0:
+            _finish(spec, part, sink, progress)
+    finally:
+        sink.close()
+
+
+def _finish(spec: RenderSpec, part: PartialOutput, sink: Sink, progress: bool) -> None:
+    """Give the output its name, in the first process when the others have done their share."""
+    state = read_journals(part.folder)
+    if state is None or not state.complete:
+        raise UpscaleError(
+            f"{spec.out} is not complete, a process has died: run it again with --resume"
+        )
+    rows = tqdm(
+        total=spec.hr[0], desc="writing", unit="row", delay=1, leave=False, disable=not progress
+    )
+    with rows as bar:
+        sink.finish(lambda done, rows: bar.update(done - bar.n))
+    sink.close()
+    journal = Journal(part.folder, 0, state.job, state.plan)
+    journal.publish()
+    journal.close()
+    part.remove()
+
+
+@contextmanager
+def _kept_on_errors(part: PartialOutput) -> Iterator[None]:
+    """Say in every error what is kept."""
+    kept = f"{part.folder} keeps what is done: run it again with --resume"
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted, {kept}") from None
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{error}; {kept}") from error
+    except (UpscaleError, ImageError) as error:
+        said = str(error)
+        raise UnfinishedError(
+            said if "resume" in said else f"{said.rstrip('.')}; {kept}"
+        ) from error
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM, by which torchrun ends the others when one process has died, as
+    KeyboardInterrupt.
+    """
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

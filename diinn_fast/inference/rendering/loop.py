@@ -1,0 +1,143 @@
+"""The work of a render: tiles are encoded and decoded block by block by the caller's thread, and
+another thread writes the blocks and says in the journal what is safely on the disk.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diinn_fast.errors import UpscaleError
+from diinn_fast.geometry import Window
+from diinn_fast.inference.halo import halo_error
+from diinn_fast.inference.memory import freed_memory_kept
+from diinn_fast.inference.plan import Plan, split
+from diinn_fast.inference.rendering.group import Group
+from diinn_fast.inference.rendering.journal import Block, Journal, State
+from diinn_fast.inference.rendering.partial import part_of
+from diinn_fast.inference.rendering.spec import RenderSpec
+from diinn_fast.inference.rendering.writer import Writer
+from diinn_fast.inference.sinks import Sink
+from diinn_fast.inference.windows import write_samples
+
+log = logging.getLogger("diinn_fast")
+
+Piece = tuple[Block, Window]
+"""A block and its window of the output."""
+
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+"""What errors of PyTorch say when there is no memory left."""
+
+
+def render_tiles(
+    spec: RenderSpec, state: State, sink: Sink, group: Group, *, progress: bool
+) -> None:
+    """Make this process's share of the blocks that are not done."""
+    plan = state.plan
+    tiles = missing(state)
+    if group.rank == 0:
+        _warn_of_halo(spec, plan)
+    if not tiles:
+        return
+    assert sink.unit == plan.unit, "the plan is for another format"
+    total = spec.hr[0] * spec.hr[1]
+    left = sum(w.shape[0] * w.shape[1] for pieces in tiles for _, w in pieces)
+    journal = Journal(part_of(spec.out), group.rank, state.job, plan)
+    bar = tqdm(
+        total=total,
+        initial=total - left,
+        unit="px",
+        unit_scale=True,
+        delay=1,
+        leave=False,
+        disable=not progress,
+    )
+    with bar, Writer(sink, journal, bar) as writer:
+        for pieces in group.share(tiles):
+            _render_tile(spec, plan, pieces, writer)
+
+
+def missing(state: State) -> list[list[Piece]]:
+    """The blocks that are not done, by tile."""
+    found = []
+    for t, tile in enumerate(state.plan.tile_windows()):
+        blocks = enumerate(state.plan.blocks(tile))
+        pieces = [((t, b), window) for b, window in blocks if (t, b) not in state.done]
+        if pieces:
+            found.append(pieces)
+    return found
+
+
+def _warn_of_halo(spec: RenderSpec, plan: Plan) -> None:
+    if plan.radius < getattr(spec.engine.model.encoder, "receptive_radius", 0):
+        error = halo_error(spec.engine, spec.source, plan)
+        log.warning(
+            "a halo of %d LR pixels is an approximation: off by up to %.2g of 1",
+            plan.radius,
+            error,
+        )
+
+
+def _render_tile(
+    spec: RenderSpec, plan: Plan, pieces: list[Piece], writer: Writer, retried: bool = False
+) -> None:
+    """All blocks of a tile; in halves if the device's memory is short."""
+    try:
+        _render_pieces(spec, plan, pieces, writer)
+        return
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+        left = [piece for piece in pieces if piece[0] not in writer.given]
+        if retried or len(left) < 2:
+            raise UpscaleError(
+                "the device is out of memory: give a smaller --max-memory, or free some memory"
+            ) from error
+    # Here, and not above, the error and all that its frames hold are gone.
+    if spec.engine.device.type == "cuda":
+        torch.cuda.empty_cache()
+    log.warning("the device is out of memory: trying tiles of half the size")
+    half = len(left) // 2
+    _render_tile(spec, plan, left[:half], writer, retried=True)
+    _render_tile(spec, plan, left[half:], writer, retried=True)
+
+
+def _render_pieces(spec: RenderSpec, plan: Plan, pieces: list[Piece], writer: Writer) -> None:
+    """Encode what the blocks look at, once, and decode them."""
+    windows = [window for _, window in pieces]
+    around = Window(
+        min(w.y0 for w in windows),
+        max(w.y1 for w in windows),
+        min(w.x0 for w in windows),
+        max(w.x1 for w in windows),
+    )
+    needed = spec.engine.model.decoder.lr_window(around, spec.lr, spec.hr)
+    region = plan.region(needed)
+    rgb, _ = spec.source.read(*region)
+    features = spec.engine.encode(rgb, plan.work_bytes)
+    del rgb
+    origin = region.y0, region.x0
+    with nullcontext() if spec.bound is None else freed_memory_kept():
+        for block, window in pieces:
+            writer.put(block, window, render_block(spec, plan, features, origin, window))
+
+
+def render_block(
+    spec: RenderSpec, plan: Plan, features: Tensor, origin: tuple[int, int], window: Window
+) -> np.ndarray:
+    """Samples ``[rows, columns, C]`` of a block, strip by strip."""
+    samples = np.empty((*window.shape, spec.layout.channels), spec.layout.dtype)
+    for strip in split(window, plan.strip, window.shape[1]):
+        rows = samples[strip.y0 - window.y0 : strip.y1 - window.y0]
+        write_samples(rows, spec.engine, spec.source, features, origin, strip, spec.hr)
+    return samples
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or any(text in said for text in OUT_OF_MEMORY)

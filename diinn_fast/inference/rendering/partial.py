@@ -1,0 +1,160 @@
+"""OUT.part, the folder that holds an output while it is made: what it may be, and what to do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from enum import Enum, auto
+from pathlib import Path
+
+from diinn_fast.errors import UpscaleError
+from diinn_fast.formats.image import already_exists
+from diinn_fast.inference.rendering.journal import JournalError, State, read_journals
+from diinn_fast.inference.sinks import read_job
+
+OWN_NAMES = ("journal-", "lock", "final", "samples")
+"""How the names of all that is in OUT.part begin."""
+
+
+class Part(Enum):
+    """What OUT.part is."""
+
+    EMPTY = auto()  # there is none, or nothing is recorded in it
+    NOT_OURS = auto()
+    UNREADABLE = auto()  # of another version, or damaged
+    OTHER_JOB = auto()
+    BEGUN = auto()  # some blocks of this job
+    MADE = auto()  # all blocks of this job
+    PUBLISHED = auto()  # this job's output has taken its name; the folder was to be removed
+
+
+class Out(Enum):
+    """What bears the output's name."""
+
+    ABSENT = auto()
+    DONE = auto()  # the output of this very job
+    OTHER = auto()
+
+
+class Decision(Enum):
+    """What to do."""
+
+    START = auto()
+    CONTINUE = auto()
+    NOTHING = auto()  # the output is there
+    REFUSE_NOT_OURS = auto()
+    REFUSE_EXISTING = auto()
+    REFUSE_UNREADABLE = auto()
+    REFUSE_OTHER_JOB = auto()
+    REFUSE_UNFINISHED = auto()
+
+
+def decide(part: Part, out: Out, *, resume: bool, overwrite: bool) -> Decision:
+    """The table of all cases; nothing is lost unless ``overwrite`` says so."""
+    if part is Part.NOT_OURS:
+        return Decision.REFUSE_NOT_OURS
+    if part is Part.PUBLISHED and out is Out.ABSENT:
+        part = Part.EMPTY  # somebody has removed the output since
+    if resume:
+        if out is Out.DONE or part is Part.PUBLISHED:
+            return Decision.NOTHING
+        if part is Part.MADE:
+            return Decision.CONTINUE  # giving the name refuses what may not be replaced
+        if part is Part.BEGUN and (out is Out.ABSENT or overwrite):
+            return Decision.CONTINUE
+    if overwrite:
+        return Decision.START
+    if out is not Out.ABSENT:
+        return Decision.REFUSE_EXISTING
+    if part is Part.UNREADABLE:
+        return Decision.REFUSE_UNREADABLE
+    if part is Part.OTHER_JOB and resume:
+        return Decision.REFUSE_OTHER_JOB
+    return Decision.START if part is Part.EMPTY else Decision.REFUSE_UNFINISHED
+
+
+class PartialOutput:
+    """OUT.part of an output and a job.
+
+    Attributes:
+        folder: OUT.part.
+        state: what its journals say, if it is of this job.
+        part, out: what there is, since `look`.
+    """
+
+    def __init__(self, out: Path, job: str) -> None:
+        self.final = out
+        self.job = job
+        self.folder = part_of(out)
+        self.look()
+
+    def look(self) -> None:
+        """See what there is."""
+        self.state: State | None = None
+        self._unreadable = ""
+        self.part = self._part()
+        self.out = self._out()
+
+    def decide(self, *, resume: bool, overwrite: bool) -> Decision:
+        """What to do; raises what refuses."""
+        decision = decide(self.part, self.out, resume=resume, overwrite=overwrite)
+        if decision is Decision.REFUSE_EXISTING:
+            raise already_exists(self.final)
+        if decision.name.startswith("REFUSE"):
+            raise UpscaleError(f"{self.folder} {self._reason(decision)}")
+        return decision
+
+    def remove(self) -> None:
+        """Delete it, the journals last, so that a kill on the way leaves what says how far it was.
+
+        Something that is not ours stays.
+        """
+        if self.part is Part.NOT_OURS or not self.folder.is_dir():
+            return
+        for path in sorted(self.folder.iterdir(), key=lambda p: p.name.startswith("journal-")):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        self.folder.rmdir()
+
+    def _part(self) -> Part:
+        folder = self.folder
+        if not os.path.lexists(folder):
+            return Part.EMPTY
+        if folder.is_symlink() or not folder.is_dir():
+            return Part.NOT_OURS
+        if not all(path.name.startswith(OWN_NAMES) for path in folder.iterdir()):
+            return Part.NOT_OURS
+        try:
+            state = read_journals(folder)
+        except JournalError as error:
+            self._unreadable = str(error)
+            return Part.UNREADABLE
+        if state is None:
+            return Part.EMPTY
+        if state.job != self.job:
+            return Part.OTHER_JOB
+        self.state = state
+        if state.published:
+            return Part.PUBLISHED
+        return Part.MADE if state.complete else Part.BEGUN
+
+    def _out(self) -> Out:
+        if not os.path.lexists(self.final):
+            return Out.ABSENT
+        return Out.DONE if read_job(self.final) == self.job else Out.OTHER
+
+    def _reason(self, decision: Decision) -> str:
+        return {
+            Decision.REFUSE_NOT_OURS: "is in the way and not ours: move it, or choose another name",
+            Decision.REFUSE_UNREADABLE: f"{self._unreadable}: pass --overwrite to begin anew",
+            Decision.REFUSE_OTHER_JOB: "is of another job: pass --overwrite to begin anew",
+            Decision.REFUSE_UNFINISHED: "is of an interrupted run: pass --resume to continue it or "
+            "--overwrite to begin anew",
+        }[decision]
+
+
+def part_of(out: Path) -> Path:
+    """The folder that holds an output while it is made."""
+    return out.with_name(out.name + ".part")

@@ -1,0 +1,134 @@
+"""What a render makes: the picture, the output, and everything that its samples depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diinn_fast.errors import UpscaleError
+from diinn_fast.formats.zarr_store import import_zarr
+from diinn_fast.inference.engine import Engine
+from diinn_fast.inference.memory import give_back_freed_memory, parse_size, resident_bytes
+from diinn_fast.inference.sinks import Layout, SinkOptions, disk_bytes, sink_kind
+from diinn_fast.inference.sizes import TargetSize, target_size
+from diinn_fast.inference.sources import Source, open_source
+from diinn_fast.inference.sources.inpainted import InpaintedSource
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+SLACK_BYTES = 48 << 20
+"""What libraries map, compile and keep beyond what a first small run has shown; measured, see
+bench/bounded.py.
+"""
+
+
+@dataclass(frozen=True)
+class RenderSpec:
+    """One output to be made.
+
+    Attributes:
+        hr: (height, width) of the output.
+        layout: what the file holds; its ``job`` is the fingerprint of all that the samples depend
+            on, and no more: not the bound, the plan, or the number of processes.
+        halo: LR pixels read around a tile; None: as many as the encoder sees.
+        bound: bytes of memory; None: most of what is free.
+    """
+
+    engine: Engine
+    source: Source
+    out: Path
+    hr: tuple[int, int]
+    layout: Layout
+    options: SinkOptions
+    halo: int | None
+    bound: int | None
+
+    @property
+    def lr(self) -> tuple[int, int]:
+        """(height, width) of the picture."""
+        return self.source.height, self.source.width
+
+    @property
+    def kind(self) -> str:
+        """Kind of the output, as of `sink_kind`."""
+        return sink_kind(self.out) or ""
+
+
+def prepare(
+    engine: Engine,
+    picture: Any,
+    out: str | os.PathLike[str],
+    *,
+    max_memory: int | str | None = None,
+    halo: int | None = None,
+    pyramid: bool = False,
+    compress: bool = True,
+    **target: Unpack[TargetSize],
+) -> RenderSpec:
+    """Open the picture and check all that can be checked before the work; arguments as of
+    `Upscaler.render`.
+    """
+    out = Path(out)
+    options = SinkOptions(pyramid=pyramid, compress=compress)
+    _check(engine, out, halo)
+    bound = None if max_memory is None else parse_size(max_memory)
+    if bound is not None:
+        give_back_freed_memory()
+    if "zarr" in (sink_kind(out) or ""):
+        import_zarr(out)  # part of what the process holds before it starts
+    # How much the picture may take: small ones are left to the plan's refusal.
+    on_host = None
+    if bound is not None and engine.device.type == "cpu":
+        on_host = max(SLACK_BYTES, bound - resident_bytes())
+    source = open_source(picture, max_bytes=on_host)
+    hr = target_size((source.height, source.width), **target)
+    engine.check_sizes((source.height, source.width), hr)
+    channels = (1 if source.grey else 3) + source.alpha
+    layout = Layout(*hr, channels, source.dtype, icc=source.icc, dpi=source.dpi)
+    layout = replace(layout, job=_fingerprint(engine, source, out, layout, options, halo))
+    disk_bytes(out, layout, options)  # refuses what the format cannot hold
+    if source.alpha:
+        source = InpaintedSource.of(source, on_host)
+    return RenderSpec(engine, source, out, hr, layout, options, halo, bound)
+
+
+def _check(engine: Engine, out: Path, halo: int | None) -> None:
+    if engine.self_ensemble:
+        raise UpscaleError(
+            "a self-ensemble needs the whole picture in memory: leave out one of the two"
+        )
+    if halo is not None and halo < 0:
+        raise UpscaleError(f"halo must be a number of LR pixels, got {halo}")
+    if sink_kind(out) is None:
+        raise UpscaleError(
+            f"{out} cannot be written piece by piece: name it .png, .tif, .npy, .zarr or .ome.zarr"
+        )
+
+
+def _fingerprint(
+    engine: Engine,
+    source: Source,
+    out: Path,
+    layout: Layout,
+    options: SinkOptions,
+    halo: int | None,
+) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(engine.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy())
+    decoder = engine.model.decoder
+    computed = [str(engine.dtype), engine.device.type, engine.used_backend, halo]
+    facts = {
+        "source": source.identity,
+        "model": [digest.hexdigest(), decoder.mode, decoder.init_q],
+        "computed": computed,
+        "layout": [layout.height, layout.width, layout.channels, layout.dtype],
+        "file": [sink_kind(out), options.pyramid, options.compress],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,298 @@
+"""Three ways to a larger picture: in memory, into a file of any size, and by windows on demand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diinn_fast.formats import Image
+from diinn_fast.geometry import Window
+from diinn_fast.inference import rendering
+from diinn_fast.inference.bicubic import resize_bicubic
+from diinn_fast.inference.bleed import bleed_alpha
+from diinn_fast.inference.engine import Engine, EngineOptions, store, to_unit
+from diinn_fast.inference.kinds import as_request
+from diinn_fast.inference.memory import check_memory, parse_size
+from diinn_fast.inference.sizes import TargetSize, target_size, warn_of_scale
+from diinn_fast.inference.sources import open_source
+from diinn_fast.inference.view import View
+from diinn_fast.model import DIINN
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+BAND_PIXELS = 1 << 19
+"""Output pixels decoded at a time: about a second's work of a CPU, a few MiB of floats."""
+
+DEVICE_BAND_PIXELS = 1 << 22
+"""The same on a GPU: some ten milliseconds' work, after which the host looks at the numbers and
+takes them.
+"""
+
+Model = DIINN | str | os.PathLike[str] | None
+"""A DIINN, a bundled model's name, a model folder or a checkpoint file; None: the bundled model."""
+
+
+class Upscaler(Engine):
+    """A model made ready once, for any number of pictures; arguments as of `Engine`.
+
+    Call it for a picture in memory, `render` into a file of any size, or `open` a picture to see
+    windows of it. Afterwards ``used_backend`` names the backend that decoded.
+    """
+
+    def __call__(self, image: Any, *, progress: bool = False, **target: Unpack[TargetSize]) -> Any:
+        """The picture at another size, as the same kind as it was given (a path gives an
+        `Image`).
+
+        Args:
+            image: a path; an `Image`; a PIL image; an array [h, w], [h, w, 3] or [h, w, 4]
+                of uint8, uint16 or float in [0, 1]; a float tensor [3, h, w] or [B, 3, h, w] in
+                [0, 1].
+            progress: show a bar on stderr.
+            target: scale, size or long_side, as of `TargetSize`.
+
+        Alpha is resized bicubically, and colour is bled under transparent pixels before the network
+        sees them. Grey stays grey. Bit depth, ICC profile and dpi are kept; with dpi unscaled, the
+        print grows with the pixels.
+
+        Raises:
+            UpscaleError: a request that cannot be met. ImageError, BackendError: likewise.
+            FloatingPointError: the network's output is not finite (fp16 can overflow).
+        """
+        request = as_request(image)
+        lr = request.images[0].rgb.shape[-2:]
+        hr = target_size(lr, **target)
+        self.check(lr, hr, request.images, request.dtype)
+        return request.finish(
+            [self._upscale(picture, hr, request.dtype, progress) for picture in request.images]
+        )
+
+    def render(
+        self,
+        picture: Any,
+        out: str | os.PathLike[str],
+        *,
+        max_memory: int | str | None = None,
+        halo: int | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        pyramid: bool = False,
+        compress: bool = True,
+        progress: bool = False,
+        **target: Unpack[TargetSize],
+    ) -> Path:
+        """Upscale a picture of any kind and size into a file; returns its path.
+
+        Args:
+            picture: as of a call; files of tiled TIFF, .npy and Zarr are read by region.
+            out: .png, .tif, .npy, .zarr or .ome.zarr.
+            max_memory: bound on the process's peak resident memory (of the device's memory, where
+                that is not the CPU): bytes, or "600MiB", "1.5GiB". Default: most of what is free.
+            halo: LR pixels read around a tile; default: as many as the encoder sees, so that tiles
+                cannot be told. Fewer are an approximation, whose error is logged.
+            resume: continue what was interrupted; a finished output of the same job is left as it
+                is.
+            overwrite: replace an existing output, or what was interrupted.
+            pyramid: TIFF: add copies of half, a quarter, ... of the size (OME-Zarr always has
+                them).
+            compress: TIFF and Zarr: compress without loss; False is faster and larger.
+            progress: show a bar on stderr.
+            target: scale, size or long_side, as of `TargetSize`.
+
+        Started by ``torchrun``, processes share the tiles.
+
+        Raises:
+            UpscaleError, ImageError: what cannot be done. UnfinishedError, an UpscaleError: what
+            could not go on, such as of a full disk; what is done is kept. FloatingPointError:
+            likewise, the network's output is not finite.
+            KeyboardInterrupt: on SIGINT and SIGTERM, when what is done has been kept.
+        """
+        spec = rendering.prepare(
+            self,
+            picture,
+            out,
+            max_memory=max_memory,
+            halo=halo,
+            pyramid=pyramid,
+            compress=compress,
+            **target,
+        )
+        rendering.run(spec, resume=resume, overwrite=overwrite, progress=progress)
+        return spec.out
+
+    def open(self, picture: Any, *, max_features: int | str = "1GiB") -> View:
+        """A picture of which any window can be rendered at any size.
+
+        Nothing is computed before a window asks for it. ``max_features`` bounds the features that
+        are kept for further windows (256 bytes per LR pixel in fp32).
+        """
+        return View(self, open_source(picture), parse_size(max_features))
+
+    def check(
+        self, lr: Sequence[int], hr: tuple[int, int], images: list[Image], dtype: torch.dtype
+    ) -> None:
+        """Refuse before the work what cannot be done in memory, and warn once of a scale that was
+        not learnt.
+        """
+        height, width = lr
+        samples = sum(
+            (1 if i.grey else 3) * dtype.itemsize + (4 if i.alpha is not None else 0)
+            for i in images
+        )
+        ensemble = 12 if self.self_ensemble else 0
+        bytes_out = hr[0] * hr[1] * (samples + ensemble)
+        item = self.dtype.itemsize
+        decoder = self.model.decoder
+        self.check_sizes(lr, hr)
+        check_memory(
+            self.model.encoder, decoder.in_channels, (height, width), bytes_out, self.device, item
+        )
+        warn_of_scale((height, width), hr, self.model.trained_scales)
+
+    def bands(
+        self, rgb: Tensor, hr: tuple[int, int], rows: int | None = None, bar: tqdm | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The output of an LR picture ``[3, h, w]`` in [0, 1] from top to bottom: (first row,
+        ``[3, n, W]``).
+
+        Each has ``n <= rows`` rows (all at once with self_ensemble), float32 in [0, 1], on the
+        device; the pixels do not depend on ``rows``. ``bar`` is told of every pixel decoded.
+        """
+        parts = (
+            self._ensemble(rgb, hr, bar) if self.self_ensemble else self._decode(rgb, hr, rows, bar)
+        )
+        for y, band in parts:
+            yield y, to_unit(band)
+
+    @torch.inference_mode()
+    def _decode(
+        self, rgb: Tensor, hr: tuple[int, int], rows: int | None, bar: tqdm | None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Bands of the network's raw output, in [-1, 1] or slightly beyond."""
+        height, width = hr
+        most = BAND_PIXELS if self.device.type == "cpu" else DEVICE_BAND_PIXELS
+        step = rows or max(1, most // width)
+        features = self.encode(rgb)
+        for y in range(0, height, step):
+            band = self.decode(features, hr, (y, min(y + step, height), 0, width))
+            if bar is not None:
+                bar.update(band[0].numel())
+            yield y, band
+
+    @torch.inference_mode()
+    def _ensemble(
+        self, rgb: Tensor, hr: tuple[int, int], bar: tqdm | None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The mean over the 8 symmetries of the square, of the raw outputs turned back, as one
+        band.
+        """
+        total = torch.zeros(3, *hr, device=self.device)
+        for symmetry in range(8):
+            transposed = symmetry & 4
+            flipped = [d for d in (1, 2) if symmetry & d]
+            picture = rgb.transpose(1, 2) if transposed else rgb
+            part = total.transpose(1, 2) if transposed else total
+            height, width = part.shape[1:]
+            for y, band in self._decode(picture.flip(flipped), (height, width), None, bar):
+                stop = y + band.shape[1]
+                place = slice(height - stop, height - y) if 1 in flipped else slice(y, stop)
+                part[:, place] += band.flip(flipped)
+        yield 0, total.div_(8)
+
+    def _upscale(
+        self, picture: Image, hr: tuple[int, int], dtype: torch.dtype, progress: bool
+    ) -> Tensor:
+        """Planes ``[C, H, W]`` of dtype, on the CPU; colour (or grey), then alpha."""
+        rgb = picture.rgb
+        colours = 1 if picture.grey else 3
+        if picture.alpha is not None:
+            rgb = bleed_alpha(rgb, picture.alpha)
+        out = torch.empty(colours + (picture.alpha is not None), *hr, dtype=dtype)
+        if picture.alpha is not None:
+            for y in range(0, hr[0], step := max(1, BAND_PIXELS // hr[1])):
+                window = Window(y, min(y + step, hr[0]), 0, hr[1])
+                store(out[colours:, y : window.y1], resize_bicubic(picture.alpha, hr, window))
+        pixels = hr[0] * hr[1] * (8 if self.self_ensemble else 1)
+        with tqdm(
+            total=pixels, unit="px", unit_scale=True, delay=1, leave=False, disable=not progress
+        ) as bar:
+            for y, band in self.bands(rgb, hr, bar=bar):
+                band = band.mean(0, keepdim=True) if picture.grey else band
+                store(out[:colours, y : y + band.shape[1]], band)
+        return out
+
+
+def upscale(
+    image: Any,
+    *,
+    model: Model = None,
+    progress: bool = False,
+    scale: float | Sequence[float] | None = None,
+    size: Sequence[int] | None = None,
+    long_side: int | None = None,
+    **options: Unpack[EngineOptions],
+) -> Any:
+    """The picture at another size: ``Upscaler(model, **options)(image, ...)``.
+
+    ``model`` and ``options`` (device, precision, backend, self_ensemble) are those of `Upscaler`,
+    the others those of its call. A tensor on a GPU is upscaled there unless a device is given.
+    """
+    on_gpu = isinstance(image, Tensor) and image.is_cuda
+    if on_gpu and options.get("device") is None and not isinstance(model, DIINN):
+        options["device"] = image.device
+    upscaler = Upscaler(model, **options)
+    return upscaler(image, progress=progress, scale=scale, size=size, long_side=long_side)
+
+
+class RenderOptions(TargetSize, total=False):
+    """Arguments of `Upscaler.render`."""
+
+    max_memory: int | str | None
+    halo: int | None
+    resume: bool
+    overwrite: bool
+    pyramid: bool
+    compress: bool
+    progress: bool
+
+
+def render(
+    picture: Any,
+    out: str | os.PathLike[str],
+    *,
+    model: Model = None,
+    device: str | torch.device | None = None,
+    precision: str | None = None,
+    backend: str | None = None,
+    **options: Unpack[RenderOptions],
+) -> Path:
+    """Upscale into a file of any size: ``Upscaler(model, ...).render(picture, out, **options)``.
+
+    ``model``, ``device``, ``precision`` and ``backend`` are those of `Upscaler`, the others
+    (scale, size, long_side, max_memory, halo, resume, overwrite, pyramid, compress, progress) those
+    of `Upscaler.render`.
+    """
+    upscaler = Upscaler(model, device=device, precision=precision, backend=backend)
+    return upscaler.render(picture, out, **options)
+
+
+def open(
+    picture: Any,
+    model: Model = None,
+    *,
+    max_features: int | str = "1GiB",
+    **options: Unpack[EngineOptions],
+) -> View:
+    """A picture of which any window can be rendered at any size:
+    ``Upscaler(model, **options).open(picture)``.
+
+    ``model`` and ``options`` (device, precision, backend) are those of `Upscaler`, ``max_features``
+    that of `Upscaler.open`.
+    """
+    return Upscaler(model, **options).open(picture, max_features=max_features)
