@@ -574,6 +574,25 @@ def test_the_public_function(tmp_path):
     )
 
 
+def test_pyramid_and_compression_are_plain_arguments(edsr, tmp_path):
+    import tifffile
+
+    small = edsr.render(picture(), tmp_path / "a.tif", scale=6, pyramid=True)
+    large = edsr.render(picture(), tmp_path / "b.tif", scale=6, compress=False)
+    with tifffile.TiffFile(small) as file:
+        assert [level.shape[:2] for level in file.series[0].levels] == [(540, 660), (270, 330), (135, 165)]
+    with tifffile.TiffFile(large) as file:
+        assert len(file.series[0].levels) == 1 and file.pages[0].compression == 1
+
+
+def test_the_three_verbs_give_the_same_pixels(edsr, tmp_path):
+    whole = edsr(picture(), scale=1.5)
+    rendered = np.load(edsr.render(picture(), tmp_path / "out.npy", scale=1.5))
+    with edsr.open(picture()) as view:
+        np.testing.assert_array_equal(view.render(None, whole.shape[:2]), whole)
+    np.testing.assert_array_equal(rendered, whole)
+
+
 def test_parts_of_an_axis_begin_at_multiples_of_the_unit():
     assert cuts(100, 16, 3) == [0, 32, 64, 100]
     assert cuts(7, 1, 2) == [0, 3, 7]
