@@ -34,6 +34,7 @@ from diinn_fast.inference.rendering import loop, planning, writer
 from diinn_fast.inference.rendering.journal import Journal, read_journals
 
 MIB = 1 << 20
+PYRAMID = [(540, 660), (270, 330), (135, 165)]
 
 
 @pytest.fixture(scope="module")
@@ -580,7 +581,7 @@ def test_pyramid_and_compression_are_plain_arguments(edsr, tmp_path):
     small = edsr.render(picture(), tmp_path / "a.tif", scale=6, pyramid=True)
     large = edsr.render(picture(), tmp_path / "b.tif", scale=6, compress=False)
     with tifffile.TiffFile(small) as file:
-        assert [level.shape[:2] for level in file.series[0].levels] == [(540, 660), (270, 330), (135, 165)]
+        assert [level.shape[:2] for level in file.series[0].levels] == PYRAMID
     with tifffile.TiffFile(large) as file:
         assert len(file.series[0].levels) == 1 and file.pages[0].compression == 1
 
