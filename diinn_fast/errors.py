@@ -38,3 +38,7 @@ class BackendError(Error, RuntimeError):
 
 class DivergedError(Error, FloatingPointError):
     """Training cannot go on: a loss or a weight is not a finite number."""
+
+
+class ExportError(Error):
+    """A model that cannot be exported, or a package that exporting needs and that is missing."""

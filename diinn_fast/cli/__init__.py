@@ -20,6 +20,7 @@ COMMANDS = {
     "eval": "score models on folders of HR images: tables, plots, crop sheets",
     "train": "train a model on a folder of photographs",
     "convert": "turn a checkpoint into a model folder",
+    "export": "write a model as ONNX, for programs without PyTorch",
     "serve": "show pictures in a browser, enlarged as far as you look",
     "info": "show versions, devices, models and backends",
 }
