@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
+import PIL.Image
 import pytest
 import torch
 from helpers.known_models import Channels
@@ -147,3 +150,13 @@ def test_what_needs_the_grid_is_refused(options: dict[str, int], tmp_path: Path)
 def test_a_scale_that_is_not_fixed_is_refused() -> None:
     with pytest.raises(ExportError, match="from 1 to 16"):
         FixedScale(small_model(3), 0)
+
+
+def test_the_example_without_torch_writes_the_same_picture(folder: Path, tmp_path: Path) -> None:
+    samples = np.random.default_rng(3).integers(0, 256, (7, 9, 3), np.uint8)
+    PIL.Image.fromarray(samples).save(tmp_path / "in.png")
+    path = Path(__file__).resolve().parents[2] / "examples" / "onnx_caller.py"
+    command = [sys.executable, path, folder, tmp_path / "in.png", tmp_path / "out.png", "2.6"]
+    subprocess.run([str(word) for word in command], check=True)
+    found = np.asarray(PIL.Image.open(tmp_path / "out.png")).astype(int)
+    assert abs(found - diinn_fast.upscale(samples, scale=2.6, device="cpu")).max() <= 1
