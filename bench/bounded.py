@@ -98,11 +98,16 @@ def fresh(case: dict[str, Any], what: str = "child") -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def peaks(folder: Path) -> dict[str, Any]:
+def imported_bytes() -> int:
+    """Peak memory of a process that imports torch and does nothing."""
     done = subprocess.run(
         [sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True
     )
-    imported = int(done.stdout) * 1024
+    return int(done.stdout) * 1024
+
+
+def peaks(folder: Path) -> dict[str, Any]:
+    imported = imported_bytes()
     edsr = imported + 400 * MIB
     gib = 1024 * MIB
     cases = [
@@ -117,6 +122,8 @@ def peaks(folder: Path) -> dict[str, Any]:
         ("edsr-baseline", (1000, 1200), 0.5, int(1.5 * gib), "a.png"),
         ("edsr-baseline", (1300, 1300), 0.3, 2 * gib, "a.npy"),
         ("edsr-baseline", (1000, 1100), 0.5, edsr, "a.tif"),  # six tiles
+        ("carn", (330, 400), 1, edsr, "a.npy"),
+        ("carn", (300, 300), 1.5, gib, "a.tif"),
         ("rdn", (100, 130), 1.5, gib, "a.npy"),
         ("rdn", (60, 200), 2, gib, "a.zarr"),
         ("rdn", (160, 180), 1, gib, "a.tif"),

@@ -9,11 +9,13 @@ from collections.abc import Collection, Mapping
 from torch import Tensor, nn
 
 from diinn_fast.encoders.base import Cost, Encoder, channels_of, cost_of
+from diinn_fast.encoders.carn import CARN
 from diinn_fast.encoders.convolutions import LEAST_PIXELS, fast_layout, use_fast_weights
 from diinn_fast.encoders.edsr import EDSR
 from diinn_fast.encoders.rdn import RDB, RDN
 
 __all__ = [
+    "CARN",
     "EDSR",
     "ENCODERS",
     "LEAST_PIXELS",
@@ -32,7 +34,7 @@ __all__ = [
     "without_unused",
 ]
 
-ENCODERS: dict[str, type[Encoder]] = {encoder.name: encoder for encoder in (RDN, EDSR)}
+ENCODERS: dict[str, type[Encoder]] = {encoder.name: encoder for encoder in (RDN, EDSR, CARN)}
 
 
 def make_encoder(encoder: str | nn.Module) -> nn.Module:

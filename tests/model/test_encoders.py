@@ -268,5 +268,7 @@ def test_make_encoder_by_name_or_module() -> None:
     module = nn.Conv2d(3, 64, 3, padding=1)
     assert make_encoder(module) is module
     assert isinstance(make_encoder("edsr-baseline"), EDSR)
-    with pytest.raises(ValueError, match="unknown encoder 'vgg': choose one of rdn, edsr-baseline"):
+    with pytest.raises(
+        ValueError, match="unknown encoder 'vgg': choose one of rdn, edsr-baseline, carn"
+    ):
         make_encoder("vgg")
