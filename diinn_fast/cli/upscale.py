@@ -101,7 +101,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--precision",
         choices=["auto", *PRECISIONS],
         default="auto",
-        help="auto: fp16 on CUDA, fp32 elsewhere",
+        help="auto: fp16 on CUDA, fp32 elsewhere; int8: the decoder's products, on the CPU",
     )
     parser.add_argument(
         "--backend", help="decoder implementation, see diinn-fast info (default: the fastest)"

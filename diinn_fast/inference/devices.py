@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from diinn_fast.errors import UpscaleError
+from diinn_fast import backends
+from diinn_fast.errors import BackendError, UpscaleError
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+INT8 = "int8"
+"""The precision, and the backend that has it: what is not in 8 bits is in float32."""
+PRECISIONS = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    INT8: torch.float32,
+}
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -43,8 +51,8 @@ def pick_device(device: str | torch.device | None) -> torch.device:
 
 
 def pick_precision(precision: str | None, device: torch.device) -> torch.dtype:
-    """fp32 computes in float32, bf16 and fp16 by autocast; default: fp16 on CUDA, else fp32. Raises
-    UpscaleError.
+    """fp32 computes in float32, bf16 and fp16 by autocast, int8 in float32 but for the decoder's
+    hidden products; default: fp16 on CUDA, else fp32. Raises UpscaleError.
     """
     if precision is None or precision == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
@@ -52,4 +60,22 @@ def pick_precision(precision: str | None, device: torch.device) -> torch.dtype:
         raise UpscaleError(
             f"precision {precision!r} is unknown: choose auto, {', '.join(PRECISIONS)}"
         )
+    if precision == INT8 and device.type != "cpu":
+        raise UpscaleError(f"precision int8 is for the CPU: use fp16 on {device}")
     return PRECISIONS[precision]
+
+
+def pick_backend(backend: str | None, precision: str | None) -> str:
+    """The backend asked for, or in force; of precision int8 the one that has it. Raises
+    BackendError if it cannot run here.
+    """
+    name = backends.requested() if backend is None else backends.check_name(backend)
+    if precision == INT8:
+        if name not in ("auto", INT8):
+            raise BackendError(
+                f"backend {name!r} does not compute in int8: leave the backend or the precision out"
+            )
+        name = INT8
+    if name != "auto" and (reason := backends.load(name).unavailable()):
+        raise BackendError(f"backend {name!r} cannot run: {reason}")
+    return name

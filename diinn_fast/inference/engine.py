@@ -16,7 +16,7 @@ from diinn_fast import backends
 from diinn_fast.encoders import cost_of, use_fast_weights
 from diinn_fast.errors import UpscaleError
 from diinn_fast.geometry import MAX_LENGTH
-from diinn_fast.inference.devices import PRECISIONS, pick_device, pick_precision
+from diinn_fast.inference.devices import PRECISIONS, pick_backend, pick_device, pick_precision
 from diinn_fast.loading import load_weights
 from diinn_fast.model import DIINN
 from diinn_fast.problem import Problem
@@ -30,8 +30,8 @@ class EngineOptions(TypedDict, total=False):
     Attributes:
         device: "cpu", "cuda", "cuda:1", "mps"; default: the given model's, else CUDA if there is
             any.
-        precision: "fp32", "bf16" or "fp16" (autocast of encoder and decoder); default: fp16 on
-            CUDA, else fp32.
+        precision: "fp32"; "bf16" or "fp16" (autocast of encoder and decoder); "int8" (the
+            decoder's hidden products, on the CPU); default: fp16 on CUDA, else fp32.
         backend: see ``diinn_fast.use_backend``.
         self_ensemble: mean over the 8 flips and transposes: slightly better, 8 times the work; in
             memory only.
@@ -63,9 +63,7 @@ class Engine:
         backend: str | None = None,
         self_ensemble: bool = False,
     ) -> None:
-        self.backend = backends.requested() if backend is None else backends.check_name(backend)
-        if self.backend != "auto" and (reason := backends.load(self.backend).unavailable()):
-            raise backends.BackendError(f"backend {self.backend!r} cannot run: {reason}")
+        self.backend = pick_backend(backend, precision)
         given = (
             next(model.parameters()).device
             if isinstance(model, DIINN) and device is None

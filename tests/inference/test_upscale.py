@@ -19,7 +19,7 @@ import torch
 from helpers.known_models import nearest_model, random_model, save
 from torch import Tensor
 
-from diinn_fast import CheckpointError
+from diinn_fast import BackendError, CheckpointError
 from diinn_fast.errors import ImageError, UpscaleError
 from diinn_fast.formats import Image, read_image, write_image
 from diinn_fast.inference import Upscaler, load_weights, memory, sizes, target_size
@@ -339,13 +339,23 @@ def test_self_ensemble_is_the_mean_over_eight_symmetries(hr, monkeypatch):
     )
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.05), ("fp16", 0.01)])
-def test_half_precision_is_close_and_different(mixing, precision, tolerance):
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("bf16", 0.05), ("fp16", 0.01), ("int8", 0.05)]
+)
+def test_coarser_precision_is_close_and_different(mixing, precision, tolerance):
     image = torch.rand(3, 6, 5)
     exact = mixing(image, scale=2)
     result = run_upscale(image, scale=2, model=mixing.model, device="cpu", precision=precision)
     assert result.dtype == torch.float32
     assert 0 < float((result - exact).abs().max()) < tolerance
+
+
+def test_int8_is_a_precision_of_one_backend():
+    upscaler = Upscaler(random_model(), device="cpu", precision="int8")
+    upscaler(torch.rand(3, 6, 5), scale=2)
+    assert upscaler.used_backend == "int8"
+    with pytest.raises(BackendError, match="'eager' does not compute in int8: leave the backend"):
+        Upscaler(random_model(), device="cpu", precision="int8", backend="eager")
 
 
 def test_fp32_on_cuda_is_float32_for_convolutions_too():
