@@ -14,29 +14,21 @@ within a slab every LR pixel is summed by one program: two runs are bitwise equa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from diinn_fast.backends._gradients import (
-    add_product,
-    add_rows,
-    add_sum,
-    locate,
-    owners,
-    parts,
-    product,
-)
+from diinn_fast.backends._gradients import add_product, add_rows, add_sum, product
+from diinn_fast.backends._slabs import Slab, slabs
 from diinn_fast.formulation import FORMULATIONS
 from diinn_fast.problem import Gradients, Problem, entry
 
 from . import tiles
 from .backward import split, step_back, sum_queries
-from .launch import Network, query_count
+from .launch import Network
 from .tiles import divisor
 
 SLAB = 1 << 16
@@ -53,40 +45,9 @@ def backward(
     inputs = [source, *weights]
     sums = Sums.of(network, needs)
     if grad.numel():
-        for slab, images, rows in _slabs(problem, grad):
-            _Slab(network, slab, images, sums).run(rows)
+        for slab in slabs(problem, grad.to(source.dtype), source, problem.chunk or SLAB):
+            _Backward(network, slab, sums).run()
     return sums.finish(network).like(inputs)
-
-
-def _slabs(problem: Problem, grad: Tensor) -> Iterator[tuple[Problem, slice, Tensor]]:
-    """All queries in slabs: several images whole, or parts of one; with the gradient of their
-    output [queries, channels]."""
-    most = problem.chunk or SLAB
-    count = query_count(problem)
-    together = max(1, most // count)
-    for start in range(0, len(grad), together):
-        images = slice(start, min(start + together, len(grad)))
-        for part, rows in _parts(problem, grad[images], most):
-            if part.index is not None and part.offset is not None:
-                part = replace(part, index=part.index[images], offset=part.offset[images])
-            yield part, images, rows
-
-
-def _parts(problem: Problem, grad: Tensor, most: int) -> Iterator[tuple[Problem, Tensor]]:
-    """The queries of some images, ``most`` of an image at a time."""
-    if problem.window is None:
-        assert problem.index is not None and problem.offset is not None
-        for start in range(0, problem.index.shape[1], most):
-            stop = start + most
-            part = replace(
-                problem, index=problem.index[:, start:stop], offset=problem.offset[:, start:stop]
-            )
-            yield part, grad[:, start:stop].flatten(0, 1)
-        return
-    top, _, left, _ = problem.window
-    for cut in parts(problem.window, most):
-        rgb = grad[:, :, cut.y0 - top : cut.y1 - top, cut.x0 - left : cut.x1 - left]
-        yield replace(problem, window=cut), rgb.flatten(2).transpose(1, 2).flatten(0, 1)
 
 
 @dataclass
@@ -135,52 +96,23 @@ class Sums(Gradients):
         return grads
 
 
-class _Slab:
-    """The backward of one slab: some queries of some images."""
+class _Backward:
+    """The backward of one slab."""
 
-    def __init__(self, network: Network, problem: Problem, images: slice, sums: Sums) -> None:
+    def __init__(self, network: Network, slab: Slab, sums: Sums) -> None:
         self.network = network
-        self.problem = problem
-        self.images = images
+        self.slab = slab
+        self.problem = slab.problem
+        self.images = slab.images
         self.sums = sums
-        self.count = images.stop - images.start
-        self.queries = query_count(problem)  # of each image
-        self.halo = 2 if network.form == "direct" else 0
-        self._locate()
+        self.rows, self.columns = slab.place.grid
 
-    def _locate(self) -> None:
-        """Position p [queries, 3] (float32) of every query, its LR pixel, counted through the
-        images, and each LR pixel's rectangle."""
-        problem = self.problem
-        device = self.network.device
-        self.rows, self.columns = (n - self.halo for n in self.network.source.shape[1:3])
-        if problem.window is None:
-            assert problem.index is not None and problem.offset is not None
-            pixel = problem.index
-            offset = problem.offset.detach().float().flatten(0, 1)
-        else:
-            y0, y1, x0, x1 = problem.window
-            h, w = problem.lr
-            height, width = problem.size
-            i, j, offset = locate(problem, device)
-            self.first_row, self.row_start = owners(y0, y1, h, height, i)
-            self.first_column, self.column_start = owners(x0, x1, w, width, j)
-            offset = offset.repeat(self.count, 1)
-            pixel = (
-                (i - problem.origin[0])[:, None] * self.columns + (j - problem.origin[1])
-            ).flatten()
-        before = torch.arange(self.count, device=device) * (self.rows * self.columns)
-        self.pixel = (before[:, None] + pixel).flatten()
-        self.position = F.pad(offset, (0, 1), value=problem.ratio)
-
-    def run(self, grad: Tensor) -> None:
-        """Add this slab's part to the sums, given the gradient of its output [queries,
-        channels].
-        """
+    def run(self) -> None:
+        """Add the slab's part to the sums."""
         n = self.network
         sums = self.sums
         width = self.network.width
-        grad = grad.to(n.dtype).contiguous()
+        grad = self.slab.grad.contiguous()
         s, k, q = n.recompute(self.problem, self.images)
         add_product(sums.last, grad, q[-1])
         add_sum(sums.last_bias, grad)
@@ -215,7 +147,7 @@ class _Slab:
         if n.form == "direct":
             self._direct(dks, ds)
         else:
-            add_product(sums.position, ds.float(), self.position)
+            add_product(sums.position, ds.float(), self.slab.position)
 
     def _direct(self, dks: list[Tensor], ds: Tensor) -> None:
         """From the gradients dk_i and ds_0 to content weights, features, and the sine layer of
@@ -227,16 +159,16 @@ class _Slab:
         assert n.content is not None
         padded = n.source[self.images].flatten(0, 2)  # [images (rows+2) (columns+2), depth]
         pitch = self.columns + 2
-        row = self.pixel // self.columns
+        row = self.slab.pixel // self.columns
         corner = (
             row + row // self.rows * 2
-        ) * pitch + self.pixel % self.columns  # an image has two rows of border
+        ) * pitch + self.slab.pixel % self.columns  # an image has two rows of border
         x = torch.cat([padded[corner + tap // 3 * pitch + tap % 3] for tap in range(9)], dim=1)
         modulated = x
-        position = self.position
+        position = self.slab.position
         argument = None
         if n.first is not None and n.first_bias is not None:
-            argument = torch.addmm(n.first_bias, self.position, n.first.t())
+            argument = torch.addmm(n.first_bias, self.slab.position, n.first.t())
             position = torch.sin(argument)
             modulated = (x.float() * position).to(n.dtype)
         add_product(sums.position, ds.float(), position)
@@ -249,7 +181,7 @@ class _Slab:
                 dx += product(dk, n.content[rows])
         if argument is not None:
             dp = (dx * x + product(ds.float(), n.position)) * torch.cos(argument)
-            add_product(sums.first, dp, self.position)
+            add_product(sums.first, dp, self.slab.position)
             add_sum(sums.first_bias, dp)
             dx *= position
         if sums.taps is not None:
@@ -283,19 +215,17 @@ class _Slab:
 
     def _to_pixels(self, target: Tensor, values: Tensor, features: int) -> None:
         """target[LR pixel, :features] += the sum of values[:, :features] over its queries."""
-        if self.problem.window is None:
-            add_rows(target[:, :features], self.pixel, values[:, :features].float())
+        owners = self.slab.place.owners
+        if owners is None or self.problem.window is None:
+            add_rows(target[:, :features], self.slab.pixel, values[:, :features].float())
             return
-        window = self.problem.window
-        origin = self.problem.origin
-        down = len(self.row_start) - 1
-        span = len(self.column_start) - 1
+        down, span = owners.shape
         block = divisor(features, 256)
-        sum_queries[(self.count * down * span, features // block)](
+        sum_queries[(self.slab.count * down * span, features // block)](
             values=values, pitch=values.stride(0), target=target, target_pitch=target.stride(0),
-            row_start=self.row_start, column_start=self.column_start,
-            queries=self.queries, columns=window.shape[1],
-            i0=self.first_row - origin[0], j0=self.first_column - origin[1],
+            row_start=owners.row_start, column_start=owners.column_start,
+            queries=len(values) // self.slab.count, columns=self.problem.window.shape[1],
+            i0=owners.first_row, j0=owners.first_column,
             down=down, span=span, grid_rows=self.rows, grid_columns=self.columns,
             FEATURES=features, BF=block, BQ=16, enable_fp_fusion=True,
         )  # fmt: skip

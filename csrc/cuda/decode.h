@@ -39,8 +39,8 @@ struct Decode {
   void* out;
   int64_t out_image, out_channel, out_row, out_column;
   void* packed;  // work space of diinn_packed_bytes() bytes: the weights as the kernel reads them
-  // For the backward, of one image, queries row by row; else null: sine arguments s, modulation k
-  // and q of all layers.
+  // For the backward, queries row by row through the images; else null: sine arguments s,
+  // modulation k and q of all layers.
   float* kept_s;  // [L, queries, H]
   void *kept_k, *kept_q;
   int32_t kernel;  // Kernel

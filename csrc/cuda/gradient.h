@@ -15,7 +15,8 @@
 
 namespace diinn {
 
-// One slab of one image's queries, row by row (diinn_fast/backends/_cuda.py mirrors the struct).
+// One slab: some queries of some images, which they count through, row by row
+// (diinn_fast/backends/_cuda.py mirrors the struct).
 struct Gradient {
   int64_t queries;
   int32_t layers, operand, modulation, device;
@@ -26,11 +27,12 @@ struct Gradient {
   const void* kept_k;   // [L, queries, H]
   const float* dq;      // [queries, H], of the last layer
   void* both;           // [L, queries, 2H]: dk, ds
-  // The content's gradient, null if not needed. LR pixel (first_row + a, first_column + b) owns the
-  // slab's rows row_start[a] to row_start[a + 1] and columns alike; the slab is `columns` wide.
-  float* source;  // [grid_rows, grid_columns, L * H], added to
+  // The content's gradient, null if not needed. In each image LR pixel (first_row + a, first_column
+  // + b) owns the slab's rows row_start[a] to row_start[a + 1] and columns alike; an image's part
+  // of the slab is `columns` wide.
+  float* source;  // [images, grid_rows, grid_columns, L * H], added to
   const int64_t *row_start, *column_start;
-  int64_t down, across, columns, first_row, first_column, grid_columns;
+  int64_t images, down, across, columns, first_row, first_column, grid_rows, grid_columns;
 };
 
 // From which element of `hidden` element e of the packed weights comes: as portable_hidden, but k's
@@ -163,25 +165,26 @@ struct Chain {
 template <class T>
 DIINN_DEVICE void sum_queries(const Gradient& g, int64_t job) {
   const int64_t each = g.layers * (kWidth / 8), pixel = job / each, unit = job % each * 8;
-  const int64_t a = pixel / g.across, b = pixel % g.across, layer = unit / kWidth;
+  const int64_t b = pixel % g.across, a = pixel / g.across % g.down;
+  const int64_t image = pixel / g.across / g.down, layer = unit / kWidth;
+  const int64_t first = layer * g.queries + image * (g.queries / g.images);
   float sums[8] = {};
   for (int64_t y = g.row_start[a]; y < g.row_start[a + 1]; ++y) {
     for (int64_t x = g.column_start[b]; x < g.column_start[b + 1]; ++x) {
-      const int64_t at = (layer * g.queries + y * g.columns + x) * (2 * kWidth) + unit % kWidth;
+      const int64_t at = (first + y * g.columns + x) * (2 * kWidth) + unit % kWidth;
       float dk[8];
       unpack_8<T>(load_16(static_cast<const uint16_t*>(g.both) + at), dk);
       DIINN_UNROLL
       for (int i = 0; i < 8; ++i) sums[i] += dk[i];
     }
   }
-  float* to = g.source +
-              ((g.first_row + a) * g.grid_columns + g.first_column + b) * (g.layers * kWidth) +
-              unit;
+  const int64_t row = image * g.grid_rows + g.first_row + a;
+  float* to = g.source + (row * g.grid_columns + g.first_column + b) * (g.layers * kWidth) + unit;
   DIINN_UNROLL
   for (int i = 0; i < 8; ++i) to[i] += sums[i];
 }
 DIINN_BOTH int64_t sum_jobs(const Gradient& g) {
-  return g.down * g.across * g.layers * (kWidth / 8);
+  return g.images * g.down * g.across * g.layers * (kWidth / 8);
 }
 
 }  // namespace diinn

@@ -45,7 +45,7 @@ template <class T>
 DIINN_DEVICE void keep_8(const Decode& d, int layer, const Query& query, int unit,
                          const float (&s)[8], const float (&k)[8], const Vector16& q) {
   if (query.out < 0) return;
-  const int64_t at = (layer * (d.rows * d.columns) + query.number) * kWidth + unit;
+  const int64_t at = (layer * (d.batch * d.rows * d.columns) + query.number) * kWidth + unit;
   for (int i = 0; i < 2; ++i) {
     Vector16 four;
     for (int j = 0; j < 4; ++j) four.word[j] = bit_cast<uint32_t>(s[4 * i + j]);

@@ -15,7 +15,7 @@ struct Query {
   int64_t content;  // element of the source where its LR pixel begins
   int64_t
       out;  // element of the output, -1: none (past the edge; such a query repeats its neighbour)
-  int64_t number;  // within the image, row by row
+  int64_t number;  // through the images, row by row
   float dy, dx;
 };
 
@@ -59,7 +59,7 @@ DIINN_BOTH Query locate(const Decode& d, int64_t tile, int m) {
     // An index outside the source gives NaN, not another pixel.
     query.dy = inside ? d.offset[2 * at] : bit_cast<float>(0x7FC00000u);
     query.dx = d.offset[2 * at + 1];
-    query.number = n;
+    query.number = at;
     query.out = image * d.out_image + n * d.out_column;
   } else {
     const int64_t across = divide_up(d.columns, kTileSide);
@@ -68,7 +68,7 @@ DIINN_BOTH Query locate(const Decode& d, int64_t tile, int m) {
     exists = exists && y < d.rows && x < d.columns;
     y = y < d.rows ? y : d.rows - 1;
     x = x < d.columns ? x : d.columns - 1;
-    query.number = y * d.columns + x;
+    query.number = (image * d.rows + y) * d.columns + x;
     query.out = image * d.out_image + y * d.out_row + x * d.out_column;
     y += d.y0;
     x += d.x0;

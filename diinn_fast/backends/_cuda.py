@@ -59,7 +59,10 @@ class Gradient(ctypes.Structure):
         *((name, _POINTER) for name in ("source", "row_start", "column_start")),
         *(
             (name, _INT64)
-            for name in ("down", "across", "columns", "first_row", "first_column", "grid_columns")
+            for name in (
+                *("images", "down", "across", "columns"),
+                *("first_row", "first_column", "grid_rows", "grid_columns"),
+            )
         ),
     ]
 
@@ -122,11 +125,11 @@ def prepare(weights: Weights, dtype: torch.dtype) -> Weights:
     """The weights as the kernels read them: matrices of products in ``dtype``, the rest in
     float32.
     """
-    exact = Weights(*(aligned(v.detach().float()) for v in weights))
-    return exact._replace(
-        hidden=aligned(weights.hidden.detach().to(dtype)),
-        last=aligned(weights.last.detach().to(dtype)),
-    )
+    found = {
+        name: aligned(v.detach().to(dtype if name in ("hidden", "last") else torch.float32))
+        for name, v in weights._asdict().items()
+    }
+    return Weights(**found)
 
 
 def aligned(tensor: Tensor) -> Tensor:

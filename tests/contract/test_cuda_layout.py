@@ -239,7 +239,7 @@ def test_queries_of_windows_agree_with_geometry_to_the_bit(library, seed):
         y = within // window.shape[1]
         x = within % window.shape[1]
         assert len(torch.unique(places[:, 1])) == len(places)
-        assert torch.equal(places[:, 2], within)
+        assert torch.equal(places[:, 2], image * out[0, 0].numel() + within)
         i, j = (nearest_index(a, b, n, m) for a, b, n, m in axes(window, lr, size))
         vertical, horizontal = axes(window, lr, size)
         dy = local_offset(*vertical[:2], i, *vertical[2:], torch.float32)
@@ -394,16 +394,18 @@ def gradients_of(problem, source, weights, grad):
     return cuda._backward(problem, grad, source, weights, needs), theirs, exact
 
 
+# Slabs of 6 and 3 rows of one image, or of both images whole.
+@pytest.mark.parametrize("chunk", [80, 0])
 @pytest.mark.parametrize(
     ("form", "dtype"), list(zip(("content", "modulation"), DTYPES, strict=True))
 )
-def test_gradients_of_a_window(backward_only, form, dtype):
+def test_gradients_of_a_window(backward_only, form, dtype, chunk):
     lr = (9, 8)
     size = (31, 21)
     window = Window(5, 14, 3, 16)
     origin = (1, 1)
     source, weights = example(form, dtype, (4, 7), batch=2, layers=3)
-    problem = replace(problem_of(form, lr, size, window, origin), chunk=80)  # slabs of 6 and 3 rows
+    problem = replace(problem_of(form, lr, size, window, origin), chunk=chunk)
     grad = torch.randn(2, 3, *window.shape).to(dtype)
     names = ("source", "position", "position_bias", "hidden", "hidden_bias", "last", "last_bias")
     for name, ours, theirs, exact in zip(
