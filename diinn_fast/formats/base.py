@@ -19,7 +19,8 @@ class Decoded:
     """Upright samples and what the file says about them.
 
     Attributes:
-        samples: [h, w, c] uint8 or uint16; c is grey, grey + alpha, RGB, RGB + alpha.
+        samples: [h, w, c] uint8, uint16, or float32 in [0, 1]; c is grey, grey + alpha, RGB, RGB +
+            alpha.
         icc: ICC profile.
         dpi: (horizontal, vertical) dots per inch of the upright picture.
     """
@@ -91,7 +92,9 @@ class Format:
 
     def stored(self, channels: int, bits: int) -> tuple[int, int]:
         """(channels, bits) that a picture of so many gets in a file."""
-        return channels, bits if f"uint{bits}" in self.dtypes else 8
+        if bits == 32 and "float32" in self.dtypes:
+            return channels, 32
+        return channels, 16 if bits > 8 and "uint16" in self.dtypes else 8
 
     def write(self, name: str, file: BinaryIO, layout: Layout, read: Read, *, quality: int) -> None:
         """Write a whole picture into a new file, open for reading and writing; messages call it

@@ -11,6 +11,9 @@ import torch
 from diinn_fast.errors import ImageError
 from diinn_fast.files import explain
 
+TOLERANCE = 1e-3
+"""How far rounding may have carried floating-point samples out of [0, 1]."""
+
 
 @dataclass
 class Image:
@@ -21,7 +24,7 @@ class Image:
             channels.
         alpha: [1, h, w] float32 in [0, 1], not premultiplied, or None for an opaque picture.
         grey: the file is grey; it is written back as one channel, the mean of the three.
-        bits: 8 or 16 per sample; 1, 2 and 4 bits and palettes count as 8.
+        bits: 8 or 16 per sample; 1, 2 and 4 bits and palettes count as 8. 32: floats in [0, 1].
         icc: ICC profile, copied through; pixels are never converted.
         dpi: (horizontal, vertical) resolution in dots per inch.
     """
@@ -35,8 +38,24 @@ class Image:
 
 
 def to_float(samples: np.ndarray) -> torch.Tensor:
-    """Integers [h, w] to float32 integer / (2**bits - 1)."""
+    """Integers [h, w] to float32 integer / (2**bits - 1); floats in [0, 1] as they are.
+
+    Raises:
+        ImageError: floats beyond [0, 1].
+    """
+    if samples.dtype.kind == "f":
+        return _unit_floats(torch.from_numpy(samples.astype(np.float32, order="C")))
     return torch.from_numpy(samples.astype(np.float32, order="C")).div_(np.iinfo(samples.dtype).max)
+
+
+def _unit_floats(values: torch.Tensor) -> torch.Tensor:
+    low, high = (float(value) for value in values.aminmax())
+    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
+        raise ImageError(
+            f"the picture has values from {low:g} to {high:g}: replace NaN and divide by the "
+            "maximum, to [0, 1]."
+        )
+    return values
 
 
 def already_exists(path: Path) -> ImageError:

@@ -11,9 +11,10 @@ import numpy as np
 from diinn_fast.errors import ImageError
 from diinn_fast.formats.base import Format
 from diinn_fast.formats.layout import Layout, Progress
+from diinn_fast.formats.positioned import PositionedFile
 from diinn_fast.formats.samples import SampleFile
 from diinn_fast.formats.sinks import SampleSink, Sink, SinkOptions
-from diinn_fast.formats.sources import RowsSource, Source, check_array
+from diinn_fast.formats.sources import RowsSource, Source, check_array, file_identity
 
 
 class Npy(Format):
@@ -109,4 +110,4 @@ def npy_source(path: Path) -> RowsSource:
         raise ImageError(f"{path} is stored column by column: save np.ascontiguousarray of it.")
     if size < start + full[0] * full[1] * full[2] * dtype.itemsize:
         raise ImageError(f"{path} is cut off: fetch or save the file again.")
-    return RowsSource(path, start, full, dtype)
+    return RowsSource(str(path), PositionedFile(path), start, full, dtype, file_identity(path))

@@ -112,7 +112,7 @@ def _with_transparent_colour(samples: np.ndarray, colour: bytes, depth: int) -> 
     transparent.
     """
     top = np.iinfo(samples.dtype).max
-    key = np.frombuffer(colour, ">u2").astype(np.int64)
+    key = np.frombuffer(colour, ">u2").astype(np.int64) & (2**depth - 1)  # the rest is padding
     if depth < 8:
         key = key * 255 // (2**depth - 1)  # samples were spread to 0..255 by the decoder
     alpha = np.where((samples == key).all(-1, keepdims=True), 0, top).astype(samples.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -92,6 +93,26 @@ class PositionedFile:
         with self._lock:
             os.lseek(self._descriptor, offset, os.SEEK_SET)
             return os.read(self._descriptor, count)
+
+
+class StreamFile(PositionedFile):
+    """Reads at given offsets of a binary file that somebody else has opened, and will close."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.path = Path(str(getattr(stream, "name", "the picture")))
+        self._stream = stream
+        self._lock = threading.Lock()
+        self._descriptor = -1
+
+    @property
+    def size(self) -> int:
+        with self._lock:
+            return self._stream.seek(0, os.SEEK_END)
+
+    def _some(self, count: int, offset: int) -> bytes:
+        with self._lock:
+            self._stream.seek(offset)
+            return self._stream.read(count)
 
 
 def bytes_of(array: np.ndarray) -> memoryview:

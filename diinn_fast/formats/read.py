@@ -56,7 +56,7 @@ def read_image(file: File) -> Image:
         rgb=rgb,
         alpha=alpha,
         grey=colours == 1,
-        bits=8 * samples.itemsize,
+        bits=8 * samples.itemsize,  # 32: floats
         icc=decoded.icc,
         dpi=decoded.dpi,
     )

@@ -14,9 +14,6 @@ from diinn_fast.errors import ImageError
 from diinn_fast.formats.image import to_float
 from diinn_fast.formats.positioned import PositionedFile
 
-TOLERANCE = 1e-3
-"""How far rounding may have carried floating-point samples out of [0, 1]."""
-
 
 class Source(Protocol):
     """A picture, read by region.
@@ -86,25 +83,13 @@ class SampleSource(ABC):
         samples = self.samples(y0, y1, x0, x1)
         rgb = torch.empty(3, y1 - y0, x1 - x0)
         for channel in range(3):
-            rgb[channel] = self._float(samples[..., 0 if self.grey else channel])
-        alpha = self._float(samples[..., -1])[None] if self.alpha else None
+            rgb[channel] = to_float(samples[..., 0 if self.grey else channel])
+        alpha = to_float(samples[..., -1])[None] if self.alpha else None
         return rgb, alpha
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-
-    def _float(self, plane: np.ndarray) -> Tensor:
-        if plane.dtype.kind == "u":
-            return to_float(plane)
-        values = torch.from_numpy(plane.astype(np.float32, order="C"))
-        low, high = (float(value) for value in values.aminmax())
-        if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
-            raise ImageError(
-                f"the picture has values from {low:g} to {high:g}: replace NaN and divide by the "
-                "maximum, to [0, 1]."
-            )
-        return values
 
 
 class ArraySource(SampleSource):
@@ -133,18 +118,20 @@ class RowsSource(SampleSource):
 
     def __init__(
         self,
-        path: Path,
+        name: str,
+        file: PositionedFile,
         start: int,
         shape: tuple[int, int, int],
         dtype: np.dtype,
+        identity: str,
         icc: bytes | None = None,
         dpi: tuple[float, float] | None = None,
     ) -> None:
-        super().__init__(shape, dtype, file_identity(path), icc, dpi)
-        self.path = path
+        super().__init__(shape, dtype, identity, icc, dpi)
+        self.name = name
         self._start = start
         self._dtype = dtype
-        self._file: PositionedFile = PositionedFile(path)
+        self._file: PositionedFile = file
 
     def samples(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         channels = self.channels
@@ -159,7 +146,7 @@ class RowsSource(SampleSource):
                 (x1 - x0) * channels,
             )
         except (OSError, EOFError) as error:
-            raise unreadable(self.path, error) from error
+            raise unreadable(self.name, error) from error
         return values.reshape(y1 - y0, x1 - x0, channels)
 
 
@@ -191,7 +178,7 @@ def check_array(path: Path | str, shape: tuple[int, ...], dtype: np.dtype) -> tu
     return full[0], full[1], full[2]
 
 
-def unreadable(path: Path, error: Exception) -> ImageError:
+def unreadable(path: Path | str, error: Exception) -> ImageError:
     reason = (
         getattr(error, "strerror", None)
         or " ".join(str(error).split()).rstrip(".")

@@ -11,28 +11,33 @@ import PIL.Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from diinn_fast.errors import ImageError
+from diinn_fast.formats.base import Decoded
 from diinn_fast.formats.layout import Layout, Progress, Read, halve, levels_below
 from diinn_fast.formats.pillow import (
     ORIENTATION,
     PillowFormat,
     PillowReader,
     as_array,
-    damage_explained,
+    check_bound,
+    check_size,
     high_and_low_bytes,
     is_huge,
     pillow_limit_lifted,
 )
+from diinn_fast.formats.positioned import PositionedFile, StreamFile
 from diinn_fast.formats.samples import SampleFile
 from diinn_fast.formats.sinks import SampleSink, Sink, SinkOptions
-from diinn_fast.formats.sources import Source
+from diinn_fast.formats.sources import ArraySource, Source, file_identity
 from diinn_fast.formats.tiff_source import tiff_source
 from diinn_fast.formats.tiff_writer import TILE, tiff_bytes, tiff_job, tiff_size, write_tiff
 
-_SUBFILE = 254
 _BITS = 258
 _PHOTOMETRIC = 262
+_TILE_WIDTH = 322
+_TILE_LENGTH = 323
 _X_RESOLUTION = 282
 _PLANES = 284
+_COLOUR_MAP = 320
 _EXTRA_SAMPLES = 338
 _SAMPLE_FORMAT = 339
 
@@ -53,34 +58,20 @@ class TiffReader(PillowReader):
         return 16 if self.picture.tag_v2.get(_BITS, (1,))[0] == 16 else 8
 
     def check_frames(self) -> None:
-        """Refuse several pages, and sample types that Pillow would take for others."""
-        picture = self.picture
-        with damage_explained(self.name, self.form):
-            subfiles = []
-            for page in range(1, picture.n_frames):
-                picture.seek(page)
-                subfiles.append(picture.tag_v2.get(_SUBFILE, 0))
-            picture.seek(0)
-        if not all(subfile & 1 for subfile in subfiles):  # bit 0: a reduced copy of another page
-            raise ImageError(
-                f"{self.name} is a TIFF of several pages: split it and give the pages one by one."
-            )
-        tags = picture.tag_v2
+        """Refuse what Pillow would take for something else; `tiff_tags` has refused the rest."""
+        tags = self.picture.tag_v2
         bits = tags.get(_BITS, (1,))
-        if set(tags.get(_SAMPLE_FORMAT, (1,))) != {1}:
+        if tags.get(_PLANES, 1) != 1 and (bits[0] == 16 or len(bits) == 2):
             raise ImageError(
-                f"{self.name} has float or signed samples: rescale it to 8- or 16-bit unsigned "
-                "integers first."
+                f"{self.name} is a TIFF with separate planes of a kind that is not read: save it "
+                "with interleaved channels."
             )
-        if len(set(bits)) != 1 or bits[0] not in (1, 2, 4, 8, 16):
+        if tags.get(_SAMPLE_FORMAT, (1,))[0] != 1:
             raise ImageError(
-                f"{self.name} has {bits[0]} bits per sample: convert it to 8 or 16 bits first."
+                f"{self.name} has float samples in a compression that is not read: save it "
+                "uncompressed, or with Deflate."
             )
-        if bits[0] == 16 and len(bits) > 1 and tags.get(_PLANES, 1) != 1:
-            raise ImageError(
-                f"{self.name} is a 16-bit TIFF with separate planes: save it with interleaved "
-                "channels."
-            )
+        _pass_over_surplus_tiles(self.picture)
 
     def samples(self) -> np.ndarray:
         if is_huge(self.picture):
@@ -89,6 +80,8 @@ class TiffReader(PillowReader):
         return self._samples()
 
     def _samples(self) -> np.ndarray:
+        if self.picture.mode == "P":
+            return _colours(self.picture)
         if self.bits == 8:
             return super().samples()
         if self.picture.mode.startswith("I;16"):
@@ -127,13 +120,37 @@ class Tiff(PillowFormat):
     def plugin(self, file: BinaryIO) -> PIL.Image.Image:
         return TiffImageFile(file)
 
+    def read(self, name: str, file: BinaryIO, max_bytes: int | None = None) -> Decoded:
+        source = tiff_source(name, file, StreamFile(file), "", None)
+        if source is None:
+            return super().read(name, file, max_bytes)
+        height = source.height
+        width = source.width
+        if max_bytes is None:
+            check_size(name, width, height)
+        else:
+            check_bound(name, width, height, source.bits, max_bytes)
+        samples = source.samples(0, height, 0, width)
+        if samples.dtype.kind == "f":
+            samples = samples.astype(np.float32)
+        return Decoded(samples, source.icc, source.dpi)
+
     def open(self, path: Path, file: BinaryIO, max_bytes: int | None = None) -> Source:
-        source = tiff_source(path, max_bytes)
-        return super().open(path, file, max_bytes) if source is None else source
+        positioned = PositionedFile(path)
+        try:
+            source = tiff_source(str(path), file, positioned, file_identity(path), max_bytes)
+            if source is not None:
+                return source
+        except BaseException:
+            positioned.close()
+            raise
+        positioned.close()
+        decoded = super().read(str(path), file, max_bytes)
+        return ArraySource(decoded.samples, file_identity(path), decoded.icc, decoded.dpi)
 
     def stored(self, channels: int, bits: int) -> tuple[int, int]:
         """Few readers know 16-bit grey + alpha: it is stored as RGB + alpha."""
-        return (4 if (channels, bits) == (2, 16) else channels), bits
+        return (4 if channels == 2 and bits > 8 else channels), bits
 
     def write(self, name: str, file: BinaryIO, layout: Layout, read: Read, *, quality: int) -> None:
         write_tiff(file, layout, read)
@@ -199,6 +216,29 @@ def _halved(source: SampleFile, path: Path, layout: Layout) -> SampleFile:
             right = min(2 * (x + 8 * _BAND), full.width)
             target.write(y, x, halve(source.read(2 * y, bottom, 2 * x, right)))
     return target
+
+
+def _pass_over_surplus_tiles(picture: TiffImageFile) -> None:
+    """Drop the tiles of offsets beyond the last one, which Pillow would paint over the first."""
+    tags = picture.tag_v2
+    if _TILE_WIDTH not in tags or _TILE_LENGTH not in tags:
+        return
+    width, height = picture.size
+    count = -(-width // tags[_TILE_WIDTH]) * -(-height // tags[_TILE_LENGTH])
+    planes = 1 if tags.get(_PLANES, 1) == 1 else len(tags.get(_BITS, (1,)))
+    picture.tile = picture.tile[: count * planes]
+
+
+def _colours(picture: TiffImageFile) -> np.ndarray:
+    """RGB of palette indices. Maps of 16 bits by the standard, or of 8 by a habit of scanners."""
+    picture.load()
+    table: np.ndarray = np.array(picture.tag_v2[_COLOUR_MAP], np.uint16).reshape(3, -1).T
+    if table.max() > 255:
+        table = table >> 8
+    indices = np.asarray(picture)
+    if indices.max() >= len(table):
+        raise ValueError("an index is beyond the palette")
+    return table.astype(np.uint8)[indices]
 
 
 def _divide_out_alpha(samples: np.ndarray) -> np.ndarray:

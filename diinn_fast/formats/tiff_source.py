@@ -1,94 +1,135 @@
-"""TIFF and BigTIFF by region through tifffile: only the tiles or strips that a window touches are
-decoded.
+"""TIFF and BigTIFF by region: only the tiles or strips that a window touches are decoded.
+
+tifffile reads the tags; decompression is bounded by the size of a tile (`tiff_segments`).
 """
 
 from __future__ import annotations
 
+import logging
+import re
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from diinn_fast.errors import ImageError
 from diinn_fast.formats.pillow import decode_bytes, upright
 from diinn_fast.formats.positioned import PositionedFile
-from diinn_fast.formats.sources import RowsSource, SampleSource, file_identity, unreadable
+from diinn_fast.formats.sources import RowsSource, SampleSource, unreadable
+from diinn_fast.formats.tiff_segments import (
+    LOSSLESS,
+    NO_CODECS_NEEDED,
+    NONE,
+    PREDICTORS,
+    decode_segment,
+    most_stored,
+)
+from diinn_fast.formats.tiff_tags import BLACK_IS_ZERO, PREMULTIPLIED, RGB, picture_page
 
-_NONE = 1
-_LZW = 5
-_DEFLATES = {8, 32946}
-_PACKBITS = 32773
-_ZSTD = 50000
-_LOSSLESS = {_NONE, _LZW, *_DEFLATES, _PACKBITS, _ZSTD}
-_NO_CODECS_NEEDED = {_NONE, *_DEFLATES, _PACKBITS}
-_MIN_IS_BLACK = 1
-_RGB = 2
 _CONTIGUOUS = 1
-_UNASSOCIATED = 2
 _CENTIMETRE = 3
 _INCH = 2
+
+_TAG = re.compile(r"TiffTag (\d+) @")
+_NEEDED = frozenset(
+    {256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284}
+    | {317, 320, 322, 323, 324, 325, 338, 339}
+)
+"""Tags without which a picture would be another one."""
 
 CACHE_BYTES = 2**26
 """Decoded tiles that are kept, for windows that overlap and strips that are wider than a window."""
 
 
-def tiff_source(path: Path, max_bytes: int | None) -> SampleSource | None:
-    """A source of regions, or None where the whole must be decoded at once (or refused, by
-    the decoder of whole pictures).
+@dataclass(frozen=True)
+class Segments:
+    """How a TIFF stores its samples: what is needed once its tags are forgotten.
 
-    Read by region: one upright or oriented picture of 8- or 16-bit grey or RGB, with or without
-    straight alpha, interleaved, uncompressed or by Deflate, LZW, PackBits or Zstandard; reduced
-    copies (pyramids) are passed over.
+    Attributes:
+        shape: (height, width, channels) as stored.
+        dtype: in the byte order of the file.
+        rows, columns: of a tile, or of a strip (columns are then the width).
+        tiled: tiles are whole; the last strip ends with the picture.
+        planar: channels lie one behind the other, in tiles or strips of their own.
     """
-    import tifffile
 
-    try:
-        tiff = tifffile.TiffFile(path)
-    except Exception:  # the decoder of whole pictures says what is wrong
+    shape: tuple[int, int, int]
+    dtype: np.dtype
+    compression: int
+    predictor: int
+    rows: int
+    columns: int
+    tiled: bool
+    planar: bool
+    offsets: tuple[int, ...]
+    counts: tuple[int, ...]
+    orientation: int
+    icc: bytes | None
+    dpi: tuple[float, float] | None
+
+    @property
+    def across(self) -> int:
+        return -(-self.shape[1] // self.columns)
+
+    @property
+    def per_plane(self) -> int:
+        return self.across * -(-self.shape[0] // self.rows)
+
+    @property
+    def segment_bytes(self) -> int:
+        """Of one tile or strip, decoded."""
+        channels = 1 if self.planar else self.shape[2]
+        return self.rows * self.columns * channels * self.dtype.itemsize
+
+
+def tiff_source(
+    name: str,
+    stream: BinaryIO,
+    file: PositionedFile,
+    identity: str,
+    max_bytes: int | None,
+) -> SampleSource | None:
+    """A source of regions, or None where the whole must be decoded at once.
+
+    Read by region: one upright or oriented picture of 8- or 16-bit or float grey or RGB, with or
+    without straight alpha, uncompressed or by Deflate, LZW, PackBits or Zstandard; reduced copies
+    (pyramids) and masks are passed over.
+
+    Args:
+        name: of the file, for messages.
+        stream: the file, for its tags.
+        file: the same, for its samples; it belongs to the source from now on, if there is one.
+        identity: of the file (`Source.identity`).
+        max_bytes: most memory to take; None: no bound.
+
+    Raises:
+        ImageError: what `tiff_tags` refuses, damage, too large tiles for `max_bytes`.
+    """
+    found = _read_tags(name, stream)
+    if found is None:
         return None
-    with tiff:
-        try:
-            page = tiff.pages.first
-            if not _is_simple(page) or not all(page.subfiletype & 1 for page in tiff.pages[1:]):  # type: ignore[union-attr]
-                return None
-            icc = page.iccprofile
-            dpi = _dpi(page)
-            orientation = int(page.tags.valueof(274, 1))
-            shape = (page.imagelength, page.imagewidth, page.samplesperpixel)
-            dtype = np.dtype(page.dtype).newbyteorder(tiff.byteorder)
-            if (
-                page.compression == _NONE
-                and not page.is_tiled
-                and page.is_contiguous
-                and orientation == 1
-            ):
-                if (
-                    page.dataoffsets[0] + shape[0] * shape[1] * shape[2] * dtype.itemsize
-                    > path.stat().st_size
-                ):
-                    raise ImageError(f"{path} is cut off: fetch or export the file again.")
-                return RowsSource(path, page.dataoffsets[0], shape, dtype, icc, dpi)
-            if page.compression not in _NO_CODECS_NEEDED and not _has_imagecodecs():
-                if (
-                    max_bytes is not None
-                    and decode_bytes(shape[1], shape[0], 8 * dtype.itemsize) > max_bytes
-                ):
-                    name = tifffile.COMPRESSION(page.compression).name
-                    raise ImageError(
-                        f"{path} is compressed by {name} and does not fit the bound as a whole: "
-                        "pip install 'diinn_fast[big]' to read it by region."
-                    )
-                return None
-            return TiffSource(
-                path, page, shape, dtype.newbyteorder("="), icc, dpi, orientation, max_bytes
-            )
-        except ImageError:
-            raise
-        except Exception:
-            return None
+    height, width, channels = found.shape
+    whole_rows = not found.tiled and (channels == 1 or not found.planar)
+    if not found.offsets or len(found.offsets) > len(found.counts):
+        raise ImageError(f"{name} is a damaged or cut off TIFF: fetch or export the file again.")
+    ends = [start + n for start, n in zip(found.offsets, found.counts, strict=False)]
+    adjoining = list(found.offsets[1:]) == ends[: len(found.offsets) - 1]
+    if found.compression == NONE and whole_rows and adjoining and found.orientation == 1:
+        size = height * width * channels * found.dtype.itemsize
+        if found.offsets[0] + size > file.size:
+            raise ImageError(f"{name} is cut off: fetch or export the file again.")
+        return RowsSource(
+            name, file, found.offsets[0], found.shape, found.dtype, identity, found.icc, found.dpi
+        )
+    if found.compression not in NO_CODECS_NEEDED and not _has_imagecodecs():
+        _refuse_without_codecs(name, found, max_bytes)
+        return None
+    return TiffSource(name, file, found, identity, max_bytes)
 
 
 class TiffSource(SampleSource):
@@ -96,30 +137,24 @@ class TiffSource(SampleSource):
 
     def __init__(
         self,
-        path: Path,
-        page: Any,
-        shape: tuple[int, int, int],
-        dtype: np.dtype,
-        icc: bytes | None,
-        dpi: tuple[float, float] | None,
-        orientation: int,
+        name: str,
+        file: PositionedFile,
+        stored: Segments,
+        identity: str,
         max_bytes: int | None,
     ) -> None:
-        self._orientation = orientation
-        turned = orientation in (5, 6, 7, 8)
-        height, width, channels = shape
-        if turned:
+        height, width, channels = stored.shape
+        dpi = stored.dpi
+        if stored.orientation in (5, 6, 7, 8):
             height, width = width, height
             dpi = dpi and (dpi[1], dpi[0])
-        super().__init__((height, width, channels), dtype, file_identity(path), icc, dpi)
-        self.path = path
-        self._page = page
-        self._rows, self._columns = _segment_size(page)
-        self._across = -(-shape[1] // self._columns)
-        segment = self._rows * self._columns * channels * dtype.itemsize
+        super().__init__((height, width, channels), stored.dtype, identity, stored.icc, dpi)
+        self.name = name
+        self._stored = stored
+        segment = stored.segment_bytes
         if max_bytes is not None and 3 * segment > max_bytes:
             raise ImageError(
-                f"{path} is stored in pieces of {segment / 2**20:,.0f} MiB and "
+                f"{name} is stored in pieces of {segment / 2**20:,.0f} MiB and "
                 f"{max_bytes / 2**20:,.0f} are left "
                 "within the bound: raise it, or convert the file to a tiled TIFF or Zarr."
             )
@@ -128,84 +163,166 @@ class TiffSource(SampleSource):
         self.resident_bytes = self._cache_bytes + 2 * segment  # one more as it is, one decoded
         self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
-        count = self._across * -(-shape[0] // self._rows)
-        self._file: PositionedFile = PositionedFile(path)
-        ends = [o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=True)]
-        if len(ends) != count or min(page.databytecounts) < 1 or max(ends) > self._file.size:
-            self._file.close()
-            raise ImageError(f"{path} is damaged or cut off: fetch or export the file again.")
+        # Offsets beyond the last tile are passed over, as by libtiff.
+        count = stored.per_plane * (channels if stored.planar else 1)
+        offsets = stored.offsets[:count]
+        sizes = stored.counts[:count]
+        ends = [offset + size for offset, size in zip(offsets, sizes, strict=False)]
+        if len(ends) != count or min(sizes) < 1 or max(ends) > file.size:
+            raise ImageError(f"{name} is damaged or cut off: fetch or export the file again.")
+        self._file: PositionedFile = file
 
     def samples(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        channels = self.channels
-        if self._orientation in (2, 3, 6, 7):
+        stored = self._stored
+        orientation = stored.orientation
+        # The window as it lies in the stored picture.
+        if orientation in (2, 3, 6, 7):
             x0, x1 = self.width - x1, self.width - x0
-        if self._orientation in (3, 4, 7, 8):
+        if orientation in (3, 4, 7, 8):
             y0, y1 = self.height - y1, self.height - y0
-        if self._orientation in (5, 6, 7, 8):
+        if orientation in (5, 6, 7, 8):
             y0, y1, x0, x1 = x0, x1, y0, y1
-        out = np.empty((y1 - y0, x1 - x0, channels), self._page.dtype)
-        rows = self._rows
-        columns = self._columns
-        for i, j in product(
-            range(y0 // rows, -(-y1 // rows)), range(x0 // columns, -(-x1 // columns))
-        ):
-            top = i * rows
-            left = j * columns
-            segment = self._segment(i * self._across + j)
-            a = max(y0, top)
-            b = min(y1, top + rows)
-            c = max(x0, left)
-            d = min(x1, left + columns)
-            out[a - y0 : b - y0, c - x0 : d - x0] = segment[a - top : b - top, c - left : d - left]
-        return upright(out, self._orientation)
+        out = np.empty((y1 - y0, x1 - x0, self.channels), stored.dtype.newbyteorder("="))
+        planes = range(self.channels) if stored.planar else range(1)
+        down = range(y0 // stored.rows, -(-y1 // stored.rows))
+        along = range(x0 // stored.columns, -(-x1 // stored.columns))
+        for plane, i, j in product(planes, down, along):
+            segment = self._segment(plane * stored.per_plane + i * stored.across + j)
+            top = i * stored.rows
+            left = j * stored.columns
+            rows = slice(max(y0, top), min(y1, top + stored.rows))
+            columns = slice(max(x0, left), min(x1, left + stored.columns))
+            part = segment[
+                rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
+            ]
+            target = out[rows.start - y0 : rows.stop - y0, columns.start - x0 : columns.stop - x0]
+            if stored.planar:
+                target[..., plane] = part[..., 0]
+            else:
+                target[...] = part
+        return upright(out, orientation)
 
     def _segment(self, index: int) -> np.ndarray:
-        """Decoded tile or strip [rows, columns, C], without what fills it up beyond the border."""
+        """Decoded tile or strip [rows, columns, C]; kept, while the least recently used go."""
         with self._lock:
             if index in self._cache:
                 self._cache.move_to_end(index)
                 return self._cache[index]
-            try:
-                data = self._file.exactly(
-                    self._page.databytecounts[index], self._page.dataoffsets[index]
-                )
-                decoded, _, shape = self._page.decode(data, index)
-                segment = np.ascontiguousarray(decoded[0, : shape[1], : shape[2]])
-            except (
-                Exception
-            ) as error:  # on damaged input codecs raise nearly every exception there is
-                raise unreadable(self.path, error) from error
+            segment = self._decoded(index)
             while self._cache and self._held() + segment.nbytes > self._cache_bytes:
                 self._cache.popitem(last=False)
             self._cache[index] = segment
             return segment
 
+    def _decoded(self, index: int) -> np.ndarray:
+        stored = self._stored
+        rows = stored.rows
+        if not stored.tiled:
+            top = index % stored.per_plane * stored.rows
+            rows = min(rows, stored.shape[0] - top)
+        shape = (rows, stored.columns, 1 if stored.planar else self.channels)
+        count = min(stored.counts[index], most_stored(stored.segment_bytes))
+        try:
+            data = self._file.exactly(count, stored.offsets[index])
+            return decode_segment(data, stored.compression, stored.predictor, shape, stored.dtype)
+        except (OSError, EOFError) as error:
+            raise unreadable(self.name, error) from error
+        except Exception as error:  # on damaged input codecs raise nearly every exception there is
+            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            raise ImageError(
+                f"{self.name} is damaged ({reason}): fetch or export the file again."
+            ) from error
+
     def _held(self) -> int:
         return sum(segment.nbytes for segment in self._cache.values())
 
 
-def _is_simple(page: Any) -> bool:
-    channels = page.samplesperpixel
-    extra = tuple(page.extrasamples)
-    colours = {_MIN_IS_BLACK: 1, _RGB: 3}.get(page.photometric)
-    return (
-        page.compression in _LOSSLESS
-        and page.sampleformat == 1
-        and page.bitspersample in (8, 16)
-        and page.dtype in (np.uint8, np.uint16)
-        and colours is not None
-        and channels == colours + len(extra)
-        and extra in ((), (_UNASSOCIATED,))
-        and (channels == 1 or page.planarconfig == _CONTIGUOUS)
-        and page.imagedepth == 1
-        and page.fillorder == 1
+def _read_tags(name: str, stream: BinaryIO) -> Segments | None:
+    """How the samples are stored; None where the whole must be decoded at once."""
+    import tifffile
+
+    stream.seek(0)
+    try:
+        with _complaints() as said, tifffile.TiffFile(stream) as tiff:
+            page = picture_page(name, tiff)
+            found = _segments(page, tiff.byteorder) if _is_simple(page) else None
+        for line in said:  # of a tag that was then passed over
+            if (tag := _TAG.search(line)) and int(tag[1]) in _NEEDED:
+                raise ValueError(f"its tag {tag[1]} is damaged")
+        return found
+    except ImageError:
+        raise
+    except Exception as error:  # damaged tags raise nearly every exception there is
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise ImageError(
+            f"{name} is a damaged, cut off or unusual TIFF ({reason}): "
+            "export it again as an 8- or 16-bit grey or RGB TIFF."
+        ) from error
+
+
+@contextmanager
+def _complaints() -> Iterator[list[str]]:
+    """What tifffile logs within the block, which would else go to stderr."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("tifffile")
+    before = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before
+
+
+def _segments(page: Any, byteorder: str) -> Segments:
+    height = page.imagelength
+    width = page.imagewidth
+    tiled = page.is_tiled
+    return Segments(
+        shape=(height, width, page.samplesperpixel),
+        dtype=np.dtype(page.dtype).newbyteorder(byteorder),
+        compression=int(page.compression),
+        predictor=int(page.predictor),
+        rows=page.tilelength if tiled else min(page.rowsperstrip, height),
+        columns=page.tilewidth if tiled else width,
+        tiled=tiled,
+        planar=page.samplesperpixel > 1 and page.planarconfig != _CONTIGUOUS,
+        offsets=tuple(page.dataoffsets),
+        counts=tuple(page.databytecounts),
+        orientation=int(page.tags.valueof(274, 1)),
+        icc=page.iccprofile,
+        dpi=_dpi(page),
     )
 
 
-def _segment_size(page: Any) -> tuple[int, int]:
-    if page.is_tiled:
-        return page.tilelength, page.tilewidth
-    return min(page.rowsperstrip, page.imagelength), page.imagewidth
+def _is_simple(page: Any) -> bool:
+    return (
+        page.compression in LOSSLESS
+        and page.predictor in PREDICTORS
+        and page.dtype in (np.uint8, np.uint16, np.float16, np.float32, np.float64)
+        and page.bitspersample == 8 * np.dtype(page.dtype).itemsize
+        and page.photometric in (BLACK_IS_ZERO, RGB)
+        and PREMULTIPLIED not in page.extrasamples
+        and page.imagedepth == 1
+        and page.fillorder == 1
+        and min(page.imagelength, page.imagewidth) > 0
+    )
+
+
+def _refuse_without_codecs(name: str, stored: Segments, max_bytes: int | None) -> None:
+    import tifffile
+
+    height, width, _ = stored.shape
+    whole = decode_bytes(width, height, 8 * stored.dtype.itemsize)
+    if max_bytes is not None and whole > max_bytes:
+        codec = tifffile.COMPRESSION(stored.compression).name
+        raise ImageError(
+            f"{name} is compressed by {codec} and does not fit the bound as a whole: "
+            "pip install 'diinn_fast[big]' to read it by region."
+        )
 
 
 def _dpi(page: Any) -> tuple[float, float] | None:

@@ -117,9 +117,10 @@ def _window(samples: np.ndarray, y0: int, y1: int, x0: int, x1: int) -> np.ndarr
 
 
 def _check_image(path: Path, image: Image) -> None:
-    if image.bits not in (8, 16):
+    if image.bits not in (8, 16, 32):
         raise ImageError(
-            f"{path} cannot be written with {image.bits} bits per sample: choose 8 or 16."
+            f"{path} cannot be written with {image.bits} bits per sample: choose 8, 16, or 32 for "
+            "floats."
         )
     shape = tuple(image.rgb.shape)
     if len(shape) != 3 or shape[0] != 3 or not image.rgb.is_floating_point():
@@ -137,7 +138,8 @@ def _quantise(path: Path, image: Image, channels: int, bits: int) -> np.ndarray:
     needed.
     """
     _, height, width = image.rgb.shape
-    samples = np.empty((height, width, channels), np.uint16 if bits == 16 else np.uint8)
+    dtype = {8: np.uint8, 16: np.uint16, 32: np.float32}[bits]
+    samples = np.empty((height, width, channels), dtype)
     rows = max(1, _BAND_PIXELS // width)
     for top in range(0, height, rows):
         band = image.rgb[:, top : top + rows].detach().to("cpu", torch.float32)
@@ -150,7 +152,8 @@ def _quantise(path: Path, image: Image, channels: int, bits: int) -> np.ndarray:
             raise ImageError(
                 f"{path} was not written, the picture has NaN or infinite values: check the model."
             )
-        levels = band.clamp(0, 1) * (2**bits - 1) + 0.5
+        band = band.clamp(0, 1)
+        levels = band if bits == 32 else band * (2**bits - 1) + 0.5
         samples[top : top + rows] = levels.permute(1, 2, 0).numpy().astype(samples.dtype)
     return samples
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from diinn_fast.errors import UpscaleError
 from diinn_fast.formats import Image, read_image
+from diinn_fast.formats.image import TOLERANCE
 from diinn_fast.formats.read import CONTENTS
-from diinn_fast.formats.sources import TOLERANCE
 
 KINDS = (
     "a path, bytes or an open file, an Image, a PIL image, an array [h, w] or [h, w, 3 or 4], or a "

@@ -493,13 +493,10 @@ def test_unsupported_colour_spaces_are_refused(tmp_path):
     refused(lambda: read_image(tmp_path / "lab.tif"), "LAB")
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.int16, np.int32, np.uint32, np.int8])
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.uint32, np.int8])
 def test_samples_that_are_not_8_or_16_bit_unsigned_are_refused(tmp_path, dtype):
     tifffile = pytest.importorskip("tifffile")
-    values = np.zeros((5, 6), dtype)
-    if dtype == np.float32:
-        values[2, 2] = np.nan
-    tifffile.imwrite(tmp_path / "x.tif", values)
+    tifffile.imwrite(tmp_path / "x.tif", np.zeros((5, 6), dtype))
     refused(lambda: read_image(tmp_path / "x.tif"), "x.tif", "16")
 
 
@@ -511,20 +508,6 @@ def test_animations_and_pages_are_refused(tmp_path):
         refused(lambda s=suffix: read_image(tmp_path / f"x{s}"), f"x{suffix}", word)
     first.save(tmp_path / "x.gif", save_all=True, append_images=[second])
     refused(lambda: read_image(tmp_path / "x.gif"), "x.gif", "animated")
-
-
-def test_16_bit_tiffs_that_pillow_cannot_take_apart_are_refused(tmp_path):
-    tifffile = pytest.importorskip("tifffile")
-    planes = noise(3, 16).transpose(2, 0, 1)
-    tifffile.imwrite(tmp_path / "x.tif", planes, photometric="rgb", planarconfig="separate")
-    refused(lambda: read_image(tmp_path / "x.tif"), "separate planes", "interleaved")
-    options = {
-        "photometric": "minisblack",
-        "planarconfig": "contig",
-        "extrasamples": ["unassalpha"],
-    }
-    tifffile.imwrite(tmp_path / "y.tif", noise(2, 16), **options)
-    refused(lambda: read_image(tmp_path / "y.tif"), "y.tif", "export it again")
 
 
 def test_what_is_no_image_is_refused(tmp_path):

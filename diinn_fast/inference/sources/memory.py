@@ -23,7 +23,7 @@ class ImageSource:
         self.grey = image.grey
         self.alpha = image.alpha is not None
         self.bits = image.bits
-        self.dtype = f"uint{image.bits}"
+        self.dtype = "float32" if image.bits == 32 else f"uint{image.bits}"
         self.icc = image.icc
         self.dpi = image.dpi
         planes = [image.rgb] if image.alpha is None else [image.rgb, image.alpha]
