@@ -1,6 +1,7 @@
-"""Image quality by named protocol: the same two images give other decibels by other rules, so that
-a number without its protocol says nothing. Images are ``[..., 3, H, W]`` in [0, 1]; means are taken
-in float64.
+"""Image quality: metrics, each an entry of ``METRICS``, and the named protocols they are taken by.
+
+PSNR depends on the evaluation protocol (channels, borders, rounding), so scores are always reported
+with one. Images are ``[..., 3, H, W]`` in [0, 1]; means are taken in float64.
 
 Of all protocols here: an HR image gives its LR image by antialiased bicubic reduction (a = -0.5),
 rounded to 8 bit; outputs are clamped to [0, 1]; the score of a set is the mean of its images'
@@ -10,7 +11,9 @@ scores.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Literal
 
 import torch
@@ -21,7 +24,6 @@ LUMA = (65.738 / 256, 129.057 / 256, 25.064 / 256)
 235/255.
 """
 
-METRICS = ("psnr", "ssim", "lr_psnr")
 SSIM_WINDOW = 11
 
 
@@ -105,7 +107,7 @@ PROTOCOLS = {
             False,
             False,
             False,
-            METRICS,
+            ("psnr", "ssim", "lr_psnr"),
             "DIINN's test at scales beyond training",
         ),
     )
@@ -121,28 +123,85 @@ def score(
     metrics: tuple[str, ...],
     lr: tuple[int, int],
 ) -> dict[str, float]:
-    """Scores of an output ``[1, 3, H, W]``; NaN where the image is too small for the border or for
-    SSIM's window.
-
-    ``lr`` is the LR size (for ``lr_psnr``: PSNR of both images reduced to it, not rounded, without
-    a border).
+    """Scores of an output ``[1, 3, H, W]`` by name of the metric; NaN where the image is too small
+    for the border or for SSIM's window. ``lr`` is the LR size.
     """
     sr = sr.clamp(0, 1)
     if protocol.rounded:
         sr = (sr * 255).round() / 255
     a = luma(sr) if protocol.channels == "Y" else sr
     b = luma(hr) if protocol.channels == "Y" else hr
-    found = {}
-    if "lr_psnr" in metrics:
-        found["lr_psnr"] = psnr(reduce(a, lr, protocol.mirrored), reduce(b, lr, protocol.mirrored))
     border = protocol.border(scale)
-    a = a[..., border : a.shape[-2] - border, border : a.shape[-1] - border]
-    b = b[..., border : b.shape[-2] - border, border : b.shape[-1] - border]
-    if "psnr" in metrics:
-        found["psnr"] = psnr(a, b) if a.numel() else math.nan
-    if "ssim" in metrics:
-        found["ssim"] = ssim(a, b) if min(a.shape[-2:]) >= SSIM_WINDOW else math.nan
-    return found
+    pictures = Pictures(
+        a[..., border : a.shape[-2] - border, border : a.shape[-1] - border],
+        b[..., border : b.shape[-2] - border, border : b.shape[-1] - border],
+        a, b, lr, protocol.mirrored,
+    )  # fmt: skip
+    return {name: METRICS[name].function(pictures) for name in metrics}
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a metric compares: an output and the HR image, ``[1, C, H, W]``, C by the protocol."""
+
+    sr: Tensor
+    hr: Tensor
+    whole_sr: Tensor
+    """With the border that ``sr`` leaves out."""
+    whole_hr: Tensor
+    lr: tuple[int, int]
+    """Size of the LR image."""
+    mirrored: bool
+    """How the LR image was made, see Protocol."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number for a pair of images; the greater, the better."""
+
+    name: str
+    title: str
+    """In tables, with the unit."""
+    digits: int
+    """Decimals in tables."""
+    function: Callable[[Pictures], float]
+    """NaN where the images are too small."""
+    needs: str | None = None
+    """A package that it is computed by, beyond those that the package depends on."""
+
+    @property
+    def stored_digits(self) -> int:
+        """Decimals in files."""
+        return self.digits + 2
+
+
+def _psnr_of(pictures: Pictures) -> float:
+    return psnr(pictures.sr, pictures.hr) if pictures.sr.numel() else math.nan
+
+
+def _ssim_of(pictures: Pictures) -> float:
+    fits = min(pictures.sr.shape[-2:]) >= SSIM_WINDOW
+    return ssim(pictures.sr, pictures.hr) if fits else math.nan
+
+
+def _lr_psnr_of(pictures: Pictures) -> float:
+    """PSNR of both images reduced to the LR size, not rounded, without a border."""
+    sr, hr = (
+        reduce(image, pictures.lr, pictures.mirrored)
+        for image in (pictures.whole_sr, pictures.whole_hr)
+    )
+    return psnr(sr, hr)
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("psnr", "PSNR, dB", 2, _psnr_of),
+        Metric("ssim", "SSIM", 4, _ssim_of, needs="torchmetrics"),
+        Metric("lr_psnr", "LR-PSNR, dB", 2, _lr_psnr_of),
+    )
+}
+"""All metrics: a new one is an entry here."""
 
 
 def psnr(sr: Tensor, hr: Tensor) -> float:
@@ -173,13 +232,16 @@ def ssim(sr: Tensor, hr: Tensor) -> float:
 
 def missing_for(metrics: tuple[str, ...]) -> str | None:
     """What has to be installed for these metrics, or None."""
-    if "ssim" in metrics:
-        try:
-            import torchmetrics  # noqa: F401
-        except ImportError:
-            return (
-                "SSIM needs torchmetrics: pip install torchmetrics, or leave ssim out of --metrics"
-            )
+    for name in metrics:
+        needs = METRICS[name].needs
+        if needs is not None:
+            try:
+                import_module(needs)
+            except ImportError:
+                title = METRICS[name].title
+                return (
+                    f"{title} needs {needs}: pip install {needs}, or leave {name} out of --metrics"
+                )
     return None
 
 

@@ -33,7 +33,7 @@ def plot_scales(rows: Sequence[Row], folder: Path) -> list[Path]:
         chosen = [
             m
             for m in found
-            if m.protocol == protocol and m.psnr is not None and math.isfinite(m.psnr)
+            if m.protocol == protocol and math.isfinite(m.scores.get("psnr", math.nan))
         ]
         if len({m.scale for m in chosen}) > 1:
             path = folder / f"psnr-{protocol}.png"
@@ -90,9 +90,9 @@ def _plot(found: Sequence[Mean], protocol: str, path: Path) -> None:
 
 def _curve(found: Sequence[Mean], name: str, model: str) -> dict[float, float]:
     values = {
-        float(m.scale): m.psnr
+        float(m.scale): m.scores["psnr"]
         for m in found
-        if m.set == name and m.model == model and m.psnr is not None
+        if m.set == name and m.model == model and "psnr" in m.scores
     }
     return dict(sorted(values.items()))
 

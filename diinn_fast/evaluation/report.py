@@ -8,8 +8,6 @@ from collections.abc import Iterable, Sequence
 from diinn_fast.evaluation.results import Mean, Row, means
 from diinn_fast.metrics import METRICS, PROTOCOLS
 
-TITLES = {"psnr": ("PSNR, dB", 2), "ssim": ("SSIM", 4), "lr_psnr": ("LR-PSNR, dB", 2)}
-
 
 def markdown(rows: Iterable[Row]) -> str:
     """All tables of some rows, by protocol and metric."""
@@ -19,8 +17,8 @@ def markdown(rows: Iterable[Row]) -> str:
         chosen = [m for m in found if m.protocol == protocol]
         parts += [f"## {protocol}", PROTOCOLS[protocol].describe() if protocol in PROTOCOLS else ""]
         for metric in METRICS:
-            if any(getattr(m, metric) is not None for m in chosen):
-                parts += [f"### {TITLES[metric][0]}", metric_table(chosen, metric)]
+            if any(metric in m.scores for m in chosen):
+                parts += [f"### {METRICS[metric].title}", metric_table(chosen, metric)]
     return "\n\n".join(p for p in parts if p) + "\n"
 
 
@@ -37,7 +35,7 @@ def metric_table(found: Sequence[Mean], metric: str) -> str:
     for name, scale in sorted(by_place, key=lambda place: (sets.index(place[0]), float(place[1]))):
         line = by_place[name, scale]
         images = max(m.images for m in line.values())
-        values = [getattr(line[m], metric) if m in line else None for m in models]
+        values = [line[m].scores.get(metric) if m in line else None for m in models]
         body.append([f"{name} ({images})", f"x{scale}", *cells(values, metric)])
         for n, model in enumerate(models):
             if model in line and line[model].images < images:
@@ -47,7 +45,7 @@ def metric_table(found: Sequence[Mean], metric: str) -> str:
 
 def cells(values: Sequence[float | None], metric: str) -> list[str]:
     """Values as text, the greatest (as shown) in bold where there are two or more."""
-    digits = TITLES[metric][1]
+    digits = METRICS[metric].digits
     shown = [None if v is None or math.isnan(v) else f"{v:.{digits}f}" for v in values]
     defined = [float(v) for v in shown if v is not None]
     best = max(defined) if len(defined) > 1 else None

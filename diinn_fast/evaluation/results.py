@@ -1,5 +1,5 @@
-"""Per-image rows in a CSV file that grows row by row, so that an interrupted evaluation goes on
-where it was.
+"""Scores per image in a CSV file, a line per metric, that grows image by image, so that an
+interrupted evaluation goes on where it was.
 """
 
 from __future__ import annotations
@@ -7,18 +7,19 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, astuple, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+
+from diinn_fast.files import atomic_file
+from diinn_fast.metrics import METRICS
 
 Key = tuple[str, str, str, str, str, str]
 
 
 @dataclass(frozen=True)
 class Row:
-    """Scores of one model on one image at one scale. A metric that was not asked for is None, NaN
-    if undefined.
-    """
+    """Scores of one model on one image at one scale, by name of the metric; NaN if undefined."""
 
     protocol: str
     set: str
@@ -26,26 +27,26 @@ class Row:
     scale: str
     model: str
     weights: str
-    psnr: float | None = None
-    ssim: float | None = None
-    lr_psnr: float | None = None
-    seconds: float | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Of every metric that was asked for; beside them ``seconds``, the time of the upscale."""
 
     @property
     def key(self) -> Key:
         return self.protocol, self.set, self.image, self.scale, self.model, self.weights
 
     def has(self, metrics: Iterable[str]) -> bool:
-        return all(getattr(self, name) is not None for name in metrics)
+        return all(name in self.scores for name in metrics)
 
 
-COLUMNS = [field.name for field in fields(Row)]
-DIGITS = {"psnr": 4, "ssim": 6, "lr_psnr": 4, "seconds": 5}
+KEYS = [each.name for each in fields(Row) if each.name != "scores"]
+COLUMNS = [*KEYS, "metric", "value"]
+WIDE_COLUMNS = [*KEYS, "psnr", "ssim", "lr_psnr", "seconds"]
+"""Of files of version 0.1: a column per metric. They are read, and written anew as lines."""
 
 
 class Results:
-    """The rows of ``folder/images.csv``, by key; a later row replaces an earlier one with the same
-    key.
+    """The rows of ``folder/images.csv``, by key; of lines with the same key and metric the last
+    one counts.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -57,28 +58,30 @@ class Results:
             with self.path.open("r+b") as file:
                 file.truncate(len(text[: text.rfind("\n") + 1].encode()))
             text = text[: text.rfind("\n") + 1]
-        if not text:
-            self._write(COLUMNS)
-        elif text.splitlines()[0].split(",") != COLUMNS:
+        lines = list(csv.reader(io.StringIO(text)))
+        header = lines[0] if lines else []
+        if header not in ([], COLUMNS, WIDE_COLUMNS):
             raise ValueError(
                 f"{self.path} has other columns than {', '.join(COLUMNS)}: choose another --out "
                 "folder"
             )
-        for values in list(csv.reader(io.StringIO(text)))[1:]:
-            row = _parse(values)
-            self.rows.pop(row.key, None)  # so that the order says which is the latest
-            self.rows[row.key] = row
+        for values in lines[1:]:
+            self._merge(_parse(header, values))
+        if header != COLUMNS:
+            with atomic_file(self.path, overwrite=True) as file:
+                file.write(
+                    _csv([COLUMNS, *(line for row in self.rows.values() for line in _lines(row))])
+                )
 
     def add(self, row: Row) -> None:
-        self.rows.pop(row.key, None)
-        self.rows[row.key] = row
-        self._write([_text(name, value) for name, value in asdict(row).items()])
+        """Merge a row in, and write it."""
+        self._merge(row)
+        with self.path.open("ab") as file:
+            file.write(_csv(_lines(row)))
 
-    def _write(self, values: list[str]) -> None:
-        line = io.StringIO(newline="")
-        csv.writer(line, lineterminator="\n").writerow(values)
-        with self.path.open("a", encoding="utf-8", newline="") as file:
-            file.write(line.getvalue())
+    def _merge(self, row: Row) -> None:
+        before = self.rows.pop(row.key, row)  # so that the order says which is the latest
+        self.rows[row.key] = replace(row, scores={**before.scores, **row.scores})
 
     def current(self, weights: dict[str, str]) -> list[Row]:
         """One row per protocol, set, image, scale and model: of the given weights, else of the
@@ -88,15 +91,29 @@ class Results:
         return [row for row in self.rows.values() if row.weights == latest[row.model]]
 
 
-def _text(name: str, value: float | str | None) -> str:
-    if value is None or isinstance(value, str):
-        return value or ""
-    return f"{value:.{DIGITS[name]}f}"
+def _lines(row: Row) -> list[list[str]]:
+    """The row's lines in the file, one per metric."""
+    return [[*row.key, name, _text(name, value)] for name, value in row.scores.items()]
 
 
-def _parse(values: list[str]) -> Row:
-    numbers = [float(v) if v else None for v in values[6:]]
-    return Row(*values[:6], *numbers)  # type: ignore[arg-type]
+def _text(name: str, value: float) -> str:
+    digits = METRICS[name].stored_digits if name in METRICS else 5
+    return f"{value:.{digits}f}"
+
+
+def _csv(lines: Iterable[Sequence[object]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue().encode()
+
+
+def _parse(header: list[str], values: list[str]) -> Row:
+    """A line of either kind."""
+    named = dict(zip(header, values, strict=True))
+    protocol, data_set, image, scale, model, weights = (named.pop(name) for name in KEYS)
+    scores = named if header == WIDE_COLUMNS else {named["metric"]: named["value"]}
+    numbers = {name: float(value) for name, value in scores.items() if value}
+    return Row(protocol, data_set, image, scale, model, weights, numbers)
 
 
 @dataclass(frozen=True)
@@ -109,9 +126,8 @@ class Mean:
     model: str
     weights: str
     images: int
-    psnr: float | None
-    ssim: float | None
-    lr_psnr: float | None
+    scores: Mapping[str, float]
+    """By name of the metric, of those that every image has; NaN where all are undefined."""
 
 
 def means(rows: Iterable[Row]) -> list[Mean]:
@@ -124,26 +140,24 @@ def means(rows: Iterable[Row]) -> list[Mean]:
             row
         )
     found = []
-    for (protocol, name, scale, model, weights), group in groups.items():
-        psnr = _mean([row.psnr for row in group])
-        ssim = _mean([row.ssim for row in group])
-        lr_psnr = _mean([row.lr_psnr for row in group])
-        found.append(Mean(protocol, name, scale, model, weights, len(group), psnr, ssim, lr_psnr))
+    for key, group in groups.items():
+        names = [name for name in METRICS if all(row.has([name]) for row in group)]
+        scores = {name: _mean([row.scores[name] for row in group]) for name in names}
+        found.append(Mean(*key, len(group), scores))
     return found
 
 
-def _mean(values: list[float | None]) -> float | None:
-    if any(v is None for v in values):
-        return None
-    defined = [v for v in values if v is not None and not math.isnan(v)]
+def _mean(values: list[float]) -> float:
+    defined = [v for v in values if not math.isnan(v)]
     return sum(defined) / len(defined) if defined else math.nan
 
 
 def write_summary_csv(rows: Iterable[Row], path: Path) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([field.name for field in fields(Mean)])
-        for mean in means(rows):
-            *key, images = astuple(mean)[:6]
-            scores = [_text(name, getattr(mean, name)) for name in ("psnr", "ssim", "lr_psnr")]
-            writer.writerow([*key, images, *scores])
+    """A line per mean and metric."""
+    lines: list[Sequence[object]] = [
+        ["protocol", "set", "scale", "model", "weights", "images", "metric", "value"]
+    ]
+    for m in means(rows):
+        key = (m.protocol, m.set, m.scale, m.model, m.weights, m.images)
+        lines += [[*key, name, _text(name, value)] for name, value in m.scores.items()]
+    path.write_bytes(_csv(lines))

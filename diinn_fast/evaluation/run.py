@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -128,4 +128,5 @@ def _measure(candidate: Candidate, data: DataSet, photo: Photo, pair: Pair, scal
         )
     seconds = time.perf_counter() - begin
     scores = score(sr, hr, scale, data.protocol, data.metrics, (lr.shape[-2], lr.shape[-1]))
-    return replace(_blank(candidate, data, photo, scale), seconds=seconds, **dict[str, Any](scores))
+    blank = _blank(candidate, data, photo, scale)
+    return replace(blank, scores={**scores, "seconds": seconds})

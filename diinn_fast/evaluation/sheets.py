@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,8 +88,9 @@ def _chosen_images(
                 data.protocol.name, data.name, name, scale_text(scale), c.label, c.weights
             ).key
             row = results.rows.get(key)
-            if row is not None and row.psnr is not None and row.psnr == row.psnr:
-                values.append(row.psnr)
+            psnr = row.scores.get("psnr", math.nan) if row is not None else math.nan
+            if not math.isnan(psnr):
+                values.append(psnr)
         spread[name] = max(values) - min(values) if values else 0.0
     return sorted(spread, key=lambda name: -spread[name])
 

@@ -122,7 +122,7 @@ def find_runs(folder: Path) -> list[tuple[str, Path]]:
 
 def ablation_table(candidates: list[Candidate], rows: list[Row]) -> str:
     """A row per run: its mode, its size, and its PSNR on every set and scale; the best in bold."""
-    scores = {(m.set, m.scale, m.model): m.psnr for m in means(rows)}
+    scores = {(m.set, m.scale, m.model): m.scores.get("psnr") for m in means(rows)}
     places = list(dict.fromkeys((s, scale) for s, scale, _ in scores))
     columns = [
         report.cells([scores.get((*place, c.label)) for c in candidates], "psnr")

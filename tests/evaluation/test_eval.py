@@ -18,7 +18,7 @@ from diinn_fast.cli import main
 from diinn_fast.evaluation import candidates, load_candidate, report, runtime, sheets, tables
 from diinn_fast.evaluation.results import Mean, Results, Row, means
 from diinn_fast.evaluation.run import make_pair
-from diinn_fast.metrics import PROTOCOLS, psnr
+from diinn_fast.metrics import METRICS, PROTOCOLS, Metric, psnr
 
 PHOTO = Path(__file__).parents[2] / "examples" / "coffee.png"
 CPU = torch.device("cpu")
@@ -43,8 +43,16 @@ def nearest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows(out: str = "out") -> list[dict[str, str]]:
+    """The file's lines as one dict per image, scale and model; metrics that are not there are
+    empty.
+    """
+    found: dict[tuple[str, ...], dict[str, str]] = {}
     with Path(out, "images.csv").open() as file:
-        return list(csv.DictReader(file))
+        for line in csv.DictReader(file):
+            metric, value = line.pop("metric"), line.pop("value")
+            empty = line | dict.fromkeys((*METRICS, "seconds"), "")
+            found.setdefault(tuple(line.values()), empty)[metric] = value
+    return list(found.values())
 
 
 def evaluate(*arguments: object) -> int:
@@ -207,6 +215,38 @@ def test_other_weights_of_the_same_name_are_measured_again(sets, tmp_path):
     assert len(rows()) == 2 and f"{float(first['psnr']):.2f}" in Path("out/summary.md").read_text()
 
 
+def test_a_file_with_a_column_per_metric_is_read_and_written_anew(tmp_path):
+    """As version 0.1 wrote it."""
+    (tmp_path / "images.csv").write_text(
+        "protocol,set,image,scale,model,weights,psnr,ssim,lr_psnr,seconds\n"
+        "liif-benchmark,Set5,a.png,2,bicubic,-,33.1234,,,0.01000\n"
+        "liif-benchmark,Set5,b.png,2,bicubic,-,nan,,,0.01000\n"
+        "liif-benchmark,Set5,a.png,2,bicubic,-,34.0000,0.910000,,0.02000\n"
+    )
+    for _ in range(2):  # the second time in the present form
+        first, second = Results(tmp_path).rows.values()
+        assert first.image == "b.png" and math.isnan(first.scores["psnr"])
+        assert second.scores == {"psnr": 34.0, "ssim": 0.91, "seconds": 0.02}
+        assert not second.has(["lr_psnr"])
+    assert (
+        (tmp_path / "images.csv")
+        .read_text()
+        .startswith("protocol,set,image,scale,model,weights,metric,value\n")
+    )
+
+
+def test_a_new_metric_is_one_entry(sets, monkeypatch):
+    """It is measured, stored, tabled, and added to an old file."""
+    evaluate("--data", "SetB", "--models", "bicubic", "--scales", 2, "--sheets", 0)
+    blunder = Metric("blunder", "Largest error", 3, lambda p: float((p.sr - p.hr).abs().max()))
+    monkeypatch.setitem(METRICS, "blunder", blunder)
+    options = ("--metrics", "psnr", "blunder", "--scales", 2, "--sheets", 0)
+    assert evaluate("--data", "SetB", "--models", "bicubic", *options) == 0
+    (found,) = rows()
+    assert 0 < float(found["blunder"]) < 1 and float(found["psnr"]) > 20
+    assert "### Largest error" in Path("out/summary.md").read_text()
+
+
 def test_a_file_that_is_something_else_is_not_added_to(tmp_path):
     (tmp_path / "images.csv").write_text("name,value\n")
     with pytest.raises(ValueError, match="choose another --out"):
@@ -247,8 +287,10 @@ def test_fingerprints_depend_on_every_weight():
 # -- tables ----------------------------------------------------------------------------------------
 
 
-def row(model: str, psnr: float | None, scale: str = "2", image: str = "a", **more: float) -> Row:
-    return Row("liif-benchmark", "Set5", image, scale, model, "-", psnr, **more)
+def row(model: str, psnr: float | None, scale: str = "2", image: str = "a") -> Row:
+    return Row(
+        "liif-benchmark", "Set5", image, scale, model, "-", {} if psnr is None else {"psnr": psnr}
+    )
 
 
 def test_tables_have_means_and_the_best_in_bold():
@@ -273,10 +315,12 @@ def test_means_over_fewer_images_are_marked():
 
 
 def test_undefined_scores_do_not_count_and_missing_ones_leave_no_mean():
-    assert [m.psnr for m in means([row("a", 30.0), row("a", math.nan, image="b")])] == [30.0]
-    assert [m.psnr for m in means([row("a", 30.0), row("a", None, image="b")])] == [None]
+    assert [m.scores for m in means([row("a", 30.0), row("a", math.nan, image="b")])] == [
+        {"psnr": 30.0}
+    ]
+    assert [m.scores for m in means([row("a", 30.0), row("a", None, image="b")])] == [{}]
     (undefined,) = means([row("a", math.nan)])
-    assert isinstance(undefined, Mean) and math.isnan(undefined.psnr or 0)
+    assert isinstance(undefined, Mean) and math.isnan(undefined.scores["psnr"])
     assert report.cells([math.nan, None, 1.0], "psnr") == ["-", "-", "1.00"]
 
 
@@ -356,11 +400,11 @@ def test_plots_and_sheets_are_written(sets, nearest):
     assert Image.open(f"out/{sheet}").width > 3 * sheets.PANEL
     with Path("out/summary.csv").open() as file:
         summary = list(csv.DictReader(file))
-    assert [(r["scale"], r["model"], r["images"]) for r in summary] == [
-        ("2", "bicubic", "2"),
-        ("2", "nearest", "2"),
-        ("3", "bicubic", "2"),
-        ("3", "nearest", "2"),
+    assert [(r["scale"], r["model"], r["images"], r["metric"]) for r in summary] == [
+        ("2", "bicubic", "2", "psnr"),
+        ("2", "nearest", "2", "psnr"),
+        ("3", "bicubic", "2", "psnr"),
+        ("3", "nearest", "2", "psnr"),
     ]
 
 
