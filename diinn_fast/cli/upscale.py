@@ -313,7 +313,7 @@ def render_file(upscaler: Upscaler, source: Path, target: Path, options: argpars
         spec, resume=options.resume, overwrite=options.overwrite, progress=progress
     )
     seconds = time.perf_counter() - start
-    h, w = spec.lr
+    h, w = spec.picture
     height, width = spec.hr
     if not done:
         return f"{target} is complete already" if first_rank() else ""
@@ -321,7 +321,7 @@ def render_file(upscaler: Upscaler, source: Path, target: Path, options: argpars
         return ""
     return (
         f"{source} {w}x{h} -> {target} {width}x{height} "
-        f"({_factor(options.scale, spec.lr, spec.hr)}) in {seconds:.1f} s, "
+        f"({_factor(options.scale, spec.picture, spec.hr)}) in {seconds:.1f} s, "
         f"backend {upscaler.used_backend}"
     )
 

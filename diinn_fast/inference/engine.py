@@ -17,11 +17,15 @@ from diinn_fast.encoders import cost_of, use_fast_weights
 from diinn_fast.errors import UpscaleError
 from diinn_fast.geometry import MAX_LENGTH
 from diinn_fast.inference.devices import PRECISIONS, pick_backend, pick_device, pick_precision
+from diinn_fast.inference.reduced import needs_network, reduced_size
 from diinn_fast.loading import load_weights
 from diinn_fast.model import DIINN
 from diinn_fast.problem import Problem
 
 log = logging.getLogger("diinn_fast")
+
+REDUCTION = "bicubic"
+"""Stands for a backend where the network has nothing to do."""
 
 
 class EngineOptions(TypedDict, total=False):
@@ -93,13 +97,16 @@ class Engine:
         height, width = lr
         if not (1 <= height <= MAX_LENGTH and 1 <= width <= MAX_LENGTH):
             raise UpscaleError(f"a picture of {width}x{height} pixels cannot be upscaled")
+        if not needs_network((height, width), hr):
+            self.used_backend = REDUCTION
+            return
         decoder = self.model.decoder
         if min(hr) < decoder.formulation.least_side:
             raise UpscaleError(
                 f"a mode {decoder.mode} model needs an output of at least 2x2 pixels, "
                 f"not {hr[1]}x{hr[0]}"
             )
-        self.used_backend = self._choose_backend((height, width), hr)
+        self.used_backend = self._choose_backend(reduced_size((height, width), hr), hr)
         log.info("%dx%d to %dx%d by backend %s", width, height, hr[1], hr[0], self.used_backend)
 
     @torch.inference_mode()

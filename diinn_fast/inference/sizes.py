@@ -16,8 +16,6 @@ log = logging.getLogger("diinn_fast")
 
 DEFAULT_SCALE = 4.0
 
-_warned_of_scale = False
-
 
 class TargetSize(TypedDict, total=False):
     """How large the output becomes, by at most one of these; x4 without any.
@@ -91,16 +89,22 @@ def _misfit(scale: Any, size: Any, long_side: Any) -> str:
 def warn_of_scale(
     lr: tuple[int, int], hr: tuple[int, int], trained_scales: tuple[float, float]
 ) -> None:
-    """Say once per process that a scale is beyond what the model is trained for."""
-    global _warned_of_scale
+    """Say of a picture that its scale is beyond what the model is trained for."""
     scales = [out / n for out, n in zip(hr, lr, strict=True)]
     low, high = trained_scales
-    beyond = [s for s in scales if not low <= s <= high]
-    if beyond and not _warned_of_scale:
-        _warned_of_scale = True
-        worst = max(beyond, key=lambda s: abs(math.log(s)))
+    if min(scales) < 1:
+        log.warning(
+            "the output of %dx%d pixels is smaller than the picture of %dx%d: what gets smaller is "
+            "reduced by bicubic interpolation",
+            *reversed(hr),
+            *reversed(lr),
+        )
+    beyond = [s for s in scales if s >= 1 and not low <= s <= high]
+    if beyond:
         log.warning(
             "scale %.3g is outside the range that this model is trained for (%g to %g): expect "
             "less detail than asked for",
-            worst, low, high,
-        )  # fmt: skip
+            max(beyond, key=lambda s: abs(math.log(s))),
+            low,
+            high,
+        )

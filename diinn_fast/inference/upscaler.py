@@ -19,6 +19,8 @@ from diinn_fast.inference.bleed import bleed_alpha
 from diinn_fast.inference.engine import Engine, EngineOptions, store, to_unit
 from diinn_fast.inference.kinds import as_request
 from diinn_fast.inference.memory import check_memory, parse_size
+from diinn_fast.inference.neutral import is_neutral
+from diinn_fast.inference.reduced import needs_network, reduce_planes, reduced_size
 from diinn_fast.inference.sizes import TargetSize, target_size, warn_of_scale
 from diinn_fast.inference.sources import open_source
 from diinn_fast.inference.view import View
@@ -58,17 +60,20 @@ class Upscaler(Engine):
             target: scale, size or long_side, as of `TargetSize`.
 
         Alpha is resized bicubically, and colour is bled under transparent pixels before the network
-        sees them. Grey stays grey. Bit depth, ICC profile and dpi are kept; with dpi unscaled, the
-        print grows with the pixels.
+        sees them. Grey stays grey, and so do pictures whose three channels are equal everywhere. An
+        axis that gets shorter is reduced by antialiased bicubic interpolation. Bit depth, ICC
+        profile and dpi are kept; with dpi unscaled, the print grows with the pixels.
 
         Raises:
             UpscaleError: a request that cannot be met. ImageError, BackendError: likewise.
             FloatingPointError: the network's output is not finite (fp16 can overflow).
         """
         request = as_request(image)
-        lr = request.images[0].rgb.shape[-2:]
+        height, width = request.images[0].rgb.shape[-2:]
+        lr = height, width
         hr = target_size(lr, **target)
         self.check(lr, hr, request.images, request.dtype)
+        warn_of_scale(lr, hr, self.model.trained_scales)
         return request.finish(
             [self._upscale(picture, hr, request.dtype, progress) for picture in request.images]
         )
@@ -137,9 +142,7 @@ class Upscaler(Engine):
     def check(
         self, lr: Sequence[int], hr: tuple[int, int], images: list[Image], dtype: torch.dtype
     ) -> None:
-        """Refuse before the work what cannot be done in memory, and warn once of a scale that was
-        not learnt.
-        """
+        """Refuse before the work what cannot be done in memory."""
         height, width = lr
         samples = sum(
             (1 if i.grey else 3) * dtype.itemsize + (4 if i.alpha is not None else 0)
@@ -150,10 +153,8 @@ class Upscaler(Engine):
         item = self.dtype.itemsize
         decoder = self.model.decoder
         self.check_sizes(lr, hr)
-        check_memory(
-            self.model.encoder, decoder.in_channels, (height, width), bytes_out, self.device, item
-        )
-        warn_of_scale((height, width), hr, self.model.trained_scales)
+        small = reduced_size((height, width), hr)
+        check_memory(self.model.encoder, decoder.in_channels, small, bytes_out, self.device, item)
 
     def bands(
         self, rgb: Tensor, hr: tuple[int, int], rows: int | None = None, bar: tqdm | None = None
@@ -210,22 +211,41 @@ class Upscaler(Engine):
     ) -> Tensor:
         """Planes ``[C, H, W]`` of dtype, on the CPU; colour (or grey), then alpha."""
         rgb = picture.rgb
+        alpha = picture.alpha
         colours = 1 if picture.grey else 3
-        if picture.alpha is not None:
-            rgb = bleed_alpha(rgb, picture.alpha)
-        out = torch.empty(colours + (picture.alpha is not None), *hr, dtype=dtype)
-        if picture.alpha is not None:
-            for y in range(0, hr[0], step := max(1, BAND_PIXELS // hr[1])):
-                window = Window(y, min(y + step, hr[0]), 0, hr[1])
-                store(out[colours:, y : window.y1], resize_bicubic(picture.alpha, hr, window))
-        pixels = hr[0] * hr[1] * (8 if self.self_ensemble else 1)
-        with tqdm(
-            total=pixels, unit="px", unit_scale=True, delay=1, leave=False, disable=not progress
-        ) as bar:
+        if alpha is not None:
+            rgb = bleed_alpha(rgb, alpha)
+        neutral = picture.grey or is_neutral(rgb)
+        # What gets smaller is reduced before the network, which enlarges the rest.
+        lr = rgb.shape[1], rgb.shape[2]
+        rgb = reduce_planes(rgb, reduced_size(lr, hr))
+        out = torch.empty(colours + (alpha is not None), *hr, dtype=dtype)
+        if alpha is not None:
+            self._store_alpha(out[colours:], reduce_planes(alpha, reduced_size(lr, hr)))
+        if not needs_network(lr, hr):
+            store(out[:colours], rgb[:colours])
+            return out
+        bar = tqdm(
+            total=hr[0] * hr[1] * (8 if self.self_ensemble else 1),
+            unit="px",
+            unit_scale=True,
+            delay=1,
+            leave=False,
+            disable=not progress,
+        )
+        with bar:
             for y, band in self.bands(rgb, hr, bar=bar):
-                band = band.mean(0, keepdim=True) if picture.grey else band
+                band = band.mean(0, keepdim=True) if neutral else band
                 store(out[:colours, y : y + band.shape[1]], band)
         return out
+
+    def _store_alpha(self, out: Tensor, alpha: Tensor) -> None:
+        """Alpha ``[1, h, w]`` at the size of ``out``, in bands of rows."""
+        height, width = out.shape[1:]
+        step = max(1, BAND_PIXELS // width)
+        for y in range(0, height, step):
+            window = Window(y, min(y + step, height), 0, width)
+            store(out[:, y : window.y1], resize_bicubic(alpha, (height, width), window))
 
 
 def upscale(

@@ -13,10 +13,12 @@ from torch import Tensor
 from diinn_fast.errors import UpscaleError
 from diinn_fast.geometry import Window, check_size, check_window
 from diinn_fast.inference.engine import Engine
+from diinn_fast.inference.neutral import source_is_neutral
 from diinn_fast.inference.plan import split, with_halo
+from diinn_fast.inference.reduced import needs_network, reduced
 from diinn_fast.inference.sources import Source
 from diinn_fast.inference.sources.inpainted import InpaintedSource
-from diinn_fast.inference.windows import write_samples
+from diinn_fast.inference.windows import copy_samples, write_samples
 
 BAND_PIXELS = 1 << 19
 """Output pixels decoded at a time."""
@@ -42,14 +44,15 @@ class View:
         self._engine = engine
         self._source = source
         self._most = max_features
-        self._kept: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
+        self._neutral: bool | None = None  # not known yet
         self.shape = source.height, source.width
         self.channels = (1 if source.grey else 3) + source.alpha
         self.dtype = np.dtype(source.dtype)
         self.encoded = 0
         radius = getattr(engine.model.encoder, "receptive_radius", None)
         self._radius = 0 if radius is None else radius
-        self._tile = self.shape if radius is None else (TILE, TILE)
+        self._tile = None if radius is None else (TILE, TILE)
 
     def render(self, window: Sequence[int] | None, size: Sequence[int]) -> np.ndarray:
         """Samples ``[rows, columns]`` (grey) or ``[rows, columns, C]`` of a window of the picture
@@ -65,15 +68,17 @@ class View:
             raise UpscaleError(str(error)) from None
         self._engine.check_sizes(self.shape, hr)
         samples = np.empty((*cut.shape, self.channels), self.dtype)
+        source = reduced(self._source, hr)
+        lr = source.height, source.width
         rows, columns = (
-            max(1, t * out // n) for t, out, n in zip(self._tile, hr, self.shape, strict=True)
+            max(1, t * out // n) for t, out, n in zip(self._tile or lr, hr, lr, strict=True)
         )
         columns = min(columns, cut.shape[1], BAND_PIXELS)
         rows = min(rows, max(1, BAND_PIXELS // columns))
         for part in split(cut, rows, columns):
             y = part.y0 - cut.y0
             x = part.x0 - cut.x0
-            self._render(part, hr, samples[y : y + part.shape[0], x : x + part.shape[1]])
+            self._render(source, part, hr, samples[y : y + part.shape[0], x : x + part.shape[1]])
         return samples[..., 0] if self.channels == 1 else samples
 
     def at(self, size: Sequence[int]) -> Scaled:
@@ -91,21 +96,27 @@ class View:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _render(self, window: Window, hr: tuple[int, int], out: np.ndarray) -> None:
-        needed = self._engine.model.decoder.lr_window(window, self.shape, hr)
-        features = self._features(needed)
+    def _render(self, source: Source, window: Window, hr: tuple[int, int], out: np.ndarray) -> None:
+        if not needs_network(self.shape, hr):
+            copy_samples(out, source, window)
+            return
+        if self._neutral is None:
+            self._neutral = source_is_neutral(self._source)
+        lr = source.height, source.width
+        needed = self._engine.model.decoder.lr_window(window, lr, hr)
+        features = self._features(source, needed)
         origin = needed.y0, needed.x0
-        write_samples(out, self._engine, self._source, features, origin, window, hr)
+        write_samples(out, self._engine, source, features, origin, window, hr, self._neutral)
 
     @torch.inference_mode()
-    def _features(self, needed: Window) -> Tensor:
+    def _features(self, source: Source, needed: Window) -> Tensor:
         """Features ``[1, C, rows, columns]`` of LR rows and columns, put together from tiles."""
         i0, i1, j0, j1 = needed
-        high, wide = self._tile
+        high, wide = self._tile or (source.height, source.width)
         out = None
         for a in range(i0 // high, (i1 - 1) // high + 1):
             for b in range(j0 // wide, (j1 - 1) // wide + 1):
-                features = self._encoded(a, b)
+                features = self._encoded(source, a, b)
                 top = max(i0, a * high)
                 bottom = min(i1, (a + 1) * high)
                 left = max(j0, b * wide)
@@ -121,23 +132,24 @@ class View:
         assert out is not None
         return out
 
-    def _encoded(self, a: int, b: int) -> Tensor:
+    def _encoded(self, source: Source, a: int, b: int) -> Tensor:
         """Features of a tile, kept or made; the least recently used make room."""
-        if (kept := self._kept.get((a, b))) is not None:
-            self._kept.move_to_end((a, b))
+        key = source.height, source.width, a, b
+        if (kept := self._kept.get(key)) is not None:
+            self._kept.move_to_end(key)
             return kept
-        h, w = self.shape
-        high, wide = self._tile
+        h, w = source.height, source.width
+        high, wide = self._tile or (h, w)
         i0 = a * high
         i1 = min((a + 1) * high, h)
         j0 = b * wide
         j1 = min((b + 1) * wide, w)
-        top, bottom, left, right = with_halo((i0, i1, j0, j1), self.shape, self._radius)
-        rgb, _ = self._source.read(top, bottom, left, right)
+        top, bottom, left, right = with_halo((i0, i1, j0, j1), (h, w), self._radius)
+        rgb, _ = source.read(top, bottom, left, right)
         whole = self._engine.encode(rgb)
         features = whole[:, :, i0 - top : i1 - top, j0 - left : j1 - left].clone()
         self.encoded += 1
-        self._kept[a, b] = features
+        self._kept[key] = features
         while len(self._kept) > 1 and sum(_bytes(f) for f in self._kept.values()) > self._most:
             self._kept.popitem(last=False)
         return features

@@ -23,7 +23,7 @@ from diinn_fast import __version__
 from diinn_fast.cli import COMMANDS, main
 from diinn_fast.cli.upscale import join_scale
 from diinn_fast.formats import read_image
-from diinn_fast.inference import Upscaler, sizes
+from diinn_fast.inference import Upscaler
 
 HEIGHT = 6
 WIDTH = 8
@@ -39,7 +39,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with one picture in it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sizes, "_warned_of_scale", False)
     picture(tmp_path / "in.png")
     return tmp_path
 
@@ -165,11 +164,21 @@ def test_quiet_and_verbose(upscale, folder):
     assert "fp32" in err and "mode 3" in err and "8x6" in err
 
 
-def test_a_scale_beyond_training_warns_once(upscale, folder):
+def test_a_scale_beyond_training_warns_once_per_picture(upscale, folder):
     picture(folder / "too.png")
     code, _, err = upscale("in.png", "too.png", "out", "--scale", 5)
     assert code == 0
-    one_line(err, "scale 5", "1 to 4")
+    first, second = err.splitlines()
+    assert first == second and "scale 5" in first and "1 to 4" in first
+
+
+def test_a_smaller_output_is_a_clean_reduction_and_says_so(upscale, folder):
+    PIL.Image.fromarray(np.full((40, 60, 3), (200, 30, 90), np.uint8)).save("large.png")
+    code, out, err = upscale("in.png", "large.png", "out", "--long-side", 12)
+    assert code == 0 and "backend bicubic" in out
+    one_line(err, "12x8 pixels is smaller than the picture of 60x40")
+    assert (np.asarray(PIL.Image.open("out/large.png")) == (200, 30, 90)).all()
+    assert size_of("out/in.png") == (9, 12)
 
 
 # -- upscale: batches ------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch import Tensor
 from diinn_fast import BackendError, CheckpointError
 from diinn_fast.errors import ImageError, UpscaleError
 from diinn_fast.formats import Image, read_image, write_image
-from diinn_fast.inference import Upscaler, load_weights, memory, sizes, target_size
+from diinn_fast.inference import Upscaler, load_weights, memory, target_size
 from diinn_fast.inference import upscale as run_upscale
 from diinn_fast.model import bundled_names
 
@@ -228,13 +229,14 @@ def test_no_dark_fringe_with_the_bundled_model():
     assert float((black - colour).abs().max()) > 0.1, "without alpha, the black side must show"
 
 
-@pytest.mark.parametrize(("hr", "antialias"), [((20, 24), False), ((5, 6), True), ((5, 24), True)])
-def test_alpha_is_bicubic_and_antialiased_only_downwards(nearest, hr, antialias):
+@pytest.mark.parametrize("hr", [(20, 24), (5, 6), (5, 24)])
+def test_alpha_is_bicubic_and_antialiased_only_downwards(nearest, hr):
     alpha = torch.rand(1, 10, 12)
     result = nearest(Image(torch.rand(3, 10, 12), alpha), size=hr).alpha
-    expected = torch.nn.functional.interpolate(
-        alpha[None], hr, mode="bicubic", antialias=antialias
-    )[0].clamp(0, 1)
+    small = min(10, hr[0]), min(12, hr[1])
+    resize = partial(torch.nn.functional.interpolate, mode="bicubic")
+    reduced = resize(alpha[None], small, antialias=True).clamp(0, 1)
+    expected = resize(reduced, hr)[0].clamp(0, 1) if hr != small else reduced[0]
     torch.testing.assert_close(result, expected)
 
 
@@ -283,14 +285,13 @@ def test_impossible_sizes_are_refused(wanted):
     refused(lambda: target_size((10, 7), **wanted))
 
 
-def test_scale_beyond_training_warns_once(nearest, caplog, monkeypatch):
-    monkeypatch.setattr(sizes, "_warned_of_scale", False)
+def test_scale_beyond_training_warns_once_per_picture(nearest, caplog):
     with caplog.at_level(logging.WARNING, "diinn_fast"):
         nearest(noise(4, 4), scale=4)
         assert not caplog.records
         nearest(noise(4, 4), scale=5)
         nearest(noise(4, 4), scale=6)
-    assert len(caplog.records) == 1 and "scale 5" in caplog.text
+    assert len(caplog.records) == 2 and "scale 5" in caplog.text and "scale 6" in caplog.text
 
 
 # -- bands, precision, self-ensemble ---------------------------------------------------------------

@@ -349,14 +349,12 @@ def test_the_trained_scales_are_the_models_own(
     model: DIINN,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     wide = DIINN(encoder="edsr-baseline", trained_scales=(1, 8))
     wide.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["trained_scales"] == [1, 8]
     assert load_weights(tmp_path).trained_scales == (1.0, 8.0)
     assert load_weights(DEFAULT_WEIGHTS).trained_scales == (1.0, 4.0)
-    monkeypatch.setattr(sizes, "_warned_of_scale", False)
     sizes.warn_of_scale((10, 10), (60, 60), wide.trained_scales)
     assert caplog.text == ""
     sizes.warn_of_scale((10, 10), (60, 60), model.trained_scales)

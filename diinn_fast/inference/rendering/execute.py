@@ -41,7 +41,8 @@ def run(
         if state is None:
             log.info("%s is complete already", spec.out)
             return False
-        warn_of_scale(spec.lr, spec.hr, spec.engine.model.trained_scales)
+        if group.rank == 0:
+            warn_of_scale(spec.picture, spec.hr, spec.engine.model.trained_scales)
         with _interruptible(), _kept_on_errors(part), system_errors(spec.out, part.folder):
             _work(spec, part, state, group, overwrite, progress and group.rank == 0)
         return True

@@ -23,7 +23,7 @@ from diinn_fast.inference.rendering.partial import part_of
 from diinn_fast.inference.rendering.spec import RenderSpec
 from diinn_fast.inference.rendering.writer import Writer
 from diinn_fast.inference.sinks import Sink
-from diinn_fast.inference.windows import write_samples
+from diinn_fast.inference.windows import copy_samples, write_samples
 
 log = logging.getLogger("diinn_fast")
 
@@ -74,7 +74,7 @@ def missing(state: State) -> list[list[Piece]]:
 
 
 def _warn_of_halo(spec: RenderSpec, plan: Plan) -> None:
-    if plan.radius < getattr(spec.engine.model.encoder, "receptive_radius", 0):
+    if spec.by_network and plan.radius < getattr(spec.engine.model.encoder, "receptive_radius", 0):
         error = halo_error(spec.engine, spec.source, plan)
         log.warning(
             "a halo of %d LR pixels is an approximation: off by up to %.2g of 1",
@@ -109,6 +109,10 @@ def _render_tile(
 
 def _render_pieces(spec: RenderSpec, plan: Plan, pieces: list[Piece], writer: Writer) -> None:
     """Encode what the blocks look at, once, and decode them."""
+    if not spec.by_network:
+        for block, window in pieces:
+            writer.put(block, window, reduced_block(spec, window))
+        return
     windows = [window for _, window in pieces]
     around = Window(
         min(w.y0 for w in windows),
@@ -134,7 +138,16 @@ def render_block(
     samples = np.empty((*window.shape, spec.layout.channels), spec.layout.dtype)
     for strip in split(window, plan.strip, window.shape[1]):
         rows = samples[strip.y0 - window.y0 : strip.y1 - window.y0]
-        write_samples(rows, spec.engine, spec.source, features, origin, strip, spec.hr)
+        write_samples(
+            rows, spec.engine, spec.source, features, origin, strip, spec.hr, spec.neutral
+        )
+    return samples
+
+
+def reduced_block(spec: RenderSpec, window: Window) -> np.ndarray:
+    """Samples ``[rows, columns, C]`` of a block of an output that is smaller than the picture."""
+    samples = np.empty((*window.shape, spec.layout.channels), spec.layout.dtype)
+    copy_samples(samples, spec.source, window)
     return samples
 
 

@@ -31,7 +31,7 @@ def make_plan(spec: RenderSpec, workers: int = 1) -> Plan:
         spec.hr,
         pixel_bytes=layout.channels * np.dtype(layout.dtype).itemsize,
         unit=ZarrSink.unit if "zarr" in spec.kind else (1, 1),
-        halo=spec.halo,
+        halo=spec.halo if spec.by_network else 0,
         workers=workers,
         item=engine.dtype.itemsize,
         finishing=finish_bytes(spec.out, layout, spec.options) if on_host else 0,
@@ -52,7 +52,8 @@ def held_bytes(spec: RenderSpec) -> int:
         return torch.cuda.memory_reserved(device)
     if device.type != "cpu":
         return 0
-    return max(resident_bytes(), spec.source.resident_bytes) + SLACK_BYTES
+    reading = getattr(spec.source, "working_bytes", 0)
+    return max(resident_bytes(), spec.source.resident_bytes) + reading + SLACK_BYTES
 
 
 def fits(spec: RenderSpec, plan: Plan) -> bool:

@@ -12,15 +12,15 @@ from diinn_fast.inference.sinks import disk_bytes
 
 def describe(spec: RenderSpec, plan: Plan, workers: int = 1) -> str:
     """Tiles, halo, memory, disk and time, a line for each."""
-    h, w = spec.lr
+    h, w = spec.picture
     height, width = spec.hr
     tiles = plan.tile_windows()
     high, wide = tiles[0].shape
     blocks = sum(len(plan.blocks(tile)) for tile in tiles)
     encoder = spec.engine.model.encoder
-    exact = plan.radius == getattr(encoder, "receptive_radius", plan.radius)
+    exact = not spec.by_network or plan.radius == getattr(encoder, "receptive_radius", plan.radius)
     encoded = plan.encoded_pixels(spec.engine.model.decoder)
-    more = 100 * (encoded / (h * w) - 1)
+    more = 100 * (encoded / (spec.lr[0] * spec.lr[1]) - 1)
     part, final = disk_bytes(spec.out, spec.layout, spec.options)
     per_encoded, per_decoded = measure_rates(spec.engine, spec.lr, spec.hr)
     seconds = (encoded * per_encoded + height * width * per_decoded) / workers

@@ -13,6 +13,8 @@ from diinn_fast.errors import UpscaleError
 from diinn_fast.formats.zarr_store import import_zarr
 from diinn_fast.inference.engine import Engine
 from diinn_fast.inference.memory import give_back_freed_memory, parse_size, resident_bytes
+from diinn_fast.inference.neutral import source_is_neutral
+from diinn_fast.inference.reduced import needs_network, reduced
 from diinn_fast.inference.sinks import Layout, SinkOptions, disk_bytes, sink_kind
 from diinn_fast.inference.sizes import TargetSize, target_size
 from diinn_fast.inference.sources import Source, open_source
@@ -26,12 +28,18 @@ SLACK_BYTES = 48 << 20
 bench/bounded.py.
 """
 
+PIXELS = 2
+"""Raised when the same job begins to give other pixels: an older output is then not its own."""
+
 
 @dataclass(frozen=True)
 class RenderSpec:
     """One output to be made.
 
     Attributes:
+        picture: (height, width) of the picture.
+        source: what the network enlarges, or for a smaller output, the output's own pixels.
+        neutral: the three channels are equal everywhere, and so are those of the output.
         hr: (height, width) of the output.
         layout: what the file holds; its ``job`` is the fingerprint of all that the samples depend
             on, and no more: not the bound, the plan, or the number of processes.
@@ -40,7 +48,9 @@ class RenderSpec:
     """
 
     engine: Engine
+    picture: tuple[int, int]
     source: Source
+    neutral: bool
     out: Path
     hr: tuple[int, int]
     layout: Layout
@@ -50,8 +60,13 @@ class RenderSpec:
 
     @property
     def lr(self) -> tuple[int, int]:
-        """(height, width) of the picture."""
+        """(height, width) of the source: of the picture, unless it is reduced first."""
         return self.source.height, self.source.width
+
+    @property
+    def by_network(self) -> bool:
+        """Whether the network has anything to do."""
+        return needs_network(self.picture, self.hr)
 
     @property
     def kind(self) -> str:
@@ -86,15 +101,18 @@ def prepare(
     if bound is not None and engine.device.type == "cpu":
         on_host = max(SLACK_BYTES, bound - resident_bytes())
     source = open_source(picture, max_bytes=on_host)
-    hr = target_size((source.height, source.width), **target)
-    engine.check_sizes((source.height, source.width), hr)
+    lr = source.height, source.width
+    hr = target_size(lr, **target)
+    engine.check_sizes(lr, hr)
     channels = (1 if source.grey else 3) + source.alpha
     layout = Layout(*hr, channels, source.dtype, icc=source.icc, dpi=source.dpi)
     layout = replace(layout, job=_fingerprint(engine, source, out, layout, options, halo))
     disk_bytes(out, layout, options)  # refuses what the format cannot hold
     if source.alpha:
         source = InpaintedSource.of(source, on_host)
-    return RenderSpec(engine, source, out, hr, layout, options, halo, bound)
+    neutral = source_is_neutral(source)
+    source = reduced(source, hr)
+    return RenderSpec(engine, lr, source, neutral, out, hr, layout, options, halo, bound)
 
 
 def _check(engine: Engine, out: Path, halo: int | None) -> None:
@@ -125,6 +143,7 @@ def _fingerprint(
     decoder = engine.model.decoder
     computed = [str(engine.dtype), engine.device.type, engine.used_backend, halo]
     facts = {
+        "pixels": PIXELS,
         "source": source.identity,
         "model": [digest.hexdigest(), decoder.mode, decoder.init_q],
         "computed": computed,
