@@ -8,37 +8,20 @@ rest per query.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diinn_fast.backends.eager import linear
+from diinn_fast import backends, guard
+from diinn_fast.borders import grow, lr_ranges
 from diinn_fast.formulation import Formulation, formulation
-from diinn_fast.geometry import (
-    Window,
-    check_size,
-    check_window,
-    local_offset,
-    lr_range,
-    nearest_index,
-)
-from diinn_fast.ops import conv3x3, decode
-from diinn_fast.packing import Layer, Layers, pack, pack_content
-from diinn_fast.problem import ContentWeights, Weights
-
-Packed = TypeVar("Packed", Weights, ContentWeights)
-
-BAND_BYTES = 256 << 20
-"""Most content (bytes) that inference holds at a time; larger images are projected in bands of LR
-rows.
-"""
-
-
-class Sine(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.sin(x)
+from diinn_fast.fused import Fused
+from diinn_fast.geometry import Window, check_size, check_window, whole_number
+from diinn_fast.packing import Layer, Layers
+from diinn_fast.plain import Plain, Sine
+from diinn_fast.problem import Problem
+from diinn_fast.sampler import Sampler, Size
 
 
 def _layer(in_channels: int, out_channels: int, activation: nn.Module) -> nn.Sequential:
@@ -79,13 +62,12 @@ class ImplicitDecoder(nn.Module):
         content = in_channels * 9
         if init_q:
             self.first_layer = _layer(3, content, Sine())
-        inputs = range(len(hidden_dims))
-        self.K = nn.ModuleList(
-            _layer(plan.modulation_inputs(i, width, content), width, nn.ReLU()) for i in inputs
-        )
-        self.Q = nn.ModuleList(
-            _layer(width if i else (content if init_q else 3), width, Sine()) for i in inputs
-        )
+        self.K = nn.ModuleList()
+        self.Q = nn.ModuleList()
+        # K_i and Q_i in turn, as the published class makes them: the same seed, the same weights
+        for i in range(len(hidden_dims)):
+            self.K.append(_layer(plan.modulation_inputs(i, width, content), width, nn.ReLU()))
+            self.Q.append(_layer(width if i else (content if init_q else 3), width, Sine()))
         if plan.needs_grid:
             self.last_layer = nn.Conv2d(width, 3, 3, padding=1, padding_mode="reflect")
         else:
@@ -120,234 +102,152 @@ class ImplicitDecoder(nn.Module):
         cut = check_window(window, size)
         if tile is not None:
             self._check_tile(features, lr, origin, size, cut)
-        if bsize is not None and bsize < 1:
+        chunk = 0 if bsize is None else whole_number(bsize, "bsize")
+        if bsize is not None and chunk < 1:
             raise ValueError(f"bsize must be at least 1 query, got {bsize}")
         if min(size) < self.formulation.least_side:
             raise ValueError(
                 f"mode {self.mode} needs an output of at least 2x2 pixels, got {size[0]}x{size[1]}"
             )
-        if not self._needs_grad(features):
-            return self._decode_in_bands(features, lr, origin, size, cut, bsize or 0, backend)
-        return self._decode_window(features, lr, origin, size, cut, bsize or 0, backend)
+        path = self._path(features, backend)
+        decode = path.window if self._needs_grad(features) else path.bands
+        return decode(features, lr, origin, size, cut, chunk)
 
     def lr_window(self, window: Sequence[int], lr: tuple[int, int], size: Sequence[int]) -> Window:
         """Rows and columns of the features of an image of size ``lr`` that decoding ``window``
         looks at.
         """
         size = check_size(size, lr)
-        rows, columns = self._lr_ranges(check_window(window, size), lr, size)
+        cut = check_window(window, size)
+        grown = grow(cut, size) if self.formulation.needs_grid else cut
+        rows, columns = lr_ranges(grown, lr, size)
         top = max(rows.start - 1, 0)
         left = max(columns.start - 1, 0)
         return Window(top, min(rows.stop + 1, lr[0]), left, min(columns.stop + 1, lr[1]))
 
     def sample(
-        self, features: Tensor, coords: Tensor, size: Sequence[int], *, backend: str | None = None
+        self, features: Tensor, coords: Tensor, size: Size, *, backend: str | None = None
     ) -> Tensor:
         """RGB ``[B, N, 3]`` at coords ``[B, N, 2]``, (y, x) in [-1, 1], as if on an HR grid of
-        ``size``.
+        ``size``: (height, width), or one for each image, ``[B, 2]``.
 
         The nearest feature is ``clamp(floor((v + 1) / 2 * n), 0, n - 1)``, offsets are
-        ``(v + 1) * n - (2i + 1)``; the area ratio comes from ``size``. Mode 4 is refused: its last
-        layer needs a grid.
+        ``(v + 1) * n - (2i + 1)``; the area ratio comes from ``size``. Where a pixel centre lies
+        exactly between two features (at x1.5, for instance), `forward` may take the other one:
+        `sample_pixels` equals it everywhere. Mode 4 is refused: its last layer needs a grid. For
+        many calls on the same features, see `sampler`.
         """
-        features = self._check_features(features)
-        h, w = features.shape[-2:]
-        self._check_points(coords, features)
-        work = torch.float64 if features.dtype == torch.float64 else torch.float32
-        scaled = [(v + 1) * n for v, n in zip(coords.to(work).unbind(-1), (h, w), strict=True)]
-        index = [
-            (v / 2).floor().long().clamp(0, n - 1) for v, n in zip(scaled, (h, w), strict=True)
-        ]
-        offset = torch.stack([v - (2 * i + 1) for v, i in zip(scaled, index, strict=True)], dim=-1)
-        return self._decode_points(
-            features, torch.stack(index, dim=-1), offset, check_size(size, (h, w)), backend
-        )
+        return self._sampler(features, coords, backend)(coords, size)
 
     def sample_pixels(
-        self, features: Tensor, yx: Tensor, size: Sequence[int], *, backend: str | None = None
+        self, features: Tensor, yx: Tensor, size: Size, *, backend: str | None = None
     ) -> Tensor:
-        """RGB ``[B, N, 3]`` of the HR pixels yx ``[B, N, 2]`` int64 (row, column): equals
-        ``forward`` at those.
+        """RGB ``[B, N, 3]`` of the HR pixels yx ``[B, N, 2]`` int64 (row, column) on a grid of
+        ``size``, one or ``[B, 2]``: equals ``forward`` at those.
+
+        Raises IndexError for a pixel outside the grid.
         """
+        return self._sampler(features, yx, backend).pixels(yx, size)
+
+    def sampler(self, features: Tensor, *, backend: str | None = None) -> Sampler:
+        """`sample` and `sample_pixels` of these features, which are projected once here.
+
+        >>> sampler = decoder.sampler(features)
+        >>> parts = [sampler(part, size) for part in coords.split(30000, dim=1)]
+        """
+        return self._sampler(features, None, backend)
+
+    def _sampler(self, features: Tensor, points: Tensor | None, backend: str | None) -> Sampler:
         features = self._check_features(features)
-        lr = features.shape[-2], features.shape[-1]
-        height, width = check_size(size, lr)
-        self._check_points(yx, features)
-        if yx.dtype != torch.int64:
+        if self.formulation.needs_grid:
             raise ValueError(
-                f"yx must be int64 pixel positions, got {yx.dtype}; use sample() for coordinates"
+                f"mode {self.mode} cannot be sampled at points: its last layer needs the whole grid"
             )
-        work = torch.float64 if features.dtype == torch.float64 else torch.float32
-        rows = nearest_index(0, height, lr[0], height, yx.device)
-        columns = nearest_index(0, width, lr[1], width, yx.device)
-        dy = local_offset(0, height, rows, lr[0], height, work)
-        dx = local_offset(0, width, columns, lr[1], width, work)
-        y, x = yx.unbind(-1)
-        index = torch.stack([rows[y], columns[x]], -1)
-        offset = torch.stack([dy[y], dx[x]], -1)
-        return self._decode_points(features, index, offset, (height, width), backend)
+        lr = features.shape[-2], features.shape[-1]
+        many = points is None or points.ndim != 3
+        queries = lr[0] * lr[1] if many else points.shape[1]  # type: ignore[union-attr]
+        path = self._path(features, backend, points)
+        return Sampler(path, features, self.formulation.form(lr, queries))
 
-    # -- the two forms -----------------------------------------------------------------------------
-
-    def project(self, padded: Tensor, backend: str | None = None) -> Tensor:
-        """LR-size source of the decode operator, ``[B, h, w, L*H]``, from features with one pixel
-        of padding.
-
-        Modes 3 and 4: the content products ``K_i^x x + bias`` of all layers, a 3x3 convolution;
-        modes 1 and 2: the whole modulation branch, which depends on the LR pixel only. Not for
-        init_q.
-        """
-        layers = self.layers()
-        weights = self._cast(pack_content(layers, self.mode), padded.dtype)
-        content = _conv3x3(
-            padded, weights.content, weights.content_bias[: len(weights.content)], backend
-        )
-        if self.formulation.projected_form == "content":
-            return content
-        width = self.width
-        k = torch.relu(content[..., :width])
-        branch = [k]
-        for n, layer in enumerate(layers.modulation[1:], start=1):
-            recurrent = layer.matrix[:, :width].to(padded.dtype)
-            if self.formulation.content:
-                k = linear(k, recurrent) + content[..., n * width : (n + 1) * width]
-            else:
-                k = linear(k, recurrent) + layer.bias.to(padded.dtype)
-            k = torch.relu(k)
-            branch.append(k)
-        return torch.cat(branch, dim=-1)
+    # -- the two paths -----------------------------------------------------------------------------
 
     def layers(self) -> Layers:
         """The values of all layers now."""
         return Layers(
             modulation=[_read(layer) for layer in self.K],
             synthesis=[_read(layer) for layer in self.Q],
-            last=Layer.read(self.last_layer),
+            last=_read_convolution(self.last_layer),
             first=_read(self.first_layer) if self.init_q else None,
         )
 
-    def _lr_ranges(
-        self, window: Window, lr: tuple[int, int], size: tuple[int, int]
-    ) -> tuple[slice, slice]:
-        """LR rows and columns that are nearest to a window's queries."""
-        y0, y1, x0, x1 = _grow(window, size) if self.formulation.needs_grid else window
-        return slice(*lr_range(y0, y1, lr[0], size[0])), slice(*lr_range(x0, x1, lr[1], size[1]))
+    def project(self, padded: Tensor, backend: str | None = None) -> Tensor:
+        """LR-size source of the decode operator; see `Fused.project`."""
+        return self._fused(backend or backends.requested()).project(padded)
 
-    def _source(
-        self, padded: Tensor, form: str, backend: str | None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Source and weights of the operator in a form, for features with one pixel around."""
-        padded = padded.permute(0, 2, 3, 1).contiguous()
-        if form == "direct":
-            layers = self.layers()
-            content = self._cast(pack_content(layers, self.mode), padded.dtype)
-            weights = self._cast(pack(layers, self.mode, modulation=False), padded.dtype)
-            return padded, [*weights, *(v for v in content if v is not None)]
-        weights = self._cast(
-            pack(self.layers(), self.mode, modulation=form == "modulation"), padded.dtype
-        )
-        return self.project(padded, backend), list(weights)
-
-    def _decode_window(
+    def backend_for(
         self,
-        features: Tensor,
         lr: tuple[int, int],
-        origin: tuple[int, int],
         size: tuple[int, int],
-        window: Window,
-        chunk: int,
-        backend: str | None,
-    ) -> Tensor:
-        form = self.formulation.form(lr, size[0] * size[1])
-        grown = _grow(window, size) if self.formulation.needs_grid else window
-        rows, columns = self._lr_ranges(window, lr, size)
-        padded = _with_border(features, rows, columns, lr, origin)
-        source, weights = self._source(padded, form, backend)
-        out = decode(
-            source,
-            weights,
-            form=form,
-            mode=self.mode,
-            lr=lr,
-            origin=(rows.start, columns.start),
-            size=size,
-            window=grown,
-            chunk=chunk,
-            backend=backend,
-        )
-        return _sum_taps(out, window, size) if self.formulation.needs_grid else out
-
-    def _decode_in_bands(
-        self,
-        features: Tensor,
-        lr: tuple[int, int],
-        origin: tuple[int, int],
-        size: tuple[int, int],
-        window: Window,
-        chunk: int,
-        backend: str | None,
-    ) -> Tensor:
-        """Without gradients: in bands of rows whose content (and, in mode 4, nine taps) stay under
-        BAND_BYTES.
+        like: Tensor,
+        backend: str | None = None,
+    ) -> str:
+        """Name of the backend that decodes LR to HR size in ``like``'s dtype and device;
+        BackendError if the one asked for cannot.
         """
-        batch = features.shape[0]
-        columns = self._lr_ranges(window, lr, size)[1]
-        item = max(features.element_size(), 4)  # 16-bit content may be computed with in float32
-        content = (
-            batch * (columns.stop - columns.start) * len(self.K) * self.width * item
-        )  # of an LR row
-        row_bytes = content * lr[0] / size[0]
-        if self.formulation.needs_grid:
-            row_bytes += batch * 27 * (window.x1 - window.x0) * item
-        step = max(1, int(BAND_BYTES / row_bytes))
-        if step >= window.y1 - window.y0:
-            return self._decode_window(features, lr, origin, size, window, chunk, backend)
-        out = features.new_empty(batch, 3, window.y1 - window.y0, window.x1 - window.x0)
-        for y in range(window.y0, window.y1, step):
-            band = Window(y, min(y + step, window.y1), window.x0, window.x1)
-            part = self._decode_window(features, lr, origin, size, band, chunk, backend)
-            out[:, :, y - window.y0 : band.y1 - window.y0] = part
-        return out
+        name = backends.requested() if backend is None else backend
+        if name == backends.PLAIN or self.edit():
+            return backends.PLAIN
+        form = self.formulation.form(lr, size[0] * size[1])
+        channels = self.in_channels if form == "direct" else len(self.K) * self.width
+        problem = Problem(form, self.mode, lr, (0, 0), size, None, None, None, 0)
+        module = backends.choose(name, problem, like.new_empty(1, 3, 3, channels))
+        return module.__name__.rpartition(".")[2]
 
-    def _decode_points(
-        self,
-        features: Tensor,
-        index: Tensor,
-        offset: Tensor,
-        size: tuple[int, int],
-        backend: str | None,
-    ) -> Tensor:
-        h, w = features.shape[-2:]
-        form = self.formulation.form((h, w), index.shape[1])
-        source, weights = self._source(F.pad(features, (1, 1, 1, 1)), form, backend)
-        pixel = index[..., 0] * w + index[..., 1]
-        return decode(
-            source,
-            weights,
-            form=form,
-            mode=self.mode,
-            lr=(h, w),
-            size=size,
-            index=pixel.contiguous(),
-            offset=offset.contiguous(),
-            backend=backend,
-        )
+    def edit(self) -> str | None:
+        """What was changed inside the decoder so that its layers must be called, or None."""
+        if len(self.K) != len(self.Q):
+            return f"decoder.K has {len(self.K)} layers, decoder.Q {len(self.Q)}"
+        plan = self.formulation
+        content = 9 * self.in_channels
+        inputs = [plan.modulation_inputs(n, self.width, content) for n in range(len(self.K))]
+        for name, layers, activation in (("K", self.K, nn.ReLU), ("Q", self.Q, Sine)):
+            if name == "Q":
+                inputs = [content if plan.init_q else 3, *[self.width] * (len(self.Q) - 1)]
+            for n, layer in enumerate(layers):
+                if reason := _layer_edit(layer, inputs[n], activation):
+                    return f"decoder.{name}[{n}] {reason}"
+        if plan.init_q and (reason := _layer_edit(self.first_layer, 3, Sine)):
+            return f"decoder.first_layer {reason}"
+        kernel = (3, 1, "reflect") if plan.needs_grid else (1, 0, "zeros")
+        reason = guard.convolution_edit(self.last_layer, self.width, *kernel)
+        return f"decoder.last_layer {reason}" if reason else None
+
+    def _path(
+        self, features: Tensor, backend: str | None, points: Tensor | None = None
+    ) -> Fused | Plain:
+        """How to decode these features: by the operator, or layer by layer where that would not be
+        the same.
+        """
+        name = backends.requested() if backend is None else backend
+        if name == backends.PLAIN:
+            return self._plain()
+        reason = guard.transform(features) or self.edit()
+        if points is not None and points.requires_grad:
+            reason = "coordinates require a gradient"
+        if reason:
+            guard.say("the decoder", reason)
+            return self._plain()
+        self._check_dtype(features)
+        return self._fused(name)
+
+    def _fused(self, backend: str) -> Fused:
+        return Fused(self.layers(), self.formulation, backend)
+
+    def _plain(self) -> Plain:
+        first = self.first_layer if self.init_q else None
+        return Plain(self.formulation, self.K, self.Q, self.last_layer, first)
 
     # -- dtypes and checks -------------------------------------------------------------------------
-
-    def _cast(self, weights: Packed, dtype: torch.dtype) -> Packed:
-        """Matrices in the operator's dtype; everything that feeds a sine argument or a sum at least
-        in float32.
-        """
-        exact = dtype if dtype == torch.float64 else torch.float32
-        matrices = ("hidden", "last", "content")
-        return weights._replace(
-            **{
-                name: v.to(dtype if name in matrices else exact)
-                for name, v in weights._asdict().items()
-                if v is not None
-            }
-        )
 
     def _check_features(self, features: Tensor) -> Tensor:
         if features.ndim != 4 or features.shape[1] != self.in_channels:
@@ -356,16 +256,17 @@ class ImplicitDecoder(nn.Module):
             )
         if not features.is_floating_point():
             raise ValueError(f"features must be floating point, got {features.dtype}")
-        device = features.device.type
-        if torch.is_autocast_enabled(device) and features.dtype != torch.float64:
-            return features.to(torch.get_autocast_dtype(device))
-        parameter = self.last_layer.weight
-        if parameter.dtype != features.dtype:
+        if _autocast(features) and features.dtype != torch.float64:
+            return features.to(torch.get_autocast_dtype(features.device.type))
+        return features
+
+    def _check_dtype(self, features: Tensor) -> None:
+        parameter = next(self.parameters())
+        if parameter.dtype != features.dtype and not _autocast(features):
             raise ValueError(
                 f"features are {features.dtype}, the decoder is {parameter.dtype}: convert one of "
                 "them or use autocast"
             )
-        return features
 
     def _check_tile(
         self,
@@ -384,88 +285,27 @@ class ImplicitDecoder(nn.Module):
                 f"the tile has {i} to {i + rows} and {j} to {j + columns}"
             )
 
-    def _check_points(self, points: Tensor, features: Tensor) -> None:
-        if self.formulation.needs_grid:
-            raise ValueError(
-                f"mode {self.mode} cannot be sampled at points: its last layer needs the whole grid"
-            )
-        if points.ndim != 3 or points.shape[0] != features.shape[0] or points.shape[-1] != 2:
-            raise ValueError(
-                f"points must be [{features.shape[0]}, N, 2], got {list(points.shape)}"
-            )
-
     def _needs_grad(self, features: Tensor) -> bool:
         return torch.is_grad_enabled() and (
             features.requires_grad or any(p.requires_grad for p in self.parameters())
         )
 
 
+def _autocast(features: Tensor) -> bool:
+    return not features.is_meta and torch.is_autocast_enabled(features.device.type)
+
+
+def _layer_edit(layer: nn.Module, inputs: int, activation: type[nn.Module]) -> str | None:
+    convolution = partial(guard.convolution_edit, inputs=inputs)
+    return guard.sequence_edit(layer, (convolution, partial(guard.layer_edit, kind=activation)))
+
+
 def _read(layer: nn.Module) -> Layer:
     """The 1x1 convolution of a (convolution, activation) layer."""
-    assert isinstance(layer, nn.Sequential) and isinstance(layer[0], nn.Conv2d)
-    return Layer.read(layer[0])
+    assert isinstance(layer, nn.Sequential)
+    return _read_convolution(layer[0])
 
 
-def _conv3x3(padded: Tensor, weight: Tensor, bias: Tensor, backend: str | None) -> Tensor:
-    """3x3 convolution of ``[B, h+2, w+2, C]`` by weight ``[out, 9C]`` (columns c*9 + tap):
-    ``[B, h, w, out]``.
-
-    For inference on the CPU by an operator whose sums do not depend on the shape; those of the
-    convolution library do, and windows would differ in the last bit.
-    """
-    if padded.device.type == "cpu" and not torch.is_grad_enabled():
-        return conv3x3(padded, weight, bias.to(padded.dtype), backend)
-    kernel = weight.view(-1, padded.shape[-1], 3, 3)
-    return (
-        F.conv2d(padded.permute(0, 3, 1, 2), kernel, bias.to(padded.dtype))
-        .permute(0, 2, 3, 1)
-        .contiguous()
-    )
-
-
-def _with_border(
-    features: Tensor, rows: slice, columns: slice, lr: tuple[int, int], origin: tuple[int, int]
-) -> Tensor:
-    """The image's ``features[..., rows, columns]`` with one pixel around: its neighbours, zeros
-    outside the image.
-
-    ``features`` are those of the image of size ``lr`` from ``origin`` on.
-    """
-    h, w = lr
-    i, j = origin
-    top = max(rows.start - 1, 0)
-    left = max(columns.start - 1, 0)
-    bottom = min(rows.stop + 1, h)
-    right = min(columns.stop + 1, w)
-    pad = (
-        int(columns.start == 0),
-        int(columns.stop == w),
-        int(rows.start == 0),
-        int(rows.stop == h),
-    )
-    return F.pad(features[:, :, top - i : bottom - i, left - j : right - j], pad)
-
-
-def _grow(window: Window, size: tuple[int, int]) -> Window:
-    """The window with one HR pixel around it, as far as there are any; at least two for the
-    reflection.
-    """
-    y0, y1, x0, x1 = window
-    return Window(max(y0 - 1, 0), min(y1 + 1, size[0]), max(x0 - 1, 0), min(x1 + 1, size[1]))
-
-
-def _sum_taps(taps: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
-    """Mode 4's last layer: sum of nine shifted taps ``[B, 27, rows, columns]``, reflected at the
-    image's borders.
-    """
-    y0, y1, x0, x1 = window
-    pad = (int(x0 == 0), int(x1 == size[1]), int(y0 == 0), int(y1 == size[0]))
-    taps = F.pad(taps, pad, mode="reflect")
-    # torch.compile of PyTorch 2.9 does not see through a named tuple's property
-    rows = y1 - y0
-    columns = x1 - x0
-    total = taps[:, 0:3, 0:rows, 0:columns]
-    for tap in range(1, 9):
-        ky, kx = divmod(tap, 3)
-        total = total + taps[:, 3 * tap : 3 * tap + 3, ky : ky + rows, kx : kx + columns]
-    return total
+def _read_convolution(layer: nn.Module) -> Layer:
+    assert isinstance(layer, nn.Conv2d)
+    return Layer.read(layer)

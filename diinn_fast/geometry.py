@@ -9,8 +9,9 @@ themselves.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,7 +46,8 @@ def nearest_index(
         dtypes.
     """
     positions = torch.arange(start, stop, device=device).to(torch.float32)
-    return ((positions + 0.5) * round_float32(n_in / n_out)).floor().long().clamp(max=n_in - 1)
+    # a number takes the tensor's dtype before it multiplies: s is rounded to float32
+    return ((positions + 0.5) * (n_in / n_out)).floor().long().clamp(max=n_in - 1)
 
 
 def local_offset(
@@ -73,8 +75,10 @@ def area_ratio(lr: Sequence[int], size: Sequence[int]) -> float:
 
 def lr_range(start: int, stop: int, n_in: int, n_out: int) -> tuple[int, int]:
     """First and one-past-last LR index that the HR positions ``start <= Y < stop`` use (the map is
-    monotone).
+    monotone); of a whole axis, all of them.
     """
+    if start == 0 and stop == n_out:
+        return 0, n_in  # without looking at the numbers, so that one graph serves all sizes
     return _nearest_int(start, n_in, n_out), _nearest_int(stop - 1, n_in, n_out) + 1
 
 
@@ -96,12 +100,28 @@ def round_float32(value: float) -> float:
     return math.ldexp(round(mantissa * (1 << 24)), exponent - 24)
 
 
+def whole_number(value: Any, name: str) -> int:
+    """A number of pixels: an integer as it is, a float if it is within 1e-3 of one.
+
+    A float is what ``2 / cell`` and ``scale * height`` give, and cutting it would lose a pixel.
+    """
+    if isinstance(value, int | torch.SymInt):
+        return value  # type: ignore[return-value]
+    try:
+        return operator.index(value)
+    except TypeError:
+        number = float(value)
+    if not math.isfinite(number) or abs(number - round(number)) > 1e-3:
+        raise ValueError(f"{name} must be a whole number of pixels, got {number}: round it first")
+    return round(number)
+
+
 def check_size(size: Sequence[int], lr: Sequence[int]) -> tuple[int, int]:
     """Validate LR and HR sizes ``(height, width)`` and return the HR size as two ints."""
     if len(size) != 2:
         raise ValueError(f"size must be (height, width), got {tuple(size)}")
-    height = int(size[0])
-    width = int(size[1])
+    height = whole_number(size[0], "HR height")
+    width = whole_number(size[1], "HR width")
     for name, n in (
         ("HR height", height),
         ("HR width", width),
@@ -119,7 +139,7 @@ def check_window(window: Sequence[int] | None, size: tuple[int, int]) -> Window:
         return Window(0, size[0], 0, size[1])
     if len(window) != 4:
         raise ValueError(f"window must be (y0, y1, x0, x1), got {tuple(window)}")
-    y0, y1, x0, x1 = (int(v) for v in window)
+    y0, y1, x0, x1 = (whole_number(v, "a side of the window") for v in window)
     if not (0 <= y0 < y1 <= size[0] and 0 <= x0 < x1 <= size[1]):
         raise ValueError(
             f"window {(y0, y1, x0, x1)} must be non-empty and lie inside the {size[0]}x{size[1]} "

@@ -29,7 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diinn_fast import backends
+from diinn_fast import backends, guard
+from diinn_fast.backends import load
 from diinn_fast.geometry import Window
 from diinn_fast.problem import Problem, query_weights
 
@@ -135,11 +136,37 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
     if ctx.points:
         *weights, index, offset = weights
     needs = [ctx.needs_input_grad[0], *_needs_list(ctx.needs_input_grad[1], len(weights))]
+    if torch.is_grad_enabled() or guard.batched(grad):
+        # a second derivative is asked for, or many gradients at once
+        form, mode, geometry = ctx.plain
+        problem = _problem(form, mode, geometry, index, offset, ctx.tail[0])
+        first, *rest = _differentiable_backward(problem, grad, source, weights, needs)
+        return first, rest, None, None, None, None, None, None, None
     grads = torch.ops.diinn_fast.decode_backward(
         grad.contiguous(), source, weights, *ctx.plain, index, offset, *ctx.tail, needs
     )
     first, *rest = (g if need else None for g, need in zip(grads, needs, strict=True))
     return first, rest, None, None, None, None, None, None, None
+
+
+def _differentiable_backward(
+    problem: Problem,
+    grad: Tensor,
+    source: Tensor,
+    weights: Sequence[Tensor],
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients of [source, *weights] as a function that PyTorch can differentiate: those of the
+    ``eager`` backend's forward, which is built-in operators.
+    """
+    inputs = [source, *weights]
+    with torch.enable_grad(), _dtypes_as_given(source):
+        out = load("eager").forward(problem, source, weights)
+        wanted = [v for v, need in zip(inputs, needs, strict=True) if need]
+        found = iter(
+            torch.autograd.grad(out, wanted, grad, create_graph=True, materialize_grads=True)
+        )
+    return [next(found) if need else None for need in needs]
 
 
 def _needs_list(needs: bool | Sequence[bool], count: int) -> list[bool]:
@@ -151,8 +178,8 @@ torch.library.register_autograd("diinn_fast::decode", _backward, setup_context=_
 
 def _no_double_backward(ctx: Any, *grads: Any) -> tuple:
     raise RuntimeError(
-        "decode has no second derivative: use diinn_fast.use_backend with plain PyTorch layers "
-        "instead"
+        "the compiled gradient of decode has no derivative: call the model itself, or use "
+        'diinn_fast.use_backend("plain")'
     )
 
 
@@ -170,12 +197,23 @@ def _(padded, weight, bias, backend):  # type: ignore[no-untyped-def]
     return padded.new_empty(batch, rows - 2, columns - 2, weight.shape[0])
 
 
+def check_devices(first: Tensor, *others: Tensor) -> None:
+    """ValueError unless all tensors are on one device: kernels are given addresses."""
+    for other in others:
+        if other.device != first.device:
+            raise ValueError(
+                f"features are on {first.device}, the decoder has tensors on {other.device}: move "
+                "one of them"
+            )
+
+
 def conv3x3(padded: Tensor, weight: Tensor, bias: Tensor, backend: str | None = None) -> Tensor:
     """3x3 convolution of ``[B, h+2, w+2, C]`` by ``[out, 9C]`` (columns c*9 + tap) plus bias:
     ``[B, h, w, out]``.
 
     For inference on the CPU: bitwise the same however the image is cut. Not differentiable.
     """
+    check_devices(padded, weight, bias)
     name = backends.requested() if backend is None else backend
     return torch.ops.diinn_fast.conv3x3(padded, weight, bias, name)
 
@@ -200,9 +238,10 @@ def decode(
 
     ``weights`` is ``[*Weights]``, followed by ``[*ContentWeights]`` in the direct form. Returns
     ``[B, channels, rows, columns]`` for a window, ``[B, N, channels]`` for points, in the dtype of
-    ``source``. Differentiable once with respect to ``source`` and ``weights``.
+    ``source``. Differentiable by ``source`` and ``weights``, again by ``eager``.
     """
     geometry = [*lr, *origin, *size, *(window or ())]
+    check_devices(source, *weights, *(v for v in (index, offset) if v is not None))
     name = backends.requested() if backend is None else backend
     return torch.ops.diinn_fast.decode(
         source, list(weights), form, mode, geometry, index, offset, chunk, name

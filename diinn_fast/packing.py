@@ -28,8 +28,9 @@ class Layer(NamedTuple):
     @classmethod
     def read(cls, convolution: nn.Conv2d) -> Layer:
         """The values that the convolution has now: a parametrization is evaluated here, once."""
-        assert convolution.bias is not None
-        return cls(convolution.weight, convolution.bias)
+        weight = convolution.weight
+        bias = convolution.bias
+        return cls(weight, weight.new_zeros(weight.shape[0]) if bias is None else bias)
 
     @property
     def matrix(self) -> Tensor:
@@ -61,10 +62,12 @@ def pack(layers: Layers, mode: int, modulation: bool) -> Weights:
         recurrent = [layer.matrix[:, : layers.width] for layer in layers.modulation[1:]]
         hidden = torch.cat([torch.stack(recurrent), hidden], dim=1)
     hidden_bias = torch.stack([layer.bias for layer in synthesis])
-    last = layers.last.weight.permute(2, 3, 0, 1).reshape(-1, layers.width)
+    last = layers.last.matrix
     last_bias = layers.last.bias
     if FORMULATIONS[mode].needs_grid:
-        last_bias = F.pad(last_bias, (12, 12))  # the bias belongs to the centre tap
+        last = layers.last.weight.permute(2, 3, 0, 1).reshape(-1, layers.width)
+        # the bias belongs to the centre tap
+        last_bias = F.pad(last_bias, (4 * len(last_bias), 4 * len(last_bias)))
     return Weights(position.matrix, position.bias, hidden, hidden_bias, last, last_bias)
 
 

@@ -19,6 +19,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import ModuleType
 
 from torch import Tensor
@@ -33,31 +34,49 @@ NAMES = ("cpu", "int8", "triton", "cuda", "eager")
 hardware.
 """
 
+PLAIN = "plain"
+"""Not a backend of the operator: the decoder itself calls its layers one by one."""
+
 log = logging.getLogger("diinn_fast")
 _warned: set[str] = set()
 
 
 def check_name(name: str) -> str:
-    if name != "auto" and name not in NAMES:
-        raise BackendError(f"unknown backend {name!r}: choose one of auto, {', '.join(NAMES)}")
+    if name not in ("auto", PLAIN, *NAMES):
+        known = ", ".join(("auto", *NAMES, PLAIN))
+        raise BackendError(f"unknown backend {name!r}: choose one of {known}")
     return name
 
 
-_requested = os.environ.get("DIINN_FAST_BACKEND", "auto")
+_DEFAULT = os.environ.get("DIINN_FAST_BACKEND", "auto")
+_requested: ContextVar[str] = ContextVar("diinn_fast_backend", default=_DEFAULT)
 
 
 def load(name: str) -> ModuleType:
     return importlib.import_module(f"diinn_fast.backends.{name}")
 
 
+def why_not(name: str) -> str | None:
+    """Why this backend cannot run on this machine, or None; BackendError for an unknown name."""
+    return load(name).unavailable() if check_name(name) in NAMES else None
+
+
 def requested() -> str:
     """The backend in force: set by ``use_backend``, else by DIINN_FAST_BACKEND, else ``auto``."""
-    return check_name(_requested)
+    return check_name(_requested.get())
+
+
+# torch.compile cannot read context variables: it keeps the backend that is in force when it traces.
+# What torch.compiler.assume_constant_result does, without importing the compiler.
+requested._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class use_backend:
-    """Choose the backend for all decodes: call it to set one globally, or use it as a context
+    """Choose the backend of decodes: call it to set one from here on, or use it as a context
     manager.
+
+    The choice holds in this thread or asyncio task (it is a context variable); for all threads of a
+    process set DIINN_FAST_BACKEND. ``plain`` calls the decoder's layers one by one.
 
     >>> use_backend("eager")
     >>> with use_backend("cpu"): ...
@@ -66,26 +85,25 @@ class use_backend:
     """
 
     def __init__(self, name: str) -> None:
-        global _requested
-        if check_name(name) != "auto" and (reason := load(name).unavailable()):
+        if reason := why_not(name):
             raise BackendError(f"backend {name!r} cannot run: {reason}")
-        self._previous = _requested
-        _requested = name
+        self._previous = _requested.set(name)
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, *_: object) -> None:
-        global _requested
-        _requested = self._previous
+        _requested.reset(self._previous)
 
 
 def choose(name: str, problem: Problem, source: Tensor) -> ModuleType:
     """The backend module for this problem; ``auto`` falls back with one log line, a named one
     raises BackendError.
     """
+    if check_name(name) == PLAIN:
+        raise BackendError("backend 'plain' is served by ImplicitDecoder, not by the operator")
     if name != "auto":
-        backend = load(check_name(name))
+        backend = load(name)
         if reason := backend.unavailable() or backend.unsupported(problem, source):
             raise BackendError(f"backend {name!r} cannot run this decode: {reason}")
         return backend

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diinn_fast import guard
+
 WIDEST = 256
 """Input channels that one 3x3 convolution sums for inference on the CPU. With more than 320 the
 convolution library splits the sum at places that depend on the image's width, and tiles of an image
@@ -29,8 +31,11 @@ def fast_layout(x: Tensor) -> Tensor:
     1x1 convolutions of RDN do not depend on the image's size to the last bit (they do in the
     default layout). It sums in fewer, longer chains, so that the relative L2 error is up to 1.9
     times that of the default layout. On a GPU the 16-bit kernels want it, also those that autocast
-    chooses. float64 has no such library on the CPU and stays as it is.
+    chooses. float64 has no such library on the CPU and stays as it is, and so does a tensor that a
+    transform sees, since not all of them know memory formats.
     """
+    if guard.transform(x):
+        return x
     half = x.element_size() == 2 or torch.is_autocast_enabled(x.device.type)
     fast = x.dtype != torch.float64 if x.device.type == "cpu" else x.is_cuda and half
     return x.contiguous(memory_format=torch.channels_last) if fast else x
@@ -45,14 +50,20 @@ def use_fast_weights(encoder: nn.Module) -> nn.Module:
 
 def sum_of_convs(parts: list[Tensor], conv: nn.Conv2d) -> Tensor:
     """``conv(cat(parts))``, one part after the other."""
-    assert conv.bias is not None
-    total = conv.bias.view(1, -1, 1, 1)
+    weight = conv.weight  # read once: a parametrization is computed at every reading
+    total = bias_image(conv, weight)
     start = 0
     for part in parts:
-        weight = conv.weight[:, start : start + part.shape[1]]
-        total = add(F.conv2d(part, weight, padding=conv.padding), total)
+        own = weight[:, start : start + part.shape[1]]
+        total = add(F.conv2d(part, own, padding=conv.padding), total)
         start += part.shape[1]
     return total
+
+
+def bias_image(conv: nn.Conv2d, weight: Tensor) -> Tensor:
+    """The bias as ``[1, out, 1, 1]``, zeros if there is none."""
+    bias = weight.new_zeros(weight.shape[0]) if conv.bias is None else conv.bias
+    return bias.view(1, -1, 1, 1)
 
 
 def add(product: Tensor, total: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -12,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diinn_fast import guard
 from diinn_fast.encoders.base import Cost, Encoder
 from diinn_fast.encoders.convolutions import (
     LEAST_PIXELS,
     WIDEST,
     add,
+    bias_image,
     conv3x3,
     fast_layout,
     sum_of_convs,
@@ -47,9 +50,19 @@ class RDB(nn.Module):
         self.LFF = nn.Conv2d(channels + convs * growth, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and not torch.is_grad_enabled():
-            return self._infer(x)
-        return self.LFF(self.convs(x)) + x
+        if x.device.type != "cpu" or torch.is_grad_enabled() or _must_call(x, self.edit):
+            return self.LFF(self.convs(x)) + x
+        return self._infer(x)
+
+    def edit(self) -> str | None:
+        """What was changed inside the block so that its layers must be called, or None."""
+        if reason := guard.layer_edit(self.convs, nn.Sequential):
+            return f"convs {reason}"
+        for n, step in enumerate(self.convs):
+            if reason := _step_edit(step):
+                return f"convs[{n}] {reason}"
+        reason = guard.convolution_edit(self.LFF)
+        return f"LFF {reason}" if reason else None
 
     def _infer(self, x: Tensor) -> Tensor:
         """The same sums in groups of at most WIDEST input channels, which also halves what
@@ -74,6 +87,8 @@ class RDB(nn.Module):
         Each piece reads as many pixels around it as there are convolutions: bitwise the whole on
         the CPU.
         """
+        if self.edit():
+            return self(x)
         height, width = x.shape[-2:]
         pixels = max(
             LEAST_PIXELS, work_bytes // (x.shape[0] * x.element_size() * self.dense_floats)
@@ -103,6 +118,28 @@ class RDB(nn.Module):
         sums.
         """
         return self.LFF.in_channels + min(WIDEST, self.LFF.in_channels) + 2 * self.LFF.out_channels
+
+
+_GROWTH = (
+    partial(guard.convolution_edit, kernel=3, padding=1),
+    partial(guard.layer_edit, kind=nn.ReLU),
+)
+"""Checks of a `DenseConv`'s layers."""
+
+
+def _step_edit(step: nn.Module) -> str | None:
+    if reason := guard.layer_edit(step, DenseConv):
+        return reason
+    assert isinstance(step, DenseConv)
+    return guard.sequence_edit(step.conv, _GROWTH)
+
+
+def _must_call(x: Tensor, edit: Callable[[], str | None]) -> bool:
+    """Whether layers must be called, though reading their values is faster; says why."""
+    reason = guard.transform(x) or edit()
+    if reason:
+        guard.say("the encoder", reason)
+    return reason is not None
 
 
 def _equal_parts(length: int, most: int) -> list[tuple[int, int]]:
@@ -167,7 +204,7 @@ class RDN(Encoder):
         """
         shallow = self.SFENet1(fast_layout(x))
         x = self.SFENet2(shallow)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or _must_call(x, self.edit):
             outputs = []
             for block in self.RDBs:
                 x = block(x)
@@ -175,15 +212,27 @@ class RDN(Encoder):
             return self.GFF(torch.cat(outputs, dim=1)) + shallow
         fusion = self.GFF[0]
         channels = self.out_channels
-        assert isinstance(fusion, nn.Conv2d) and fusion.bias is not None
-        total = fusion.bias.view(1, -1, 1, 1)
+        assert isinstance(fusion, nn.Conv2d)
+        weight = fusion.weight
+        total = bias_image(fusion, weight)
         # Summed as they come, so that no block's output has to be kept.
         for n, block in enumerate(self.RDBs):
             assert isinstance(block, RDB)
             x = block(x) if work_bytes is None else block.in_pieces(x, work_bytes)
-            total = add(F.conv2d(x, fusion.weight[:, n * channels : (n + 1) * channels]), total)
+            total = add(F.conv2d(x, weight[:, n * channels : (n + 1) * channels]), total)
         del x
         return self.GFF[1](total).add_(shallow)
+
+    def edit(self) -> str | None:
+        """What was changed outside the blocks so that the layers must be called, or None; each
+        block looks after itself.
+        """
+        for n, block in enumerate(self.RDBs):
+            if reason := guard.layer_edit(block, RDB):
+                return f"encoder.RDBs[{n}] {reason}"
+        fusion = (guard.convolution_edit, lambda layer: None)  # the second one is called
+        reason = guard.sequence_edit(self.GFF, fusion)
+        return f"encoder.GFF {reason}" if reason else None
 
     def plain(self, x: Tensor) -> Tensor:
         shallow = self.SFENet1(x)

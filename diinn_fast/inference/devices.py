@@ -76,6 +76,6 @@ def pick_backend(backend: str | None, precision: str | None) -> str:
                 f"backend {name!r} does not compute in int8: leave the backend or the precision out"
             )
         name = INT8
-    if name != "auto" and (reason := backends.load(name).unavailable()):
+    if reason := backends.why_not(name):
         raise BackendError(f"backend {name!r} cannot run: {reason}")
     return name

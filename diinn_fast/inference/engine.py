@@ -12,7 +12,6 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from diinn_fast import backends
 from diinn_fast.encoders import cost_of, use_fast_weights
 from diinn_fast.errors import UpscaleError
 from diinn_fast.geometry import MAX_LENGTH
@@ -20,7 +19,6 @@ from diinn_fast.inference.devices import PRECISIONS, pick_backend, pick_device, 
 from diinn_fast.inference.reduced import needs_network, reduced_size
 from diinn_fast.loading import load_weights
 from diinn_fast.model import DIINN
-from diinn_fast.problem import Problem
 
 log = logging.getLogger("diinn_fast")
 
@@ -161,15 +159,8 @@ class Engine:
 
     def _choose_backend(self, lr: tuple[int, int], hr: tuple[int, int]) -> str:
         """Name of the backend that will decode; BackendError if the one asked for cannot."""
-        decoder = self.model.decoder
-        form = decoder.formulation.form(lr, hr[0] * hr[1])
-        if form == "direct":
-            shape = (1, 3, 3, decoder.in_channels)
-        else:
-            shape = (1, 1, 1, len(decoder.K) * decoder.width)
-        problem = Problem(form, decoder.mode, lr, (0, 0), hr, None, None, None, 0)
-        source = torch.empty(shape, dtype=self.dtype, device=self.device)
-        return backends.choose(self.backend, problem, source).__name__.rpartition(".")[2]
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        return self.model.decoder.backend_for(lr, hr, like, self.backend)
 
     def _not_finite(self) -> str:
         name = next(n for n, dtype in PRECISIONS.items() if dtype == self.dtype)

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from diinn_fast import files
-from diinn_fast.decoder import BAND_BYTES
 from diinn_fast.encoders import cost_of
 from diinn_fast.errors import UpscaleError
 from diinn_fast.files import size_text as size_text
+from diinn_fast.fused import BAND_BYTES
 from diinn_fast.host import free_bytes
 from diinn_fast.host import resident_bytes as resident_bytes
 

@@ -1,0 +1,195 @@
+"""The decoder by the decode operator, from the values of its layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diinn_fast.backends.eager import linear
+from diinn_fast.borders import grow, lr_ranges, sum_taps, with_border
+from diinn_fast.formulation import Formulation
+from diinn_fast.geometry import Window
+from diinn_fast.ops import conv3x3, decode
+from diinn_fast.packing import Layers, pack, pack_content
+from diinn_fast.problem import ContentWeights, Weights
+
+Packed = TypeVar("Packed", Weights, ContentWeights)
+
+BAND_BYTES = 256 << 20
+"""Most content (bytes) that inference holds at a time; larger images are projected in bands of LR
+rows.
+"""
+
+
+class Source(NamedTuple):
+    """What the operator decodes: see ``diinn_fast.ops``."""
+
+    values: Tensor
+    weights: list[Tensor]
+    form: str
+
+
+@dataclass(frozen=True)
+class Fused:
+    """One forward of a decoder: the values of its layers, read once, and how they are used."""
+
+    layers: Layers
+    plan: Formulation
+    backend: str
+
+    def project(self, padded: Tensor) -> Tensor:
+        """LR-size source of the decode operator, ``[B, h, w, L*H]``, from features with one pixel
+        of padding, ``[B, h+2, w+2, C]``.
+
+        In the form *content* it is the content products ``K_i^x x + bias`` of all layers, a 3x3
+        convolution; in the form *modulation* the whole modulation branch, which depends on the LR
+        pixel only. Not for init_q.
+        """
+        weights = _cast(pack_content(self.layers, self.plan.mode), padded.dtype)
+        bias = weights.content_bias[: len(weights.content)]
+        content = _conv3x3(padded, weights.content, bias, self.backend)
+        if not self.plan.recurrent_k:
+            return content
+        width = self.layers.width
+        k = torch.relu(content[..., :width])
+        branch = [k]
+        for n, layer in enumerate(self.layers.modulation[1:], start=1):
+            recurrent = layer.matrix[:, :width].to(padded.dtype)
+            if self.plan.content:
+                k = linear(k, recurrent) + content[..., n * width : (n + 1) * width]
+            else:
+                k = linear(k, recurrent) + layer.bias.to(padded.dtype)
+            k = torch.relu(k)
+            branch.append(k)
+        return torch.cat(branch, dim=-1)
+
+    def source(self, padded: Tensor, form: str) -> Source:
+        """What the operator takes in a form, for features ``[B, C, h+2, w+2]``."""
+        padded = padded.permute(0, 2, 3, 1).contiguous()
+        packed = pack(self.layers, self.plan.mode, modulation=form == "modulation")
+        weights = list(_cast(packed, padded.dtype))
+        if form == "direct":
+            content = _cast(pack_content(self.layers, self.plan.mode), padded.dtype)
+            return Source(padded, weights + [v for v in content if v is not None], form)
+        return Source(self.project(padded), weights, form)
+
+    def window(
+        self,
+        features: Tensor,
+        lr: tuple[int, int],
+        origin: tuple[int, int],
+        size: tuple[int, int],
+        window: Window,
+        chunk: int,
+    ) -> Tensor:
+        """A window of the output at HR ``size``, from features of the image of size ``lr`` from
+        ``origin`` on.
+        """
+        plan = self.plan
+        form = plan.form(lr, size[0] * size[1])
+        grown = grow(window, size) if plan.needs_grid else window
+        rows, columns = lr_ranges(grown, lr, size)
+        source = self.source(with_border(features, rows, columns, lr, origin), form)
+        out = decode(
+            source.values,
+            source.weights,
+            form=form,
+            mode=plan.mode,
+            lr=lr,
+            origin=(rows.start, columns.start),
+            size=size,
+            window=grown,
+            chunk=chunk,
+            backend=self.backend,
+        )
+        return sum_taps(out, window, size) if plan.needs_grid else out
+
+    def bands(
+        self,
+        features: Tensor,
+        lr: tuple[int, int],
+        origin: tuple[int, int],
+        size: tuple[int, int],
+        window: Window,
+        chunk: int,
+    ) -> Tensor:
+        """`window` without gradients: in bands of rows whose content (and, with a 3x3 last layer,
+        nine taps) stay under BAND_BYTES.
+        """
+        batch = features.shape[0]
+        plan = self.plan
+        channels = self.layers.last.bias.shape[0]
+        columns = lr_ranges(grow(window, size) if plan.needs_grid else window, lr, size)[1]
+        item = max(features.element_size(), 4)  # 16-bit content may be computed with in float32
+        content = len(self.layers.modulation) * self.layers.width
+        row_bytes = batch * (columns.stop - columns.start) * content * item * lr[0] / size[0]
+        if plan.needs_grid:
+            row_bytes += batch * plan.taps * channels * (window.x1 - window.x0) * item
+        step = max(1, int(BAND_BYTES / max(row_bytes, 1)))
+        if step >= window.y1 - window.y0:
+            return self.window(features, lr, origin, size, window, chunk)
+        out = features.new_empty(batch, channels, window.y1 - window.y0, window.x1 - window.x0)
+        for y in range(window.y0, window.y1, step):
+            band = Window(y, min(y + step, window.y1), window.x0, window.x1)
+            part = self.window(features, lr, origin, size, band, chunk)
+            out[:, :, y - window.y0 : band.y1 - window.y0] = part
+        return out
+
+    def points(
+        self,
+        source: Source,
+        lr: tuple[int, int],
+        size: tuple[int, int],
+        pixel: Tensor,
+        offset: Tensor,
+    ) -> Tensor:
+        """Points ``[B, N, channels]`` of a whole image, by LR pixel ``[B, N]`` and offset
+        ``[B, N, 2]``.
+        """
+        return decode(
+            source.values,
+            source.weights,
+            form=source.form,
+            mode=self.plan.mode,
+            lr=lr,
+            size=size,
+            index=pixel.contiguous(),
+            offset=offset.contiguous(),
+            backend=self.backend,
+        )
+
+
+def _cast(weights: Packed, dtype: torch.dtype) -> Packed:
+    """Matrices in the operator's dtype; everything that feeds a sine argument or a sum at least in
+    float32.
+    """
+    exact = dtype if dtype == torch.float64 else torch.float32
+    matrices = ("hidden", "last", "content")
+    return weights._replace(
+        **{
+            name: v.to(dtype if name in matrices else exact)
+            for name, v in weights._asdict().items()
+            if v is not None
+        }
+    )
+
+
+def _conv3x3(padded: Tensor, weight: Tensor, bias: Tensor, backend: str) -> Tensor:
+    """3x3 convolution of ``[B, h+2, w+2, C]`` by weight ``[out, 9C]`` (columns c*9 + tap):
+    ``[B, h, w, out]``.
+
+    For inference on the CPU by an operator whose sums do not depend on the shape; those of the
+    convolution library do, and windows would differ in the last bit.
+    """
+    if padded.device.type == "cpu" and not torch.is_grad_enabled():
+        return conv3x3(padded, weight, bias.to(padded.dtype), backend)
+    kernel = weight.view(-1, padded.shape[-1], 3, 3)
+    return (
+        F.conv2d(padded.permute(0, 3, 1, 2), kernel, bias.to(padded.dtype))
+        .permute(0, 2, 3, 1)
+        .contiguous()
+    )
