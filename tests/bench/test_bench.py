@@ -67,8 +67,9 @@ def test_all_forms_of_diinn_compute_the_same(case: Case) -> None:
     names = [p for p in peers.names(case, full=False) if p not in ("liif", "bicubic")]
     first, *others = (peers.build(case, peer)() for peer in names)
     assert isinstance(first, torch.Tensor) and first.shape[-2:] == case.size and len(others) >= 1
-    for other in others:
-        torch.testing.assert_close(other, first, rtol=1e-4, atol=1e-5)
+    for name, other in zip(names[1:], others, strict=True):
+        rtol, atol = (2e-2, 1e-3) if name == "int8" else (1e-4, 1e-5)
+        torch.testing.assert_close(other, first, rtol=rtol, atol=atol)
 
 
 def test_both_forms_of_liif_compute_the_same() -> None:
