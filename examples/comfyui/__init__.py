@@ -1,0 +1,64 @@
+"""A ComfyUI node: enlarge images by any factor, or to any size.
+
+Copy this folder to ``ComfyUI/custom_nodes/diinn`` and install the package into ComfyUI's
+environment (``pip install diinn_fast``). The whole picture is enlarged in exact windows, so that
+no seams are blended.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diinn_fast import Upscaler
+
+
+@lru_cache(maxsize=2)
+def _upscaler(weights: str) -> Upscaler:
+    return Upscaler(weights or None)
+
+
+class DIINNUpscale:
+    """Images ``[B, H, W, 3]`` in [0, 1] to the same, larger."""
+
+    CATEGORY = "image/upscaling"
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "upscale"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """What ComfyUI shows; width and height of 0 mean: by the factor."""
+        side = ("INT", {"default": 0, "min": 0, "max": 16384})
+        return {
+            "required": {
+                "image": ("IMAGE",),
+                "factor": ("FLOAT", {"default": 4.0, "min": 1.0, "max": 64.0, "step": 0.1}),
+                "width": side,
+                "height": side,
+                "weights": ("STRING", {"default": ""}),
+            }
+        }
+
+    def upscale(
+        self, image: Tensor, factor: float, width: int, height: int, weights: str
+    ) -> tuple[Tensor]:
+        """Enlarge; with one of width and height given, the other keeps the aspect."""
+        h, w = image.shape[1:3]
+        if width or height:
+            rows = height or max(1, round(h * width / w))
+            columns = width or max(1, round(w * height / h))
+            size = {"size": (rows, columns)}
+        else:
+            size = {"scale": factor}
+        planes = image[..., :3].movedim(-1, 1)
+        upscaler = _upscaler(weights)
+        # One picture at a time: its features are what takes memory.
+        large = [upscaler(picture, **size) for picture in planes]
+        return (torch.stack(large).movedim(1, -1).contiguous(),)
+
+
+NODE_CLASS_MAPPINGS = {"DIINNUpscale": DIINNUpscale}
+NODE_DISPLAY_NAME_MAPPINGS = {"DIINNUpscale": "Upscale by DIINN (any scale)"}
