@@ -101,7 +101,9 @@ def npy_source(path: Path) -> RowsSource:
             shape, fortran, dtype = read(file)
             start = file.tell()
             size = file.seek(0, 2)
-    except (ValueError, KeyError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a header is Python, and its parser raises what it likes
         raise ImageError(
             f"{path} is no .npy file that holds an array of numbers: save it again."
         ) from error

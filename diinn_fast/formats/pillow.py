@@ -4,9 +4,11 @@ bits.
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, ClassVar
@@ -18,6 +20,8 @@ from PIL.ImageFile import ImageFile
 from diinn_fast.errors import ImageError
 from diinn_fast.formats.base import Decoded, Format
 from diinn_fast.host import free_bytes
+
+_log = logging.getLogger(__name__)
 
 ORIENTATION = 274
 """EXIF and TIFF tag."""
@@ -155,9 +159,13 @@ class PillowFormat(Format):
 
 @contextmanager
 def damage_explained(name: str, form: Format) -> Iterator[None]:
-    """Make one ImageError of whatever a decoder raises within the block."""
+    """Make one ImageError of whatever a decoder raises within the block; warnings go to the log."""
     try:
-        yield
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            yield
+        for warning in said:
+            _log.info("%s: %s", name, " ".join(str(warning.message).split()))
     except ImageError:
         raise
     except MemoryError:

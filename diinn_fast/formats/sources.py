@@ -169,7 +169,7 @@ def file_identity(path: Path) -> str:
 def check_array(path: Path | str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int, int]:
     """[h, w, C] of an array that can be a picture, ImageError for any other."""
     full = shape if len(shape) == 3 else (*shape, 1)
-    if len(full) != 3 or 0 in full or full[2] not in (1, 2, 3, 4):
+    if len(full) != 3 or min(full) < 1 or full[2] not in (1, 2, 3, 4):
         raise ImageError(
             f"{path} holds an array {list(shape)}: give one of [h, w] or [h, w, 1 to 4]."
         )

@@ -7,6 +7,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from diinn_fast.formats.zarr_store import import_zarr
 
 METADATA = ("zarr.json", ".zarray", ".zgroup")
 
+MOST_METADATA_BYTES = 2**24
+
 
 class ZarrSource(SampleSource):
     """An array whose axes are named y, x and c in any order, [H, W] or [H, W, C]; of OME-Zarr the
@@ -27,18 +31,22 @@ class ZarrSource(SampleSource):
     def __init__(self, path: Path, max_bytes: int | None) -> None:
         zarr = import_zarr(path)
         self.path = path
+        metadata = [path / name for name in METADATA if (path / name).exists()]
+        _check_metadata(path, metadata)
+        store = _plain_files(zarr, path)
         try:
-            node = zarr.open(store=str(path), mode="r")
+            node = zarr.open(store=store, mode="r")
             attributes = dict(node.attrs)
             array, axes = _array_of(path, node, attributes)
+            complete, icc, dpi = _own_attributes(attributes)
         except ImageError:
             raise
         except Exception as error:
+            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             raise ImageError(
-                f"{path} is a damaged or unusual Zarr store ({error}): write it again."
+                f"{path} is a damaged or unusual Zarr store ({reason}): write it again."
             ) from error
-        state = attributes.get("diinn_fast", {})
-        if state.get("complete") is False:
+        if not complete:
             raise ImageError(f"{path} is not complete: resume the run that writes it first.")
         self._array = array
         self._order = [axes.index(name) for name in "yxc" if name in axes]
@@ -55,11 +63,9 @@ class ZarrSource(SampleSource):
                 "left within the "
                 "bound: raise it, or store the array in smaller chunks."
             )
-        metadata = [path / name for name in METADATA if (path / name).exists()]
         digest = hashlib.sha256(b"".join(file.read_bytes() for file in metadata)).hexdigest()
         times = [file.stat().st_mtime_ns for file in metadata]
-        icc = base64.b64decode(state["icc"]) if "icc" in state else None
-        dpi = (float(state["dpi"][0]), float(state["dpi"][1])) if "dpi" in state else None
+        store.most_bytes = max(_most_stored(array), MOST_METADATA_BYTES)
         super().__init__(
             shape, np.dtype(array.dtype), f"{path.resolve()} {digest} {times}", icc, dpi
         )
@@ -82,6 +88,54 @@ class ZarrSource(SampleSource):
         return values if values.ndim == 3 else values[..., None]
 
 
+def _check_metadata(path: Path, metadata: list[Path]) -> None:
+    """Refuse metadata that no picture needs, before it is parsed."""
+    for file in metadata:
+        if not file.is_file() or file.stat().st_size > MOST_METADATA_BYTES:
+            raise ImageError(f"{path} is a damaged or unusual Zarr store: write it again.")
+
+
+def _plain_files(zarr: Any, path: Path) -> Any:
+    """A store of plain files alone, none larger than its `most_bytes`.
+
+    A chunk may be a link to a device that never ends, or much larger than what it is decoded to.
+    """
+
+    class PlainFiles(zarr.storage.LocalStore):
+        most_bytes = MOST_METADATA_BYTES
+
+        async def get(self, key: str, *arguments: Any, **options: Any) -> Any:
+            file = path / key
+            with suppress(FileNotFoundError, NotADirectoryError):
+                status = file.stat()
+                if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+                    raise ValueError(f"{key} is no plain file")
+                if status.st_size > self.most_bytes:
+                    raise ValueError(f"{key} has {status.st_size:,} bytes, more than its samples")
+            return await super().get(key, *arguments, **options)
+
+    return PlainFiles(path, read_only=True)
+
+
+def _most_stored(array: Any) -> int:
+    """Most bytes of one file of chunks: samples, what compression adds to noise, and an index."""
+    shape = getattr(array, "shards", None) or array.chunks
+    return 2 * math.prod(shape) * array.dtype.itemsize + 2**20
+
+
+def _own_attributes(
+    attributes: dict[str, Any],
+) -> tuple[bool, bytes | None, tuple[float, float] | None]:
+    """(complete, profile, resolution) that this package has stored; any error if they are none."""
+    state = attributes.get("diinn_fast", {})
+    icc = base64.b64decode(state["icc"], validate=True) if "icc" in state else None
+    dpi = None
+    if "dpi" in state:
+        horizontal, vertical = state["dpi"]
+        dpi = (float(horizontal), float(vertical))
+    return state.get("complete") is not False, icc, dpi
+
+
 def _array_of(path: Path, node: Any, attributes: dict[str, Any]) -> tuple[Any, list[str]]:
     """The array and the names of its axes, one letter each."""
     if not hasattr(node, "shape"):
@@ -92,7 +146,10 @@ def _array_of(path: Path, node: Any, attributes: dict[str, Any]) -> tuple[Any, l
             axis if isinstance(axis, str) else axis["name"]
             for axis in multiscales[0].get("axes", "tczyx")
         ]
-        return node[multiscales[0]["datasets"][0]["path"]], axes
+        array = node[multiscales[0]["datasets"][0]["path"]]
+        if not hasattr(array, "shape"):
+            raise ValueError("its first level is no array")
+        return array, axes
     names = getattr(node.metadata, "dimension_names", None) or ()
     if set(names) in ({"y", "x"}, {"y", "x", "c"}):
         return node, list(names)

@@ -353,7 +353,7 @@ def zarr_attributes(store: Path, *, any_version: bool = False) -> dict[str, Any]
         (store / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup")
     ):
         return {"zarr": True}
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         attributes = json.loads((store / "zarr.json").read_bytes()).get("attributes", {})
         return attributes if isinstance(attributes, dict) else {}
     return {}

@@ -1,0 +1,120 @@
+"""Whatever a file says about itself, what it takes is bounded and an error is one sentence."""
+
+from __future__ import annotations
+
+import json
+import struct
+import warnings
+
+import numpy as np
+import pytest
+from helpers.pictures import noise, refused
+
+from diinn_fast.formats import read_image
+from diinn_fast.formats.zarr_store import zarr_job
+from diinn_fast.inference.sources import open_source
+
+zarr = pytest.importorskip("zarr")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (4, 4",
+        "-" * 9000 + "1",
+        "(" * 3000,
+        "{'descr': 'no such type', 'fortran_order': False, 'shape': (4, 4)}",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (4, -4)}",
+        "[]",
+        "\x00\xff",
+    ],
+)
+def test_headers_of_npy_files(tmp_path, header):
+    data = header.encode("latin-1")
+    path = tmp_path / "x.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(data)) + data + bytes(16))
+    refused(lambda: open_source(path), "x.npy")
+
+
+def store(path, **attributes):
+    array = zarr.create_array(str(path), shape=(20, 30), dtype="uint8", chunks=(10, 10))
+    array[:] = noise(1, height=20, width=30)[..., 0]
+    array.attrs.update(attributes)
+    return path
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        [], None, "x", {"dpi": "ab"}, {"dpi": None}, {"dpi": [1]}, {"dpi": ["x", "y"]},
+        {"icc": 5}, {"icc": "???"},
+    ],
+)  # fmt: skip
+def test_attributes_of_zarr_stores(tmp_path, state):
+    refused(lambda: open_source(store(tmp_path / "x.zarr", diinn_fast=state)), "x.zarr", "damaged")
+
+
+@pytest.mark.parametrize(
+    "multiscales", [[{}], [{"datasets": []}], [{"datasets": [{"path": ""}]}], [5], {"a": 1}]
+)
+def test_groups_of_zarr_arrays(tmp_path, multiscales):
+    group = zarr.create_group(str(tmp_path / "x.zarr"))
+    group.attrs.update({"ome": {"multiscales": multiscales}})
+    refused(lambda: open_source(tmp_path / "x.zarr"), "x.zarr")
+
+
+def test_json_that_is_too_deep(tmp_path):
+    path = tmp_path / "x.zarr"
+    path.mkdir()
+    (path / "zarr.json").write_text("[" * 100_000)
+    refused(lambda: open_source(path), "x.zarr", "damaged")
+    assert zarr_job(path) is None
+
+
+def test_metadata_that_is_too_large(tmp_path):
+    path = store(tmp_path / "x.zarr")
+    content = json.loads((path / "zarr.json").read_text())
+    content["attributes"] = {"x": "y" * (1 << 24)}
+    (path / "zarr.json").write_text(json.dumps(content))
+    refused(lambda: open_source(path), "x.zarr", "damaged")
+
+
+def test_a_chunk_that_never_ends(tmp_path):
+    path = store(tmp_path / "x.zarr")
+    chunk = path / "c" / "0" / "0"
+    chunk.unlink()
+    chunk.symlink_to("/dev/zero")
+    refused(lambda: open_source(path).read(0, 5, 0, 5), "c/0/0 is no plain file")
+
+
+def test_a_chunk_that_is_larger_than_its_samples(tmp_path):
+    path = store(tmp_path / "x.zarr")
+    with open(path / "c" / "0" / "0", "r+b") as file:
+        file.truncate(1 << 30)
+    refused(lambda: open_source(path).read(0, 5, 0, 5), "more than its samples")
+    np.testing.assert_array_equal(
+        open_source(path).read(0, 5, 15, 25)[0][0].numpy() * 255,
+        noise(1, height=20, width=30)[:5, 15:25, 0],
+    )
+
+
+def test_libraries_say_nothing_on_their_own(tmp_path, capfd):
+    import io
+
+    import PIL.Image
+
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(noise(3)).save(buffer, "TIFF")
+    data = bytearray(buffer.getvalue())
+    rng = np.random.default_rng(5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(40):
+            broken = data.copy()
+            for place in rng.integers(8, 150, 2):
+                broken[place] = rng.integers(0, 256)
+            try:
+                read_image(bytes(broken))
+            except ValueError as error:
+                assert type(error).__name__ == "ImageError"
+    assert capfd.readouterr().err == ""
