@@ -4,6 +4,8 @@ whole.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,7 @@ from diinn_fast.encoders import (
     fast_layout,
     make_encoder,
 )
+from diinn_fast.encoders.base import convolution_macs
 
 
 def literal_rdn(state: dict[str, Tensor], x: Tensor, blocks: int, convs: int) -> Tensor:
@@ -253,6 +256,17 @@ def test_an_encoder_is_detected_by_its_own_keys_alone(name: str) -> None:
     assert [other for other, encoder in ENCODERS.items() if encoder.detect(keys)] == [name]
     assert detect_encoder(keys) == name
     assert detect_encoder(["features.0.weight"]) is None
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_docs_state_its_size(name: str) -> None:
+    with torch.device("meta"):
+        encoder = ENCODERS[name]()
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    (line,) = (line for line in text.splitlines() if line.startswith(f"| `{name}`"))
+    parameters = sum(p.numel() for p in encoder.parameters())
+    figures = [f"{n:,}" for n in (parameters, convolution_macs(encoder), encoder.receptive_radius)]
+    assert [cell.strip() for cell in line.strip("|").split("|")][1:] == figures
 
 
 def test_an_encoder_without_a_stated_cost_is_guessed() -> None:
