@@ -6,7 +6,7 @@ INSTALLED := .venv/installed
 RELEASE := .venv/release
 CXX_FILES := $(foreach end,h cpp cu,$(wildcard csrc/*/*.$(end) csrc/*/*/*.$(end)))
 
-.PHONY: demo test bench gpu fuzz sanitize lint wheel clean
+.PHONY: demo test bench gpu fuzz sanitize lint docs wheel clean
 
 demo: $(RUNTIME)            ## upscale a real photograph with the bundled model
 	$(BIN)/python examples/demo.py
@@ -31,6 +31,9 @@ lint: $(INSTALLED)          ## ruff, mypy and clang-format
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+docs: $(RELEASE)            ## the documentation as a site, links checked: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 wheel: $(RELEASE)           ## sdist, from it the wheel, both checked, the wheel tried in a fresh environment
 	$(BIN)/python tests/run_wheel.py

@@ -33,7 +33,9 @@ class Picture:
 
     Args:
         name: its identifier in URLs.
-        image, model, options: as of `diinn_fast.open`.
+        image: as of `diinn_fast.open`, like the rest.
+        model: the network.
+        options: further arguments of `diinn_fast.open`.
 
     Attributes:
         height, width: of the LR picture.
