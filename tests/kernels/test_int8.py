@@ -37,6 +37,13 @@ def isa(request, monkeypatch) -> str:
 
 
 @pytest.fixture(autouse=True)
+def some_set(monkeypatch) -> None:
+    """On a CPU without the instructions, the portable kernels."""
+    if int8.instruction_set() is None:
+        monkeypatch.setenv("DIINN_FAST_CPU_ISA", int8.SLOW)
+
+
+@pytest.fixture(autouse=True)
 def threads():
     """Sets the thread count: one unless a test says otherwise."""
     before = torch.get_num_threads()
