@@ -114,6 +114,8 @@ class DIINN(
         with torch.device("meta"):
             model = cls(**config)
         fit(model, without_unused(checkpoint.state), checkpoint.path)
+        if mode is None:
+            _warn_of_untold_mode(checkpoint)
         return model
 
     @classmethod
@@ -226,7 +228,7 @@ def infer_architecture(checkpoint: Checkpoint, mode: int | None = None) -> dict[
     """Arguments of DIINN by a state_dict: mode, init_q and encoder.
 
     Modes 2 and 3 have the same tensors. What decides, in this order: ``mode``, what the file
-    declares, a ``config.json`` beside it; else mode 3, the paper's final model, with a warning.
+    declares, a ``config.json`` beside it; else it is mode 3, the paper's final model.
     """
     path = checkpoint.path
     state = checkpoint.state
@@ -245,12 +247,6 @@ def infer_architecture(checkpoint: Checkpoint, mode: int | None = None) -> dict[
         "mode": likely if likely in modes else modes[-1],
         "init_q": "decoder.first_layer.0.weight" in state,
     }
-    if likely is None and len(modes) > 1:
-        log.warning(
-            "checkpoint %s may be of mode %s, whose tensors are alike, and does not say which: "
-            "read as mode %d (mode=%d or --mode %d says otherwise)",
-            path, " or ".join(map(str, modes)), modes[-1], modes[0], modes[0],
-        )  # fmt: skip
     for name, value in found.items():
         if declared.get(name, value) != value:
             said = "was asked for as" if mode is not None and name == "mode" else "declares"
@@ -266,6 +262,19 @@ def infer_architecture(checkpoint: Checkpoint, mode: int | None = None) -> dict[
             "as DIINN(encoder=...) and use its load_state_dict"
         )
     return {**found, "encoder": encoder}
+
+
+def _warn_of_untold_mode(checkpoint: Checkpoint) -> None:
+    """Say so where neither the tensors nor what is said of them tell the mode."""
+    modes = _possible_modes(checkpoint)
+    told = "mode" in checkpoint.declared or checkpoint.hinted_mode in modes
+    if told or len(modes) == 1:
+        return
+    log.warning(
+        "checkpoint %s may be of mode %s, whose tensors are alike, and does not say which: "
+        "read as mode %d (mode=%d or --mode %d says otherwise)",
+        checkpoint.path, " or ".join(map(str, modes)), modes[-1], modes[0], modes[0],
+    )  # fmt: skip
 
 
 def _possible_modes(checkpoint: Checkpoint) -> list[int]:

@@ -325,6 +325,16 @@ def test_where_nothing_says_the_mode_the_user_can(
         load_weights(path, mode=4)
 
 
+def test_a_refused_file_is_not_warned_of(
+    mode2: DIINN, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = dict(mode2.state_dict())
+    del state["decoder.Q.1.0.bias"]
+    with pytest.raises(CheckpointError, match="missing"):
+        load_weights(saved(state, tmp_path))
+    assert caplog.text == ""
+
+
 def test_a_mode_that_contradicts_the_file_is_refused(mode2: DIINN, tmp_path: Path) -> None:
     mode2.save_pretrained(tmp_path)
     for path in (tmp_path, tmp_path / "model.safetensors"):
