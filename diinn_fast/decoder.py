@@ -232,7 +232,7 @@ class ImplicitDecoder(nn.Module):
         if name == backends.PLAIN:
             return self._plain()
         reason = guard.transform(features) or self.edit()
-        if points is not None and points.requires_grad:
+        if points is not None and points.requires_grad and torch.is_grad_enabled():
             reason = "coordinates require a gradient"
         if reason:
             guard.say("the decoder", reason)

@@ -139,7 +139,7 @@ class Plain:
         rows, columns = lr_ranges(window, lr, size)
         tile = with_border(features, rows, columns, lr, origin)
         grid = (rows.stop - rows.start, columns.stop - columns.start)
-        neighbours = F.unfold(tile, 3).view(tile.shape[0], -1, *grid)
+        neighbours = F.unfold(tile, 3).view(tile.shape[0], 9 * tile.shape[1], *grid)
         i = nearest_index(y0, y1, h, height, features.device)
         j = nearest_index(x0, x1, w, width, features.device)
         x = neighbours.index_select(2, i - rows.start).index_select(3, j - columns.start)

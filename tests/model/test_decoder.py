@@ -145,16 +145,6 @@ def test_frozen_parts_get_no_gradient():
     assert features.grad is not None and all(p.grad is None for p in decoder.parameters())
 
 
-def test_double_backward_is_refused_in_one_sentence():
-    decoder = make_decoder(3)
-    features = torch.randn(1, 64, 3, 3, requires_grad=True)
-    (grad,) = torch.autograd.grad(
-        decoder(features, (5, 5)).square().sum(), features, create_graph=True
-    )
-    with pytest.raises(RuntimeError, match="no second derivative"):
-        grad.sum().backward()
-
-
 @pytest.mark.parametrize(("mode", "init_q"), MODES)
 @pytest.mark.parametrize("backend", ["auto", EAGER])
 def test_windows_reassemble_to_the_bitwise_same_image(mode, init_q, backend, seed):

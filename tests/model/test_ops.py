@@ -3,6 +3,7 @@ backend.
 """
 
 import logging
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -143,7 +144,7 @@ def test_backward_keeps_only_the_inputs():
     out.sum().backward()
 
 
-def test_use_backend_sets_globally_and_restores():
+def test_use_backend_sets_and_restores():
     before = backends.requested()
     with use_backend("eager"):
         assert backends.requested() == "eager"
@@ -153,6 +154,24 @@ def test_use_backend_sets_globally_and_restores():
     assert backends.requested() == before
     use_backend("eager")
     assert backends.requested() == "eager"
+
+
+def test_use_backend_holds_in_its_own_thread():
+    seen = []
+    with use_backend("eager"):
+        thread = threading.Thread(target=lambda: seen.append(backends.requested()))
+        thread.start()
+        thread.join()
+    assert seen == ["auto"]
+
+
+@pytest.mark.parametrize("call", ["decode", "conv3x3"])
+def test_tensors_on_two_devices_are_refused_before_a_kernel_sees_an_address(call):
+    decoder = make_decoder(3, width=32, channels=8, layers=3)
+    decoder.K[1][0].weight = torch.nn.Parameter(decoder.K[1][0].weight.to("meta"))
+    grad = call == "decode"
+    with torch.set_grad_enabled(grad), pytest.raises((ValueError, RuntimeError), match="meta"):
+        decoder(torch.randn(1, 8, 4, 4), (8, 8))
 
 
 def test_unknown_backends_are_refused():
