@@ -127,7 +127,9 @@ class Format:
         raise NotImplementedError(f"{self.name} is not written piece by piece")
 
     def read_job(self, path: Path) -> str | None:
-        """`Layout.job` found in a finished output; None if there is none. May raise OSError."""
+        """`Layout.job` found in a finished output; None if there is none, or the output is
+        damaged. May raise OSError.
+        """
         return None
 
     def check_layout(self, path: Path, layout: Layout) -> None:

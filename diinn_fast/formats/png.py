@@ -24,6 +24,7 @@ from diinn_fast.formats.png_codec import (
     SIGNATURE,
     check_png,
     png_bytes,
+    png_is_whole,
     png_job,
     png_size,
     write_png,
@@ -97,7 +98,8 @@ class Png(PillowFormat):
 
     def read_job(self, path: Path) -> str | None:
         with open(path, "rb") as file:
-            return png_job(file)
+            job = png_job(file)
+            return job if job is not None and png_is_whole(file) else None
 
 
 class PngSink(SampleSink):

@@ -171,6 +171,22 @@ def png_job(file: BinaryIO) -> str | None:
     return None
 
 
+def png_is_whole(file: BinaryIO) -> bool:
+    """Whether all chunks are there, each with its checksum, up to the end of the file."""
+    file.seek(len(SIGNATURE))
+    while len(start := file.read(8)) == 8:
+        length, name = struct.unpack(">I4s", start)
+        checksum = zlib.crc32(name)
+        while length > 0 and (data := file.read(min(length, _BLOCK))):
+            checksum = zlib.crc32(data, checksum)
+            length -= len(data)
+        if length > 0 or file.read(4) != struct.pack(">I", checksum):
+            return False
+        if name == b"IEND":
+            return not file.read(1)
+    return False
+
+
 def _rows_per_band(layout: Layout) -> int:
     return max(1, _BAND_BYTES // layout.row_bytes)
 

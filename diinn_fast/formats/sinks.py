@@ -164,8 +164,9 @@ class SampleSink(ABC):
 
     def _make_final(self, progress: Progress | None) -> None:
         self._taken.unlink(missing_ok=True)
+        self.final.unlink(missing_ok=True)  # never a file that bears the output's name already
         try:
-            with open(self.final, "w+b") as file:
+            with open(self.final, "x+b") as file:
                 self.encode(file, self._opened(), progress)
                 file.flush()
                 os.fsync(file.fileno())

@@ -88,15 +88,20 @@ def tiff_bytes(layout: Layout) -> int:
 
 
 def tiff_job(file: BinaryIO) -> str | None:
-    """The fingerprint that `write_tiff` stored, None if there is none or this is no TIFF."""
+    """The fingerprint that `write_tiff` stored; None if there is none, this is no TIFF, or its
+    tiles go beyond the end of the file.
+    """
     import tifffile
 
     with (
         suppress(tifffile.TiffFileError, ValueError, KeyError, IndexError),
         tifffile.TiffFile(file) as tiff,
     ):
-        description = tiff.pages.first.description
-        if description.startswith(_JOB):
+        page = tiff.pages.first
+        ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))
+        whole = max(ends, default=0) <= tiff.filehandle.size
+        description = page.description
+        if whole and description.startswith(_JOB):
             return description.removeprefix(_JOB)
     return None
 

@@ -47,6 +47,7 @@ def run(
             _work(spec, part, state, group, overwrite, progress and group.rank == 0)
         return True
     finally:
+        part.release()
         group.close()
         spec.source.close()
 
@@ -78,6 +79,7 @@ def _join(spec: RenderSpec, part: PartialOutput, group: Group) -> State | None:
         return None
     if words["job"] != spec.layout.job:
         raise UpscaleError(f"process {group.rank} was given another job than process 0")
+    part.claim(group.rank)
     found = read_journals(part.folder)
     return State(words["job"], Plan.from_json(words["plan"]), found.done if found else set())
 
@@ -86,6 +88,22 @@ def _prepare(
     spec: RenderSpec, part: PartialOutput, workers: int, *, resume: bool, overwrite: bool
 ) -> State | None:
     """Resume or make OUT.part with its sink and journal, in the first process."""
+    part.check_free()
+    decision = part.decide(resume=resume, overwrite=overwrite)
+    if decision is Decision.NOTHING and not part.folder.exists():
+        return None
+    if not spec.out.parent.is_dir():
+        raise ImageError(
+            f"{spec.out} cannot be written, {spec.out.parent} is not a folder: create it first."
+        )
+    # From here on nobody else writes; what was there may have changed until now.
+    try:
+        part.claim(0)
+    except OSError as error:
+        raise ImageError(
+            f"{part.folder} cannot be made ({error.strerror}): choose another folder."
+        ) from error
+    part.look()
     decision = part.decide(resume=resume, overwrite=overwrite)
     if decision is Decision.NOTHING:
         if part.state is not None:
@@ -95,12 +113,8 @@ def _prepare(
         _check_bound(spec, part, part.state.plan)
         check_disk(spec, part)
         return part.state
-    if not spec.out.parent.is_dir():
-        raise ImageError(
-            f"{spec.out} cannot be written, {spec.out.parent} is not a folder: create it first."
-        )
     plan = make_plan(spec, workers)
-    part.remove()
+    part.clear()
     check_disk(spec, part)
     return _start(spec, part, plan, overwrite)
 
@@ -128,13 +142,7 @@ def check_disk(spec: RenderSpec, part: PartialOutput) -> None:
 
 
 def _start(spec: RenderSpec, part: PartialOutput, plan: Plan, overwrite: bool) -> State:
-    """Make OUT.part with nothing done in it."""
-    try:
-        part.folder.mkdir()
-    except OSError as error:
-        raise ImageError(
-            f"{part.folder} cannot be made ({error.strerror}): choose another folder."
-        ) from error
+    """Make the sink's files and a journal in which nothing is done."""
     _open_sink(spec, part, resume=False, overwrite=overwrite).close()
     with system_errors(spec.out, part.folder):
         Journal(part.folder, 0, spec.layout.job, plan).close()
@@ -163,6 +171,9 @@ def _work(
     sink = _open_sink(spec, part, resume=True, overwrite=overwrite)
     try:
         render_tiles(spec, state, sink, group, progress=progress)
+        if group.rank > 0:
+            sink.close()
+            part.release()
         group.finish()
         if group.rank == 0:
             _finish(spec, part, sink, progress)
@@ -176,6 +187,11 @@ def _finish(spec: RenderSpec, part: PartialOutput, sink: Sink, progress: bool) -
     if state is None or not state.complete:
         raise UpscaleError(
             f"{spec.out} is not complete, a process has died: run it again with --resume"
+        )
+    if spec.inputs.changed():
+        raise UnfinishedError(
+            f"the picture has changed while {spec.out} was made of it: run it again with "
+            "--overwrite"
         )
     rows = tqdm(
         total=spec.hr[0], desc="writing", unit="row", delay=1, leave=False, disable=not progress
@@ -199,6 +215,8 @@ def _kept_on_errors(part: PartialOutput) -> Iterator[None]:
         raise KeyboardInterrupt(f"interrupted, {kept}") from None
     except FloatingPointError as error:
         raise FloatingPointError(f"{error}; {kept}") from error
+    except UnfinishedError:
+        raise
     except (UpscaleError, ImageError) as error:
         said = str(error)
         raise UnfinishedError(

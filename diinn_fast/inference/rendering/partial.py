@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from enum import Enum, auto
 from pathlib import Path
 
 from diinn_fast.errors import UpscaleError
 from diinn_fast.formats.image import already_exists
 from diinn_fast.inference.rendering.journal import JournalError, State, read_journals
+from diinn_fast.inference.rendering.lock import FileLock, is_locked
 from diinn_fast.inference.sinks import read_job
 
 OWN_NAMES = ("journal-", "lock", "final", "samples")
@@ -86,6 +88,7 @@ class PartialOutput:
         self.final = out
         self.job = job
         self.folder = part_of(out)
+        self._locks: list[FileLock] = []
         self.look()
 
     def look(self) -> None:
@@ -104,19 +107,74 @@ class PartialOutput:
             raise UpscaleError(f"{self.folder} {self._reason(decision)}")
         return decision
 
-    def remove(self) -> None:
-        """Delete it, the journals last, so that a kill on the way leaves what says how far it was.
+    def check_free(self) -> None:
+        """Refuse a folder that a process, of this job or another, is writing to."""
+        if self.part is not Part.NOT_OURS and self.folder.is_dir():
+            own = {lock.path for lock in self._locks}
+            others = (path for path in self.folder.glob("lock-*") if path not in own)
+            if any(is_locked(path) for path in others):
+                raise self._busy()
 
-        Something that is not ours stays.
+    def claim(self, rank: int) -> None:
+        """Make the folder if it is not there, and lock it for process ``rank`` of the job."""
+        lock = FileLock(self.folder / f"lock-{rank}")
+        while True:
+            try:
+                self.folder.mkdir(exist_ok=True)
+                free = lock.acquire()
+            except FileNotFoundError:
+                if self.final.parent.is_dir():
+                    continue  # whoever had it has removed it just now
+                raise
+            break
+        if not free:
+            raise self._busy()
+        self._locks.append(lock)
+        if rank == 0:
+            self.check_free()
+
+    def release(self) -> None:
+        """Let others have it; a folder without any work vanishes."""
+        held = bool(self._locks)
+        names = [path.name for path in self.folder.glob("*")] if held else []
+        if held and all(name.startswith("lock-") for name in names):
+            self.remove()
+        for lock in self._locks:
+            lock.release()
+        self._locks.clear()
+
+    def clear(self) -> None:
+        """Delete what is in it but the locks, the journals last: a kill on the way leaves what says
+        how far it was. Something that is not ours stays.
         """
         if self.part is Part.NOT_OURS or not self.folder.is_dir():
             return
         for path in sorted(self.folder.iterdir(), key=lambda p: p.name.startswith("journal-")):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            else:
+            elif not path.name.startswith("lock-"):
                 path.unlink(missing_ok=True)
-        self.folder.rmdir()
+
+    def remove(self) -> None:
+        """Delete it, while the lock is held."""
+        self.clear()
+        if self.part is Part.NOT_OURS or not self.folder.is_dir():
+            return
+        own = {lock.path for lock in self._locks}
+        for path in self.folder.glob("lock-*"):
+            if path not in own:
+                path.unlink(missing_ok=True)
+        for lock in self._locks:
+            lock.remove()
+        self._locks.clear()
+        with suppress(OSError):  # another process may have begun with it already
+            self.folder.rmdir()
+
+    def _busy(self) -> UpscaleError:
+        return UpscaleError(
+            f"{self.folder} is being written by another process: wait for it, or choose another "
+            "name"
+        )
 
     def _part(self) -> Part:
         folder = self.folder

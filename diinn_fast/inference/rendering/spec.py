@@ -15,6 +15,7 @@ from diinn_fast.inference.engine import Engine
 from diinn_fast.inference.memory import give_back_freed_memory, parse_size, resident_bytes
 from diinn_fast.inference.neutral import source_is_neutral
 from diinn_fast.inference.reduced import needs_network, reduced
+from diinn_fast.inference.rendering.inputs import InputFiles
 from diinn_fast.inference.sinks import Layout, SinkOptions, disk_bytes, sink_kind
 from diinn_fast.inference.sizes import TargetSize, target_size
 from diinn_fast.inference.sources import Source, open_source
@@ -45,6 +46,7 @@ class RenderSpec:
             on, and no more: not the bound, the plan, or the number of processes.
         halo: LR pixels read around a tile; None: as many as the encoder sees.
         bound: bytes of memory; None: most of what is free.
+        inputs: the picture's files.
     """
 
     engine: Engine
@@ -57,6 +59,7 @@ class RenderSpec:
     options: SinkOptions
     halo: int | None
     bound: int | None
+    inputs: InputFiles
 
     @property
     def lr(self) -> tuple[int, int]:
@@ -106,13 +109,15 @@ def prepare(
     engine.check_sizes(lr, hr)
     channels = (1 if source.grey else 3) + source.alpha
     layout = Layout(*hr, channels, source.dtype, icc=source.icc, dpi=source.dpi)
-    layout = replace(layout, job=_fingerprint(engine, source, out, layout, options, halo))
+    inputs = InputFiles(picture)
+    identity = inputs.identity or source.identity
+    layout = replace(layout, job=_fingerprint(engine, identity, out, layout, options, halo))
     disk_bytes(out, layout, options)  # refuses what the format cannot hold
     if source.alpha:
         source = InpaintedSource.of(source, on_host)
     neutral = source_is_neutral(source)
     source = reduced(source, hr)
-    return RenderSpec(engine, lr, source, neutral, out, hr, layout, options, halo, bound)
+    return RenderSpec(engine, lr, source, neutral, out, hr, layout, options, halo, bound, inputs)
 
 
 def _check(engine: Engine, out: Path, halo: int | None) -> None:
@@ -130,7 +135,7 @@ def _check(engine: Engine, out: Path, halo: int | None) -> None:
 
 def _fingerprint(
     engine: Engine,
-    source: Source,
+    identity: str,
     out: Path,
     layout: Layout,
     options: SinkOptions,
@@ -144,7 +149,7 @@ def _fingerprint(
     computed = [str(engine.dtype), engine.device.type, engine.used_backend, halo]
     facts = {
         "pixels": PIXELS,
-        "source": source.identity,
+        "source": identity,
         "model": [digest.hexdigest(), decoder.mode, decoder.init_q],
         "computed": computed,
         "layout": [layout.height, layout.width, layout.channels, layout.dtype],
