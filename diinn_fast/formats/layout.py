@@ -28,6 +28,15 @@ Progress = Callable[[int, int], None]
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
+_MAX_DPI = 60_000  # fits the 16-bit field of JPEG; beyond it the value says nothing about a picture
+
+
+def usable_dpi(dpi: tuple[float, float] | None) -> tuple[float, float] | None:
+    """The resolution, unless it is nothing that a picture can have."""
+    if dpi is None or not all(math.isfinite(value) and 1 <= value <= _MAX_DPI for value in dpi):
+        return None
+    return dpi
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -19,6 +19,7 @@ from PIL.ImageFile import ImageFile
 
 from diinn_fast.errors import ImageError
 from diinn_fast.formats.base import Decoded, Format
+from diinn_fast.formats.unkept import unkept_picture, warn_of_unkept
 from diinn_fast.host import free_bytes
 
 _log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class PillowReader:
         icc = self.picture.info.get("icc_profile")
         with damage_explained(self.name, self.form):
             samples = self.samples()
+        warn_of_unkept(self.name, self.unkept())
         orientation = self.orientation()  # afterwards: to look for EXIF decodes some formats
         return Decoded(self.upright(samples, orientation), icc, self.dpi(orientation))
 
@@ -114,6 +116,10 @@ class PillowReader:
             return self.picture.getexif().get(ORIENTATION, 1)
         except Exception:
             return 1
+
+    def unkept(self) -> Iterator[str]:
+        """What the file says and no output keeps."""
+        return unkept_picture(self.picture)
 
     def upright(self, samples: np.ndarray, orientation: object) -> np.ndarray:
         """The samples turned as the orientation says."""

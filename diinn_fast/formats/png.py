@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,6 +32,7 @@ from diinn_fast.formats.png_codec import (
 )
 from diinn_fast.formats.samples import SampleFile
 from diinn_fast.formats.sinks import SampleSink, Sink, SinkOptions
+from diinn_fast.formats.unkept import unkept_chunks
 
 
 class PngReader(PillowReader):
@@ -43,6 +45,9 @@ class PngReader(PillowReader):
     @property
     def bits(self) -> int:
         return 16 if self.header.depth == 16 else 8
+
+    def unkept(self) -> Iterator[str]:
+        return unkept_chunks(self.header.chunks)
 
     def samples(self) -> np.ndarray:
         samples = self._samples_16bit() if self.bits == 16 else super().samples()

@@ -24,6 +24,8 @@ from diinn_fast.formats.layout import WORKERS, Layout, Progress, Read, in_order
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _INCH_IN_METRES = 0.0254
 _BLOCK = 2**20
+_NOTED = 64
+_XMP = b"XML:com.adobe.xmp"
 _BAND_BYTES = 2**18
 _JOB = b"diinn_fast job"
 _COLOUR_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> grey, grey + alpha, RGB, RGB + alpha
@@ -34,12 +36,13 @@ GREY_ALPHA = 4
 @dataclass
 class PngHeader:
     """What the decoder cannot be asked for: sample depth (1, 2, 4, 8, 16), colour type, raw tRNS
-    data.
+    data, and the other chunks by name with their first 64 bytes.
     """
 
     depth: int
     colour_type: int
     transparent: bytes | None
+    chunks: dict[bytes, bytes]
 
 
 def check_png(path: str, file: BinaryIO) -> PngHeader:
@@ -54,10 +57,12 @@ def check_png(path: str, file: BinaryIO) -> PngHeader:
     file.seek(len(SIGNATURE))
     header = b""
     transparent = None
+    chunks: dict[bytes, bytes] = {}
     while True:
         length, name = _unpack(path, file, ">I4s")
         needed = name[:1].isupper() or name == b"tRNS"
-        crc, kept = _read_data(path, file, name, length, keep=name in (b"IHDR", b"tRNS"))
+        most = 0 if name == b"IDAT" else length if name in (b"IHDR", b"tRNS") else _NOTED
+        crc, kept = _read_data(path, file, name, length, most)
         (expected,) = _unpack(path, file, ">I")
         if needed and crc != expected:
             raise _damaged(path)
@@ -67,14 +72,16 @@ def check_png(path: str, file: BinaryIO) -> PngHeader:
             transparent = kept
         elif name == b"IEND":
             break
+        elif name == b"iTXt" and kept.startswith(_XMP):
+            chunks[b"XMP "] = kept
+        elif not kept.startswith(_JOB):
+            chunks.setdefault(name, kept)
     if len(header) != 13:
         raise _damaged(path)
-    return PngHeader(header[8], header[9], transparent)
+    return PngHeader(header[8], header[9], transparent, chunks)
 
 
-def _read_data(
-    path: str, file: BinaryIO, name: bytes, length: int, keep: bool
-) -> tuple[int, bytes]:
+def _read_data(path: str, file: BinaryIO, name: bytes, length: int, most: int) -> tuple[int, bytes]:
     crc = zlib.crc32(name)
     kept = b""
     while length > 0:
@@ -82,8 +89,7 @@ def _read_data(
         if not block:
             raise _damaged(path)
         crc = zlib.crc32(block, crc)
-        if keep:
-            kept += block
+        kept += block[: most - len(kept)]
         length -= len(block)
     return crc, kept
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import BinaryIO
@@ -91,6 +92,9 @@ class TiffReader(PillowReader):
         premultiplied = self.picture.tag_v2.get(_EXTRA_SAMPLES, ()) == (1,)
         samples = high_and_low_bytes(self)
         return _divide_out_alpha(samples) if premultiplied else samples
+
+    def unkept(self) -> Iterator[str]:
+        return iter(())  # said by whoever looked at the tags
 
     def orientation(self) -> object:
         return self._orientation

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from diinn_fast.errors import ImageError
+from diinn_fast.formats.layout import usable_dpi
 from diinn_fast.formats.pillow import decode_bytes, upright
 from diinn_fast.formats.positioned import PositionedFile
 from diinn_fast.formats.sources import RowsSource, SampleSource, unreadable
@@ -30,6 +31,7 @@ from diinn_fast.formats.tiff_segments import (
     most_stored,
 )
 from diinn_fast.formats.tiff_tags import BLACK_IS_ZERO, PREMULTIPLIED, RGB, picture_page
+from diinn_fast.formats.unkept import unkept_tags, warn_of_unkept
 
 _CONTIGUOUS = 1
 _CENTIMETRE = 3
@@ -246,6 +248,7 @@ def _read_tags(name: str, stream: BinaryIO) -> Segments | None:
         with _complaints() as said, tifffile.TiffFile(stream) as tiff:
             page = picture_page(name, tiff)
             found = _segments(page, tiff.byteorder) if _is_simple(page) else None
+            warn_of_unkept(name, _unkept(page))
         for line in said:  # of a tag that was then passed over
             if (tag := _TAG.search(line)) and int(tag[1]) in _NEEDED:
                 raise ValueError(f"its tag {tag[1]} is damaged")
@@ -275,6 +278,13 @@ def _complaints() -> Iterator[list[str]]:
     finally:
         logger.removeHandler(handler)
         logger.propagate = before
+
+
+def _unkept(page: Any) -> Iterator[str]:
+    yield from unkept_tags(page.tags)
+    dpi = _dpi(page)
+    if dpi is not None and usable_dpi(dpi) is None:
+        yield "the size of its pixels"
 
 
 def _segments(page: Any, byteorder: str) -> Segments:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from functools import partial
 from pathlib import Path
@@ -15,13 +14,12 @@ from diinn_fast.errors import ImageError
 from diinn_fast.files import atomic_file, explain
 from diinn_fast.formats.base import Format
 from diinn_fast.formats.image import Image, already_exists
-from diinn_fast.formats.layout import Layout
+from diinn_fast.formats.layout import Layout, usable_dpi
 from diinn_fast.formats.registry import by_suffix, writable_suffixes
 
 _log = logging.getLogger(__name__)
 
 _BAND_PIXELS = 2**20
-_MAX_DPI = 60_000  # fits the 16-bit field of JPEG; beyond it the value says nothing about a picture
 
 
 def check_writable(
@@ -166,13 +164,6 @@ def fitting_profile(path: Path, icc: bytes | None, channels: int) -> bytes | Non
         _log.warning("%s is written as RGB without the grey ICC profile of the input.", path)
         return None
     return icc
-
-
-def usable_dpi(dpi: tuple[float, float] | None) -> tuple[float, float] | None:
-    """The resolution, unless it is nothing that a picture can have."""
-    if dpi is None or not all(math.isfinite(value) and 1 <= value <= _MAX_DPI for value in dpi):
-        return None
-    return dpi
 
 
 def _check_place(path: Path, overwrite: bool) -> None:

@@ -19,6 +19,7 @@ from diinn_fast.errors import UpscaleError
 from diinn_fast.formats import Image, read_image
 from diinn_fast.formats.image import TOLERANCE
 from diinn_fast.formats.read import CONTENTS
+from diinn_fast.formats.unkept import unkept_picture, warn_of_unkept
 
 KINDS = (
     "a path, bytes or an open file, an Image, a PIL image, an array [h, w] or [h, w, 3 or 4], or a "
@@ -87,6 +88,7 @@ def _from_image(image: Image) -> Request:
 
 
 def _from_pil(picture: PIL.Image.Image) -> Request:
+    warn_of_unkept("the picture", unkept_picture(picture))
     picture = PIL.ImageOps.exif_transpose(picture)
     if picture.mode in PIL_MODES_16BIT:
         samples = np.array(picture).astype(np.uint16)

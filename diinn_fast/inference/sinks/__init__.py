@@ -19,9 +19,9 @@ from pathlib import Path
 
 from diinn_fast.errors import ImageError
 from diinn_fast.formats import Format, by_suffix, streamed_suffixes
-from diinn_fast.formats.layout import Layout, Progress
+from diinn_fast.formats.layout import Layout, Progress, usable_dpi
 from diinn_fast.formats.sinks import Sink, SinkOptions
-from diinn_fast.formats.write import fitting_profile, usable_dpi
+from diinn_fast.formats.write import fitting_profile
 
 __all__ = [
     "Layout",
