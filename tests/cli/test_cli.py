@@ -237,7 +237,7 @@ def test_a_file_into_a_folder(upscale, folder):
     [
         (["missing.png", "out.png"], ["missing.png", "does not exist"]),
         (["truncated.png", "out.png"], ["truncated.png", "cut off"]),
-        (["text.png", "out.png"], ["text.png", "not a PNG"]),
+        (["text.png", "out.png"], ["text.png", "none of the pictures"]),
         (["empty.png", "out.png"], ["empty.png", "empty"]),
         (["in.png", "existing.png"], ["existing.png", "--overwrite"]),
         (["in.png", "no/such/folder/out.png"], ["no/such/folder"]),
