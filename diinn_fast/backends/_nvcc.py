@@ -17,8 +17,6 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from diinn_fast.files import cache_folder
-
 ARCHITECTURES = ("80", "86", "89", "90a", "120")
 """What is compiled and checked without a GPU; others from 8.0 up are compiled on demand."""
 
@@ -70,6 +68,9 @@ def name(arch: str) -> str:
 
 def built(arch: str) -> Path | None:
     """The compiled library, if there is one."""
+    # Imported here: setup.py loads this file where the package cannot be imported.
+    from diinn_fast.files import cache_folder
+
     for folder in (PACKAGED, cache_folder()):
         if (path := folder / name(arch)).exists():
             return path

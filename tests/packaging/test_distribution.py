@@ -17,8 +17,13 @@ MADE = (".git", ".venv", "build", "dist", "*.so", "*.egg-info", "__pycache__", "
 
 
 def build(kind: str, project: Path, out: Path) -> Path:
-    """The sdist or the wheel of a folder, without compiling the kernels."""
-    call = f"from setuptools import build_meta as b; b.build_{kind}({str(out)!r})"
+    """The sdist or the wheel of a folder, without compiling the kernels; as in pip's isolated
+    build, neither the package nor torch can be imported.
+    """
+    call = (
+        "import sys; sys.modules['diinn_fast'] = sys.modules['torch'] = None; "
+        f"from setuptools import build_meta as b; b.build_{kind}({str(out)!r})"
+    )
     environment = {**os.environ, "DIINN_FAST_NO_KERNELS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", call], cwd=project, env=environment, capture_output=True, text=True
