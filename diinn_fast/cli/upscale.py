@@ -152,11 +152,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def join_scale(arguments: list[str]) -> list[str]:
-    """``--scale 2 3`` as ``--scale 2,3``, so that ``--scale 2 in.png`` leaves the picture alone."""
+    """``--scale 2 3`` as one word, so that ``--scale 2 in.png`` leaves the picture alone."""
     joined = list(arguments)
     for n in range(len(joined) - 2):
         if joined[n] == "--scale" and _is_number(joined[n + 1]) and _is_number(joined[n + 2]):
-            joined[n + 1 : n + 3] = [f"{joined[n + 1]},{joined[n + 2]}"]
+            joined[n + 1 : n + 3] = [f"{joined[n + 1]} {joined[n + 2]}"]
             break
     return joined
 
@@ -170,8 +170,13 @@ def _is_number(text: str) -> bool:
 
 
 def _scale(text: str) -> float | tuple[float, ...]:
+    if "," in text:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} has a comma: write a factor with a point, such as 2.5, and two factors as "
+            "--scale 2 3"
+        )
     try:
-        numbers = tuple(float(part) for part in text.split(","))
+        numbers = tuple(float(part) for part in text.split())
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not one or two numbers") from None
     return numbers[0] if len(numbers) == 1 else numbers
