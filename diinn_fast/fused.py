@@ -33,6 +33,13 @@ class Source(NamedTuple):
     form: str
 
 
+class Packing(NamedTuple):
+    """A decoder's weights as a form takes them, in the operator's dtype."""
+
+    query: Weights
+    content: ContentWeights
+
+
 @dataclass(frozen=True)
 class Fused:
     """One forward of a decoder: the values of its layers, read once, and how they are used."""
@@ -49,9 +56,16 @@ class Fused:
         convolution; in the form *modulation* the whole modulation branch, which depends on the LR
         pixel only. Not for init_q.
         """
-        weights = _cast(pack_content(self.layers, self.plan.mode), padded.dtype)
-        bias = weights.content_bias[: len(weights.content)]
-        content = _conv3x3(padded, weights.content, bias, self.backend)
+        return self._project(padded, self._content(padded.dtype))
+
+    def _content(self, dtype: torch.dtype) -> ContentWeights:
+        """Of the convolution that projects: its bias has its dtype."""
+        weights = pack_content(self.layers, self.plan.mode)
+        content = weights.content.to(dtype)
+        return ContentWeights(content, weights.content_bias[: len(content)].to(dtype))
+
+    def _project(self, padded: Tensor, weights: ContentWeights) -> Tensor:
+        content = _conv3x3(padded, weights.content, weights.content_bias, self.backend)
         if not self.plan.recurrent_k:
             return content
         width = self.layers.width
@@ -62,20 +76,25 @@ class Fused:
             if self.plan.content:
                 k = linear(k, recurrent) + content[..., n * width : (n + 1) * width]
             else:
-                k = linear(k, recurrent) + layer.bias.to(padded.dtype)
+                k = linear(k, recurrent) + layer.bias
             k = torch.relu(k)
             branch.append(k)
         return torch.cat(branch, dim=-1)
 
-    def source(self, padded: Tensor, form: str) -> Source:
-        """What the operator takes in a form, for features ``[B, C, h+2, w+2]``."""
-        padded = padded.permute(0, 2, 3, 1).contiguous()
-        packed = pack(self.layers, self.plan.mode, modulation=form == "modulation")
-        weights = list(_cast(packed, padded.dtype))
+    def packing(self, form: str, dtype: torch.dtype) -> Packing:
+        """The weights of a form, to be shared by several windows."""
+        query = _cast(pack(self.layers, self.plan.mode, modulation=form == "modulation"), dtype)
         if form == "direct":
-            content = _cast(pack_content(self.layers, self.plan.mode), padded.dtype)
-            return Source(padded, weights + [v for v in content if v is not None], form)
-        return Source(self.project(padded), weights, form)
+            return Packing(query, _cast(pack_content(self.layers, self.plan.mode), dtype))
+        return Packing(query, self._content(dtype))
+
+    def source(self, padded: Tensor, form: str, packing: Packing | None = None) -> Source:
+        """What the operator takes in a form, for features ``[B, C, h+2, w+2]``."""
+        query, content = packing or self.packing(form, padded.dtype)
+        padded = padded.permute(0, 2, 3, 1).contiguous()
+        if form == "direct":
+            return Source(padded, [*query, *(v for v in content if v is not None)], form)
+        return Source(self._project(padded, content), list(query), form)
 
     def window(
         self,
@@ -85,15 +104,16 @@ class Fused:
         size: tuple[int, int],
         window: Window,
         chunk: int,
+        packing: Packing | None = None,
     ) -> Tensor:
         """A window of the output at HR ``size``, from features of the image of size ``lr`` from
-        ``origin`` on.
+        ``origin`` on. ``packing``: the weights, if several windows share them.
         """
         plan = self.plan
         form = plan.form(lr, size[0] * size[1])
         grown = grow(window, size) if plan.needs_grid else window
         rows, columns = lr_ranges(grown, lr, size)
-        source = self.source(with_border(features, rows, columns, lr, origin), form)
+        source = self.source(with_border(features, rows, columns, lr, origin), form, packing)
         out = decode(
             source.values,
             source.weights,
@@ -124,7 +144,8 @@ class Fused:
         plan = self.plan
         channels = self.layers.last.bias.shape[0]
         columns = lr_ranges(grow(window, size) if plan.needs_grid else window, lr, size)[1]
-        item = max(features.element_size(), 4)  # 16-bit content may be computed with in float32
+        # On the CPU 16-bit content may be computed with in float32.
+        item = max(features.element_size(), 1 if features.is_cuda else 4)
         content = len(self.layers.modulation) * self.layers.width
         row_bytes = batch * (columns.stop - columns.start) * content * item * lr[0] / size[0]
         if plan.needs_grid:
@@ -132,10 +153,11 @@ class Fused:
         step = max(1, int(BAND_BYTES / max(row_bytes, 1)))
         if step >= window.y1 - window.y0:
             return self.window(features, lr, origin, size, window, chunk)
+        packing = self.packing(plan.form(lr, size[0] * size[1]), features.dtype)
         out = features.new_empty(batch, channels, window.y1 - window.y0, window.x1 - window.x0)
         for y in range(window.y0, window.y1, step):
             band = Window(y, min(y + step, window.y1), window.x0, window.x1)
-            part = self.window(features, lr, origin, size, band, chunk)
+            part = self.window(features, lr, origin, size, band, chunk, packing)
             out[:, :, y - window.y0 : band.y1 - window.y0] = part
         return out
 
@@ -186,10 +208,10 @@ def _conv3x3(padded: Tensor, weight: Tensor, bias: Tensor, backend: str) -> Tens
     convolution library do, and windows would differ in the last bit.
     """
     if padded.device.type == "cpu" and not torch.is_grad_enabled():
-        return conv3x3(padded, weight, bias.to(padded.dtype), backend)
+        return conv3x3(padded, weight, bias, backend)
     kernel = weight.view(-1, padded.shape[-1], 3, 3)
     return (
-        F.conv2d(padded.permute(0, 3, 1, 2), kernel, bias.to(padded.dtype))
+        F.conv2d(padded.permute(0, 3, 1, 2), kernel, bias)
         .permute(0, 2, 3, 1)
         .contiguous()
     )

@@ -57,10 +57,12 @@ def pack(layers: Layers, mode: int, modulation: bool) -> Weights:
     size).
     """
     position, *synthesis = layers.synthesis
-    hidden = torch.stack([layer.matrix for layer in synthesis])
+    rows = [layer.matrix for layer in synthesis]
     if not modulation:
         recurrent = [layer.matrix[:, : layers.width] for layer in layers.modulation[1:]]
-        hidden = torch.cat([torch.stack(recurrent), hidden], dim=1)
+        rows = [v for pair in zip(recurrent, rows, strict=True) for v in pair]
+    # One operator: small decodes are bound by how many there are.
+    hidden = torch.cat(rows).view(len(synthesis), -1, layers.width)
     hidden_bias = torch.stack([layer.bias for layer in synthesis])
     last = layers.last.matrix
     last_bias = layers.last.bias

@@ -3,6 +3,8 @@
 #include <cuda_runtime.h>
 #include <stdio.h>
 
+#include <atomic>
+
 #include "gradient.h"
 #ifdef DIINN_HOPPER  // compiled for sm_90a
 #include "hopper.h"
@@ -46,6 +48,24 @@ __global__ void __cluster_dims__(Kernel::kCluster, 1, 1) __launch_bounds__(Kerne
   Kernel(d, *reinterpret_cast<typename Kernel::Shared*>(memory)).run();
 }
 #endif
+
+// A positive number for each device, asked for at the first launch. Threads that come first
+// together ask the same and find the same.
+class Once {
+ public:
+  template <class Ask>
+  bool get(int device, int* number, const Ask& ask) {
+    const bool remembered = device < kDevices;
+    if (remembered && (*number = known_[device].load()) > 0) return true;
+    if (!ask(number)) return false;
+    if (remembered) known_[device].store(*number);
+    return true;
+  }
+
+ private:
+  static constexpr int kDevices = 64;
+  std::atomic<int> known_[kDevices] = {};
+};
 
 template <class Problem>
 class Launch {
@@ -98,13 +118,17 @@ class Launch {
   int start(int64_t tiles) {
     constexpr int bytes = sizeof(typename Kernel::Shared);
     const auto kernel = block_kernel<Kernel, Problem>;
+    // Asked once: a launch costs the CPU little, and asking may not be allowed while a graph is
+    // captured.
+    static Once known;
     int processors = 0;
-    if (!check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, p.device),
-               "asking the device") ||
-        !check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-               "reserving shared memory")) {
-      return code_;
-    }
+    const bool ready = known.get(p.device, &processors, [&](int* found) {
+      return check(cudaDeviceGetAttribute(found, cudaDevAttrMultiProcessorCount, p.device),
+                   "asking the device") &&
+             check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                   "reserving shared memory");
+    });
+    if (!ready) return code_;
     const unsigned blocks = static_cast<unsigned>(tiles < processors ? tiles : processors);
     kernel<<<blocks, Kernel::kThreads, bytes, stream_>>>(p);
     check(cudaGetLastError(), "starting the kernel");
@@ -128,12 +152,14 @@ class Launch {
     config.stream = stream_;
     config.attrs = &cluster;
     config.numAttrs = 1;
+    static Once known;
     int resident = 0;  // clusters that the device holds at once: more would run in a second wave
-    if (!check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-               "reserving shared memory") ||
-        !check(cudaOccupancyMaxActiveClusters(&resident, kernel, &config), "asking the device")) {
-      return code_;
-    }
+    const bool ready = known.get(p.device, &resident, [&](int* found) {
+      return check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                   "reserving shared memory") &&
+             check(cudaOccupancyMaxActiveClusters(found, kernel, &config), "asking the device");
+    });
+    if (!ready) return code_;
     const int64_t jobs = divide_up(tile_count(p), Kernel::kTilesAtOnce);
     config.gridDim = static_cast<unsigned>(Kernel::kCluster * (jobs < resident ? jobs : resident));
     check(cudaLaunchKernelEx(&config, kernel, p), "starting the kernel");

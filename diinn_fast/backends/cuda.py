@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import threading
 from collections.abc import Sequence
 from functools import cache
@@ -30,6 +31,9 @@ NOTE = (
     "CUDA C++, fused; all modes without init_q, forward and backward; not yet run on hardware, "
     "therefore only by name"
 )
+
+KERNEL = "DIINN_FAST_CUDA_KERNEL"
+"""Environment variable that chooses the forward kernel."""
 
 log = logging.getLogger("diinn_fast")
 _lock = threading.Lock()
@@ -138,7 +142,11 @@ def _architecture(source: Tensor) -> str:
 
 
 def _kernel(source: Tensor) -> int:
-    """Which forward kernel: wgmma exists on Hopper alone."""
+    """Which forward kernel: wgmma exists on Hopper alone. ``DIINN_FAST_CUDA_KERNEL=portable`` takes
+    the other one there too, so that one GPU shows both.
+    """
+    if os.environ.get(KERNEL) == "portable":
+        return _cuda.PORTABLE
     return _cuda.HOPPER if _architecture(source) == "90a" else _cuda.PORTABLE
 
 

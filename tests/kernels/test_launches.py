@@ -6,6 +6,7 @@ Launches are counted, not made: no GPU is needed, and no kernel runs.
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,7 +15,8 @@ import pytest
 import torch
 from helpers.launches import Kernel, Launches, zero_product
 
-from diinn_fast.backends import _cuda_gradient, _gradients
+from diinn_fast import ImplicitDecoder, fused
+from diinn_fast.backends import _cuda, _cuda_gradient, _gradients, cuda
 from diinn_fast.geometry import Window
 from diinn_fast.problem import Problem
 
@@ -97,3 +99,60 @@ def test_small_images_share_a_slab(form: str, counted: Launches) -> None:
             small, grad[..., :64, :64], source, weights, [True] * 7, lambda *a: slabs.append(a[0])
         )
     assert slabs == ["diinn_forward", "diinn_gradient"]
+
+
+def cuda_decode(features: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> Launches:
+    """What a decode x2 starts through the backend ``cuda``, its kernels stubbed."""
+    decoder = ImplicitDecoder(64, mode=3).half()
+    counted = Launches()
+
+    def launch(name: str, arguments: Any, *_: object) -> None:
+        counted.launch(name, 2)  # the weights are packed first
+
+    monkeypatch.setattr(cuda, "unavailable", lambda: None)
+    monkeypatch.setattr(cuda, "unsupported", cuda._unsuited)
+    monkeypatch.setattr(cuda, "_distrusted", lambda *_: None)
+    monkeypatch.setattr(cuda, "_architecture", lambda source: "90a")
+    monkeypatch.setattr(cuda, "_launch", launch)
+    # The convolution of a GPU: one operator, as there.
+    monkeypatch.setattr(fused, "_conv3x3", one_convolution)
+    size = (2 * features.shape[-2], 2 * features.shape[-1])
+    with torch.no_grad(), counted:
+        decoder(features, size, backend="cuda")
+    return counted
+
+
+def one_convolution(
+    padded: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, backend: str | None
+) -> torch.Tensor:
+    kernel = weight.view(-1, padded.shape[-1], 3, 3)
+    out = torch.nn.functional.conv2d(padded.permute(0, 3, 1, 2), kernel, bias.to(padded.dtype))
+    return out.permute(0, 2, 3, 1).contiguous()
+
+
+def test_a_small_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = cuda_decode(torch.zeros(1, 64, 48, 48, dtype=torch.float16), monkeypatch)
+    assert counted.total <= 14, counted.counts
+
+
+def test_bands_share_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each further band: padding, memory format, convolution, two launches, and its copy into
+    the output.
+    """
+    features = torch.zeros(1, 64, 48, 48, dtype=torch.float16)
+    whole = cuda_decode(features, monkeypatch)
+    row_bytes = 48 * 4 * H * 4 // 2
+    monkeypatch.setattr(fused, "BAND_BYTES", 24 * row_bytes)
+    bands = cuda_decode(features, monkeypatch)
+    count = bands.counts["convolution"]
+    assert count == 4
+    extra = bands.counts - whole.counts
+    expected = {"diinn_forward": 2, "convolution": 1, "constant_pad_nd": 1, "clone": 1, "decode": 1}
+    assert extra == Counter({k: n * (count - 1) for k, n in expected.items()} | {"copy_": count})
+
+
+@pytest.mark.parametrize("asked", ["", "portable"])
+def test_the_portable_kernel_can_be_asked_for(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_architecture", lambda source: "90a")
+    monkeypatch.setenv("DIINN_FAST_CUDA_KERNEL", asked)
+    assert cuda._kernel(torch.empty(0)) == (_cuda.PORTABLE if asked else _cuda.HOPPER)
