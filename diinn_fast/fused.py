@@ -76,7 +76,7 @@ class Fused:
             if self.plan.content:
                 k = linear(k, recurrent) + content[..., n * width : (n + 1) * width]
             else:
-                k = linear(k, recurrent) + layer.bias
+                k = linear(k, recurrent) + layer.bias.to(padded.dtype)
             k = torch.relu(k)
             branch.append(k)
         return torch.cat(branch, dim=-1)
@@ -210,8 +210,4 @@ def _conv3x3(padded: Tensor, weight: Tensor, bias: Tensor, backend: str) -> Tens
     if padded.device.type == "cpu" and not torch.is_grad_enabled():
         return conv3x3(padded, weight, bias, backend)
     kernel = weight.view(-1, padded.shape[-1], 3, 3)
-    return (
-        F.conv2d(padded.permute(0, 3, 1, 2), kernel, bias)
-        .permute(0, 2, 3, 1)
-        .contiguous()
-    )
+    return F.conv2d(padded.permute(0, 3, 1, 2), kernel, bias).permute(0, 2, 3, 1).contiguous()

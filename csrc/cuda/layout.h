@@ -19,6 +19,21 @@ namespace diinn {
 //   B: register r, half e: column lane / 4, k = 2 * (lane % 4) + e + 8 * r
 //   D: number v of column block t: row lane / 4 + 8 * (v / 2), column 8 * t + 2 * (lane % 4) + v %
 //   2
+//
+// D, column block t, by lane (each holds two columns of two rows):
+//
+//   column   8t   8t+1    8t+2 8t+3    8t+4 8t+5    8t+6 8t+7
+//   row 0      lane 0       lane 1       lane 2       lane 3    numbers 0, 1
+//   row 1      lane 4       lane 5       lane 6       lane 7
+//    ...
+//   row 7      lane 28      lane 29      lane 30      lane 31
+//   row 8      lane 0       lane 1       lane 2       lane 3    numbers 2, 3
+//    ...
+//
+// Worked: lane 6, block t = 3, number v = 1 is row 6 / 4 = 1, column 8 * 3 + 2 * 2 + 1 = 29. Where
+// a warp has 4 blocks, column 29 is output 8 * 2 + 2 * 3 + 1 = 23 (output_of_column(29, 4)): lane
+// 6's numbers 0, 1 of blocks 0 to 3 are the outputs 16 to 23 of row 1, one store of 16 bytes.
+//
 // So numbers 0, 1 of blocks 2j and 2j + 1, then 2, 3 of both, are in 16 bits the A fragment of the
 // k's 16j to 16j + 15.
 

@@ -106,6 +106,15 @@ def the_kernels_themselves(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert not [r.getMessage() for r in caplog.get_records("call") if "not used" in r.getMessage()]
 
 
+TF32_ERROR = 3e-3
+"""Relative error that TF32 may have in any case: for tiny shapes the framework's own convolution
+may be an exact one, and its error says nothing then."""
+
+
+def tf32_floor(name: str, exact: Tensor) -> float:
+    return TF32_ERROR * rms(exact) if name == "tf32" else 0.0
+
+
 def rms(error: Tensor) -> float:
     return float(error.detach().double().square().mean().sqrt())
 
@@ -202,7 +211,7 @@ def check_values(backend, mode, init_q, name, monkeypatch):
             decoder.float()
             assert got.dtype == dtype and got.isfinite().all()
             ours.append((got - exact).flatten())
-    assert rms(torch.cat(ours)) <= 2 * rms(torch.cat(plain)) + 1e-8
+    assert rms(torch.cat(ours)) <= 2 * rms(torch.cat(plain)) + 1e-8 + tf32_floor(name, exact)
 
 
 @cases
@@ -257,7 +266,8 @@ def check_gradients(backend, mode, init_q, name, monkeypatch):
                 ours.append(((a - c) / rms(c)).flatten())
                 plain.append(((b - c) / rms(c)).flatten())
             decoder.float()
-    assert rms(torch.cat(ours)) <= 2 * rms(torch.cat(plain)) + 1e-7
+    floor = TF32_ERROR if name == "tf32" else 1e-7  # errors are relative here
+    assert rms(torch.cat(ours)) <= 2 * rms(torch.cat(plain)) + floor
 
 
 @cases
