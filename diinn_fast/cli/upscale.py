@@ -198,7 +198,7 @@ def run(options: argparse.Namespace) -> int:
         backend=options.backend,
         self_ensemble=options.self_ensemble,
     )
-    if pairs.batch and not options.dry_run:
+    if pairs.folder is not None and not options.dry_run:
         try:
             pairs.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -341,13 +341,13 @@ def _factor(
 
 
 class Pairs(NamedTuple):
-    """Inputs with their outputs; in a batch the outputs lie in ``folder`` and one bad picture does
-    not stop it.
+    """Inputs with their outputs, in ``folder`` if one was named; one bad picture does not stop a
+    batch.
     """
 
     files: list[tuple[Path, Path]]
     batch: bool
-    folder: Path
+    folder: Path | None
 
 
 def plan(inputs: list[str], output: str) -> Pairs:
@@ -376,7 +376,7 @@ def plan(inputs: list[str], output: str) -> Pairs:
             raise Refused(f"the output of several pictures must be a folder, not {output}")
         files = [(source, out / output_name(source)) for source in sources]
     _refuse_collisions(files)
-    return Pairs(files, collective, out)
+    return Pairs(files, collective, out if folder else None)
 
 
 def _expand(text: str) -> list[Path]:

@@ -222,8 +222,6 @@ def test_patterns_and_several_inputs(upscale, folder):
 def test_a_file_into_a_folder(upscale, folder):
     Path("existing").mkdir()
     for out in ("existing", "new/"):
-        if out == "new/":
-            Path("new").mkdir()
         assert upscale("in.png", out, "--scale", 2)[0] == 0
         assert size_of(Path(out) / "in.png") == (12, 16)
 
