@@ -178,12 +178,15 @@ def checked(model: DIINN) -> ImplicitDecoder:
     """The decoder, if its formulation can be exported.
 
     Raises:
-        ExportError: mode 4 or init_q.
+        ExportError: mode 4 or init_q, or a decoder whose layers were changed.
     """
     decoder = model.decoder
     if decoder.mode == 4 or decoder.init_q:
         which = "init_q" if decoder.init_q else "mode 4"
         raise ExportError(f"a model with {which} cannot be exported: use one of modes 1 to 3")
+    # The exported graph is made from the weights alone: a changed layer would be lost in silence.
+    if changed := decoder.edit():
+        raise ExportError(f"{changed}, which an exported graph would lose: export it unchanged")
     return decoder
 
 

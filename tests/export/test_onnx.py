@@ -147,6 +147,14 @@ def test_what_needs_the_grid_is_refused(options: dict[str, int], tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
+def test_changed_layers_are_refused_not_lost(tmp_path: Path) -> None:
+    model = small_model(3)
+    model.decoder.K[1][1] = nn.GELU()
+    with pytest.raises(ExportError, match=r"K\[1\].*would lose"):
+        export_fixed_scale(model, tmp_path, 2)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_scale_that_is_not_fixed_is_refused() -> None:
     with pytest.raises(ExportError, match="from 1 to 16"):
         FixedScale(small_model(3), 0)
