@@ -191,7 +191,8 @@ def test_files_keep_bits_grey_alpha_profile_and_dpi(nearest, tmp_path, bits, gre
 
 def test_grey_is_the_mean_of_the_three_outputs(mixing):
     grey = torch.rand(1, 5, 6).repeat(3, 1, 1)
-    colour = mixing(Image(grey), scale=2).rgb
+    with torch.no_grad():
+        colour = (mixing.model(grey[None] * 2 - 1, (10, 12))[0] * 0.5 + 0.5).clamp(0, 1)
     result = mixing(Image(grey, grey=True), scale=2)
     assert result.grey and not torch.equal(colour[0], colour[1])
     for plane in result.rgb:
@@ -527,4 +528,4 @@ def test_unknown_precision_is_refused():
 
 def test_mode_4_needs_two_pixels():
     upscaler = Upscaler(random_model(4), device="cpu")
-    refused(lambda: upscaler(noise(4, 4), size=(1, 4)), "mode 4")
+    refused(lambda: upscaler(noise(1, 4), size=(1, 8)), "mode 4")
