@@ -6,13 +6,19 @@ INSTALLED := .venv/installed
 RELEASE := .venv/release
 CXX_FILES := $(foreach end,h cpp cu,$(wildcard csrc/*/*.$(end) csrc/*/*/*.$(end)))
 
-.PHONY: demo test bench gpu fuzz sanitize lint docs wheel clean
+.PHONY: demo test coverage stats bench gpu fuzz sanitize lint docs wheel clean
 
 demo: $(RUNTIME)            ## upscale a real photograph with the bundled model
 	$(BIN)/python examples/demo.py
 
 test: $(INSTALLED) lint     ## lint, types and all tests
 	$(BIN)/python -m pytest
+
+coverage: $(INSTALLED)      ## all tests, and which lines of the package they do not run
+	$(BIN)/python -m pytest --cov=diinn_fast --cov=kernels --cov-report=term:skip-covered
+
+stats: $(INSTALLED)         ## figures of how easily the code reads
+	$(BIN)/python tests/stats.py
 
 bench: $(INSTALLED)         ## speed and memory against the peers, on this machine
 	$(BIN)/python -m pytest bench

@@ -17,3 +17,11 @@ def seed(request: pytest.FixtureRequest) -> Iterator[random.Random]:
     torch.manual_seed(sum(request.node.name.encode()))
     with use_backend(backends.requested()):
         yield random.Random(request.node.name)
+
+
+@pytest.fixture
+def poison() -> Iterator[None]:
+    """Uninitialised memory is full of NaN: an element that is not written shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -9,76 +9,35 @@ as NaN or as an error.
 
 import ctypes
 import mmap
-import os
-import shutil
-import subprocess
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers.problems import make_decoder, oracle
+from helpers import emulated_gpu
 
 from diinn_fast import BackendError, backends
 from diinn_fast.backends import _cuda, cuda, eager
 from diinn_fast.geometry import Window, local_offset, lr_range, nearest_index
 from diinn_fast.problem import Problem
 
-FOLDER = Path(__file__).parents[2] / "csrc" / "cuda"
-COMPILER = (
-    os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-)
 pytestmark = pytest.mark.skipif(
-    COMPILER is None or os.name == "nt", reason="no C++ compiler (GCC or Clang)"
+    emulated_gpu.unavailable() is not None, reason=str(emulated_gpu.unavailable())
 )
 
-KERNELS = {"portable": "86", "hopper": "90a"}
 H = _cuda.WIDTH
 DTYPES = [torch.float16, torch.bfloat16]
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory):
-    """launch.cu's interface on the emulated machine."""
-    return build(tmp_path_factory.mktemp("cuda"))
-
-
-def build(folder, *macros):
-    built = folder / "emulation.so"
-    flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", *macros]
-    command = [*COMPILER.split(), *flags, str(FOLDER / "emulation/library.cpp"), "-o", str(built)]
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    loaded = cuda.interface(built)
-    loaded.diinn_emulate_locate.restype = ctypes.c_int64
-    return loaded
-
-
-@pytest.fixture(params=KERNELS)
-def emulated(request, library, monkeypatch):
-    """Backend ``cuda`` as if this were a GPU that takes the kernel in question."""
-    return install(library, monkeypatch, KERNELS[request.param])
-
-
 @pytest.fixture
-def backward_only(library, monkeypatch):
-    """The same for the backward, whose kernels are the portable ones everywhere."""
-    return install(library, monkeypatch, KERNELS["portable"])
+def library():
+    """launch.cu's interface on the emulated machine."""
+    return emulated_gpu.library()
 
 
-def install(library, monkeypatch, arch: str):
-    monkeypatch.setattr(cuda, "unavailable", lambda: None)
-    monkeypatch.setattr(cuda, "unsupported", cuda._unsuited)
-    monkeypatch.setattr(cuda, "_library", lambda arch: library)
-    monkeypatch.setattr(cuda, "_architecture", lambda source: arch)
-    monkeypatch.setattr(cuda, "_checked", {})
-    on(library, blocks=2, seed=0)
-    return library
-
-
-def on(library, blocks: int, seed: int) -> None:
-    library.diinn_emulate_on(blocks, ctypes.c_uint64(seed))
+@pytest.fixture(params=emulated_gpu.ARCHITECTURES)
+def emulated(request, monkeypatch):
+    """Backend ``cuda`` as if this were a GPU that takes the kernel in question."""
+    emulated_gpu.install(monkeypatch, request.param)
 
 
 def example(form, dtype, lr, batch=1, layers=4, channels=3):
@@ -110,19 +69,6 @@ def in_float64(problem, source, weights):
     return eager.forward(problem, source.double(), [v.double() for v in weights])
 
 
-def check(problem, source, weights, out=None):
-    """Within twice the error of plain PyTorch in the same dtype against float64, in root mean
-    square.
-    """
-    ours = cuda._forward(problem, source, weights) if out is None else out
-    want = in_float64(problem, source, weights)
-    theirs = eager.forward(problem, source, weights)
-    error = (ours.double() - want).square().mean().sqrt()
-    allowed = (theirs.double() - want).square().mean().sqrt()
-    assert error <= 2 * allowed + 1e-6
-    return ours
-
-
 # -- layouts ---------------------------------------------------------------------------------------
 
 
@@ -130,7 +76,7 @@ def check(problem, source, weights, out=None):
     ("struct", "file"), [(_cuda.Decode, "decode.h"), (_cuda.Gradient, "gradient.h")]
 )
 def test_structs_have_the_same_fields_in_python_and_c(struct, file):
-    text = (FOLDER / file).read_text()
+    text = (emulated_gpu.FOLDER / file).read_text()
     start = text.index(f"struct {struct.__name__} {{")
     lines = [
         line.split("//")[0].strip()
@@ -259,63 +205,6 @@ def axes(window, lr, size):
 # -- whole kernels ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("mode", [1, 2, 3, 4])
-def test_modes_against_the_definition(emulated, mode, dtype):
-    decoder = make_decoder(mode, channels=4).to(dtype)
-    features = torch.randn(1, 4, 3, 5).to(dtype)
-    with torch.no_grad():
-        want = oracle(decoder, features, (7, 11))
-        ours = decoder(features, (7, 11), backend="cuda").double()
-        theirs = decoder(features, (7, 11), backend="eager").double()
-    assert (ours - want).square().mean() <= 4 * (theirs - want).square().mean() + 1e-12
-
-
-@pytest.mark.parametrize("form", ["content", "modulation"])
-def test_odd_sizes_batches_windows_and_tiles(emulated, form, seed):
-    for lr, size in [((1, 1), (1, 1)), ((1, 7), (1, 19)), ((3, 4), (17, 9))]:
-        source, weights = example(form, torch.float16, lr, batch=2, layers=2)
-        whole = check(problem_of(form, lr, size), source, weights)
-        y0 = seed.randrange(size[0])
-        x0 = seed.randrange(size[1])
-        window = Window(y0, seed.randint(y0 + 1, size[0]), x0, seed.randint(x0 + 1, size[1]))
-        rows, columns = (slice(*lr_range(*axis)) for axis in axes(window, lr, size))
-        problem = problem_of(form, lr, size, window, (rows.start, columns.start))
-        part = cuda._forward(problem, source[:, rows, columns], weights)
-        assert torch.equal(part, whole[:, :, window.y0 : window.y1, window.x0 : window.x1])
-
-
-@pytest.mark.parametrize("form", ["content", "modulation"])
-def test_points(emulated, form):
-    source, weights = example(form, torch.bfloat16, (5, 6), batch=2, layers=3)
-    index = torch.randint(0, 30, (2, 70))
-    offset = torch.rand(2, 70, 2) * 2 - 1
-    problem = problem_of(form, (5, 6), (20, 24), index=index, offset=offset)
-    check(problem, source, weights)
-    index[1, 3] = 30
-    out = cuda._forward(
-        problem_of(form, (5, 6), (20, 24), index=index, offset=offset), source, weights
-    )
-    assert out.isnan().nonzero().tolist() == [[1, 3, c] for c in range(3)]
-
-
-@pytest.mark.parametrize("layers", [2, 3, 6])
-def test_any_number_of_layers_and_channels(emulated, layers):
-    source, weights = example("content", torch.float16, (2, 2), layers=layers, channels=9)
-    check(problem_of("content", (2, 2), (5, 6)), source, weights)
-
-
-def test_bits_depend_neither_on_the_schedule_nor_on_the_number_of_blocks(emulated):
-    source, weights = example("content", torch.float16, (5, 5), layers=3)
-    problem = problem_of("content", (5, 5), (19, 33))
-    outs = []
-    for blocks, seed in [(1, 1), (2, 2), (5, 3), (4, 4)]:
-        on(emulated, blocks, seed)
-        outs.append(cuda._forward(problem, source, weights))
-    assert all(torch.equal(out, outs[0]) for out in outs)
-    assert outs[0].isfinite().all()
-
-
 def test_tuning_changes_no_bits(library, monkeypatch, tmp_path):
     """Blocks of a cluster, stages, and who goes ahead: the sums are the same."""
     source, weights = example("content", torch.bfloat16, (5, 5), layers=3)
@@ -323,9 +212,10 @@ def test_tuning_changes_no_bits(library, monkeypatch, tmp_path):
     outs = []
     for built in (
         library,
-        build(tmp_path, "-DDIINN_CLUSTER=4", "-DDIINN_STAGES=9", "-DDIINN_AHEAD=1"),
+        emulated_gpu.build(tmp_path, "-DDIINN_CLUSTER=4", "-DDIINN_STAGES=9", "-DDIINN_AHEAD=1"),
     ):
-        on(install(built, monkeypatch, KERNELS["hopper"]), 8, 1)
+        emulated_gpu.install(monkeypatch, "hopper", built)
+        emulated_gpu.schedule(8, 1, built)
         outs.append(cuda._forward(problem, source, weights))
     assert torch.equal(*outs)
 
@@ -379,117 +269,6 @@ def test_addresses_beyond_2_to_the_31_elements(emulated):
     decode.source, (decode.source_row, decode.source_column) = far.data_ptr(), spread.stride()[1:3]
     cuda._launch("diinn_forward", decode, source, _cuda.packed_bytes(decode))
     assert torch.equal(out, want)
-
-
-# -- gradients -------------------------------------------------------------------------------------
-
-
-def gradients_of(problem, source, weights, grad):
-    """By the kernels, by plain PyTorch in the same dtype, and by plain PyTorch in float64."""
-    needs = [True] * (1 + len(weights))
-    exact = eager.backward(
-        problem, grad.double(), source.double(), [v.double() for v in weights], needs
-    )
-    theirs = eager.backward(problem, grad, source, weights, needs)
-    return cuda._backward(problem, grad, source, weights, needs), theirs, exact
-
-
-# Slabs of 6 and 3 rows of one image, or of both images whole.
-@pytest.mark.parametrize("chunk", [80, 0])
-@pytest.mark.parametrize(
-    ("form", "dtype"), list(zip(("content", "modulation"), DTYPES, strict=True))
-)
-def test_gradients_of_a_window(backward_only, form, dtype, chunk):
-    lr = (9, 8)
-    size = (31, 21)
-    window = Window(5, 14, 3, 16)
-    origin = (1, 1)
-    source, weights = example(form, dtype, (4, 7), batch=2, layers=3)
-    problem = replace(problem_of(form, lr, size, window, origin), chunk=chunk)
-    grad = torch.randn(2, 3, *window.shape).to(dtype)
-    names = ("source", "position", "position_bias", "hidden", "hidden_bias", "last", "last_bias")
-    for name, ours, theirs, exact in zip(
-        names, *gradients_of(problem, source, weights, grad), strict=True
-    ):
-        error = (ours.double() - exact).norm()
-        allowed = (theirs.double() - exact).norm()
-        assert error <= 2 * allowed + 1e-3 * exact.norm(), name
-        assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
-
-
-def test_gradients_of_points(backward_only):
-    source, weights = example("content", torch.float16, (4, 5), batch=2, layers=2)
-    index = torch.randint(0, 20, (2, 40))
-    offset = torch.rand(2, 40, 2) * 2 - 1
-    problem = problem_of("content", (4, 5), (16, 20), index=index, offset=offset)
-    for ours, theirs, exact in zip(
-        *gradients_of(problem, source, weights, torch.randn(2, 40, 3).half()), strict=True
-    ):
-        error = (ours.double() - exact).norm()
-        allowed = (theirs.double() - exact).norm()
-        assert error <= 2 * allowed + 1e-3 * exact.norm()
-
-
-def test_gradients_are_the_same_bits_in_every_run_and_only_where_needed(backward_only):
-    source, weights = example("content", torch.float16, (3, 4), layers=2)
-    problem = problem_of("content", (3, 4), (13, 10))
-    grad = torch.randn(1, 3, 13, 10).half()
-    runs = []
-    for blocks, seed in [(1, 1), (3, 2)]:
-        on(backward_only, blocks, seed)
-        runs.append(cuda._backward(problem, grad, source, weights, [True] * 7))
-    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
-    some = cuda._backward(problem, grad, source, weights, [False, True] * 3 + [False])
-    assert [v.numel() > 0 for v in some] == [False, True] * 3 + [False]
-    assert all(torch.equal(a, b) for a, b in zip(some, runs[0], strict=True) if a.numel())
-
-
-def test_training_step_through_the_operator(backward_only):
-    decoder = make_decoder(3, channels=4).half()
-    features = torch.randn(1, 4, 3, 3).half().requires_grad_()
-    grads = [
-        torch.autograd.grad(
-            decoder(features, (7, 7), backend=name).float().square().sum(), [features]
-        )[0].float()
-        for name in ("cuda", "eager")
-    ]
-    assert (grads[0] - grads[1]).norm() <= 2e-2 * grads[1].norm()
-
-
-# -- the backend around them -----------------------------------------------------------------------
-
-
-def test_first_use_is_checked_against_eager(emulated, monkeypatch, caplog):
-    source, weights = example("content", torch.float16, (3, 3), layers=2)
-    problem = problem_of("content", (3, 3), (4, 4))
-    with torch.no_grad():
-        assert torch.equal(
-            cuda.forward(problem, source, weights), cuda._forward(problem, source, weights)
-        )
-        assert list(cuda._checked.values()) == [None]
-        cuda._checked.clear()
-        right = cuda._forward
-        monkeypatch.setattr(cuda, "_forward", lambda *arguments: right(*arguments) + 0.1)
-        assert torch.equal(
-            cuda.forward(problem, source, weights), eager.forward(problem, source, weights)
-        )
-    assert "differ from plain PyTorch" in caplog.text
-
-
-def test_what_the_kernels_do_not_take(emulated):
-    decoder = make_decoder(3, channels=4)
-    with pytest.raises(BackendError, match=r"16|autocast"):
-        decoder(torch.randn(1, 4, 3, 3), (6, 6), backend="cuda")
-    with pytest.raises(BackendError, match="direct form"):
-        make_decoder(3, init_q=True, channels=4).half()(
-            torch.randn(1, 4, 3, 3).half(), (6, 6), backend="cuda"
-        )
-    narrow = make_decoder(3, width=32, channels=4).half()
-    features = torch.randn(1, 4, 3, 3).half()
-    with torch.no_grad():  # another width goes to plain PyTorch
-        assert torch.equal(
-            narrow(features, (6, 6), backend="cuda"), narrow(features, (6, 6), backend="eager")
-        )
 
 
 def test_without_a_device_the_backend_says_so():

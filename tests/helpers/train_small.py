@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +30,6 @@ SMALL = [
     "--checkpoints.every=3",
 ]
 """Arguments of the run; ``config`` is a file without any content."""
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Threads cost more than they bring on problems this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_photos(folder: Path, count: int = 4) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.measure import rms
 from helpers.problems import make_decoder, oracle
 from torch import Tensor
 
@@ -50,18 +51,6 @@ def threads():
     torch.set_num_threads(1)
     yield torch.set_num_threads
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def poison():
-    """Uninitialised tensors are full of NaN: an element that is not written shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def rms(error: Tensor) -> float:
-    return float(error.detach().double().square().mean().sqrt())
 
 
 # -- the model: the formula with quantised factors, in float64 -----------------------------------

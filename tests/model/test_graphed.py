@@ -3,7 +3,7 @@
 A machine without a GPU has no graphs, so a small emulation takes their place: recording keeps every
 operator with its tensors, as a graph keeps kernels with their addresses, and replaying runs them
 anew into the same memory. It is as strict as CUDA: an operator that must wait for the GPU cannot be
-recorded. What runs on real ones is in test_on_device.
+recorded. What runs on real ones is in tests/contract/test_on_device.py.
 """
 
 from __future__ import annotations

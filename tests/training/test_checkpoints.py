@@ -11,7 +11,8 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.train_small import checkpoint, make_photos, one_thread, run
+from helpers.threads import one_thread
+from helpers.train_small import checkpoint, make_photos, run
 from torch import nn
 
 from diinn_fast import DIINN

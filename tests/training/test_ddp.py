@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.train_small import SMALL, checkpoint, make_photos, one_thread, run
+from helpers.threads import one_thread
+from helpers.train_small import SMALL, checkpoint, make_photos, run
 
 from diinn_fast.training.module import SRModule
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers.train_small import checkpoint, make_photos, one_thread, run
+from helpers.threads import one_thread
+from helpers.train_small import checkpoint, make_photos, run
 
 from diinn_fast.data import CropSampler, make_pairs
 from diinn_fast.data.degradations import Degradations

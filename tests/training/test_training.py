@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers.train_small import SMALL, assert_same_state, checkpoint, make_photos, one_thread, run
+from helpers.threads import one_thread
+from helpers.train_small import SMALL, assert_same_state, checkpoint, make_photos, run
 from PIL import Image
 
 from diinn_fast import DIINN, CheckpointError

@@ -1,0 +1,447 @@
+"""What the contract is tested on: each backend, instruction set, machine and dtype.
+
+A new one is one more `Target` in `_targets`; it writes no test. A target that cannot run here says
+why (`test_targets.py` reports it); all others are held to every promise that applies to them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+
+import pytest
+import torch
+from helpers import emulated_gpu, interpreter
+from helpers.measure import rms
+from helpers.problems import MODES, Case, Geometry, Network, Operands, random_geometry
+from torch import Tensor
+
+from diinn_fast import backends
+from diinn_fast.backends import cpu
+
+ALL_FORMS = ("content", "modulation", "direct")
+PROJECTED = ("content", "modulation")
+
+GEOMETRIES: dict[str, list[Geometry]] = {
+    # 1x1 input, one row, integer scale, anisotropic, down-scaling (the direct form)
+    "many": [
+        (1, 1, 7, 5),
+        (1, 9, 3, 40),
+        (5, 6, 20, 24),
+        (4, 7, 9, 41),
+        (9, 8, 4, 5),
+        (11, 3, 7, 25),
+    ],
+    "few": [(1, 1, 3, 5), (3, 4, 7, 9), (4, 4, 3, 2)],
+    "fewest": [(2, 3, 5, 7), (3, 3, 2, 2)],
+    "large": [(1, 1, 3, 5), (3, 4, 13, 18), (6, 5, 4, 4), (5, 6, 21, 17), (24, 31, 75, 111)],
+}
+"""By what a target can afford; "fewest": gradients of those that can afford "few"."""
+FEW_MODES = [(1, False), (3, False), (4, False), (2, True)]
+"""Every form and recurrence once, where time is scarce."""
+FORMS_OF_MODES = [("content", 3), ("modulation", 1), ("direct", 1), ("direct", 3)]
+"""Every form of the operator and each recurrence of the direct form."""
+
+
+def _nothing(patch: pytest.MonkeyPatch) -> None:
+    """Nothing to do: the backend runs as it is."""
+
+
+def _always() -> str | None:
+    """No reason against it."""
+    return None
+
+
+@dataclass(frozen=True)
+class Target:
+    """One implementation of the decode operator in one dtype."""
+
+    name: str
+    backend: str
+    """The name by which a decode asks for it."""
+    dtype: torch.dtype
+    device: str = "cpu"
+    unavailable: Callable[[], str | None] = _always
+    install: Callable[[pytest.MonkeyPatch], None] = _nothing
+    """Makes it the one that runs in this test."""
+
+    forms: tuple[str, ...] = ALL_FORMS
+    sizes: str = "many"
+    """Which of GEOMETRIES; "few" also means smaller operands and FEW_MODES in the longer tests."""
+    brief: bool = False
+    """Whether a twin of another dtype goes through the longer tests, and this one through mode 3's.
+    """
+    width: int = 64
+    channels: int = 5
+    shapes: tuple[tuple[int, int, int], ...] = ((32, 2, 3), (96, 3, 5), (256, 4, 3))
+    """Other hidden widths, numbers of layers and of output channels that its kernels take."""
+    foreign_width: int | None = None
+    """A hidden width that its kernels leave to plain PyTorch."""
+    foreign_dtype: torch.dtype | None = None
+    """A dtype that it refuses."""
+
+    yardstick: str = "definition"
+    """Whose error it is judged by: the definition or eager in its own dtype, or bfloat16."""
+    gradients: bool = True
+    """Whether it is for training too."""
+    floor: float = 1e-7
+    """Error that is always allowed, as a part of the exact values' root mean square."""
+    worst: float | None = 3.0
+    """Largest error, as a multiple of plain PyTorch's largest error."""
+    kinks: bool = True
+    """Whether gradients are also compared where rounding decides about whole terms."""
+    precision: str = "ieee"
+    """How a device multiplies float32: ieee or tf32."""
+
+    exact_cuts: bool = True
+    """Whether windows, points and batches have the bits of the whole. On a device this is a promise
+    of the operator: the convolution before it is PyTorch's.
+    """
+    outside: str = "refused"
+    """What a point outside the source gives: an IndexError (refused) or nan."""
+    schedules: tuple[Callable[[], object], ...] = (_always,)
+    """Orders of the work among which bits must not differ."""
+    concurrent: bool = False
+    """Whether several Python threads may decode at once."""
+    kernels: tuple[str, str] | None = None
+    """Functions of the backend's module that its self-check trusts or not, forward and
+    backward.
+    """
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def small(self) -> bool:
+        return self.sizes == "few"
+
+    @property
+    def modes(self) -> list[tuple[int, bool]]:
+        """Modes, with and without init_q (which needs the direct form)."""
+        chosen = [(1, False), (3, False), (3, True)] if self.brief and not self.small else MODES
+        return [(m, q) for m, q in chosen if not q or "direct" in self.forms]
+
+    @property
+    def few_modes(self) -> list[tuple[int, bool]]:
+        """The modes of tests that take long."""
+        if self.brief:
+            return [(3, False)]
+        return [m for m in self.modes if m in FEW_MODES] if self.small else self.modes
+
+    @property
+    def few_forms(self) -> list[tuple[str, int]]:
+        """Forms and modes of the operator, for tests that take long."""
+        return [("content", 3)] if self.brief else self.all_forms
+
+    @property
+    def all_forms(self) -> list[tuple[str, int]]:
+        """Forms of the operator that it takes, with a mode of each."""
+        return [(form, mode) for form, mode in FORMS_OF_MODES if form in self.forms]
+
+    @property
+    def loose(self) -> float:
+        """How far two ways to the same decode may be apart, as a part of its values."""
+        if self.yardstick == "bfloat16" or self.dtype == torch.bfloat16:
+            return 0.1
+        if self.dtype == torch.float16 or self.precision == "tf32":
+            return 2e-2
+        return 1e-11 if self.dtype == torch.float64 else 1e-4
+
+    def network(self, mode: int, init_q: bool = False, kinks: bool = True) -> Network:
+        return Network(
+            mode, init_q, self.width, self.channels,
+            dtype=self.dtype, device=self.device, kinks=kinks,
+        )  # fmt: skip
+
+    def cases(self, mode: int, init_q: bool, *, gradients: bool = False) -> Iterator[Case]:
+        """Geometries it can afford, with changing batches, layouts and windows."""
+        rng = random.Random(f"{mode}{init_q}{gradients}")
+        shortened = self.small and (self.brief or init_q)  # init_q takes ten times as long
+        if self.small and gradients:
+            geometries = GEOMETRIES["fewest"][: 1 if shortened else None]
+        else:
+            geometries = GEOMETRIES[self.sizes][: 2 if shortened else None]
+        drawn = 0 if self.small else 2 if gradients else 4
+        geometries = geometries + [random_geometry(rng, mode) for _ in range(drawn)]
+        network = self.network(mode, init_q, kinks=self.kinks or not gradients)
+        for n, geometry in enumerate(geometries):
+            layout = ("contiguous", "transposed", "channels_last")[n % 3]
+            batch = (1, 2, 2 if self.small else 3)[n % 3]
+            case = Case(network, geometry, batch, layout=layout)
+            if "direct" in self.forms or not case.direct:
+                yield case
+        if not shortened and not (self.small and gradients):
+            whole = geometries[1]
+            yield Case(network, whole, 2, (whole[2] // 3, whole[2], 1, whole[3] - 1))
+
+    def plain(self, problem: Operands) -> Tensor:
+        """The operator by plain PyTorch, whose error it is judged by."""
+        judged = problem.to(torch.bfloat16) if self.yardstick == "bfloat16" else problem
+        return judged.decode("eager")
+
+    def judge(
+        self, ours: Sequence[Tensor], plain: Sequence[Tensor], exact: Sequence[Tensor], what: str
+    ) -> None:
+        """Within twice plain PyTorch's error against the exact values, over all cases together: in
+        one small output the ratio of errors is a matter of luck.
+        """
+        error, allowed, values = (
+            torch.cat([v.detach().double().cpu().flatten() for v in side])
+            for side in (
+                [a - e for a, e in zip(ours, exact, strict=True)],
+                [b - e for b, e in zip(plain, exact, strict=True)],
+                exact,
+            )
+        )
+        floor = self.floor * rms(values)
+        assert rms(error) <= 2 * rms(allowed) + floor, what
+        if self.worst is not None:
+            assert error.abs().max() <= self.worst * allowed.abs().max() + 30 * floor, what
+
+
+# -- the list --------------------------------------------------------------------------------------
+
+
+@cache
+def all_targets() -> list[Target]:
+    return [*_eager(), *_cpu(), *_int8(), *_interpreted(), *_emulated(), *_device()]
+
+
+@cache
+def available() -> list[Target]:
+    return [target for target in all_targets() if target.unavailable() is None]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _eager() -> Iterator[Target]:
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        target = Target(
+            f"eager-{_name(dtype)}",
+            "eager",
+            dtype,
+            kinks=dtype in (torch.float64, torch.float32),
+            exact_cuts=dtype == torch.float32,
+            brief=dtype in (torch.bfloat16, torch.float16),
+            concurrent=True,
+        )
+        # float64 is judged by itself: the definition's own rounding is all that may differ.
+        yield replace(target, floor=1e-12) if dtype == torch.float64 else target
+
+
+def _cpu() -> Iterator[Target]:
+    def missing(isa: str) -> str | None:
+        module = cpu._load()
+        if isinstance(module, str):
+            return module
+        sets = module.instruction_sets()
+        return None if isa in sets else f"this CPU and build have {', '.join(sets)}"
+
+    common = Target(
+        "cpu",
+        "cpu",
+        torch.float32,
+        foreign_width=48,
+        foreign_dtype=torch.float64,
+        schedules=_threads(),
+        concurrent=True,
+        kernels=("forward", "backward"),
+    )
+    for isa in ("avx512", "avx2", "portable"):
+        yield replace(
+            common,
+            name=f"cpu-{isa}-float32",
+            unavailable=partial(missing, isa),
+            install=lambda patch, isa=isa: patch.setenv("DIINN_FAST_CPU_ISA", isa),
+        )
+    # The best instruction set's: kernels of their own with AVX512_BF16, else those of float32.
+    for dtype in (torch.bfloat16, torch.float16):
+        yield replace(
+            common,
+            name=f"cpu-{_name(dtype)}",
+            dtype=dtype,
+            unavailable=partial(missing, "portable"),
+            brief=dtype == torch.float16,
+            yardstick="eager",
+        )
+
+
+def _int8() -> Iterator[Target]:
+    """Of the best instruction set: tests/kernels/test_int8.py holds all to the same bits."""
+
+    def missing() -> str | None:
+        return backends.load("int8").unavailable()
+
+    yield Target(
+        "int8-float32",
+        "int8",
+        torch.float32,
+        unavailable=missing,
+        foreign_width=48,
+        foreign_dtype=torch.float64,
+        yardstick="bfloat16",
+        gradients=False,
+        worst=None,
+        schedules=_threads(),
+    )
+
+
+def _threads() -> tuple[Callable[[], None], ...]:
+    """Numbers of threads among which a CPU kernel's bits must not differ."""
+    return tuple(partial(torch.set_num_threads, count) for count in (1, 2, 3, 5))
+
+
+def _interpreted() -> Iterator[Target]:
+    def missing() -> str | None:
+        return None if importlib.util.find_spec("triton") else "Triton is not installed"
+
+    # Wider than a program of the backward; several blocks of features; many layers.
+    shapes = {
+        torch.float32: (192, 3, 3),
+        torch.float16: (256, 2, 3),
+        torch.bfloat16: (48, 5, 5),
+    }
+    for dtype, shape in shapes.items():
+        yield Target(
+            f"interpreted-triton-{_name(dtype)}",
+            "triton",
+            dtype,
+            unavailable=missing,
+            install=interpreter.install,
+            sizes="few",
+            width=32,
+            channels=16,
+            shapes=(shape,),
+            brief=dtype != torch.float32,
+            foreign_width=20,
+            foreign_dtype=torch.float64,
+            kinks=False,
+            exact_cuts=False,  # NumPy's products depend on a row's place
+            outside="nan",
+        )
+
+
+def _emulated() -> Iterator[Target]:
+    orders = [(1, 1), (2, 2), (5, 3), (4, 4)]
+    for kernel in emulated_gpu.ARCHITECTURES:
+        for dtype in (torch.float16, torch.bfloat16):
+            yield Target(
+                f"emulated-cuda-{kernel}-{_name(dtype)}",
+                "cuda",
+                dtype,
+                unavailable=emulated_gpu.unavailable,
+                install=partial(emulated_gpu.install, kernel=kernel),
+                forms=PROJECTED,
+                sizes="few",
+                width=256,
+                channels=4,
+                shapes=((256, 2, 9), (256, 6, 1)),
+                brief=dtype == torch.bfloat16,
+                foreign_width=32,
+                foreign_dtype=torch.float32,
+                yardstick="eager",
+                kinks=False,
+                outside="nan",
+                schedules=tuple(partial(emulated_gpu.schedule, *order) for order in orders),
+                kernels=("_forward", "_backward"),
+            )
+
+
+def _device() -> Iterator[Target]:
+    """The GPU backends where they run, at the published size."""
+
+    def missing(backend: str) -> str | None:
+        return backends.load(backend).unavailable()
+
+    common = Target(
+        "device",
+        "triton",
+        torch.float32,
+        device="cuda",
+        sizes="large",
+        width=256,
+        channels=64,
+        shapes=((256, 4, 3),),  # no others: each takes seconds to compile
+        worst=None,
+        kinks=False,
+        outside="nan",
+        kernels=("_forward", "_backward"),
+    )
+    dtypes = {
+        "float32": torch.float32,
+        "tf32": torch.float32,
+        "float16": torch.float16,
+        "bfloat16": torch.bfloat16,
+    }
+    for name, dtype in dtypes.items():
+        precision = "tf32" if name == "tf32" else "ieee"
+        yield replace(
+            common,
+            name=f"device-triton-{name}",
+            dtype=dtype,
+            unavailable=partial(missing, "triton"),
+            precision=precision,
+            install=partial(_multiply, precision),
+            foreign_width=20,
+            foreign_dtype=torch.float64,
+        )
+        if dtype != torch.float32:
+            yield replace(
+                common,
+                name=f"device-cuda-{name}",
+                backend="cuda",
+                dtype=dtype,
+                unavailable=partial(missing, "cuda"),
+                forms=PROJECTED,
+                install=partial(_multiply, precision),
+                foreign_width=32,
+                foreign_dtype=torch.float32,
+            )
+
+
+def _multiply(precision: str, patch: pytest.MonkeyPatch) -> None:
+    """Products of float32 as told, in both libraries."""
+    for setting in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):
+        patch.setattr(setting, "fp32_precision", precision)
+
+
+# -- parametrisation -------------------------------------------------------------------------------
+
+
+def every(where: Callable[[Target], bool] = lambda target: True) -> pytest.MarkDecorator:
+    """The test for every target that can run here, or those of them that `where` is true for."""
+    chosen = [target for target in available() if where(target)]
+    return pytest.mark.parametrize("target", chosen, ids=str, indirect=True)
+
+
+def every_mode(
+    where: Callable[[Target], bool] = lambda target: True, few: bool = False
+) -> pytest.MarkDecorator:
+    """The same for each mode, with and without init_q; ``few``: some of them where time is
+    scarce.
+    """
+    values = [
+        pytest.param(target, mode, init_q, id=f"{target}-mode{mode}{'-init_q' if init_q else ''}")
+        for target in available()
+        if where(target)
+        for mode, init_q in (target.few_modes if few else target.modes)
+    ]
+    return pytest.mark.parametrize(("target", "mode", "init_q"), values, indirect=["target"])
+
+
+def every_form(
+    where: Callable[[Target], bool] = lambda target: True, few: bool = False
+) -> pytest.MarkDecorator:
+    """The same for each form of the operator, and each recurrence of the direct form."""
+    values = [
+        pytest.param(target, form, mode, id=f"{target}-{form}-of-mode{mode}")
+        for target in available()
+        if where(target)
+        for form, mode in (target.few_forms if few else target.all_forms)
+    ]
+    return pytest.mark.parametrize(("target", "form", "mode"), values, indirect=["target"])
