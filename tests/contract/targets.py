@@ -197,7 +197,8 @@ class Target:
             )
         )
         floor = self.floor * rms(values)
-        assert rms(error) <= 2 * rms(allowed) + floor, what
+        found = f"{what}: {rms(error):.2e}, plain PyTorch {rms(allowed):.2e}, of {rms(values):.2e}"
+        assert rms(error) <= 2 * rms(allowed) + floor, found
         if self.worst is not None:
             assert error.abs().max() <= self.worst * allowed.abs().max() + 30 * floor, what
 

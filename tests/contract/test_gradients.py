@@ -35,6 +35,10 @@ def test_a_decoder_against_the_definition(target: Target, mode: int, init_q: boo
         plain = plain_gradients(case, target.yardstick, target.precision)
         results.append((got, plain, exact_gradients(case)))
     names = ["features", *dict(decoder_of(case.network).named_parameters())]
+    # Rounding may take a relu's argument across zero, and one entry errs by a whole term then: the
+    # largest error says nothing here.
+    floor = max(target.floor, torch.finfo(target.dtype).eps)
+    target = replace(target, worst=None, floor=floor)
     for n, name in enumerate(names):
         target.judge(*([result[side][n] for result in results] for side in range(3)), name)
 
@@ -48,6 +52,7 @@ def _compare(target: Target, problem, grad: Tensor, what: str) -> list[Tensor]:
         assert a.dtype == b.dtype and a.shape == want.shape
         # In one problem rounding may take a relu's argument across zero: a whole term.
         luck = 1e-5 if target.device == "cpu" and not target.small else 1e-3
+        luck = max(luck, 4 * torch.finfo(target.dtype).eps)
         allowed = 2 * rms(b - want) + luck * rms(want)
         assert not want.numel() or rms(a - want) <= allowed, f"{what}, input {n}"
     return ours
