@@ -122,7 +122,8 @@ def test_self_check_passes_and_finds_a_wrong_kernel(
     for problem in (window, window.at_points(5)):
         arguments = (problem.problem, problem.source.contiguous(), problem.weights)
         assert interpreter.call(_reasons, *arguments) == [None, None]
-        values, gradients = interpreter.call(_reasons, *arguments, 1.1)
+        # Gradients in bfloat16 may be off by half: whole terms change where a relu does.
+        values, gradients = interpreter.call(_reasons, *arguments, 2.0)
         assert "differ" in values and "differ" in gradients
         values, _ = interpreter.call(_reasons, *arguments, None)
         assert "unsupported operand" in values
