@@ -6,13 +6,22 @@ INSTALLED := .venv/installed
 RELEASE := .venv/release
 CXX_FILES := $(foreach end,h cpp cu,$(wildcard csrc/*/*.$(end) csrc/*/*/*.$(end)))
 
-.PHONY: demo test coverage stats bench gpu fuzz sanitize lint docs wheel clean
+.PHONY: demo test test-decoder test-package coverage stats bench gpu fuzz sanitize lint docs wheel clean
 
 demo: $(RUNTIME)            ## upscale a real photograph with the bundled model
 	$(BIN)/python examples/demo.py
 
+# Most tests keep one core busy: two processes take little more than half the time of one.
 test: $(INSTALLED) lint     ## lint, types and all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(MAKE) -j 2 test-decoder test-package
+
+DECODER_TESTS := tests/contract tests/kernels tests/model
+
+test-decoder: $(INSTALLED)  ## tests of the decoder, its kernels and the model
+	$(BIN)/python -m pytest $(DECODER_TESTS)
+
+test-package: $(INSTALLED)  ## all other tests
+	$(BIN)/python -m pytest tests $(DECODER_TESTS:%=--ignore=%)
 
 coverage: $(INSTALLED)      ## all tests, and which lines of the package they do not run
 	$(BIN)/python -m pytest --cov=diinn_fast --cov=kernels --cov-report=term:skip-covered
