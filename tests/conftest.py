@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -25,3 +26,13 @@ def poison() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    """PyTorch counts recompilations per function over the whole process, and gives up after eight:
+    each test begins at none.
+    """
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()

@@ -227,10 +227,8 @@ def test_backend_table_names_every_backend():
 
 
 def test_auto_considers_only_measured_backends():
-    assert set(backends.ORDER) == set(backends.NAMES) - {
-        "triton",
-        "cuda",
-    }  # not yet run on hardware
+    # Triton and CUDA have not yet run on hardware, int8 not on the CPUs that it is fastest on.
+    assert set(backends.ORDER) == set(backends.NAMES) - {"triton", "cuda", "int8"}
     assert backends.load("triton").unavailable()  # in this process: no CUDA device, no interpreter
     with pytest.raises(BackendError, match=r"CUDA device|not installed"):
         use_backend("triton")
