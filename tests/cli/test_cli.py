@@ -21,7 +21,7 @@ from helpers.known_models import nearest_model, random_model, save
 
 from diinn_fast import __version__
 from diinn_fast.cli import COMMANDS, main
-from diinn_fast.cli.upscale import join_scale
+from diinn_fast.cli.upscale.arguments import join_scale
 from diinn_fast.formats import read_image
 from diinn_fast.inference import Upscaler
 
