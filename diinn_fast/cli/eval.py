@@ -10,6 +10,7 @@ from pathlib import Path
 from diinn_fast.cli.common import Refused, make_parser
 from diinn_fast.encoders import encoder_names
 from diinn_fast.errors import DataError
+from diinn_fast.evaluation.inputs import KINDS
 from diinn_fast.evaluation.tables import TABLES
 from diinn_fast.metrics import METRICS, PROTOCOLS
 
@@ -62,6 +63,18 @@ def make_eval_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--metrics", nargs="+", choices=METRICS, help="(default: those of the protocol)"
+    )
+    parser.add_argument(
+        "--inputs",
+        nargs="+",
+        default=["clean"],
+        metavar="KIND",
+        help=f"what the LR images suffer first, a table each: {KINDS} (default: clean)",
+    )
+    parser.add_argument(
+        "--self-ensemble",
+        action="store_true",
+        help="each model also as NAME+, the mean over 8 flips and turns: 8 times the work",
     )
     parser.add_argument(
         "--runs", type=Path, metavar="DIR", help="folder of runs, for --table ablation"

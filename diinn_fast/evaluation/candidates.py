@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,21 @@ def load_candidate(spec: str, device: torch.device) -> Candidate:
         return model((lr - 0.5) / 0.5, size) * 0.5 + 0.5
 
     return Candidate(label or default_label(source), upscale, fingerprint(model), model)
+
+
+def self_ensemble(candidate: Candidate) -> Candidate:
+    """``NAME+``: the mean of its results for the 8 flips and transposes of the LR image."""
+
+    def upscale(lr: Tensor, size: tuple[int, int]) -> Tensor:
+        total = torch.zeros(())
+        for turned in (False, True):
+            for flips in ((), (-2,), (-1,), (-2, -1)):
+                turn = (lambda v: v.mT) if turned else (lambda v: v)
+                sr = candidate.upscale(turn(lr.flip(flips)), size[::-1] if turned else size)
+                total = total + turn(sr).flip(flips)
+        return total / 8
+
+    return replace(candidate, label=f"{candidate.label}+", upscale=upscale)
 
 
 def default_label(source: str) -> str:

@@ -16,17 +16,29 @@ from tqdm import tqdm
 
 from diinn_fast.data.images import Photo, decode_photo, list_photos
 from diinn_fast.evaluation.candidates import Candidate
+from diinn_fast.evaluation.inputs import Inputs
 from diinn_fast.evaluation.results import Results, Row
 from diinn_fast.metrics import Protocol, degrade, score
 
 
 class DataSet(NamedTuple):
-    """A folder of HR images and the protocol that it is judged by."""
+    """A folder of HR images, the protocol that it is judged by, and what its LR images suffer."""
 
     name: str
     photos: list[Photo]
     protocol: Protocol
     metrics: tuple[str, ...]
+    inputs: Inputs = Inputs()
+
+    def suffering(self, inputs: Inputs) -> DataSet:
+        """The same set under other inputs, ``Set5-jpeg40``."""
+        name = self.name if inputs == Inputs() else f"{self.name}-{inputs.name}"
+        return self._replace(name=name, inputs=inputs)
+
+    def pair(self, pixels: Tensor, image: str, scale: float) -> Pair:
+        """LR as a model gets it and HR, of an image uint8 ``[3, H, W]`` called ``image``."""
+        lr, hr = make_pair(pixels, scale, self.protocol)
+        return Pair(self.inputs(lr, image), hr)
 
 
 def open_set(folder: Path, protocol: Protocol, metrics: tuple[str, ...]) -> DataSet:
@@ -89,7 +101,7 @@ def evaluate(
                         f"{data.name} {Path(photo.name).name} x{scale:g} {candidate.label}"
                     )
                     if pair is None or scale != at:
-                        pair = make_pair(pixels, scale, data.protocol)
+                        pair = data.pair(pixels, Path(photo.name).name, scale)
                         at = scale
                     results.add(_measure(candidate, data, photo, pair, scale))
                     progress.update()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diinn_fast.evaluation.candidates import Candidate
 from diinn_fast.evaluation.results import Results, Row
-from diinn_fast.evaluation.run import DataSet, make_pair, read_pixels, scale_text
+from diinn_fast.evaluation.run import DataSet, read_pixels, scale_text
 from diinn_fast.metrics import score
 
 PANEL = 288
@@ -44,7 +44,7 @@ def write_sheets(
     written = []
     for name in _chosen_images(candidates, data, scale, results)[:count]:
         photo = next(p for p in data.photos if Path(p.name).name == name)
-        lr, hr = make_pair(read_pixels(photo, device), scale, data.protocol)
+        lr, hr = data.pair(read_pixels(photo, device), name, scale)
         size = (hr.shape[-2], hr.shape[-1])
         lr_size = (lr.shape[-2], lr.shape[-1])
         outputs = [(c.label, c.upscale(lr, size).clamp(0, 1)) for c in candidates]

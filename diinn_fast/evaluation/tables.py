@@ -8,10 +8,19 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from diinn_fast.encoders import ENCODERS, encoder_names
 from diinn_fast.errors import DataError, UpscaleError
 from diinn_fast.evaluation import plots, report
-from diinn_fast.evaluation.candidates import Candidate, describe, load_candidate, unique
+from diinn_fast.evaluation.candidates import (
+    Candidate,
+    describe,
+    load_candidate,
+    self_ensemble,
+    unique,
+)
+from diinn_fast.evaluation.inputs import parse_inputs
 from diinn_fast.evaluation.results import Results, Row, means, write_summary_csv
 from diinn_fast.evaluation.run import DataSet, evaluate, open_set
 from diinn_fast.evaluation.sheets import write_sheets
@@ -52,7 +61,7 @@ def quality(options: argparse.Namespace) -> int:
         )
     device = pick_device(options.device)
     sets = _open_sets(options, preset)
-    candidates = unique([load_candidate(spec, device) for spec in _specs(options)])
+    candidates = unique(_candidates(options, device))
     options.out.mkdir(parents=True, exist_ok=True)
     if problem := plots.missing():
         print(f"diinn-fast: {problem}", file=sys.stderr)
@@ -80,6 +89,17 @@ def quality(options: argparse.Namespace) -> int:
     return 0
 
 
+def _candidates(options: argparse.Namespace, device: torch.device) -> list[Candidate]:
+    """Those that were asked for; each model, if wanted, once more with its self-ensemble."""
+    found = []
+    for spec in _specs(options):
+        candidate = load_candidate(spec, device)
+        found.append(candidate)
+        if options.self_ensemble and candidate.model is not None:
+            found.append(self_ensemble(candidate))
+    return found
+
+
 def _open_sets(options: argparse.Namespace, preset: Table) -> list[DataSet]:
     sets = []
     for folder in options.data:
@@ -94,7 +114,8 @@ def _open_sets(options: argparse.Namespace, preset: Table) -> list[DataSet]:
     names = [data.name for data in sets]
     if twice := [n for n in names if names.count(n) > 1]:
         raise DataError(f"two folders are called {twice[0]!r}: rename one of them")
-    return sets
+    inputs = [parse_inputs(text) for text in dict.fromkeys(options.inputs)]
+    return [data.suffering(each) for data in sets for each in inputs]
 
 
 def _specs(options: argparse.Namespace) -> list[str]:
