@@ -48,6 +48,13 @@ def load_model(name: str | os.PathLike[str] | None = None, *, mode: int | None =
     )
 
 
+def portable_name(name: str | os.PathLike[str] | None) -> str:
+    """The same name, in a form that means the same in another process: of files, the full path."""
+    wanted = DEFAULT_WEIGHTS if name is None else os.fspath(name)
+    is_file = wanted not in bundled_names() and not wanted.startswith(HUB)
+    return os.path.abspath(wanted) if is_file else wanted
+
+
 def load_weights(name: str | os.PathLike[str] | None = None, *, mode: int | None = None) -> DIINN:
     """The same for a DIINN. Raises CheckpointError for a model of another architecture."""
     model = load_model(name, mode=mode)

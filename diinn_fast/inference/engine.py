@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from diinn_fast.errors import UpscaleError
 from diinn_fast.geometry import MAX_LENGTH
 from diinn_fast.inference.devices import PRECISIONS, pick_backend, pick_device, pick_precision
 from diinn_fast.inference.reduced import needs_network, reduced_size
-from diinn_fast.loading import load_weights
+from diinn_fast.loading import load_weights, portable_name
 from diinn_fast.model import DIINN
 
 log = logging.getLogger("diinn_fast")
@@ -65,6 +65,13 @@ class Engine:
         backend: str | None = None,
         self_ensemble: bool = False,
     ) -> None:
+        self._model_name = None if isinstance(model, DIINN) else portable_name(model)
+        self._options: EngineOptions = {
+            "device": device,
+            "precision": precision,
+            "backend": backend,
+            "self_ensemble": self_ensemble,
+        }
         self.backend = pick_backend(backend, precision)
         given = (
             next(model.parameters()).device
@@ -89,6 +96,15 @@ class Engine:
             use_fast_weights(self.model.encoder)
         name = next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
         log.info("mode %d model on %s in %s", self.model.decoder.mode, self.device, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by the model's name, from which it is loaded where it arrives."""
+        if self._model_name is None:
+            raise UpscaleError(
+                "a model given as an object cannot be sent to another process: save it and give "
+                "its file or folder"
+            )
+        return _made, (type(self), self._model_name, self._options)
 
     def check_sizes(self, lr: Sequence[int], hr: tuple[int, int]) -> None:
         """Refuse sizes that cannot be done at all, and choose the backend."""
@@ -172,6 +188,10 @@ class Engine:
         return (
             f'the network gave NaN or infinity in {name}: use --precision fp32 (precision="fp32")'
         )
+
+
+def _made(kind: type[Engine], model: str, options: EngineOptions) -> Engine:
+    return kind(model, **options)
 
 
 def to_unit(band: Tensor) -> Tensor:

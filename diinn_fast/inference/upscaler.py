@@ -137,7 +137,7 @@ class Upscaler(Engine):
         Nothing is computed before a window asks for it. ``max_features`` bounds the features that
         are kept for further windows (256 bytes per LR pixel in fp32).
         """
-        return View(self, open_source(picture), parse_size(max_features))
+        return View(self, open_source(picture), parse_size(max_features), picture)
 
     def check(
         self, lr: Sequence[int], hr: tuple[int, int], images: list[Image], dtype: torch.dtype

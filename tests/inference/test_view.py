@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+
 import numpy as np
+import PIL.Image
 import pytest
+from helpers.known_models import random_model, save
 from helpers.small_models import picture, small_model
 
 import diinn_fast
 from diinn_fast.errors import UpscaleError
-from diinn_fast.inference import Upscaler, View, view
+from diinn_fast.inference import Upscaler, View, features
+from diinn_fast.inference.features import spans
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +27,7 @@ def upscaler() -> Upscaler:
 @pytest.fixture
 def tiles(monkeypatch) -> None:
     """Tiles of 40 LR pixels: six of them for the picture."""
-    monkeypatch.setattr(view, "TILE", 40)
+    monkeypatch.setattr(features, "TILE", 40)
 
 
 def opened(image, **options) -> View:
@@ -61,8 +69,42 @@ def test_each_tile_is_encoded_once_whatever_the_sizes(tiles):
         assert shown.encoded == 6
 
 
+def test_a_tile_is_encoded_once_however_many_threads_ask(upscaler, tiles):
+    image = picture(80, 110)
+    whole = upscaler(image, size=(160, 220))
+    windows = [(y, y + 40, x, x + 44) for y in range(0, 160, 40) for x in range(0, 220, 44)]
+    with opened(image) as shown, ThreadPoolExecutor(8) as pool:
+        found = pool.map(lambda window: shown.render(window, (160, 220)), windows * 4)
+        for (y0, y1, x0, x1), samples in zip(windows * 4, found, strict=True):
+            np.testing.assert_array_equal(samples, whole[y0:y1, x0:x1])
+        assert shown.encoded == 6
+
+
+def test_zooming_in_takes_smaller_tiles_and_uses_those_of_smaller_scales(tiles):
+    size = (80 * 32, 110 * 32)
+    with opened(picture(80, 110)) as shown:
+        shown.render((0, 8, 0, 8), size)
+        assert shown._features._bytes == 7 * 7 * 32 * 4, "5 LR pixels and a margin of 2"
+        shown.render((0, 8, 0, 8), (160, 220))
+        assert shown.encoded == 2
+        shown.render((600, 1000, 600, 1000), size)
+        assert shown.encoded == 2, "the tile of the smaller scale holds it"
+
+
+def test_spans_follow_one_another_within_the_reach_of_their_tiles():
+    for length, side in ((23, 5), (10, 10), (11, 5), (40, 10)):
+        for start in range(length):
+            for stop in range(start + 1, length + 1):
+                found = spans(start, stop, side, length)
+                assert [found[0][1], found[-1][2]] == [start, stop]
+                assert all(a[2] == b[1] for a, b in pairwise(found))
+                for index, first, last in found:
+                    assert index * side - 2 <= first < last <= (index + 1) * side + 2
+                    assert 0 <= index * side < length
+
+
 def test_the_features_kept_are_bounded_and_the_last_used_stay(tiles):
-    shown = opened(picture(80, 110), max_features=2 * 40 * 40 * 32 * 4)  # two tiles
+    shown = opened(picture(80, 110), max_features=2 * 44 * 44 * 32 * 4)  # two tiles
     corner = (0, 5, 0, 5)
     for window in (corner, (0, 5, 50, 60), corner, (0, 5, 90, 95)):
         shown.render(window, (80, 110))
@@ -108,3 +150,83 @@ def test_windows_outside_are_refused():
     for window, size in (((0, 5, 0, 500), (90, 110)), ((5, 5, 0, 1), (90, 110)), (None, (0, 10))):
         with pytest.raises(UpscaleError):
             shown.render(window, size)
+
+
+# -- a first paint -----------------------------------------------------------------------------
+
+
+def test_bicubic_is_that_of_pillow_where_the_picture_gets_smaller():
+    image = picture(90, 110)
+    small = opened(image).bicubic((5, 20, 3, 27), (30, 40)).astype(int)
+    resized = PIL.Image.fromarray(image).resize((40, 30), PIL.Image.Resampling.BICUBIC)
+    # Pillow rounds its weights, and samples between the axes.
+    assert abs(small - np.asarray(resized).astype(int)[5:20, 3:27]).max() <= 2
+
+
+def test_bicubic_waits_for_no_network_and_the_sharp_one_follows():
+    shown = opened(picture())
+    window, size = (10, 40, 20, 60), (180, 220)
+    first = shown.bicubic(window, size)
+    assert (first.shape, first.dtype, shown.encoded) == ((30, 40, 3), np.uint8, 0)
+    sharp = shown.submit(window, size)
+    np.testing.assert_array_equal(sharp.result(), shown.render(window, size))
+    assert abs(first.astype(int) - sharp.result()).max() > 2
+    shown.close()
+
+
+# -- other processes ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    """A picture and a model."""
+    PIL.Image.fromarray(picture(20, 30)).save(tmp_path / "in.png")
+    return tmp_path / "in.png", save(random_model(), tmp_path / "weights")
+
+
+def test_a_view_is_sent_by_the_names_of_picture_and_model(files):
+    shown = diinn_fast.open(files[0], files[1], device="cpu", max_features="8MiB")
+    expected = shown.render(None, (40, 60))
+    sent = pickle.dumps(shown)
+    assert len(sent) < 2000
+    again = pickle.loads(sent)
+    assert (again.encoded, again.shape, again.dtype) == (0, (20, 30), np.uint8)
+    np.testing.assert_array_equal(again.render(None, (40, 60)), expected)
+    scaled = pickle.loads(pickle.dumps(shown.at((40, 60))))
+    np.testing.assert_array_equal(scaled[3:9], expected[3:9])
+
+
+def test_an_array_is_sent_with_it(files):
+    shown = diinn_fast.open(picture(20, 30), files[1], device="cpu")
+    again = pickle.loads(pickle.dumps(shown))
+    np.testing.assert_array_equal(again.render(None, (25, 30)), shown.render(None, (25, 30)))
+
+
+def test_what_has_no_name_is_not_sent(files):
+    with pytest.raises(UpscaleError, match="save it and give its file"):
+        pickle.dumps(opened(files[0]))
+    with open(files[0], "rb") as file:
+        shown = diinn_fast.open(file, files[1], device="cpu")
+        with pytest.raises(UpscaleError, match="open it by its path"):
+            pickle.dumps(shown)
+
+
+def test_other_pixels_or_weights_than_were_sent_are_refused(files):
+    sent = pickle.dumps(diinn_fast.open(files[0], files[1], device="cpu"))
+    PIL.Image.fromarray(picture(20, 30, seed=1)).save(files[0])
+    with pytest.raises(UpscaleError, match="not those that were opened"):
+        pickle.loads(sent)
+    sent = pickle.dumps(diinn_fast.open(files[0], files[1], device="cpu"))
+    save(random_model(mode=4), files[1])
+    with pytest.raises(UpscaleError, match="not those that were opened"):
+        pickle.loads(sent)
+
+
+@pytest.mark.parametrize(
+    ("size", "chunks"),
+    [((40, 60), (40, 60)), ((2048, 3000), (2048, 2048)), ((70_000, 110_000), (1094, 1174))],
+)
+def test_chunks_are_whole_tiles_or_even_parts_of_one(size, chunks):
+    lazy = opened(picture(1024, 1500)).at(size)
+    assert (len(lazy), lazy.size) == (size[0], size[0] * size[1] * 3)
+    assert lazy.chunks == (*chunks, 3)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from diinn_fast.errors import UpscaleError
 from diinn_fast.formats.zarr_store import import_zarr
 from diinn_fast.inference.engine import Engine
+from diinn_fast.inference.identity import weights_digest
 from diinn_fast.inference.memory import give_back_freed_memory, parse_size, resident_bytes
 from diinn_fast.inference.neutral import source_is_neutral
 from diinn_fast.inference.reduced import needs_network, reduced
@@ -141,16 +142,12 @@ def _fingerprint(
     options: SinkOptions,
     halo: int | None,
 ) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(engine.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy())
     decoder = engine.model.decoder
     computed = [str(engine.dtype), engine.device.type, engine.used_backend, halo]
     facts = {
         "pixels": PIXELS,
         "source": identity,
-        "model": [digest.hexdigest(), decoder.mode, decoder.init_q],
+        "model": [weights_digest(engine.model), decoder.mode, decoder.init_q],
         "computed": computed,
         "layout": [layout.height, layout.width, layout.channels, layout.dtype],
         "file": [sink_kind(out), options.pyramid, options.compress],

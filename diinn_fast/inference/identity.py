@@ -1,0 +1,16 @@
+"""What a model's weights are, in a few letters."""
+
+from __future__ import annotations
+
+import hashlib
+
+from torch import nn
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of a model's parameters and buffers with their names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()
