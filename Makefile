@@ -36,7 +36,7 @@ gpu:                        ## check, tune and measure the GPU kernels; needs a 
 	$(PYTHON) -m bench.gpu
 
 fuzz: $(INSTALLED)          ## random problems against the reference, for a minute
-	$(BIN)/python tests/fuzz_decode.py --seconds 60
+	$(BIN)/python -m tests.fuzz_decode --seconds 60
 
 sanitize: $(INSTALLED)      ## kernel tests on a build with address and undefined-behaviour sanitizers
 	$(BIN)/python tests/run_sanitized.py

@@ -1,8 +1,8 @@
 """Random small decodes on the CPU kernels against the definition in float64, for some seconds or a
 number of problems.
 
-    python tests/fuzz_decode.py --seconds 60
-    python tests/fuzz_decode.py --problems 10000 --seed 7
+    python -m tests.fuzz_decode --seconds 60
+    python -m tests.fuzz_decode --problems 10000 --seed 7
 
 Draws mode, init_q, widths, layers, channels, sizes, batch, window or points, instruction set and
 threads; judges values, and in every third problem the gradients (of queries where relu is smooth),
@@ -23,12 +23,12 @@ import time
 
 import torch
 import torch.nn.functional as F
-from helpers.problems import make_decoder, oracle, random_geometry
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from diinn_fast import ImplicitDecoder
 from diinn_fast.backends import cpu
+from tests.helpers.problems import make_decoder, oracle, random_geometry
 
 SLACK = 4.0
 FLOOR = 4e-6

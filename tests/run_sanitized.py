@@ -50,12 +50,13 @@ def runtime_libraries() -> str:
 def test(module: str, seconds: str) -> int:
     spec = importlib.util.spec_from_file_location("diinn_fast._cpu", module)
     assert spec and spec.loader
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    sys.path.insert(0, str(ROOT))
     sys.modules["diinn_fast._cpu"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["diinn_fast._cpu"])
 
-    import fuzz_decode
     import pytest
+
+    from tests import fuzz_decode
 
     # Sanitizers keep freed memory: its bound is tested without them.
     tests = ROOT / "tests"

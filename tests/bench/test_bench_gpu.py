@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.faulty_backends import sitecustomize as faults
 
 from bench import gpu, gpu_peers, gpu_photo, gpu_plan, gpu_promises, gpu_run, gpu_steps, machine
 from bench.cases import Case
@@ -26,6 +25,7 @@ from bench.gpu_book import Book
 from bench.gpu_peers import Peer
 from bench.timing import summary
 from diinn_fast import backends
+from tests.helpers.faulty_backends import sitecustomize as faults
 
 SMALL = Case("decode", (4, 5), 2.5)
 

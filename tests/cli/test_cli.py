@@ -17,13 +17,13 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from helpers.known_models import nearest_model, random_model, save
 
 from diinn_fast import __version__
 from diinn_fast.cli import COMMANDS, main
 from diinn_fast.cli.upscale.arguments import join_scale
 from diinn_fast.formats import read_image
 from diinn_fast.inference import Upscaler
+from tests.helpers.known_models import nearest_model, random_model, save
 
 HEIGHT = 6
 WIDTH = 8

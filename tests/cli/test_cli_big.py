@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from helpers.known_models import random_model, save
 
 from diinn_fast.cli import main
 from diinn_fast.inference import Upscaler
 from diinn_fast.inference.plan import Plan, Task
 from diinn_fast.inference.rendering import execute, loop, planning, writer
+from tests.helpers.known_models import random_model, save
 
 HEIGHT = 40
 WIDTH = 60

@@ -9,11 +9,11 @@ import numpy as np
 import PIL.Image
 import pytest
 import uvicorn
-from helpers.known_models import random_model, save
 from starlette.testclient import TestClient
 
 from diinn_fast.cli import main
 from diinn_fast.cli.serve import names
+from tests.helpers.known_models import random_model, save
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 from contract.targets import Target
-from helpers.threads import one_thread
+
+from tests.helpers.threads import one_thread
 
 
 @pytest.fixture(autouse=True)

@@ -14,13 +14,13 @@ from functools import cache, partial
 
 import pytest
 import torch
-from helpers import emulated_gpu, interpreter
-from helpers.measure import rms
-from helpers.problems import MODES, Case, Geometry, Network, Operands, random_geometry
 from torch import Tensor
 
 from diinn_fast import backends
 from diinn_fast.backends import cpu
+from tests.helpers import emulated_gpu, interpreter
+from tests.helpers.measure import rms
+from tests.helpers.problems import MODES, Case, Geometry, Network, Operands, random_geometry
 
 ALL_FORMS = ("content", "modulation", "direct")
 PROJECTED = ("content", "modulation")

@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from contract.targets import Target, every, every_form
-from helpers.problems import Case, decoder_of, features_of, operands
 from torch import Tensor
+
+from tests.helpers.problems import Case, decoder_of, features_of, operands
 
 
 @every_form(few=True)

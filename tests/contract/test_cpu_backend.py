@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.measure import rms
-from helpers.problems import make_decoder, operands
 
 from diinn_fast import BackendError, backends, use_backend
 from diinn_fast.backends import cpu, eager
 from diinn_fast.geometry import Window
 from diinn_fast.packing import pack
 from diinn_fast.problem import Problem, query_weights
+from tests.helpers.measure import rms
+from tests.helpers.problems import make_decoder, operands
 
 if os.environ.get("DIINN_FAST_NO_KERNELS") == "1" or isinstance(cpu._load(), str):
     pytest.skip(f"no CPU kernels: {cpu._load()}", allow_module_level=True)

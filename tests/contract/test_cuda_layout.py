@@ -13,12 +13,12 @@ import mmap
 import numpy as np
 import pytest
 import torch
-from helpers import emulated_gpu
 
 from diinn_fast import BackendError, backends
 from diinn_fast.backends import _cuda, cuda, eager
 from diinn_fast.geometry import Window, local_offset, lr_range, nearest_index
 from diinn_fast.problem import Problem
+from tests.helpers import emulated_gpu
 
 pytestmark = pytest.mark.skipif(
     emulated_gpu.unavailable() is not None, reason=str(emulated_gpu.unavailable())

@@ -7,8 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from contract.targets import Target, every, every_form, every_mode
-from helpers.measure import rms
-from helpers.problems import (
+from torch import Tensor
+
+from diinn_fast import BackendError
+from tests.helpers.measure import rms
+from tests.helpers.problems import (
     Case,
     decoder_of,
     exact_gradients,
@@ -18,9 +21,6 @@ from helpers.problems import (
     operands,
     plain_gradients,
 )
-from torch import Tensor
-
-from diinn_fast import BackendError
 
 pytestmark = pytest.mark.usefixtures("poison")
 

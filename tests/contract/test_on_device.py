@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from contract.targets import Target, every
-from helpers.measure import rms
-from helpers.problems import away_from_kinks, decoder_of, make_decoder, operands
 from torch import Tensor
 
 from diinn_fast import DIINN, Graphed
 from diinn_fast.encoders import EDSR
 from diinn_fast.geometry import Window
 from diinn_fast.graphed import record
+from tests.helpers.measure import rms
+from tests.helpers.problems import away_from_kinks, decoder_of, make_decoder, operands
 
 DEVICE = "cuda"
 every_backend = every(lambda target: target.device == DEVICE and target.dtype == torch.float16)

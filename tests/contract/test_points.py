@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from contract.targets import Target, every_form, every_mode
-from helpers.measure import rms
-from helpers.problems import Case, decoder_of, features_of, inputs_of, operands
+
+from tests.helpers.measure import rms
+from tests.helpers.problems import Case, decoder_of, features_of, inputs_of, operands
 
 
 @every_mode(few=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from contract.targets import Target, every_form, every_mode
-from helpers.problems import decode, gradients, operands
+
+from tests.helpers.problems import decode, gradients, operands
 
 pytestmark = pytest.mark.usefixtures("poison")
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from contract.targets import Target, available, every
-from helpers.measure import rms
-from helpers.problems import Case, decoder_of, features_of, operands, oracle
 from torch import Tensor
+
+from tests.helpers.measure import rms
+from tests.helpers.problems import Case, decoder_of, features_of, operands, oracle
 
 HALVES = (torch.float16, torch.bfloat16)
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 import pytest
 import torch
 from contract.targets import ALL_FORMS, Target, every
-from helpers.measure import rms
-from helpers.problems import make_decoder, operands
 
 from diinn_fast import BackendError, backends
+from tests.helpers.measure import rms
+from tests.helpers.problems import make_decoder, operands
 
 pytestmark = pytest.mark.hands_on
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from contract.targets import Target, every
-from helpers.measure import rms
-from helpers.problems import Operands, operands
 
 from diinn_fast import BackendError, backends
+from tests.helpers.measure import rms
+from tests.helpers.problems import Operands, operands
 
 pytestmark = pytest.mark.hands_on
 

@@ -1,5 +1,5 @@
 """The Triton kernels beyond the contract: geometry, trigonometry and the self-check, in the
-interpreter's process (`helpers.interpreter`).
+interpreter's process (`tests.helpers.interpreter`).
 
 The functions with a leading underscore run there.
 """
@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import interpreter
-from helpers.problems import Operands, operands
 
 from diinn_fast import backends, geometry
 from diinn_fast.problem import Problem
+from tests.helpers import interpreter
+from tests.helpers.problems import Operands, operands
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"

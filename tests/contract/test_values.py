@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from contract.targets import Target, every, every_form, every_mode
-from helpers.problems import (
+
+from tests.helpers.problems import (
     Case,
     decode,
     exact_values,

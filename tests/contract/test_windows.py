@@ -9,10 +9,10 @@ from random import Random
 import pytest
 import torch
 from contract.targets import Target, every_form, every_mode
-from helpers.problems import Case, decoder_of, features_of, operands
 from torch import Tensor
 
 from diinn_fast.geometry import Window
+from tests.helpers.problems import Case, decoder_of, features_of, operands
 
 
 def same(target: Target, part: Tensor, whole: Tensor) -> None:

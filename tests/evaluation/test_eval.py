@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.known_models import nearest_model, random_model, save
 from PIL import Image
 
 from diinn_fast.baselines import LIIF, MetaSR
@@ -19,6 +18,7 @@ from diinn_fast.evaluation import candidates, load_candidate, report, runtime, s
 from diinn_fast.evaluation.results import Mean, Results, Row, means
 from diinn_fast.evaluation.run import make_pair
 from diinn_fast.metrics import METRICS, PROTOCOLS, Metric, psnr
+from tests.helpers.known_models import nearest_model, random_model, save
 
 PHOTO = Path(__file__).parents[2] / "examples" / "coffee.png"
 CPU = torch.device("cpu")

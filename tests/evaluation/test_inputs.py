@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.known_models import nearest_model, save
 from PIL import Image
 
 from diinn_fast.cli import main
@@ -17,6 +16,7 @@ from diinn_fast.errors import UpscaleError
 from diinn_fast.evaluation import load_candidate
 from diinn_fast.evaluation.candidates import self_ensemble
 from diinn_fast.evaluation.inputs import Inputs, parse_inputs
+from tests.helpers.known_models import nearest_model, save
 
 PHOTO = Path(__file__).parents[2] / "examples" / "coffee.png"
 

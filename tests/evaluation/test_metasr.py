@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.known_models import Channels
 from torch import Tensor
 
 from diinn_fast.baselines import LIIF, MetaSR, project
 from diinn_fast.errors import CheckpointError
+from tests.helpers.known_models import Channels
 
 
 def centres(n: int) -> Tensor:

@@ -12,7 +12,6 @@ import onnxruntime
 import PIL.Image
 import pytest
 import torch
-from helpers.known_models import Channels
 from torch import Tensor, nn
 
 import diinn_fast
@@ -22,6 +21,7 @@ from diinn_fast.errors import ExportError
 from diinn_fast.export import DecodeWindow, FixedScale, Project
 from diinn_fast.export.onnx import export_any_scale, export_fixed_scale
 from diinn_fast.geometry import local_offset, nearest_index
+from tests.helpers.known_models import Channels
 
 CLOSE = 1e-5
 

@@ -8,11 +8,11 @@ import warnings
 
 import numpy as np
 import pytest
-from helpers.pictures import noise, refused
 
 from diinn_fast.formats import read_image
 from diinn_fast.formats.zarr_store import zarr_job
 from diinn_fast.inference.sources import open_source
+from tests.helpers.pictures import noise, refused
 
 zarr = pytest.importorskip("zarr")
 

@@ -8,7 +8,6 @@ import sys
 import numpy as np
 import PIL.Image
 import pytest
-from helpers.pictures import noise, refused, to_samples
 
 from diinn_fast.formats import (
     FORMATS,
@@ -21,6 +20,7 @@ from diinn_fast.formats import (
     writable_suffixes,
 )
 from diinn_fast.inference.sources import open_source
+from tests.helpers.pictures import noise, refused, to_samples
 
 pillow_heif = pytest.importorskip("pillow_heif")
 

@@ -20,12 +20,20 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from helpers.pictures import CHANNELS, GREY_PROFILE, SRGB, noise, refused, to_image, to_samples
 from PIL import ImageOps
 
 from diinn_fast.errors import ImageError
 from diinn_fast.formats import Image, by_suffix, check_writable, pillow, read_image, write_image
 from diinn_fast.inference.bleed import bleed_alpha
+from tests.helpers.pictures import (
+    CHANNELS,
+    GREY_PROFILE,
+    SRGB,
+    noise,
+    refused,
+    to_image,
+    to_samples,
+)
 
 # -- round trips -----------------------------------------------------------------------------------
 

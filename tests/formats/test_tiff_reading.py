@@ -15,11 +15,11 @@ import numpy as np
 import PIL.Image
 import pytest
 import tifffile
-from helpers.pictures import noise, refused, to_samples
 
 from diinn_fast.formats import Image, read_image, tiff_source, write_image
 from diinn_fast.formats.tiff_tags import MOST_PAGES
 from diinn_fast.inference.sources import open_source
+from tests.helpers.pictures import noise, refused, to_samples
 
 H = 23
 W = 37

@@ -11,12 +11,12 @@ import PIL.Image
 import PIL.PngImagePlugin
 import pytest
 import tifffile
-from helpers.pictures import SRGB, noise
 
 import diinn_fast
 from diinn_fast.formats import read_image
 from diinn_fast.inference.kinds import as_request
 from diinn_fast.inference.sources import open_source
+from tests.helpers.pictures import SRGB, noise
 
 PICTURE = PIL.Image.fromarray(noise(3))
 

@@ -11,10 +11,10 @@ import PIL.Image
 import pytest
 import zarr
 from dask.distributed import Client, LocalCluster
-from helpers.known_models import random_model, save
-from helpers.small_models import picture
 
 import diinn_fast
+from tests.helpers.known_models import random_model, save
+from tests.helpers.small_models import picture
 
 SIZE = (60, 110)
 

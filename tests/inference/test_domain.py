@@ -9,7 +9,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from helpers.small_models import picture, small_model
 
 from diinn_fast.geometry import Window
 from diinn_fast.inference import Upscaler, rendering
@@ -18,6 +17,7 @@ from diinn_fast.inference.plan import Plan, Task
 from diinn_fast.inference.reduced import ReducedSource
 from diinn_fast.inference.rendering import planning
 from diinn_fast.inference.sources import open_source
+from tests.helpers.small_models import picture, small_model
 
 
 @pytest.fixture(scope="module")

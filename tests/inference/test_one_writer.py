@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.small_models import picture, small_model
 
 from diinn_fast.errors import ImageError, UnfinishedError, UpscaleError
 from diinn_fast.inference import Upscaler, rendering
@@ -18,6 +17,7 @@ from diinn_fast.inference.plan import Plan, Task
 from diinn_fast.inference.rendering import loop, planning, writer
 from diinn_fast.inference.rendering.lock import FileLock, is_locked
 from diinn_fast.inference.rendering.partial import PartialOutput
+from tests.helpers.small_models import picture, small_model
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +69,8 @@ def test_a_lock_is_held_once_and_ends(tmp_path):
 
 WRITER = """
     import sys, time
-    sys.path.insert(0, {tests!r})
-    from helpers.small_models import small_model
+    sys.path.insert(0, {root!r})
+    from tests.helpers.small_models import small_model
     from diinn_fast.inference import Upscaler, rendering
     from diinn_fast.inference.rendering import loop
     def block(*arguments):
@@ -89,7 +89,7 @@ def test_a_second_process_is_told_at_once_and_disturbs_nothing(upscaler, tmp_pat
     np.save(tmp_path / "other.npy", picture(50, 60, seed=1))
     out = tmp_path / name
     code = textwrap.dedent(WRITER).format(
-        tests=str(Path(__file__).parents[1]), picture=str(tmp_path / "in.npy"), out=str(out)
+        root=str(Path(__file__).parents[2]), picture=str(tmp_path / "in.npy"), out=str(out)
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:

@@ -7,13 +7,13 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from helpers.small_models import picture, small_model
 
 from diinn_fast.errors import UpscaleError
 from diinn_fast.inference import Upscaler, rendering
 from diinn_fast.inference.plan import Plan
 from diinn_fast.inference.rendering.journal import Journal, JournalError, read_journals
 from diinn_fast.inference.rendering.partial import Decision, Out, Part, decide
+from tests.helpers.small_models import picture, small_model
 
 START = Decision.START
 CONTINUE = Decision.CONTINUE

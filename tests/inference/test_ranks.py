@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.small_models import picture, small_model
 
 from diinn_fast.errors import ImageError, UpscaleError
 from diinn_fast.inference import Upscaler, rendering
@@ -19,11 +18,12 @@ from diinn_fast.inference.rendering import group
 from diinn_fast.inference.rendering.execute import begin
 from diinn_fast.inference.rendering.journal import read_journals
 from diinn_fast.inference.rendering.partial import PartialOutput
+from tests.helpers.small_models import picture, small_model
 
 PROGRAM = """
 import sys, time
-sys.path[:0] = [{tests!r}, {root!r}]
-from helpers.small_models import small_model
+sys.path.insert(0, {root!r})
+from tests.helpers.small_models import small_model
 from diinn_fast.inference import Upscaler, rendering
 from diinn_fast.inference.plan import Plan
 from diinn_fast.inference.rendering import group, loop, planning, writer
@@ -49,12 +49,8 @@ def torchrun(
     tmp_path: Path, out: Path, count: int, tiles=(4, 4), block=(40, 60), dies: int = -1
 ) -> subprocess.CompletedProcess:
     program = tmp_path / "program.py"
-    tests = Path(__file__).resolve().parents[1]
-    program.write_text(
-        PROGRAM.format(
-            tests=str(tests), root=str(tests.parent), tiles=tiles, block=block, dies=dies
-        )
-    )
+    root = Path(__file__).resolve().parents[2]
+    program.write_text(PROGRAM.format(root=str(root), tiles=tiles, block=block, dies=dies))
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
         str(count), str(program),

@@ -19,8 +19,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.problems import make_decoder, oracle
-from helpers.small_models import picture, small_model
 
 from diinn_fast import DIINN
 from diinn_fast.errors import ImageError, UnfinishedError, UpscaleError
@@ -33,6 +31,8 @@ from diinn_fast.inference.plan import Plan, Task, cuts, make_plan, smallest_boun
 from diinn_fast.inference.reduced import reduced_size
 from diinn_fast.inference.rendering import loop, planning, writer
 from diinn_fast.inference.rendering.journal import Journal, read_journals
+from tests.helpers.problems import make_decoder, oracle
+from tests.helpers.small_models import picture, small_model
 
 MIB = 1 << 20
 PYRAMID = [(540, 660), (270, 330), (135, 165)]
@@ -228,9 +228,9 @@ def test_a_smaller_halo_is_close_and_says_how_far_off(edsr, tmp_path, monkeypatc
 
 CHILD = """
     import sys, time
-    sys.path.insert(0, {tests!r})
+    sys.path.insert(0, {root!r})
     import numpy as np
-    from helpers.small_models import small_model, picture
+    from tests.helpers.small_models import small_model, picture
     from diinn_fast.inference import Upscaler, rendering
     from diinn_fast.inference.plan import Plan
     from diinn_fast.inference.rendering import execute, loop, planning, run, writer
@@ -250,7 +250,7 @@ CHILD = """
 def child(tmp_path: Path, out: Path, extra: str = "", **options) -> subprocess.Popen:
     """A process that renders in 45 blocks, each recorded at once, resuming what is there."""
     code = textwrap.dedent(CHILD).format(
-        tests=str(Path(__file__).parents[1]),
+        root=str(Path(__file__).parents[2]),
         picture=str(tmp_path / "in.npy"),
         out=str(out),
         extra=extra,

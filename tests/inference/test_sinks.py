@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from helpers.pictures import GREY_PROFILE, SRGB, noise, refused
 
 from diinn_fast.formats import layout as layout_module
 from diinn_fast.formats import tiff_writer as tiff_module
@@ -37,6 +36,7 @@ from diinn_fast.inference.sinks import (
     sink_kind,
 )
 from diinn_fast.inference.sources import open_source
+from tests.helpers.pictures import GREY_PROFILE, SRGB, noise, refused
 
 NAMES = ["x.npy", "x.png", "x.tif", "x.zarr", "x.ome.zarr"]
 KINDS = {

@@ -11,7 +11,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from helpers.pictures import SRGB, noise, refused, to_image
 
 from diinn_fast.errors import ImageError, UpscaleError
 from diinn_fast.formats import Image, read_image, write_image
@@ -20,6 +19,7 @@ from diinn_fast.formats.sources import RowsSource
 from diinn_fast.formats.tiff_source import TiffSource
 from diinn_fast.inference import sources as sources_module
 from diinn_fast.inference.sources import open_source
+from tests.helpers.pictures import SRGB, noise, refused, to_image
 
 tifffile = pytest.importorskip("tifffile")
 

@@ -17,7 +17,6 @@ import PIL.Image
 import PIL.ImageCms
 import pytest
 import torch
-from helpers.known_models import nearest_model, random_model, save
 from torch import Tensor
 
 from diinn_fast import BackendError, CheckpointError
@@ -26,6 +25,7 @@ from diinn_fast.formats import Image, read_image, write_image
 from diinn_fast.inference import Upscaler, load_weights, memory, target_size
 from diinn_fast.inference import upscale as run_upscale
 from diinn_fast.model import bundled_names
+from tests.helpers.known_models import nearest_model, random_model, save
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from helpers.known_models import random_model, save
-from helpers.small_models import picture, small_model
 
 import diinn_fast
 from diinn_fast.errors import UpscaleError
 from diinn_fast.inference import Upscaler, View, features
 from diinn_fast.inference.features import spans
+from tests.helpers.known_models import random_model, save
+from tests.helpers.small_models import picture, small_model
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.known_models import random_model, save
 
 import diinn_fast
 from examples import comfyui
+from tests.helpers.known_models import random_model, save
 
 
 @pytest.fixture(scope="module")

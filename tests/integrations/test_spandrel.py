@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.known_models import random_model
 from safetensors.torch import save_file
+
+from tests.helpers.known_models import random_model
 
 spandrel = pytest.importorskip("spandrel", reason="spandrel is not installed", exc_type=ImportError)
 

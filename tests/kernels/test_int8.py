@@ -6,14 +6,10 @@ from __future__ import annotations
 
 import copy
 import os
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.measure import rms
-from helpers.problems import make_decoder, oracle
 from torch import Tensor
 
 from diinn_fast import BackendError, ImplicitDecoder, backends, use_backend
@@ -21,6 +17,9 @@ from diinn_fast.backends import cpu, int8
 from diinn_fast.geometry import Window, local_offset, nearest_index
 from diinn_fast.loading import load_weights
 from diinn_fast.problem import Problem, Weights, query_weights
+from tests import run_int8_bits
+from tests.helpers.measure import rms
+from tests.helpers.problems import make_decoder, oracle
 
 if os.environ.get("DIINN_FAST_NO_KERNELS") == "1" or isinstance(cpu._load(), str):
     pytest.skip(f"no CPU kernels: {cpu._load()}", allow_module_level=True)
@@ -333,9 +332,6 @@ def test_kernels_that_give_other_bits_are_refused(monkeypatch):
 
 
 # -- the templates of instruction sets that this CPU has not -------------------------------------
-
-sys.path.append(str(Path(__file__).parents[1]))
-import run_int8_bits  # noqa: E402
 
 
 @pytest.fixture(scope="module")

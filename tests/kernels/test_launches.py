@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.launches import Kernel, Launches, zero_product
 
 from diinn_fast import ImplicitDecoder, fused
 from diinn_fast.backends import _cuda, _cuda_gradient, _gradients, cuda
 from diinn_fast.geometry import Window
 from diinn_fast.problem import Problem
+from tests.helpers.launches import Kernel, Launches, zero_product
 
 H = 256
 BATCH = 16

@@ -10,7 +10,6 @@ import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.small_models import picture
 from torch import Tensor
 
 from bench.bounded import fresh, imported_bytes
@@ -21,6 +20,7 @@ from diinn_fast.encoders.carn import CARN
 from diinn_fast.inference import Upscaler
 from diinn_fast.inference.memory import MIB
 from diinn_fast.loading import load_model
+from tests.helpers.small_models import picture
 
 
 def literal(state: dict[str, Tensor], x: Tensor) -> Tensor:

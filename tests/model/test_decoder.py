@@ -9,11 +9,11 @@ import sys
 
 import pytest
 import torch
-from helpers.measure import relative
-from helpers.problems import MODES, make_decoder
-from helpers.threads import one_thread
 
 from diinn_fast import ImplicitDecoder
+from tests.helpers.measure import relative
+from tests.helpers.problems import MODES, make_decoder
+from tests.helpers.threads import one_thread
 
 
 def gradcheck(decoder, size, channels, fast):

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.small_models import small_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from diinn_fast import DIINN, Graphed, graphed
+from tests.helpers.small_models import small_model
 
 WAITS = ("_local_scalar_dense", "nonzero", "item", "equal")
 

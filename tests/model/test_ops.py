@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.problems import MODES, make_decoder
 
 import diinn_fast
 from diinn_fast import BackendError, backends, ops, use_backend
+from tests.helpers.problems import MODES, make_decoder
 
 
 def operator_arguments(mode: int, init_q: bool, points: bool):

@@ -11,13 +11,13 @@ from urllib.parse import quote
 import numpy as np
 import PIL.Image
 import pytest
-from helpers.known_models import random_model
 from starlette.testclient import TestClient
 
 import diinn_fast
 from diinn_fast.model import DIINN
 from diinn_fast.serve import Picture, make_app
 from diinn_fast.serve.tiles import MAX_WAITING, BusyError, GoneError, Tiles
+from tests.helpers.known_models import random_model
 
 HEIGHT = 12
 WIDTH = 20

@@ -11,14 +11,14 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.threads import one_thread
-from helpers.train_small import checkpoint, make_photos, run
 from torch import nn
 
 from diinn_fast import DIINN
 from diinn_fast.inference import load_weights
 from diinn_fast.training.checkpoints import AtomicCheckpointIO
 from diinn_fast.training.module import SRModule
+from tests.helpers.threads import one_thread
+from tests.helpers.train_small import checkpoint, make_photos, run
 
 
 class DenseConv(nn.Module):

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.train_small import make_photos
 from PIL import Image
 
 from diinn_fast.data import (
@@ -23,6 +22,7 @@ from diinn_fast.data import (
 )
 from diinn_fast.data.crops import texture
 from diinn_fast.errors import DataError
+from tests.helpers.train_small import make_photos
 
 
 @pytest.fixture

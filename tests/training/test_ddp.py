@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.threads import one_thread
-from helpers.train_small import SMALL, checkpoint, make_photos, run
 
 from diinn_fast.training.module import SRModule
+from tests.helpers.threads import one_thread
+from tests.helpers.train_small import SMALL, checkpoint, make_photos, run
 
 ROOT = Path(__file__).parents[2]
 STEPS = ["--trainer.max_steps=2", "--checkpoints.every=100", "--trainer.val_check_interval=2"]

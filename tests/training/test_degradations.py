@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers.threads import one_thread
-from helpers.train_small import checkpoint, make_photos, run
 
 from diinn_fast.data import CropSampler, make_pairs
 from diinn_fast.data.degradations import Degradations
+from tests.helpers.threads import one_thread
+from tests.helpers.train_small import checkpoint, make_photos, run
 
 IMAGE = np.random.default_rng(0).integers(60, 200, (40, 33, 3)).astype(np.uint8)
 NOTHING = Degradations(clean=0, blur=0, resized=0, sharpen=0, noise=0, jpeg=0)

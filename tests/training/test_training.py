@@ -17,8 +17,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers.threads import one_thread
-from helpers.train_small import SMALL, assert_same_state, checkpoint, make_photos, run
 from PIL import Image
 
 from diinn_fast import DIINN, CheckpointError
@@ -30,6 +28,8 @@ from diinn_fast.training import ablation
 from diinn_fast.training.module import REWARM, SRModule
 from diinn_fast.training.portable import plain_config, read_run, write_run
 from diinn_fast.training.run import config_names, config_path
+from tests.helpers.threads import one_thread
+from tests.helpers.train_small import SMALL, assert_same_state, checkpoint, make_photos, run
 
 ROOT = Path(__file__).parents[2]
 MIB = 2**20
@@ -213,9 +213,9 @@ def test_weights_that_are_not_finite_never_replace_good_ones(photos, tmp_path, m
 
 KILLED = """
 import os, signal, sys, torch
-sys.path[:0] = ["tests", "."]
+sys.path.insert(0, ".")
 from pathlib import Path
-from helpers.train_small import run
+from tests.helpers.train_small import run
 torch.set_num_threads(1)
 save, saves = torch.save, []
 def dies(content, file):
