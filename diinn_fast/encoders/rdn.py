@@ -12,8 +12,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from diinn_fast import guard
+from diinn_fast.encoders import dense
 from diinn_fast.encoders.base import Cost, Encoder
 from diinn_fast.encoders.convolutions import (
     LEAST_PIXELS,
@@ -50,9 +52,17 @@ class RDB(nn.Module):
         self.LFF = nn.Conv2d(channels + convs * growth, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or torch.is_grad_enabled() or _must_call(x, self.edit):
+        training = torch.is_grad_enabled()
+        fast = dense.supported(x) if training else x.device.type == "cpu"
+        if not fast or _must_call(x, self.edit):
             return self.LFF(self.convs(x)) + x
-        return self._infer(x)
+        return dense.dense_block(x, self._growths, self.LFF) if training else self._infer(x)
+
+    @property
+    def _growths(self) -> list[nn.Conv2d]:
+        """The 3x3 convolutions of an unedited block."""
+        steps: Any = self.convs
+        return [step.conv[0] for step in steps]
 
     def edit(self) -> str | None:
         """What was changed inside the block so that its layers must be called, or None."""
@@ -70,8 +80,7 @@ class RDB(nn.Module):
         """
         full: list[Tensor] = []  # groups that are complete
         group = x
-        steps: Any = self.convs
-        for conv in (step.conv[0] for step in steps):
+        for conv in self._growths:
             grown = torch.relu_(sum_of_convs([*full, group], conv))
             if group.shape[1] + grown.shape[1] > WIDEST:
                 full = [*full, group]
@@ -174,6 +183,10 @@ class RDN(Encoder):
     """
 
     name = "rdn"
+    recompute = False
+    """Whether training keeps the inputs of the blocks only, and computes each block once more in
+    the backward. Set it on a model: ``model.encoder.recompute = True``.
+    """
 
     def __init__(
         self, channels: int = 64, growth: int = 64, blocks: int = 16, convs: int = 8
@@ -207,7 +220,7 @@ class RDN(Encoder):
         if torch.is_grad_enabled() or _must_call(x, self.edit):
             outputs = []
             for block in self.RDBs:
-                x = block(x)
+                x = checkpoint(block, x, use_reentrant=False) if self.recompute else block(x)
                 outputs.append(x)
             return self.GFF(torch.cat(outputs, dim=1)) + shallow
         fusion = self.GFF[0]
