@@ -21,7 +21,8 @@ COMMANDS = {
     "train": "train a model on a folder of photographs",
     "convert": "turn a checkpoint into a model folder",
     "export": "write a model as ONNX, for programs without PyTorch",
-    "serve": "show pictures in a browser, enlarged as far as you look",
+    "view": "open pictures in the browser, enlarged as far as you look",
+    "serve": "the same as a server, by IIIF for other viewers too",
     "info": "show versions, devices, models and backends",
 }
 

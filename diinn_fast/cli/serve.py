@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import re
-import unicodedata
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from diinn_fast.cli.common import Refused, make_parser
@@ -16,40 +15,11 @@ LOCAL = "127.0.0.1"
 
 EXAMPLE = """\
   diinn-fast serve photo.jpg
-  diinn-fast serve scan.tif map.tif --port 9000 --cors '*'
+  diinn-fast serve scan.tif map.tif --port 9000 --cache tiles --cors '*'
 """
 
 
 def main(arguments: list[str]) -> int:
-    options = parse(arguments)
-    try:
-        import uvicorn
-
-        from diinn_fast.serve import Picture, make_app
-    except ImportError as error:
-        raise Refused(f"{error.name} is missing: pip install 'diinn_fast[serve]'") from None
-    upscaler = Upscaler(options.weights, device=options.device)
-    # Features of all pictures together stay within the bound.
-    features = parse_size(options.max_features) // len(options.pictures)
-    pictures = [
-        Picture(name, path, upscaler.model, device=options.device, max_features=features)
-        for name, path in zip(names(options.pictures), options.pictures, strict=True)
-    ]
-    everywhere = options.host != LOCAL
-    app = make_app(
-        pictures,
-        max_cache=parse_size(options.max_cache),
-        hosts=["*"] if everywhere else [LOCAL, "localhost"],
-        origins=options.cors,
-    )
-    for picture in pictures:
-        print(f"{picture.name}: {picture.width} x {picture.height}")
-    print(f"open http://{options.host}:{options.port}/ in a browser; Ctrl-C ends", flush=True)
-    uvicorn.run(app, host=options.host, port=options.port, log_level="warning", backlog=128)
-    return 0
-
-
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = make_parser(
         "serve",
         "[options] PICTURE [PICTURE ...]",
@@ -57,11 +27,68 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "interpolation; and serve them by IIIF Image API 3.0 to other viewers.",
         EXAMPLE,
     )
+    add_arguments(parser, port=8000)
+    return run(parser.parse_args(arguments), print_address)
+
+
+def run(options: argparse.Namespace, ready: Callable[[str], None]) -> int:
+    """Serve until Ctrl-C; ``ready`` is told the page's address as soon as it can be opened."""
+    try:
+        import uvicorn
+
+        from diinn_fast.serve import DiskCache, Picture, make_app
+        from diinn_fast.serve.gallery import MAX_DROPPED, dropped_view
+    except ImportError as error:
+        raise Refused(f"{error.name} is missing: pip install 'diinn_fast[serve]'") from None
+    upscaler = Upscaler(options.weights, device=options.device)
+    local = options.host == LOCAL
+    # Features of all pictures together stay within the bound.
+    count = len(options.pictures) + (MAX_DROPPED if local else 0)
+    features = parse_size(options.max_features) // count
+    pictures = [
+        Picture(name, upscaler.open(path, max_features=features))
+        for name, path in zip(names(options.pictures), options.pictures, strict=True)
+    ]
+    app = make_app(
+        pictures,
+        max_cache=parse_size(options.max_cache),
+        disk=DiskCache(options.cache, parse_size(options.cache_size)) if options.cache else None,
+        opener=(lambda data: dropped_view(upscaler, data, features)) if local else None,
+        hosts=[LOCAL, "localhost"] if local else ["*"],
+        origins=options.cors,
+    )
+    for picture in pictures:
+        print(f"{picture.name}: {picture.width} x {picture.height}")
+    listening = listen(options.host, options.port)
+    ready(f"http://{options.host}:{listening.getsockname()[1]}/")
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    server.run(sockets=[listening])
+    return 0
+
+
+def print_address(address: str) -> None:
+    print(f"open {address} in a browser; Ctrl-C ends", flush=True)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that takes connections already, so that a browser may be sent there at once."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=128)
+    except OSError as error:
+        raise Refused(
+            f"cannot listen on {host}, port {port} ({error.strerror}): choose another --port"
+        ) from None
+
+
+def add_arguments(parser: argparse.ArgumentParser, port: int) -> None:
+    """The options of `serve` and `view`; ``port`` is the default, 0 a free one."""
     parser.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="what to show")
     parser.add_argument(
         "--host", default=LOCAL, help="address to listen on (default: %(default)s, this machine)"
     )
-    parser.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
+    default = "%(default)s" if port else "a free one"
+    parser.add_argument("--port", type=int, default=port, help=f"(default: {default})")
     parser.add_argument("--weights", help="model: bundled name, folder or file")
     parser.add_argument("--device", help="where to compute: cpu, cuda, mps")
     parser.add_argument(
@@ -75,18 +102,27 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--max-cache", default="256MiB", help="most memory for answers (default: %(default)s)"
     )
     parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="folder in which sharp tiles are kept for the next start (default: none)",
+    )
+    parser.add_argument(
+        "--cache-size", default="1GiB", help="most bytes in that folder (default: %(default)s)"
+    )
+    parser.add_argument(
         "--max-features", default="1GiB", help="most memory for features (default: %(default)s)"
     )
-    return parser.parse_args(arguments)
 
 
 def names(paths: Sequence[Path]) -> list[str]:
     """Names of pictures in URLs: their files', in letters that need no escape, each once."""
+    from diinn_fast.serve.gallery import plain_name
+
     found: list[str] = []
     for path in paths:
-        plain = unicodedata.normalize("NFKD", path.stem).encode("ascii", "ignore").decode()
-        name = re.sub(r"[^A-Za-z0-9_-]+", "-", plain).strip("-") or "picture"
-        first = name
+        first = plain_name(path.stem)
+        name = first
         count = 1
         while name in found:
             count += 1

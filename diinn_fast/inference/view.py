@@ -74,8 +74,10 @@ class View:
 
     @property
     def identity(self) -> str:
-        """Changes when the picture or the weights do."""
-        return f"{self._source.identity} {weights_digest(self._engine.model)}"
+        """Changes when the picture, the weights or the arithmetic do."""
+        engine = self._engine
+        computed = f"{engine.dtype} {engine.device.type} {engine.backend}"
+        return f"{self._source.identity} {weights_digest(engine.model)} {computed}"
 
     def render(self, window: Sequence[int] | None, size: Sequence[int]) -> np.ndarray:
         """Samples ``[rows, columns]`` (grey) or ``[rows, columns, C]`` of a window of the picture
@@ -200,7 +202,8 @@ def _reopened(engine: Any, picture: Any, max_features: int, identity: str) -> Vi
     if view.identity != identity:
         view.close()
         raise UpscaleError(
-            "picture or weights are not those that were opened: give every machine the same files "
-            "under the same paths, with their times (cp -p, rsync -t)"
+            "picture, weights or device are not those that were opened: give every machine the "
+            "same files under the same paths, with their times (cp -p, rsync -t), and name the "
+            "device"
         )
     return view

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Sequence
@@ -14,6 +15,7 @@ from importlib.resources import files
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -23,12 +25,18 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from diinn_fast import __version__
+from diinn_fast.errors import Error
 from diinn_fast.serve import iiif
+from diinn_fast.serve.disk import DiskCache
+from diinn_fast.serve.gallery import MAX_FILE, Gallery, Opener, too_large
 from diinn_fast.serve.picture import MAX_SCALE, Picture
 from diinn_fast.serve.tiles import BusyError, GoneError, Tiles, encode, is_quick
 
 MAX_AREA = 1 << 22
 """Most pixels of one answer."""
+
+TAKING_SECONDS = 60
+"""Longest time that a dropped file may take to arrive and be decoded."""
 
 PAGE = {
     "": ("index.html", "text/html; charset=utf-8"),
@@ -53,6 +61,8 @@ def make_app(
     pictures: Sequence[Picture],
     *,
     max_cache: int = 256 << 20,
+    disk: DiskCache | None = None,
+    opener: Opener | None = None,
     hosts: Sequence[str] = ("127.0.0.1", "localhost"),
     origins: Sequence[str] = (),
 ) -> Starlette:
@@ -60,12 +70,14 @@ def make_app(
 
     Args:
         pictures: what is served, under their names; nothing else can be asked for.
-        max_cache: most bytes of encoded answers to keep.
+        max_cache: most bytes of encoded answers to keep in memory.
+        disk: where those of the network are kept, too.
+        opener: makes the view of a file dropped onto the page; None: no file is taken.
         hosts: names under which the server may be addressed; a page of another site that has its
             own name resolved to this machine is refused. ``["*"]`` for all.
         origins: sites whose pages may read the answers (CORS). ``["*"]`` for all.
     """
-    server = _Server(pictures, max_cache)
+    server = _Server(Gallery(pictures, opener), Tiles(max_cache, disk))
     middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)]
     if origins:
         exposed = ["ETag", "Link"]
@@ -76,11 +88,11 @@ def make_app(
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
-        for picture in pictures:
-            picture.close()
+        server.gallery.close()
 
     routes = [
         Route("/pictures.json", server.pictures),
+        Route("/pictures", server.drop, methods=["POST"]),
         Route("/iiif/{id}", server.redirect),
         Route("/iiif/{id}/info.json", server.info),
         Route("/iiif/{id}/{region}/{size}/{rotation}/{quality_format}", server.image),
@@ -94,14 +106,15 @@ def make_app(
 class _Server:
     """The handlers."""
 
-    def __init__(self, pictures: Sequence[Picture], max_cache: int) -> None:
-        self._pictures = {picture.name: picture for picture in pictures}
-        self.tiles = Tiles(max_cache)
+    def __init__(self, gallery: Gallery, tiles: Tiles) -> None:
+        self.gallery = gallery
+        self.tiles = tiles
+        self._taking = asyncio.Lock()
 
     def page(self, name: str, kind: str) -> Any:
         """A handler that answers with one file of the page."""
         body = (files("diinn_fast.serve") / "page" / name).read_bytes()
-        tag = _tag(body.hex())
+        tag = f'"{_digest(body.hex())}"'
 
         async def answer(request: Request) -> Response:
             headers = {**SAFE, "ETag": tag, "Cache-Control": "no-cache"}
@@ -113,12 +126,35 @@ class _Server:
 
     async def pictures(self, request: Request) -> Response:
         """What there is to see, for the page."""
-        found = [
-            {"name": picture.name, "width": picture.width, "height": picture.height}
-            for picture in self._pictures.values()
-        ]
-        body = {"pictures": found, "zoom": MAX_SCALE, "tile": iiif.TILE, "maxArea": MAX_AREA}
+        body = {
+            "pictures": [_facts(picture) for picture in self.gallery],
+            "zoom": MAX_SCALE,
+            "tile": iiif.TILE,
+            "maxArea": MAX_AREA,
+            "drops": self.gallery.opener is not None,
+        }
         return _json(body, "application/json")
+
+    async def drop(self, request: Request) -> Response:
+        """Take a picture that was dropped onto the page: the request's body is its file."""
+        opener = self.gallery.opener
+        if opener is None:
+            raise HTTPException(403, "this server takes no pictures")
+        # A page of another site may send what it likes, but not without naming itself.
+        origin = request.headers.get("origin")
+        if origin is not None and origin != str(request.base_url).rstrip("/"):
+            raise HTTPException(403, "only this server's own page may send pictures")
+        # One at a time, so that their memory is bounded.
+        try:
+            async with asyncio.timeout(TAKING_SECONDS), self._taking:
+                data = await _body(request)
+                view = await run_in_threadpool(opener, data)
+        except TimeoutError:
+            raise HTTPException(408, "the file did not arrive in time") from None
+        except Error as error:
+            raise HTTPException(415, str(error)) from None
+        picture = self.gallery.drop(request.query_params.get("title", ""), view)
+        return _json(_facts(picture), "application/json")
 
     async def redirect(self, request: Request) -> Response:
         self._service(request)
@@ -141,8 +177,8 @@ class _Server:
         except iiif.BadRequestError as error:
             raise HTTPException(400, str(error)) from None
         path = wanted.path(service)
-        key = f"{picture.name}@{zoom}/{path}"
-        tag = _tag(f"{__version__} {picture.identity} {key}")
+        key = _digest(f"{__version__} {picture.identity} @{zoom}/{path}")
+        tag = f'"{key}"'
         links = f'<{iiif.PROFILE}>;rel="profile", <{_url(request)}/{path}>;rel="canonical"'
         headers = {"Link": links, "ETag": tag, "Cache-Control": "private, max-age=3600"}
         if tag in request.headers.get("if-none-match", ""):
@@ -164,7 +200,7 @@ class _Server:
     def _service(self, request: Request) -> tuple[Picture, int, iiif.Service]:
         """Picture, enlargement of the grid, and grid of the service that a URL names."""
         name, at, zoom = request.path_params["id"].partition("@")
-        picture = self._pictures.get(name)
+        picture = self.gallery.find(name)
         if picture is None or (at and zoom != str(MAX_SCALE)):
             raise HTTPException(404, "no such picture")
         factor = MAX_SCALE if at else 1
@@ -181,5 +217,19 @@ def _json(body: dict[str, Any], kind: str) -> Response:
     return Response(json.dumps(body, indent=1), headers={"Content-Type": kind})
 
 
-def _tag(text: str) -> str:
-    return f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'
+def _facts(picture: Picture) -> dict[str, Any]:
+    return {"name": picture.name, "width": picture.width, "height": picture.height}
+
+
+async def _body(request: Request) -> bytes:
+    """The body of a request, refused as soon as it is too long."""
+    data = bytearray()
+    async for part in request.stream():
+        data += part
+        if len(data) > MAX_FILE:
+            raise HTTPException(413, too_large())
+    return bytes(data)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

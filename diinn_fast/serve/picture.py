@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 
-import diinn_fast
 from diinn_fast.geometry import Window
-from diinn_fast.inference.bicubic import bicubic_range, resize_bicubic
-from diinn_fast.inference.sources import open_source
+from diinn_fast.inference import View
 
 MAX_SCALE = 64
 """Most enlargement of a picture."""
-
-BAND = 1 << 24
-"""Most LR pixels that bicubic reads at once, so that a reduction of a large picture stays small."""
 
 
 class Cut(NamedTuple):
@@ -29,62 +22,38 @@ class Cut(NamedTuple):
 
 
 class Picture:
-    """A picture and a model, for many clients at once.
+    """A view under a name, in 8 bits; for many clients at once.
 
     Args:
         name: its identifier in URLs.
-        image: as of `diinn_fast.open`, like the rest.
-        model: the network.
-        options: further arguments of `diinn_fast.open`.
+        view: the picture and a model.
 
     Attributes:
         height, width: of the LR picture.
         icc: its colour profile, which answers carry too.
-        identity: changes when the picture does.
+        identity: changes when the picture or the model does.
     """
 
-    def __init__(self, name: str, image: Any, model: Any = None, **options: Any) -> None:
+    def __init__(self, name: str, view: View) -> None:
         self.name = name
-        self._view = diinn_fast.open(image, model, **options)
-        self._source = open_source(image)
-        self._lock = threading.Lock()
-        self.height, self.width = self._view.shape
-        self.icc = self._source.icc
-        self.identity = self._source.identity
+        self._view = view
+        self.height, self.width = view.shape
+        self.icc = view.icc
+        self.identity = view.identity
 
     def sharp(self, cut: Cut) -> np.ndarray:
-        """8-bit samples [rows, columns] or [rows, columns, C] by the network: those of the whole.
-
-        A view keeps features of what was seen before, so one thread at a time has it.
+        """8-bit samples [rows, columns] or [rows, columns, C] by the network: those of the
+        whole.
         """
-        with self._lock:
-            samples = self._view.render(cut.window, cut.size)
-        return _bytes(samples)
+        return _bytes(self._view.render(cut.window, cut.size))
 
     def bicubic(self, cut: Cut) -> np.ndarray:
         """The same by bicubic interpolation, antialiased where the picture gets smaller."""
-        window = cut.window
-        lr = (self.height, self.width)
-        # Bands of rows, each of which needs no more of the picture than BAND pixels.
-        needed = bicubic_range(window, lr, cut.size)
-        pixels = (needed.y1 - needed.y0) * (needed.x1 - needed.x0)
-        rows = max(1, (window.y1 - window.y0) * BAND // max(BAND, pixels))
-        bands = []
-        for y in range(window.y0, window.y1, rows):
-            band = Window(y, min(y + rows, window.y1), window.x0, window.x1)
-            i0, i1, j0, j1 = bicubic_range(band, lr, cut.size)
-            rgb, alpha = self._source.read(i0, i1, j0, j1)
-            planes = rgb[:1] if self._source.grey else rgb
-            if alpha is not None:
-                planes = torch.cat([planes, alpha])
-            bands.append(resize_bicubic(planes, cut.size, band, (lr, (i0, j0))))
-        samples = torch.cat(bands, 1).permute(1, 2, 0).numpy()
-        return _bytes(samples[..., 0] if samples.shape[2] == 1 else samples)
+        return _bytes(self._view.bicubic(cut.window, cut.size))
 
     def close(self) -> None:
         """Release the file and the features."""
         self._view.close()
-        self._source.close()
 
 
 def locate(

@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 from starlette.concurrency import run_in_threadpool
 
+from diinn_fast.serve.disk import DiskCache
 from diinn_fast.serve.iiif import ImageRequest
 from diinn_fast.serve.picture import Picture, locate
 
@@ -41,10 +42,12 @@ class Tiles:
 
     Args:
         max_bytes: most bytes of answers to keep; the least recently used make room.
+        disk: where those of the network are kept, too.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, disk: DiskCache | None = None) -> None:
         self._most = max_bytes
+        self._disk = disk
         self._kept: OrderedDict[str, bytes] = OrderedDict()
         self._bytes = 0
         self._waiting = 0
@@ -63,6 +66,10 @@ class Tiles:
         """
         if (found := self._find(key)) is not None:
             return found
+        disk = None if quick else self._disk
+        if disk and (kept := await run_in_threadpool(disk.get, key)) is not None:
+            self._keep(key, kept)
+            return kept
         if self._waiting >= MAX_WAITING:
             raise BusyError
         self._waiting += 1
@@ -73,10 +80,12 @@ class Tiles:
                 if await gone():
                     raise GoneError
                 body = await run_in_threadpool(make)
+                self.made += 1
+                self._keep(key, body)
         finally:
             self._waiting -= 1
-        self.made += 1
-        self._keep(key, body)
+        if disk:
+            await run_in_threadpool(disk.put, key, body)
         return body
 
     def _find(self, key: str) -> bytes | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import queue
+import socket
+import webbrowser
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -16,28 +19,81 @@ from diinn_fast.cli.serve import names
 from tests.helpers.known_models import random_model, save
 
 
+class Started(NamedTuple):
+    app: Any
+    host: str
+    port: int
+
+
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
-    """Applications and options that would have been run."""
-    found: list[tuple[Any, dict[str, Any]]] = []
-    monkeypatch.setattr(uvicorn, "run", lambda app, **options: found.append((app, options)))
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Started]:
+    """Servers that would have been run."""
+    found: list[Started] = []
+
+    def run(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        (listening,) = sockets
+        found.append(Started(server.config.app, *listening.getsockname()))
+        listening.close()
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
     return found
 
 
-def test_pictures_are_served_on_this_machine_only(
-    started: list[tuple[Any, dict[str, Any]]],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    """A picture, and the option that names a model."""
     picture = tmp_path / "my leaf.png"
     PIL.Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(picture)
-    weights = save(random_model(), tmp_path / "weights")
-    assert main(["serve", str(picture), "--weights", str(weights), "--port", "9123"]) == 0
-    app, options = started[0]
-    assert (options["host"], options["port"]) == ("127.0.0.1", 9123)
-    assert "http://127.0.0.1:9123/" in capsys.readouterr().out
-    with TestClient(app, base_url="http://localhost:9123") as client:
+    return [str(picture), "--weights", str(save(random_model(), tmp_path / "weights"))]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+def test_pictures_are_served_on_this_machine_only(
+    started: list[Started], files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = free_port()
+    assert main(["serve", *files, "--port", str(port)]) == 0
+    assert (started[0].host, started[0].port) == ("127.0.0.1", port)
+    assert f"http://127.0.0.1:{port}/" in capsys.readouterr().out
+    with TestClient(started[0].app, base_url="http://localhost:9123") as client:
         assert client.get("/iiif/my-leaf/info.json").json()["width"] == 8
+        assert client.get("/pictures.json").json()["drops"]
+
+
+def test_only_this_machine_may_drop_pictures(started: list[Started], files: list[str]) -> None:
+    assert main(["serve", *files, "--host", "0.0.0.0", "--port", "0"]) == 0
+    with TestClient(started[0].app) as client:
+        assert not client.get("/pictures.json").json()["drops"]
+
+
+def test_tiles_are_kept_in_a_folder(
+    started: list[Started], files: list[str], tmp_path: Path
+) -> None:
+    assert main(["serve", *files, "--port", "0", "--cache", str(tmp_path / "tiles")]) == 0
+    with TestClient(started[0].app, base_url="http://localhost") as client:
+        assert client.get("/iiif/my-leaf/full/^16,12/0/default.png").status_code == 200
+    assert len(list((tmp_path / "tiles").glob("*.tile"))) == 1
+
+
+def test_view_opens_the_browser_where_it_listens(
+    started: list[Started], files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: queue.Queue[str] = queue.Queue()
+    monkeypatch.setattr(webbrowser, "open", opened.put)
+    assert main(["view", *files]) == 0
+    assert opened.get(timeout=60) == f"http://127.0.0.1:{started[0].port}/"
+
+
+def test_a_port_that_is_taken_is_refused(
+    files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["serve", *files, "--port", str(taken.getsockname()[1])]) == 2
+    assert "choose another --port" in capsys.readouterr().err
 
 
 def test_names_are_plain_and_each_there_once() -> None:

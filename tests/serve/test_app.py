@@ -46,7 +46,7 @@ def folder(samples: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def client(folder: Path, model: DIINN) -> Iterator[TestClient]:
-    picture = Picture("leaf", folder / "leaf.png", model, device="cpu")
+    picture = Picture("leaf", diinn_fast.open(folder / "leaf.png", model, device="cpu"))
     app = make_app([picture], hosts=["testserver"], origins=["*"])
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
@@ -121,7 +121,9 @@ def test_qualities_and_formats(client: TestClient) -> None:
 def test_grey_and_transparent_pictures(channels: int, model: DIINN, tmp_path: Path) -> None:
     samples = np.random.default_rng(1).integers(0, 256, (6, 8, channels), np.uint8)
     PIL.Image.fromarray(samples.squeeze()).save(tmp_path / "in.png")
-    app = make_app([Picture("in", tmp_path / "in.png", model)], hosts=["testserver"])
+    app = make_app(
+        [Picture("in", diinn_fast.open(tmp_path / "in.png", model))], hosts=["testserver"]
+    )
     with TestClient(app) as client:
         shape = (12, 16) if channels == 1 else (12, 16, channels)
         assert pixels(client, "in/full/^16,12/0/default.png").shape == shape
@@ -154,6 +156,15 @@ def test_an_unchanged_answer_is_not_sent_again(client: TestClient) -> None:
     assert 'rel="canonical"' in first.headers["link"]
 
 
+def test_other_weights_give_other_tags(
+    client: TestClient, folder: Path, samples: np.ndarray
+) -> None:
+    other = Picture("leaf", diinn_fast.open(folder / "leaf.png", random_model(mode=4)))
+    with TestClient(make_app([other], hosts=["testserver"])) as changed:
+        path = "/iiif/leaf/full/max/0/default.png"
+        assert changed.get(path).headers["etag"] != client.get(path).headers["etag"]
+
+
 def test_the_page_and_its_parts(client: TestClient) -> None:
     for path in ("/", "/page.js", "/page.css", "/openseadragon.js", "/openseadragon-license.txt"):
         answer = client.get(path)
@@ -165,7 +176,7 @@ def test_the_page_and_its_parts(client: TestClient) -> None:
 
 
 def test_other_sites_may_read_only_where_they_are_named(folder: Path, model: DIINN) -> None:
-    app = make_app([Picture("leaf", folder / "leaf.png", model)])
+    app = make_app([Picture("leaf", diinn_fast.open(folder / "leaf.png", model))])
     with TestClient(app, base_url="http://127.0.0.1:8000") as client:
         answer = client.get("/iiif/leaf/info.json", headers={"Origin": "http://example.org"})
         assert "access-control-allow-origin" not in answer.headers

@@ -125,7 +125,8 @@ function describe() {
   $("download").download = `${shown.name}-x${now.toFixed(1)}.png`;
 }
 
-// The visible part by the network, at the screen's scale or the most that one answer may have.
+// The visible part by the network, as wide as wanted, at most what one answer may have; by default
+// at the screen's scale.
 function viewUrl(now) {
   const width = shown.width * shown.zoom;
   const height = shown.height * shown.zoom;
@@ -134,7 +135,8 @@ function viewUrl(now) {
   const top = Math.round(Math.min(Math.max(seen.y, 0), height - 1));
   const w = Math.max(1, Math.round(Math.min(seen.x + seen.width, width)) - left);
   const h = Math.max(1, Math.round(Math.min(seen.y + seen.height, height)) - top);
-  const fits = Math.min(1, now / shown.zoom, Math.sqrt(shown.maxArea / (w * h)));
+  const wanted = Number($("width").querySelector("input").value) / w || now / shown.zoom;
+  const fits = Math.min(1, wanted, Math.sqrt(shown.maxArea / (w * h)));
   const size = `${Math.max(1, Math.floor(w * fits))},${Math.max(1, Math.floor(h * fits))}`;
   return `iiif/${shown.name}@${shown.zoom}/${left},${top},${w},${h}/${size}/0/default.png`;
 }
@@ -168,19 +170,61 @@ $("link").onclick = async () => {
   $("state").textContent = "link copied";
 };
 
+let all = null; // pictures.json: what there is to see, and the limits
+
+function find(name) {
+  return all.pictures.find((picture) => picture.name === name);
+}
+
+function follow() {
+  const { name, view } = linked();
+  if (find(name) && view) show(find(name), all, view);
+}
+
 async function start() {
-  const all = await (await fetch("pictures.json")).json();
-  const names = all.pictures.map((picture) => picture.name);
-  $("picture").append(...names.map((name) => new Option(name)));
-  $("picture").onchange = () => show(all.pictures[names.indexOf($("picture").value)], all);
+  all = await (await fetch("pictures.json")).json();
+  $("picture").append(...all.pictures.map((picture) => new Option(picture.name)));
+  $("picture").onchange = () => show(find($("picture").value), all);
+  $("open").hidden = $("drops").hidden = !all.drops;
   const { name, view } = linked();
   if (view) split = Math.min(1, Math.max(0, view[3]));
-  await show(all.pictures[Math.max(0, names.indexOf(name))], all, view);
-  const follow = () => {
-    const { name: next, view: place } = linked();
-    if (names.includes(next) && place) show(all.pictures[names.indexOf(next)], all, place);
-  };
+  await show(find(name) || all.pictures[0], all, find(name) && view);
   window.addEventListener("hashchange", follow);
 }
+
+// -- a picture of one's own -----------------------------------------------------------------------
+
+async function take(file) {
+  if (!all?.drops || !file) return;
+  $("state").textContent = "reading \u2026";
+  const title = file.name.replace(/\.[^.]*$/, "");
+  const answer = await fetch(`pictures?title=${encodeURIComponent(title)}`,
+    { method: "POST", headers: { "Content-Type": "application/octet-stream" }, body: file });
+  if (!answer.ok) {
+    $("state").textContent = await answer.text();
+    return;
+  }
+  const picture = await answer.json();
+  all.pictures.push(picture);
+  $("picture").append(new Option(picture.name));
+  await show(picture, all);
+  remember();
+}
+
+window.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  document.body.classList.toggle("dropping", Boolean(all?.drops));
+});
+window.addEventListener("dragleave", () => document.body.classList.remove("dropping"));
+window.addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("dropping");
+  take(event.dataTransfer.files[0]);
+});
+$("open").querySelector("input").onchange = (event) => take(event.target.files[0]);
+$("open").onkeydown = (event) => {
+  if (event.key === "Enter") $("open").querySelector("input").click();
+};
+$("width").oninput = describe;
 
 start().catch((error) => { $("state").textContent = `cannot show: ${error.message}`; });

@@ -1,0 +1,82 @@
+"""Answers kept as files, from one start of the server to the next."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+from collections import OrderedDict
+from contextlib import suppress
+from pathlib import Path
+
+from diinn_fast.files import atomic_file, explain
+
+log = logging.getLogger("diinn_fast")
+
+_NAME = re.compile(r"[0-9a-f]{32}\.tile")
+
+
+class DiskCache:
+    """Files of one folder within a bound; the least recently used make room. For any thread.
+
+    Only files of its own kind of name are ever counted or removed. A folder that cannot be written
+    is a warning: the server goes on without it.
+
+    Args:
+        folder: made if it is not there, readable by its owner alone; for one server at a time.
+        max_bytes: most bytes of all files together.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder = folder
+        self._most = max_bytes
+        self._lock = threading.Lock()
+        self._sizes: OrderedDict[str, int] = OrderedDict()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with os.scandir(folder) as entries:
+            found = [(e.stat(), e.name) for e in entries if _NAME.fullmatch(e.name) and e.is_file()]
+        for status, name in sorted(found, key=lambda entry: entry[0].st_mtime_ns):
+            self._sizes[name] = status.st_size
+        self._bytes = sum(self._sizes.values())
+        self._trim()
+
+    def get(self, key: str) -> bytes | None:
+        """What was put under a key of 32 hexadecimal digits, or None."""
+        name = f"{key}.tile"
+        with self._lock:
+            if name not in self._sizes:
+                return None
+            self._sizes.move_to_end(name)
+        path = self._folder / name
+        try:
+            body = path.read_bytes()
+            os.utime(path)  # so that the next start knows the order
+        except OSError:  # somebody has removed it
+            with self._lock:
+                self._bytes -= self._sizes.pop(name, 0)
+            return None
+        return body
+
+    def put(self, key: str, body: bytes) -> None:
+        """Keep an answer."""
+        if len(body) > self._most:
+            return
+        path = self._folder / f"{key}.tile"
+        try:
+            with atomic_file(path, overwrite=True) as file:
+                file.write(body)
+        except OSError as error:
+            log.warning("tiles are not kept: %s", explain(path, error))
+            return
+        with self._lock:
+            self._bytes += len(body) - self._sizes.pop(path.name, 0)
+            self._sizes[path.name] = len(body)
+            self._trim()
+
+    def _trim(self) -> None:
+        while self._bytes > self._most:
+            name, size = self._sizes.popitem(last=False)
+            self._bytes -= size
+            with suppress(OSError):
+                (self._folder / name).unlink()
