@@ -13,6 +13,7 @@ import traceback
 
 from diinn_fast import __version__
 from diinn_fast.cli.common import Refused
+from diinn_fast.cli.streams import unbreakable_streams
 from diinn_fast.errors import DivergedError, Error, UnfinishedError
 
 COMMANDS = {
@@ -44,7 +45,11 @@ example:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command (by default that of ``sys.argv``) and return its exit code."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    with unbreakable_streams():
+        return _run(sys.argv[1:] if arguments is None else list(arguments))
+
+
+def _run(arguments: list[str]) -> int:
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
         print(HELP, end="")

@@ -73,7 +73,7 @@ def opened(file: File) -> Iterator[tuple[str, BinaryIO]]:
     elif isinstance(file, (str, os.PathLike)):
         path = Path(file)
         with open_picture(path) as stream:
-            yield str(path), stream
+            yield str(path), stream if stream.seekable() else BytesIO(stream.read())
     else:
         name = getattr(file, "name", None)
         binary = cast(BinaryIO, file)

@@ -24,11 +24,14 @@ class TargetSize(TypedDict, total=False):
         scale: factor, one number or one per axis (y, x). Any positive number.
         size: exact output (height, width).
         long_side: longer side of the output in pixels, keeping the aspect ratio.
+        width, height: of the output in pixels; one alone keeps the aspect ratio.
     """
 
     scale: float | Sequence[float] | None
     size: Sequence[int] | None
     long_side: int | None
+    width: int | None
+    height: int | None
 
 
 def target_size(
@@ -37,53 +40,83 @@ def target_size(
     scale: float | Sequence[float] | None = None,
     size: Sequence[int] | None = None,
     long_side: int | None = None,
+    width: int | None = None,
+    height: int | None = None,
 ) -> tuple[int, int]:
-    """Output size (height, width) of an LR size (height, width), by at most one of the three; x4
-    without any.
+    """Output size (height, width) of an LR size (height, width), by at most one of the choices of
+    `TargetSize`; x4 without any.
 
-    ``scale`` is one number or one per axis (y, x): ``max(1, floor(s * n + 0.5))``; ``long_side``
-    keeps the aspect. Raises UpscaleError.
+    ``scale`` is one number or one per axis (y, x): ``max(1, floor(s * n + 0.5))``; what keeps the
+    aspect rounds the other side half up. Raises UpscaleError.
     """
-    if sum(v is not None for v in (scale, size, long_side)) > 1:
-        raise UpscaleError("give only one of scale, size and long side")
-    height, width = lr
+    sides = (height, width) if width is not None or height is not None else None
+    if sum(choice is not None for choice in (scale, size, long_side, sides)) > 1:
+        raise UpscaleError("give only one of scale, size, long side, and width or height")
     try:
         if long_side is not None:
-            wanted = operator.index(long_side)
-            longest = max(height, width)
-            height = max(1, (2 * height * wanted + longest) // (2 * longest))
-            width = max(1, (2 * width * wanted + longest) // (2 * longest))
-            if wanted < 1:
-                height = wanted
-                width = wanted
-        elif size is not None:
-            height, width = (operator.index(n) for n in size)
+            hr = _keeping_aspect(lr, 0 if lr[0] >= lr[1] else 1, operator.index(long_side))
+        elif sides is not None and None in sides:
+            axis = 0 if width is None else 1
+            hr = _keeping_aspect(lr, axis, operator.index(sides[axis]))  # type: ignore[arg-type]
+        elif size is not None or sides is not None:
+            rows, columns = (operator.index(n) for n in size or sides)  # type: ignore
+            hr = rows, columns
         else:
-            wanted_scale: Any = DEFAULT_SCALE if scale is None else scale
-            scales = (
-                float(wanted_scale)
-                if isinstance(wanted_scale, numbers.Real)
-                else tuple(wanted_scale)
+            wanted: Any = DEFAULT_SCALE if scale is None else scale
+            hr = size_for_scale(
+                (lr[0], lr[1]), float(wanted) if isinstance(wanted, numbers.Real) else tuple(wanted)
             )
-            height, width = size_for_scale((height, width), scales)
     except OverflowError:
         raise UpscaleError(f"scale {scale} is too large") from None
     except (TypeError, ValueError):
-        raise UpscaleError(_misfit(scale, size, long_side)) from None
-    if not (1 <= height <= MAX_LENGTH and 1 <= width <= MAX_LENGTH):
+        raise UpscaleError(_misfit(scale, size, long_side, sides)) from None
+    if not (1 <= hr[0] <= MAX_LENGTH and 1 <= hr[1] <= MAX_LENGTH):
         raise UpscaleError(
-            f"an output of {width}x{height} pixels cannot be made: each side must be 1 to "
+            f"an output of {hr[1]}x{hr[0]} pixels cannot be made: each side must be 1 to "
             f"{MAX_LENGTH}"
         )
-    return height, width
+    return hr
 
 
-def _misfit(scale: Any, size: Any, long_side: Any) -> str:
+def _keeping_aspect(lr: Sequence[int], axis: int, length: int) -> tuple[int, int]:
+    """(height, width) of which the one along ``axis`` is given; itself if it is no length."""
+    if length < 1:
+        return length, length
+    other = max(1, (2 * lr[1 - axis] * length + lr[axis]) // (2 * lr[axis]))
+    return (length, other) if axis == 0 else (other, length)
+
+
+def _misfit(scale: Any, size: Any, long_side: Any, sides: Any) -> str:
     if long_side is not None:
         return f"long side must be a whole number of pixels, got {long_side}"
+    if sides is not None:
+        given = ", ".join(str(n) for n in sides if n is not None)
+        return f"width and height must be whole numbers of pixels, got {given}"
     if size is not None:
         return f"size must be two whole numbers, height and width, got {size}"
     return f"scale must be one or two positive finite numbers, got {scale}"
+
+
+def warn_of_aspect(lr: tuple[int, int], hr: tuple[int, int], target: TargetSize) -> None:
+    """Say that a size asked for in pixels stretches the picture, by more than rounding."""
+    both = target.get("width") is not None and target.get("height") is not None
+    if target.get("size") is None and not both:
+        return
+    # The factors along both axes that rounding of either size leaves possible.
+    (low_y, high_y), (low_x, high_x) = (
+        ((out - 0.5) / (n + 0.5), (out + 0.5) / (n - 0.5)) for out, n in zip(hr, lr, strict=True)
+    )
+    if high_y < low_x or high_x < low_y:
+        log.warning(
+            "the output of %dx%d has another aspect than the picture of %dx%d, which is stretched "
+            "x%.3g across and x%.3g down: give the width or the height alone to keep it",
+            hr[1],
+            hr[0],
+            lr[1],
+            lr[0],
+            hr[1] / lr[1],
+            hr[0] / lr[0],
+        )
 
 
 def warn_of_scale(

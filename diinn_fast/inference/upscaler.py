@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from diinn_fast.formats import Image
 from diinn_fast.geometry import Window
@@ -20,8 +19,9 @@ from diinn_fast.inference.engine import Engine, EngineOptions, store, to_unit
 from diinn_fast.inference.kinds import as_request
 from diinn_fast.inference.memory import check_memory, parse_size
 from diinn_fast.inference.neutral import is_neutral
+from diinn_fast.inference.progress import Bar, Progress, make_bar
 from diinn_fast.inference.reduced import needs_network, reduce_planes, reduced_size
-from diinn_fast.inference.sizes import TargetSize, target_size, warn_of_scale
+from diinn_fast.inference.sizes import TargetSize, target_size, warn_of_aspect, warn_of_scale
 from diinn_fast.inference.sources import open_source
 from diinn_fast.inference.view import View
 from diinn_fast.model import DIINN
@@ -48,7 +48,9 @@ class Upscaler(Engine):
     windows of it. Afterwards ``used_backend`` names the backend that decoded.
     """
 
-    def __call__(self, image: Any, *, progress: bool = False, **target: Unpack[TargetSize]) -> Any:
+    def __call__(
+        self, image: Any, *, progress: Progress = False, **target: Unpack[TargetSize]
+    ) -> Any:
         """The picture at another size, as the same kind as it was given (a path gives an
         `Image`).
 
@@ -56,8 +58,8 @@ class Upscaler(Engine):
             image: a path; an `Image`; a PIL image; an array [h, w], [h, w, 3] or [h, w, 4]
                 of uint8, uint16 or float in [0, 1]; a float tensor [3, h, w] or [B, 3, h, w] in
                 [0, 1].
-            progress: show a bar on stderr.
-            target: scale, size or long_side, as of `TargetSize`.
+            progress: show a bar on stderr; or a function, see `Progress`.
+            target: how large, as of `TargetSize`.
 
         Alpha is resized bicubically, and colour is bled under transparent pixels before the network
         sees them. Grey stays grey, and so do pictures whose three channels are equal everywhere. An
@@ -74,6 +76,7 @@ class Upscaler(Engine):
         hr = target_size(lr, **target)
         self.check(lr, hr, request.images, request.dtype)
         warn_of_scale(lr, hr, self.model.trained_scales)
+        warn_of_aspect(lr, hr, target)
         return request.finish(
             [self._upscale(picture, hr, request.dtype, progress) for picture in request.images]
         )
@@ -89,7 +92,7 @@ class Upscaler(Engine):
         overwrite: bool = False,
         pyramid: bool = False,
         compress: bool = True,
-        progress: bool = False,
+        progress: Progress = False,
         **target: Unpack[TargetSize],
     ) -> Path:
         """Upscale a picture of any kind and size into a file; returns its path.
@@ -107,8 +110,8 @@ class Upscaler(Engine):
             pyramid: TIFF: add copies of half, a quarter, ... of the size (OME-Zarr always has
                 them).
             compress: TIFF and Zarr: compress without loss; False is faster and larger.
-            progress: show a bar on stderr.
-            target: scale, size or long_side, as of `TargetSize`.
+            progress: show a bar on stderr; or a function, see `Progress`.
+            target: how large, as of `TargetSize`.
 
         Started by ``torchrun``, processes share the tiles.
 
@@ -157,7 +160,7 @@ class Upscaler(Engine):
         check_memory(self.model.encoder, decoder.in_channels, small, bytes_out, self.device, item)
 
     def bands(
-        self, rgb: Tensor, hr: tuple[int, int], rows: int | None = None, bar: tqdm | None = None
+        self, rgb: Tensor, hr: tuple[int, int], rows: int | None = None, bar: Bar | None = None
     ) -> Iterator[tuple[int, Tensor]]:
         """The output of an LR picture ``[3, h, w]`` in [0, 1] from top to bottom: (first row,
         ``[3, n, W]``).
@@ -173,7 +176,7 @@ class Upscaler(Engine):
 
     @torch.inference_mode()
     def _decode(
-        self, rgb: Tensor, hr: tuple[int, int], rows: int | None, bar: tqdm | None
+        self, rgb: Tensor, hr: tuple[int, int], rows: int | None, bar: Bar | None
     ) -> Iterator[tuple[int, Tensor]]:
         """Bands of the network's raw output, in [-1, 1] or slightly beyond."""
         height, width = hr
@@ -188,7 +191,7 @@ class Upscaler(Engine):
 
     @torch.inference_mode()
     def _ensemble(
-        self, rgb: Tensor, hr: tuple[int, int], bar: tqdm | None
+        self, rgb: Tensor, hr: tuple[int, int], bar: Bar | None
     ) -> Iterator[tuple[int, Tensor]]:
         """The mean over the 8 symmetries of the square, of the raw outputs turned back, as one
         band.
@@ -207,7 +210,7 @@ class Upscaler(Engine):
         yield 0, total.div_(8)
 
     def _upscale(
-        self, picture: Image, hr: tuple[int, int], dtype: torch.dtype, progress: bool
+        self, picture: Image, hr: tuple[int, int], dtype: torch.dtype, progress: Progress
     ) -> Tensor:
         """Planes ``[C, H, W]`` of dtype, on the CPU; colour (or grey), then alpha."""
         rgb = picture.rgb
@@ -225,15 +228,7 @@ class Upscaler(Engine):
         if not needs_network(lr, hr):
             store(out[:colours], rgb[:colours])
             return out
-        bar = tqdm(
-            total=hr[0] * hr[1] * (8 if self.self_ensemble else 1),
-            unit="px",
-            unit_scale=True,
-            delay=1,
-            leave=False,
-            disable=not progress,
-        )
-        with bar:
+        with make_bar(progress, hr[0] * hr[1] * (8 if self.self_ensemble else 1)) as bar:
             for y, band in self.bands(rgb, hr, bar=bar):
                 band = band.mean(0, keepdim=True) if neutral else band
                 store(out[:colours, y : y + band.shape[1]], band)
@@ -252,22 +247,25 @@ def upscale(
     image: Any,
     *,
     model: Model = None,
-    progress: bool = False,
-    scale: float | Sequence[float] | None = None,
-    size: Sequence[int] | None = None,
-    long_side: int | None = None,
-    **options: Unpack[EngineOptions],
+    progress: Progress = False,
+    device: str | torch.device | None = None,
+    precision: str | None = None,
+    backend: str | None = None,
+    self_ensemble: bool = False,
+    **target: Unpack[TargetSize],
 ) -> Any:
-    """The picture at another size: ``Upscaler(model, **options)(image, ...)``.
+    """The picture at another size: ``Upscaler(model, ...)(image, **target)``.
 
-    ``model`` and ``options`` (device, precision, backend, self_ensemble) are those of `Upscaler`,
+    ``model``, ``device``, ``precision``, ``backend`` and ``self_ensemble`` are those of `Upscaler`,
     the others those of its call. A tensor on a GPU is upscaled there unless a device is given.
     """
     on_gpu = isinstance(image, Tensor) and image.is_cuda
-    if on_gpu and options.get("device") is None and not isinstance(model, DIINN):
-        options["device"] = image.device
-    upscaler = Upscaler(model, **options)
-    return upscaler(image, progress=progress, scale=scale, size=size, long_side=long_side)
+    if on_gpu and device is None and not isinstance(model, DIINN):
+        device = image.device
+    upscaler = Upscaler(
+        model, device=device, precision=precision, backend=backend, self_ensemble=self_ensemble
+    )
+    return upscaler(image, progress=progress, **target)
 
 
 class RenderOptions(TargetSize, total=False):
@@ -279,7 +277,7 @@ class RenderOptions(TargetSize, total=False):
     overwrite: bool
     pyramid: bool
     compress: bool
-    progress: bool
+    progress: Progress
 
 
 def render(
@@ -294,8 +292,7 @@ def render(
 ) -> Path:
     """Upscale into a file of any size: ``Upscaler(model, ...).render(picture, out, **options)``.
 
-    ``model``, ``device``, ``precision`` and ``backend`` are those of `Upscaler`, the others
-    (scale, size, long_side, max_memory, halo, resume, overwrite, pyramid, compress, progress) those
+    ``model``, ``device``, ``precision`` and ``backend`` are those of `Upscaler`, the others those
     of `Upscaler.render`.
     """
     upscaler = Upscaler(model, device=device, precision=precision, backend=backend)

@@ -20,57 +20,11 @@ import torch
 
 from diinn_fast import __version__
 from diinn_fast.cli import COMMANDS, main
-from diinn_fast.cli.upscale.arguments import join_scale
+from diinn_fast.cli.upscale.values import join_pairs
 from diinn_fast.formats import read_image
 from diinn_fast.inference import Upscaler
+from tests.helpers.commands import one_line, picture, size_of
 from tests.helpers.known_models import nearest_model, random_model, save
-
-HEIGHT = 6
-WIDTH = 8
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a model that is nearest-neighbour interpolation."""
-    return save(nearest_model(), tmp_path_factory.mktemp("weights") / "nearest")
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with one picture in it."""
-    monkeypatch.chdir(tmp_path)
-    picture(tmp_path / "in.png")
-    return tmp_path
-
-
-@pytest.fixture
-def upscale(folder: Path, model: Path, capsys: pytest.CaptureFixture):
-    """Run ``diinn-fast upscale`` with the known model on the CPU: (exit code, stdout, stderr)."""
-
-    def run(*arguments: object, weights: object = model) -> tuple[int, str, str]:
-        code = main(["upscale", *map(str, arguments), "--device", "cpu", "--weights", str(weights)])
-        return code, *capsys.readouterr()
-
-    return run
-
-
-def picture(path: Path, seed: int = 0, **options: object) -> np.ndarray:
-    samples = np.random.default_rng(seed).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
-    PIL.Image.fromarray(samples).save(path, **options)
-    return samples
-
-
-def size_of(path: Path | str) -> tuple[int, int]:
-    with PIL.Image.open(path) as image:
-        return image.height, image.width
-
-
-def one_line(err: str, *words: str) -> None:
-    """``err`` is one sentence of ours, without a traceback, that contains ``words``."""
-    assert err.startswith("diinn-fast: ") and err.count("\n") == 1 and err.endswith("\n"), err
-    for word in words:
-        assert word in err, err
-
 
 # -- upscale: sizes --------------------------------------------------------------------------------
 
@@ -102,14 +56,14 @@ def test_options_may_stand_between_the_paths(upscale, folder):
 
 
 def test_pictures_named_by_a_number_are_not_a_scale():
-    assert join_scale(["--scale", "2", "in.png", "out.png"]) == [
+    assert join_pairs(["--scale", "2", "in.png", "out.png"]) == [
         "--scale",
         "2",
         "in.png",
         "out.png",
     ]
-    assert join_scale(["--scale", "2", "3", "in.png", "o"]) == ["--scale", "2 3", "in.png", "o"]
-    assert join_scale(["in.png", "o", "--scale", "2"]) == ["in.png", "o", "--scale", "2"]
+    assert join_pairs(["--scale", "2", "3", "in.png", "o"]) == ["--scale", "2 3", "in.png", "o"]
+    assert join_pairs(["in.png", "o", "--scale", "2"]) == ["in.png", "o", "--scale", "2"]
 
 
 def test_pixels_are_right(upscale, folder):
@@ -189,7 +143,10 @@ def test_a_folder_keeps_names_and_formats(upscale, folder):
         picture(folder / "scans" / name)
     (folder / "scans" / "notes.txt").write_text("not a picture")
     code, out, err = upscale("scans", "large/deep", "--scale", 2)
-    assert (code, err) == (0, "") and out.count("\n") == 3
+    assert (code, err) == (0, "") and out.count("\n") == 3 + 1
+    assert out.splitlines()[-1] == (
+        "3 done, 1 skipped (1 no picture that is read: scans/notes.txt), 0 failed"
+    )
     assert sorted(p.name for p in Path("large/deep").iterdir()) == ["a.png", "b.jpg", "c.TIF"]
     assert all(size_of(p) == (12, 16) for p in Path("large/deep").iterdir())
 
@@ -205,7 +162,7 @@ def test_a_bad_picture_is_skipped_and_reported_at_the_end(upscale, folder):
     assert sorted(p.name for p in Path("large").iterdir()) == ["a.png", "c.png"]
     first, second = err.splitlines()
     assert "b.png" in first and "Traceback" not in err
-    assert second == "diinn-fast: 1 of 3 pictures failed"
+    assert second == "diinn-fast: 2 done, 1 failed"
     code, out, err = upscale("scans", "large", "--scale", 2)
     assert code == 1 and out == "" and err.count("already exists") == 2, (
         "nothing is replaced unasked"
@@ -258,7 +215,15 @@ def test_a_file_into_a_folder(upscale, folder):
         (["in.png", "out.png", "--scale", "big"], ["--scale", "big"]),
         (["in.png", "out.png", "--scale", "2,5"], ["2,5", "2.5", "--scale 2 3"]),
         (["in.png", "out.png", "--size", "0", "5"], ["5x0"]),
-        (["in.png", "out.png", "--size", "5"], ["--size"]),
+        (["in.png", "out.png", "--size", "5"], ["--size", "1920x1080", "--width"]),
+        (["in.png", "out.png", "--size", "96,72"], ["96,72", "1920x1080"]),
+        (["in.png", "out.png", "--size", "4x6", "--width", "9"], ["--size", "--width"]),
+        (["in.png", "out.png", "--width", "0"], ["0x0"]),
+        (["in.png", "out.png", "--height", "-2"], ["-2x-2"]),
+        (["in.png", "out.png", "--width", "9", "--height", "0"], ["9x0"]),
+        (["in.png", "out.png", "--format", "png"], ["--format", "out.png"]),
+        (["in.png", "out/", "--format", "docx"], ["docx"]),
+        (["in.png", "out.png", "--skip-existing", "--overwrite"], ["--skip-existing"]),
         (["in.png", "out.png", "--long-side", "-3"], ["-3"]),
         (["in.png", "out.png", "--scale", "2", "--long-side", "9"], ["--scale", "--long-side"]),
         (["in.png", "out.jpg", "--size", "10", "70000"], ["JPEG", "65,5"]),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from diinn_fast.cli.common import make_parser
+from diinn_fast.cli.common import Parser, make_parser
+from diinn_fast.cli.upscale import values
+from diinn_fast.formats import by_suffix
 from diinn_fast.inference import target_size
 from diinn_fast.inference.devices import PRECISIONS
 from diinn_fast.inference.memory import parse_size
@@ -13,12 +15,33 @@ from diinn_fast.model import DEFAULT_WEIGHTS, bundled_names
 
 EXAMPLE = """\
   diinn-fast upscale photo.jpg large.png --scale 3.7
-  diinn-fast upscale scans/ large/ --long-side 4000
+  diinn-fast upscale scans/ large/ --long-side 4000 --recursive --skip-existing
   diinn-fast upscale map.tif huge.tif --scale 8 --max-memory 1.5GiB
+  curl -s https://example.org/photo.jpg | diinn-fast upscale - - --format png > large.png
 """
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
+    """Options and paths; what is wrong for every picture is refused."""
+    parser = _parser()
+    # argparse forgets which words stood behind "--" if options may stand between paths.
+    options_end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser.parse_intermixed_args(values.join_pairs(arguments[:options_end]))
+    options.paths += arguments[options_end + 1 :]
+    if len(options.paths) < 2:
+        parser.error("an input and an output are needed")
+    if not 1 <= options.quality <= 100:
+        parser.error(f"--quality must be 1 to 100, got {options.quality}")
+    if options.skip_existing and options.overwrite:
+        parser.error("--skip-existing and --overwrite are opposites: leave out one of the two")
+    _check_sizes(parser, options)
+    if options.max_memory is not None:
+        parse_size(options.max_memory)
+    target_size((1, 1), **size_options(options))
+    return options
+
+
+def _parser() -> Parser:
     parser = make_parser(
         "upscale",
         "[options] IN [IN ...] OUT",
@@ -31,23 +54,48 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "paths",
-        nargs="+",
+        nargs="*",
         metavar="IN OUT",
-        help="picture, or folder or pattern of pictures (OUT is then a folder)",
+        help="picture, or folder or pattern of pictures (OUT is then a folder); - is stdin, stdout",
     )
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument(
+    _add_sizes(parser)
+    _add_model(parser)
+    _add_batch(parser)
+    _add_pieces(parser)
+    parser.add_argument(
+        "--quality", type=int, default=95, help="of JPEG and WebP, 1 to 100 (default: %(default)s)"
+    )
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument(
+        "-q", "--quiet", action="store_true", help="print errors, and the plan of a dry run, only"
+    )
+    loudness.add_argument("-v", "--verbose", action="store_true", help="print what is done")
+    return parser
+
+
+def _add_sizes(parser: Parser) -> None:
+    parser.add_argument(
         "--scale",
-        type=_scale,
+        type=values.scale,
         metavar="S",
         help="factor, or two: vertical, horizontal (default: 4)",
     )
-    size.add_argument(
-        "--size", type=int, nargs=2, metavar=("H", "W"), help="height and width of the output"
+    parser.add_argument(
+        "--size",
+        type=values.size,
+        metavar="WxH",
+        help="width and height of the output, such as 1920x1080; two numbers are height and width",
     )
-    size.add_argument(
+    parser.add_argument(
+        "--width", type=int, metavar="N", help="width of the output; alone, the aspect is kept"
+    )
+    parser.add_argument("--height", type=int, metavar="N", help="height of the output; likewise")
+    parser.add_argument(
         "--long-side", type=int, metavar="N", help="longer side of the output in pixels"
     )
+
+
+def _add_model(parser: Parser) -> None:
     bundled = ", ".join(bundled_names())
     parser.add_argument(
         "--weights",
@@ -70,9 +118,29 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--self-ensemble", action="store_true", help="mean over 8 flips and turns, 8 times the work"
     )
-    parser.add_argument(
+
+
+def _add_batch(parser: Parser) -> None:
+    batch = parser.add_argument_group("folders and existing outputs")
+    batch.add_argument(
+        "--recursive", action="store_true", help="also folders in folders; OUT mirrors the tree"
+    )
+    batch.add_argument(
+        "--format",
+        type=_format,
+        metavar="EXT",
+        help="of outputs in a folder or on stdout, such as png or tif (default: the input's; on "
+        "stdout png)",
+    )
+    batch.add_argument(
+        "--skip-existing", action="store_true", help="leave outputs that exist, whatever they hold"
+    )
+    batch.add_argument(
         "--overwrite", action="store_true", help="replace existing outputs (never inputs)"
     )
+
+
+def _add_pieces(parser: Parser) -> None:
     pieces = parser.add_argument_group("outputs of any size (.png, .tif, .npy, .zarr, .ome.zarr)")
     pieces.add_argument(
         "--max-memory", metavar="SIZE", help="bound on peak memory, such as 600MiB or 1.5GiB"
@@ -93,55 +161,38 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     pieces.add_argument(
         "--no-compression", action="store_true", help="TIFF and Zarr: larger and faster"
     )
-    parser.add_argument(
-        "--quality", type=int, default=95, help="of JPEG and WebP, 1 to 100 (default: %(default)s)"
-    )
-    loudness = parser.add_mutually_exclusive_group()
-    loudness.add_argument(
-        "-q", "--quiet", action="store_true", help="print errors, and the plan of a dry run, only"
-    )
-    loudness.add_argument("-v", "--verbose", action="store_true", help="print what is done")
-    options = parser.parse_intermixed_args(join_scale(arguments))
-    if len(options.paths) < 2:
-        parser.error("an input and an output are needed")
-    if not 1 <= options.quality <= 100:
-        parser.error(f"--quality must be 1 to 100, got {options.quality}")
-    if options.max_memory is not None:
-        parse_size(options.max_memory)
-    target_size((1, 1), **size_options(options))  # refuses what is wrong for every picture
-    return options
 
 
-def join_scale(arguments: list[str]) -> list[str]:
-    """``--scale 2 3`` as one word, so that ``--scale 2 in.png`` leaves the picture alone."""
-    joined = list(arguments)
-    for n in range(len(joined) - 2):
-        if joined[n] == "--scale" and _is_number(joined[n + 1]) and _is_number(joined[n + 2]):
-            joined[n + 1 : n + 3] = [f"{joined[n + 1]} {joined[n + 2]}"]
-            break
-    return joined
+def _format(text: str) -> str:
+    """An ending that outputs can have, without its dot."""
+    ending = text.lower().lstrip(".")
+    form = by_suffix(f"x.{ending}")
+    if form is None or not (form.writes or form.streams):
+        raise argparse.ArgumentTypeError(f"{text!r} is no format that is written, such as png")
+    return ending
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _scale(text: str) -> float | tuple[float, ...]:
-    if "," in text:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} has a comma: write a factor with a point, such as 2.5, and two factors as "
-            "--scale 2 3"
+def _check_sizes(parser: Parser, options: argparse.Namespace) -> None:
+    chosen = [
+        name
+        for name, given in (
+            ("--scale", options.scale is not None),
+            ("--size", options.size is not None),
+            ("--long-side", options.long_side is not None),
+            ("--width and --height", options.width is not None or options.height is not None),
         )
-    try:
-        numbers = tuple(float(part) for part in text.split())
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not one or two numbers") from None
-    return numbers[0] if len(numbers) == 1 else numbers
+        if given
+    ]
+    if len(chosen) > 1:
+        parser.error(f"{chosen[0]} and {chosen[1]} do not go together: leave out one of the two")
 
 
 def size_options(options: argparse.Namespace) -> TargetSize:
-    return {"scale": options.scale, "size": options.size, "long_side": options.long_side}
+    """How large outputs become."""
+    return {
+        "scale": options.scale,
+        "size": options.size,
+        "long_side": options.long_side,
+        "width": options.width,
+        "height": options.height,
+    }

@@ -2,87 +2,115 @@
 
 from __future__ import annotations
 
-import glob
+import argparse
+import logging
 import os
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from diinn_fast.cli.common import Refused
-from diinn_fast.formats import output_name, readable_suffixes, writable_suffixes
+from diinn_fast.cli.upscale.found import Found, LeftOut, Search
+from diinn_fast.cli.upscale.pipes import is_pipe
+from diinn_fast.formats import by_suffix, output_name, writable_suffixes
 from diinn_fast.inference.sinks import sink_kind
 
 PIECES_ONLY = ("npy", "zarr", "ome-zarr")
 """Kinds of output that are only written piece by piece."""
 
+log = logging.getLogger("diinn_fast")
 
-class Pairs(NamedTuple):
-    """Inputs with their outputs, in ``folder`` if one was named; one bad picture does not stop a
-    batch.
+
+@dataclass(frozen=True)
+class Job:
+    """A picture and the file that is made of it."""
+
+    source: Path
+    target: Path
+
+
+@dataclass(frozen=True)
+class Batch:
+    """All jobs of a call.
+
+    Attributes:
+        jobs: in order.
+        left_out: what the inputs' folders hold beside them.
+        several: one bad picture does not stop the others.
+        folder: of the outputs, if one was named.
     """
 
-    files: list[tuple[Path, Path]]
-    batch: bool
+    jobs: list[Job]
+    left_out: list[LeftOut]
+    several: bool
     folder: Path | None
 
 
-def plan(inputs: list[str], output: str) -> Pairs:
-    """Which picture becomes which file. Refuses collisions and outputs that are inputs, before
-    anything is done.
+def make_batch(options: argparse.Namespace) -> Batch:
+    """The jobs of all inputs. Refuses collisions and outputs that are inputs, before anything is
+    done.
     """
-    sources = []
-    collective = len(inputs) > 1
-    for text in inputs:
-        found = _expand(text)
-        collective |= found != [Path(text)]
-        sources += found
-    sources = list({os.path.realpath(p): p for p in reversed(sources)}.values())[
-        ::-1
-    ]  # each once, in order
+    *inputs, output = options.paths
+    search = Search(inputs, output, recursive=options.recursive)
     out = Path(output)
-    store = (
-        sink_kind(out) in PIECES_ONLY
-    )  # a Zarr is a folder on the disk, and shells end its name with a slash
-    folder = collective or (not store and (out.is_dir() or output.endswith(("/", os.sep))))
-    if not folder:
-        files = [(sources[0], out)]
+    # A Zarr is a folder on the disk, and shells end its name with a slash.
+    store = sink_kind(out) in PIECES_ONLY
+    into = search.several or (not store and (out.is_dir() or output.endswith(("/", os.sep))))
+    if not into:
+        if options.format is not None and not is_pipe(out):
+            raise Refused(f"--format is for folders and pipes: the name {out} says it already")
+        jobs = [Job(search.found[0].path, out)]
     else:
         named = out.exists() or out.suffix.lower() in writable_suffixes()
-        if store or (not out.is_dir() and named):
+        if store or is_pipe(out) or (not out.is_dir() and named):
             raise Refused(f"the output of several pictures must be a folder, not {output}")
-        files = [(source, out / output_name(source)) for source in sources]
-    _refuse_collisions(files)
-    return Pairs(files, collective, out if folder else None)
+        jobs = _into_folder(out, search.found, options.format)
+    _refuse_collisions(jobs)
+    return Batch(jobs, search.left_out, search.several, out if into else None)
 
 
-def _expand(text: str) -> list[Path]:
-    """The pictures that an input means: those of a folder, those that match a pattern, or the file
-    itself.
+def _into_folder(out: Path, found: list[Found], ending: str | None) -> list[Job]:
+    """Outputs in a folder. Where two pictures differ in their endings alone and `--format` takes
+    those away, all that would collide keep them: ``a.png`` and ``a.tif`` become ``a.png.jpg`` and
+    ``a.tif.jpg``.
     """
-    path = Path(text)
-    if path.is_dir() and path.suffix.lower() != ".zarr":
-        found = sorted(
-            p for p in path.iterdir() if p.suffix.lower() in readable_suffixes() and p.is_file()
-        )
-        if not found:
-            raise Refused(f"folder {text} has no pictures ({', '.join(readable_suffixes())})")
-        return found
-    if not path.exists() and glob.has_magic(text):
-        found = sorted(Path(p) for p in glob.glob(text, recursive=True) if Path(p).is_file())
-        if not found:
-            raise Refused(f"nothing matches {text}")
-        return found
-    return [path]
+    places = [picture.place.with_name(_name(picture, ending)) for picture in found]
+    count = Counter(places)
+    jobs = []
+    for picture, place in zip(found, places, strict=True):
+        if ending is not None and count[place] > 1:
+            kept = picture.place.with_name(f"{picture.place.name}.{ending}")
+            log.warning("%s is not alone in becoming %s: it becomes %s", picture.path, place, kept)
+            place = kept
+        jobs.append(Job(picture.path, out / place))
+    return jobs
 
 
-def _refuse_collisions(files: list[tuple[Path, Path]]) -> None:
-    originals = {os.path.realpath(source) for source, _ in files}
+def _name(picture: Found, ending: str | None) -> str:
+    name = picture.place.name
+    if is_pipe(picture.path):
+        return f"{name}.{ending or 'png'}"
+    if ending is None:
+        return output_name(Path(name))
+    form = by_suffix(name)
+    own = next((s for s in form.suffixes if name.lower().endswith(s)), "") if form else ""
+    return f"{name[: len(name) - len(own)]}.{ending}"
+
+
+def _refuse_collisions(jobs: list[Job]) -> None:
+    originals = {os.path.realpath(job.source) for job in jobs if not is_pipe(job.source)}
     owner: dict[str, Path] = {}
-    for source, target in files:
-        place = os.path.realpath(target)
+    for job in jobs:
+        if is_pipe(job.target):
+            continue
+        place = os.path.realpath(job.target)
         if place in originals:
-            raise Refused(f"output {target} is one of the inputs: choose another name or folder")
+            raise Refused(
+                f"output {job.target} is one of the inputs: choose another name or folder"
+            )
         if place in owner:
             raise Refused(
-                f"{owner[place]} and {source} would both become {target}: upscale them separately"
+                f"{owner[place]} and {job.source} would both become {job.target}: upscale them "
+                "separately"
             )
-        owner[place] = source
+        owner[place] = job.source

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from diinn_fast.cli.common import Refused
 from diinn_fast.cli.upscale.arguments import size_options
-from diinn_fast.cli.upscale.jobs import PIECES_ONLY
+from diinn_fast.cli.upscale.jobs import PIECES_ONLY, Job
+from diinn_fast.cli.upscale.pipes import contents, is_pipe, place_of
 from diinn_fast.cli.upscale.report import factor_text
 from diinn_fast.errors import ImageError, UnfinishedError
 from diinn_fast.formats import (
@@ -23,40 +24,82 @@ from diinn_fast.formats import (
 )
 from diinn_fast.inference import Upscaler, rendering, target_size
 from diinn_fast.inference.memory import TooLargeError
+from diinn_fast.inference.progress import Progress
 from diinn_fast.inference.rendering.group import first_rank, torchrun_started, world_size
 from diinn_fast.inference.sinks import sink_kind
 
+DEFAULT_ENDING = "png"
+"""Of a picture on stdout."""
 
-def upscale_file(
-    upscaler: Upscaler, source: Path, target: Path, options: argparse.Namespace
-) -> str:
-    """Read, check, upscale, write; returns the line to print."""
-    if _in_pieces(target, source, options):
-        return render_file(upscaler, source, target, options)
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a picture.
+
+    Attributes:
+        line: to be printed; empty in all processes of a job but the first.
+        done: False if the output was there already, or a plan was asked for.
+    """
+
+    line: str
+    done: bool = True
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job, where its parts are.
+
+    Attributes:
+        picture: the picture's path, or what came out of a pipe.
+        place: the output's path, or the file whose bytes go into a pipe.
+    """
+
+    job: Job
+    picture: Path | bytes
+    place: Path
+
+
+def upscale_job(
+    upscaler: Upscaler, job: Job, options: argparse.Namespace, progress: Progress
+) -> Outcome:
+    """Read, check, upscale, write."""
+    if options.resume and is_pipe(job.target):
+        raise Refused("what went into a pipe cannot be resumed: name an output, or leave --resume")
+    with place_of(job.target, options.format or DEFAULT_ENDING) as place:
+        task = Task(job, contents(job.source), place)
+        if _in_pieces(task, options):
+            return _render(upscaler, task, options, progress)
+        return _in_memory(upscaler, task, options, progress)
+
+
+def _in_memory(
+    upscaler: Upscaler, task: Task, options: argparse.Namespace, progress: Progress
+) -> Outcome:
     start = time.perf_counter()
-    image = read_image(source)
+    image = read_image(task.picture)
     lr = image.rgb.shape[1], image.rgb.shape[2]
     hr = target_size(lr, **size_options(options))
-    if _too_large(upscaler, image, hr, target):
+    if _too_large(upscaler, image, hr, task.place):
         del image
-        return render_file(upscaler, source, target, options)
-    check_writable(target, *hr, overwrite=options.overwrite, like=image)
-    progress = not options.quiet and sys.stderr.isatty()
-    result = upscaler(image, size=hr, progress=progress)
+        return _render(upscaler, task, options, progress)
+    check_writable(task.place, *hr, overwrite=options.overwrite, like=image)
+    result = upscaler(image, progress=progress, **size_options(options))
     try:
-        write_image(target, result, overwrite=options.overwrite, quality=options.quality)
+        write_image(task.place, result, overwrite=options.overwrite, quality=options.quality)
     except ImageError as error:
         raise UnfinishedError(str(error)) from error
     seconds = time.perf_counter() - start
     factor = factor_text(options.scale, lr, hr)
-    return (
-        f"{source} {lr[1]}x{lr[0]} -> {target} {hr[1]}x{hr[0]} ({factor}) in {seconds:.1f} s, "
+    return Outcome(
+        f"{task.job.source} {lr[1]}x{lr[0]} -> {task.job.target} {hr[1]}x{hr[0]} ({factor}) in "
+        f"{seconds:.1f} s, "
         f"backend {upscaler.used_backend}, {hr[0] * hr[1] / seconds / 1000:.0f} kpx/s"
     )
 
 
-def _in_pieces(target: Path, source: Path, options: argparse.Namespace) -> bool:
+def _in_pieces(task: Task, options: argparse.Namespace) -> bool:
     """Whether the output is asked for, or can only be made, piece by piece."""
+    target = task.place
     asked = [
         name
         for name in (
@@ -73,7 +116,7 @@ def _in_pieces(target: Path, source: Path, options: argparse.Namespace) -> bool:
     ]
     if (
         sink_kind(target) in PIECES_ONLY
-        or source.suffix.lower() in (".npy", ".zarr")
+        or task.job.source.suffix.lower() in (".npy", ".zarr")
         or torchrun_started()
     ):
         return True
@@ -82,7 +125,7 @@ def _in_pieces(target: Path, source: Path, options: argparse.Namespace) -> bool:
     if asked and sink_kind(target) is None and target.suffix.lower() in writable_suffixes():
         raise Refused(
             f"{target.suffix} is not written piece by piece: write .png or .tif, or leave out "
-            f"{asked[0]}"
+            f"{asked[0]}" + ("; --skip-existing passes over what is done" if options.resume else "")
         )
     return bool(asked)
 
@@ -98,13 +141,15 @@ def _too_large(upscaler: Upscaler, image: Image, hr: tuple[int, int], target: Pa
     return False
 
 
-def render_file(upscaler: Upscaler, source: Path, target: Path, options: argparse.Namespace) -> str:
-    """As `upscale_file`, piece by piece within ``--max-memory``."""
+def _render(
+    upscaler: Upscaler, task: Task, options: argparse.Namespace, progress: Progress
+) -> Outcome:
+    """As `upscale_job`, piece by piece within ``--max-memory``."""
     start = time.perf_counter()
     spec = rendering.prepare(
         upscaler,
-        source,
-        target,
+        task.picture,
+        task.place,
         max_memory=options.max_memory,
         halo=options.halo,
         pyramid=options.pyramid,
@@ -114,20 +159,21 @@ def render_file(upscaler: Upscaler, source: Path, target: Path, options: argpars
     if options.dry_run:
         workers = world_size()
         plan = rendering.make_plan(spec, workers)
-        return rendering.describe(spec, plan, workers) if first_rank() else ""
-    progress = not options.quiet and sys.stderr.isatty()
+        said = rendering.describe(spec, plan, workers) if first_rank() else ""
+        return Outcome(said, done=False)
     done = rendering.run(
         spec, resume=options.resume, overwrite=options.overwrite, progress=progress
     )
     seconds = time.perf_counter() - start
+    target = task.job.target
+    if not done:
+        return Outcome(f"{target} is complete already" if first_rank() else "", done=False)
+    if not first_rank():
+        return Outcome("")
     h, w = spec.picture
     height, width = spec.hr
-    if not done:
-        return f"{target} is complete already" if first_rank() else ""
-    if not first_rank():
-        return ""
-    return (
-        f"{source} {w}x{h} -> {target} {width}x{height} "
+    return Outcome(
+        f"{task.job.source} {w}x{h} -> {target} {width}x{height} "
         f"({factor_text(options.scale, spec.picture, spec.hr)}) in {seconds:.1f} s, "
         f"backend {upscaler.used_backend}"
     )

@@ -12,12 +12,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tqdm import tqdm
-
 from diinn_fast.errors import ImageError, UnfinishedError, UpscaleError
 from diinn_fast.formats.sinks import system_errors
 from diinn_fast.inference.memory import size_text
 from diinn_fast.inference.plan import Plan
+from diinn_fast.inference.progress import Progress, make_bar
 from diinn_fast.inference.rendering.group import Group, join_group
 from diinn_fast.inference.rendering.journal import Journal, State, read_journals
 from diinn_fast.inference.rendering.loop import render_tiles
@@ -25,13 +24,13 @@ from diinn_fast.inference.rendering.partial import Decision, PartialOutput
 from diinn_fast.inference.rendering.planning import fits, make_plan
 from diinn_fast.inference.rendering.spec import RenderSpec
 from diinn_fast.inference.sinks import Sink, disk_bytes, open_sink
-from diinn_fast.inference.sizes import warn_of_scale
+from diinn_fast.inference.sizes import warn_of_aspect, warn_of_scale
 
 log = logging.getLogger("diinn_fast")
 
 
 def run(
-    spec: RenderSpec, *, resume: bool = False, overwrite: bool = False, progress: bool = False
+    spec: RenderSpec, *, resume: bool = False, overwrite: bool = False, progress: Progress = False
 ) -> bool:
     """Make the output. False if it was there already."""
     group = join_group()
@@ -43,8 +42,9 @@ def run(
             return False
         if group.rank == 0:
             warn_of_scale(spec.picture, spec.hr, spec.engine.model.trained_scales)
+            warn_of_aspect(spec.picture, spec.hr, spec.target)
         with _interruptible(), _kept_on_errors(part), system_errors(spec.out, part.folder):
-            _work(spec, part, state, group, overwrite, progress and group.rank == 0)
+            _work(spec, part, state, group, overwrite, progress if group.rank == 0 else False)
         return True
     finally:
         part.release()
@@ -166,7 +166,7 @@ def _work(
     state: State,
     group: Group,
     overwrite: bool,
-    progress: bool,
+    progress: Progress,
 ) -> None:
     sink = _open_sink(spec, part, resume=True, overwrite=overwrite)
     try:
@@ -181,7 +181,7 @@ def _work(
         sink.close()
 
 
-def _finish(spec: RenderSpec, part: PartialOutput, sink: Sink, progress: bool) -> None:
+def _finish(spec: RenderSpec, part: PartialOutput, sink: Sink, progress: Progress) -> None:
     """Give the output its name, in the first process when the others have done their share."""
     state = read_journals(part.folder)
     if state is None or not state.complete:
@@ -193,11 +193,15 @@ def _finish(spec: RenderSpec, part: PartialOutput, sink: Sink, progress: bool) -
             f"the picture has changed while {spec.out} was made of it: run it again with "
             "--overwrite"
         )
-    rows = tqdm(
-        total=spec.hr[0], desc="writing", unit="row", delay=1, leave=False, disable=not progress
-    )
-    with rows as bar:
-        sink.finish(lambda done, rows: bar.update(done - bar.n))
+    # A bar of its own on a terminal; for a function, the work is done when the last block is.
+    with make_bar(progress is True, spec.hr[0], unit="row") as bar:
+        written = [0]
+
+        def told(done: int, rows: int) -> None:
+            bar.update(done - written[0])
+            written[0] = done
+
+        sink.finish(told)
     sink.close()
     journal = Journal(part.folder, 0, state.job, state.plan)
     journal.publish()

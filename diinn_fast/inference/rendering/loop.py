@@ -10,13 +10,13 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from diinn_fast.errors import UpscaleError
 from diinn_fast.geometry import Window
 from diinn_fast.inference.halo import halo_error
 from diinn_fast.inference.memory import freed_memory_kept
 from diinn_fast.inference.plan import Plan, split
+from diinn_fast.inference.progress import Progress, make_bar
 from diinn_fast.inference.rendering.group import Group
 from diinn_fast.inference.rendering.journal import Block, Journal, State
 from diinn_fast.inference.rendering.partial import part_of
@@ -35,7 +35,7 @@ OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 def render_tiles(
-    spec: RenderSpec, state: State, sink: Sink, group: Group, *, progress: bool
+    spec: RenderSpec, state: State, sink: Sink, group: Group, *, progress: Progress
 ) -> None:
     """Make this process's share of the blocks that are not done."""
     plan = state.plan
@@ -48,16 +48,7 @@ def render_tiles(
     total = spec.hr[0] * spec.hr[1]
     left = sum(w.shape[0] * w.shape[1] for pieces in tiles for _, w in pieces)
     journal = Journal(part_of(spec.out), group.rank, state.job, plan)
-    bar = tqdm(
-        total=total,
-        initial=total - left,
-        unit="px",
-        unit_scale=True,
-        delay=1,
-        leave=False,
-        disable=not progress,
-    )
-    with bar, Writer(sink, journal, bar) as writer:
+    with make_bar(progress, total, total - left) as bar, Writer(sink, journal, bar) as writer:
         for pieces in group.share(tiles):
             _render_tile(spec, plan, pieces, writer)
 

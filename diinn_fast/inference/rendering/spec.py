@@ -48,6 +48,7 @@ class RenderSpec:
         halo: LR pixels read around a tile; None: as many as the encoder sees.
         bound: bytes of memory; None: most of what is free.
         inputs: the picture's files.
+        target: how large the output was asked to become.
     """
 
     engine: Engine
@@ -61,6 +62,7 @@ class RenderSpec:
     halo: int | None
     bound: int | None
     inputs: InputFiles
+    target: TargetSize
 
     @property
     def lr(self) -> tuple[int, int]:
@@ -118,7 +120,9 @@ def prepare(
         source = InpaintedSource.of(source, on_host)
     neutral = source_is_neutral(source)
     source = reduced(source, hr)
-    return RenderSpec(engine, lr, source, neutral, out, hr, layout, options, halo, bound, inputs)
+    return RenderSpec(
+        engine, lr, source, neutral, out, hr, layout, options, halo, bound, inputs, target
+    )
 
 
 def _check(engine: Engine, out: Path, halo: int | None) -> None:

@@ -8,10 +8,10 @@ import time
 from types import TracebackType
 
 import numpy as np
-from tqdm import tqdm
 
 from diinn_fast.geometry import Window
 from diinn_fast.inference.plan import QUEUE
+from diinn_fast.inference.progress import Bar
 from diinn_fast.inference.rendering.journal import Block, Journal
 from diinn_fast.inference.sinks import Sink
 
@@ -24,7 +24,7 @@ class Writer:
     written and recorded.
     """
 
-    def __init__(self, sink: Sink, journal: Journal, bar: tqdm) -> None:
+    def __init__(self, sink: Sink, journal: Journal, bar: Bar) -> None:
         self.given: set[Block] = set()
         self._sink = sink
         self._journal = journal

@@ -1,0 +1,78 @@
+"""The program's standard streams: a reader that goes away, or a full disk behind one, does not stop
+the work.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, TextIO, cast
+
+
+class UnbreakableStream:
+    """A text stream that is silent from the first write on that the system refuses."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._broken = False
+
+    def write(self, text: str) -> int:
+        """As of any text stream; never fails."""
+        if not self._broken:
+            try:
+                return self._stream.write(text)
+            except (OSError, ValueError):
+                self._silence()
+        return len(text)
+
+    def flush(self) -> None:
+        """As of any text stream; never fails."""
+        if not self._broken:
+            try:
+                self._stream.flush()
+            except (OSError, ValueError):
+                self._silence()
+
+    def _silence(self) -> None:
+        self._broken = True
+        # What is buffered goes nowhere, or the interpreter would complain of it at its end.
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def unbreakable_streams() -> Iterator[None]:
+    """Within the block, stdout and stderr take what is printed, whoever reads it."""
+    _open_closed_descriptors()
+    before = sys.stdout, sys.stderr
+    with ExitStack() as stack:
+        given = [
+            stream or stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            for stream in before
+        ]
+        sys.stdout, sys.stderr = (cast(TextIO, UnbreakableStream(stream)) for stream in given)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            sys.stdout, sys.stderr = before
+
+
+def _open_closed_descriptors() -> None:
+    """Standard streams that the caller has closed: else the next files that are opened, pictures
+    among them, take their numbers and all that libraries print there.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest free number is given, which is this one.
+            os.open(os.devnull, os.O_RDWR)
