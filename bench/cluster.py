@@ -29,13 +29,16 @@ PICTURE = machine.ROOT / "examples" / "coffee.png"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="a Zarr store to be made")
-    parser.add_argument("--scale", type=int, default=24)
+    parser.add_argument("--scale", type=int, default=24, help="of examples/coffee.png")
+    parser.add_argument("--chunk", type=int, help="side of a chunk (default: the view's)")
     parser.add_argument("--windows", type=int, default=64, help="windows of 256 to compare")
     options = parser.parse_args()
     view = diinn_fast.open(PICTURE, device="cpu")
     size = view.shape[0] * options.scale, view.shape[1] * options.scale
     scaled = view.at(size)
-    lazy = dask.array.from_array(scaled, chunks=scaled.chunks)
+    side = options.chunk
+    chunks = (side, side, 3) if side else scaled.chunks
+    lazy = dask.array.from_array(scaled, chunks=chunks)
     cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
     with cluster, Client(cluster) as client:
         killed = Killed(client, options.out)

@@ -38,8 +38,10 @@ class DIINN(
     nn.Module,
     PyTorchModelHubMixin,
     library_name="diinn_fast",
-    tags=["super-resolution"],
+    pipeline_tag="image-to-image",
+    tags=["super-resolution", "image-super-resolution", "arbitrary-scale"],
     license="apache-2.0",
+    paper_url="https://arxiv.org/abs/2210.12593",
 ):
     """Dual Interactive Implicit Neural Network: ``[B, 3, h, w]`` to ``[B, 3, H, W]`` at any real
     scale.
