@@ -35,7 +35,7 @@ def atomic_file(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Bi
     target = Path(os.path.realpath(path))  # writes through a symbolic link instead of replacing it
     partial = target.with_name(f".diinn-{secrets.token_hex(8)}.part")
     try:
-        with open(partial, "xb") as file:
+        with open(partial, "x+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

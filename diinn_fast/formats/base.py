@@ -4,30 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
 from diinn_fast.errors import ImageError
 from diinn_fast.formats.layout import Layout, Read
-from diinn_fast.formats.sinks import Sink, SinkOptions
+from diinn_fast.formats.sinks import Sink, SinkOptions, SinkTarget
 from diinn_fast.formats.sources import ArraySource, Source, file_identity
+from diinn_fast.metadata import NOTHING, Metadata
 
 
 @dataclass
 class Decoded:
-    """Upright samples and what the file says about them.
+    """Upright samples and what the file says about the picture.
 
     Attributes:
         samples: [h, w, c] uint8, uint16, or float32 in [0, 1]; c is grey, grey + alpha, RGB, RGB +
             alpha.
-        icc: ICC profile.
-        dpi: (horizontal, vertical) dots per inch of the upright picture.
+        metadata: what else the file says, of the upright picture.
     """
 
     samples: np.ndarray
-    icc: bytes | None = None
-    dpi: tuple[float, float] | None = None
+    metadata: Metadata = NOTHING
 
 
 class Format:
@@ -47,6 +46,7 @@ class Format:
         max_side: longest side in pixels that can really be written.
         dtypes: sample types that can be written.
         unit: (rows, columns) of the pieces that processes may write independently.
+        holds: entries of `Metadata` that it has a place for; "note" is EXIF's maker note.
     """
 
     key: ClassVar[str]
@@ -61,6 +61,7 @@ class Format:
     max_side: ClassVar[int] = 2**31 - 1
     dtypes: ClassVar[tuple[str, ...]] = ("uint8",)
     unit: ClassVar[tuple[int, int]] = (1, 1)
+    holds: ClassVar[frozenset[str]] = frozenset()
 
     def recognises(self, start: bytes) -> bool:
         """Whether a file that begins with `start` (32 bytes or all of it) is of this format."""
@@ -84,11 +85,15 @@ class Format:
     def open(self, path: Path, file: BinaryIO, max_bytes: int | None = None) -> Source:
         """A source of regions of the file at `path`; here one that decodes everything at once."""
         decoded = self.read(str(path), file, max_bytes)
-        return ArraySource(decoded.samples, file_identity(path), decoded.icc, decoded.dpi)
+        return ArraySource(decoded.samples, file_identity(path), decoded.metadata)
 
     def open_folder(self, path: Path, max_bytes: int | None = None) -> Source:
         """A source of regions of the folder at `path`."""
         raise ImageError(f"{path} is a folder: name an image file in it.")
+
+    def can_hold(self, entry: str, value: Any) -> bool:
+        """Whether this value of an entry of `Metadata` can be written."""
+        return entry in self.holds
 
     def stored(self, channels: int, bits: int) -> tuple[int, int]:
         """(channels, bits) that a picture of so many gets in a file."""
@@ -105,17 +110,8 @@ class Format:
         """
         raise NotImplementedError(f"{self.name} is not written from memory")
 
-    def sink(
-        self,
-        path: Path,
-        layout: Layout,
-        options: SinkOptions,
-        *,
-        part: Path,
-        resume: bool,
-        overwrite: bool,
-    ) -> Sink:
-        """Where the pieces of an output go; arguments as of `open_sink`."""
+    def sink(self, target: SinkTarget) -> Sink:
+        """Where the pieces of an output go."""
         raise NotImplementedError(f"{self.name} is not written piece by piece")
 
     def disk_bytes(self, layout: Layout, options: SinkOptions) -> tuple[int, int]:

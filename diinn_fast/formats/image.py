@@ -10,6 +10,7 @@ import torch
 
 from diinn_fast.errors import ImageError
 from diinn_fast.files import explain
+from diinn_fast.metadata import NOTHING, Metadata
 
 TOLERANCE = 1e-3
 """How far rounding may have carried floating-point samples out of [0, 1]."""
@@ -25,16 +26,24 @@ class Image:
         alpha: [1, h, w] float32 in [0, 1], not premultiplied, or None for an opaque picture.
         grey: the file is grey; it is written back as one channel, the mean of the three.
         bits: 8 or 16 per sample; 1, 2 and 4 bits and palettes count as 8. 32: floats in [0, 1].
-        icc: ICC profile, copied through; pixels are never converted.
-        dpi: (horizontal, vertical) resolution in dots per inch.
+        metadata: what else the file says.
     """
 
     rgb: torch.Tensor
     alpha: torch.Tensor | None = None
     grey: bool = False
     bits: int = 8
-    icc: bytes | None = None
-    dpi: tuple[float, float] | None = None
+    metadata: Metadata = NOTHING
+
+    @property
+    def icc(self) -> bytes | None:
+        """ICC profile, copied through; pixels are never converted."""
+        return self.metadata.icc
+
+    @property
+    def dpi(self) -> tuple[float, float] | None:
+        """(horizontal, vertical) resolution in dots per inch."""
+        return self.metadata.dpi
 
 
 def to_float(samples: np.ndarray) -> torch.Tensor:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any, BinaryIO
 
 import PIL.Image
 from PIL.JpegImagePlugin import jpeg_factory
 
 from diinn_fast.formats.encoded import EncodedFormat
+from diinn_fast.formats.info import app13
 from diinn_fast.formats.layout import Layout
 from diinn_fast.formats.pillow import PillowReader
+from diinn_fast.metadata import Metadata, Resolution
+from diinn_fast.metadata.exif import PREFIX
+from diinn_fast.metadata.resolution import CENTIMETRE, INCH, UNKNOWN
+
+_SEGMENT = 65_533
+"""Most bytes of a segment."""
+
+_MOST = 65_535
+_DENSITY = 13
+"""Where the unit of JFIF's resolution stands in a file of libjpeg's."""
 
 
 class JpegReader(PillowReader):
@@ -27,6 +39,7 @@ class Jpeg(EncodedFormat):
     suffixes = (".jpg", ".jpeg", ".jfif", ".jpe", ".jif")
     magics = (b"\xff\xd8\xff",)
     alpha = False
+    holds = frozenset({"icc", "resolution", "exif", "note", "xmp", "iptc", "comment"})
     max_side = 65_500  # the format's field goes to 65,535, libjpeg stops here
     reader = JpegReader
 
@@ -35,4 +48,42 @@ class Jpeg(EncodedFormat):
 
     def encoder(self, layout: Layout, quality: int) -> dict[str, Any]:
         options: dict[str, Any] = {"quality": quality, "subsampling": "4:4:4"}
-        return options if layout.dpi is None else options | {"dpi": layout.dpi}
+        metadata = layout.metadata
+        if metadata.comment is not None:
+            options["comment"] = metadata.comment.encode()
+        if metadata.iptc is not None:
+            options["extra"] = app13(metadata.iptc)
+        return options
+
+    def completed(self, encoded: bytes, metadata: Metadata) -> bytes:
+        """With resolution in any unit, of which Pillow writes one."""
+        value = metadata.resolution
+        if value is None:
+            return encoded
+        jfif = struct.pack(">BHH", *_density(value))
+        return encoded[:_DENSITY] + jfif + encoded[_DENSITY + len(jfif) :]
+
+    def can_hold(self, entry: str, value: Any) -> bool:
+        """Whether it fits into one segment, or into numbers of 16 bits."""
+        if entry == "exif":
+            return len(value.tobytes()) <= _SEGMENT - len(PREFIX)
+        if entry == "xmp":
+            return len(value) <= _SEGMENT - 29
+        if entry == "iptc":
+            return len(value) <= _SEGMENT - 28
+        if entry == "comment":
+            return len(value.encode()) <= _SEGMENT
+        if entry == "resolution":
+            return all(1 <= number <= _MOST for number in _density(value)[1:])
+        return super().can_hold(entry, value)
+
+
+def _density(value: Resolution) -> tuple[int, int, int]:
+    """(unit, horizontal, vertical) of JFIF: whole numbers per inch, or per centimetre where the
+    file says so and they are whole.
+    """
+    if value.unit == UNKNOWN:
+        return (0, *value.aspect(_MOST))
+    whole = value.unit == CENTIMETRE and all(n == int(n) for n in value.per(CENTIMETRE))
+    horizontal, vertical = value.per(CENTIMETRE if whole else INCH)
+    return 2 if whole else 1, int(horizontal + 0.5), int(vertical + 0.5)

@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from diinn_fast.errors import ImageError
+from diinn_fast.metadata import NOTHING, Metadata
 
 DTYPES = ("uint8", "uint16", "float32")
 
@@ -28,15 +29,6 @@ Progress = Callable[[int, int], None]
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-_MAX_DPI = 60_000  # fits the 16-bit field of JPEG; beyond it the value says nothing about a picture
-
-
-def usable_dpi(dpi: tuple[float, float] | None) -> tuple[float, float] | None:
-    """The resolution, unless it is nothing that a picture can have."""
-    if dpi is None or not all(math.isfinite(value) and 1 <= value <= _MAX_DPI for value in dpi):
-        return None
-    return dpi
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -45,8 +37,7 @@ class Layout:
     Attributes:
         channels: 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha; alpha is not premultiplied.
         dtype: "uint8" or "uint16" over their whole range, or "float32" in [0, 1].
-        icc: ICC profile, copied into the file.
-        dpi: (horizontal, vertical) dots per inch.
+        metadata: what else the file says, of a picture of this size.
         job: fingerprint of the job that made the samples; stored where the format has room for it.
     """
 
@@ -54,8 +45,7 @@ class Layout:
     width: int
     channels: int
     dtype: str
-    icc: bytes | None = None
-    dpi: tuple[float, float] | None = None
+    metadata: Metadata = NOTHING
     job: str = ""
 
     def __post_init__(self) -> None:

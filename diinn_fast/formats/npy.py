@@ -13,7 +13,7 @@ from diinn_fast.formats.base import Format
 from diinn_fast.formats.layout import Layout, Progress
 from diinn_fast.formats.positioned import PositionedFile
 from diinn_fast.formats.samples import SampleFile
-from diinn_fast.formats.sinks import SampleSink, Sink, SinkOptions
+from diinn_fast.formats.sinks import SampleSink, Sink, SinkOptions, SinkTarget
 from diinn_fast.formats.sources import RowsSource, Source, check_array, file_identity
 
 
@@ -30,17 +30,8 @@ class Npy(Format):
     def open(self, path: Path, file: BinaryIO, max_bytes: int | None = None) -> Source:
         return npy_source(path)
 
-    def sink(
-        self,
-        path: Path,
-        layout: Layout,
-        options: SinkOptions,
-        *,
-        part: Path,
-        resume: bool,
-        overwrite: bool,
-    ) -> Sink:
-        return NpySink(path, layout, options, part=part, resume=resume, overwrite=overwrite)
+    def sink(self, target: SinkTarget) -> Sink:
+        return NpySink(target)
 
     def disk_bytes(self, layout: Layout, options: SinkOptions) -> tuple[int, int]:
         return 0, layout.nbytes + len(npy_header(layout))
@@ -54,18 +45,9 @@ class NpySink(SampleSink):
     (``mmap_mode="r"``).
     """
 
-    def __init__(
-        self,
-        path: Path,
-        layout: Layout,
-        options: SinkOptions,
-        *,
-        part: Path,
-        resume: bool,
-        overwrite: bool,
-    ) -> None:
-        self.header = npy_header(layout)
-        super().__init__(path, layout, options, part=part, resume=resume, overwrite=overwrite)
+    def __init__(self, target: SinkTarget) -> None:
+        self.header = npy_header(target.layout)
+        super().__init__(target)
 
     @property
     def _data(self) -> Path:

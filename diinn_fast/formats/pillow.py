@@ -19,15 +19,14 @@ from PIL.ImageFile import ImageFile
 
 from diinn_fast.errors import ImageError
 from diinn_fast.formats.base import Decoded, Format
-from diinn_fast.formats.unkept import unkept_picture, warn_of_unkept
+from diinn_fast.formats.info import metadata_of
 from diinn_fast.host import free_bytes
+from diinn_fast.metadata import Metadata
 
 _log = logging.getLogger(__name__)
 
 ORIENTATION = 274
 """EXIF and TIFF tag."""
-
-_MAX_DPI = 1e6
 
 MAX_PIXELS = 2**31
 """Largest picture that is read, whatever the memory."""
@@ -68,12 +67,11 @@ class PillowReader:
         self.check()
         if max_bytes is not None:
             check_bound(self.name, width, height, self.bits, max_bytes)
-        icc = self.picture.info.get("icc_profile")
         with damage_explained(self.name, self.form):
             samples = self.samples()
-        warn_of_unkept(self.name, self.unkept())
         orientation = self.orientation()  # afterwards: to look for EXIF decodes some formats
-        return Decoded(self.upright(samples, orientation), icc, self.dpi(orientation))
+        metadata = self.metadata().upright(orientation, self.stored_size())
+        return Decoded(self.upright(samples, orientation), metadata)
 
     @property
     def bits(self) -> int:
@@ -117,24 +115,18 @@ class PillowReader:
         except Exception:
             return 1
 
-    def unkept(self) -> Iterator[str]:
-        """What the file says and no output keeps."""
-        return unkept_picture(self.picture)
+    def stored_size(self) -> tuple[int, int]:
+        """(height, width) before the picture is turned."""
+        width, height = self.picture.size
+        return height, width
+
+    def metadata(self) -> Metadata:
+        """What else the file says, of the picture as it is stored."""
+        return metadata_of(self.picture)
 
     def upright(self, samples: np.ndarray, orientation: object) -> np.ndarray:
         """The samples turned as the orientation says."""
         return upright(samples, orientation)
-
-    def dpi(self, orientation: object) -> tuple[float, float] | None:
-        """Resolution of the upright picture, None if the file states no sensible one."""
-        dpi = self.picture.info.get("dpi")
-        if dpi is None:
-            return None
-        horizontal = float(dpi[0])
-        vertical = float(dpi[1])
-        if not (0 < horizontal < _MAX_DPI and 0 < vertical < _MAX_DPI):
-            return None
-        return (vertical, horizontal) if orientation in (5, 6, 7, 8) else (horizontal, vertical)
 
     def opened(self) -> PIL.Image.Image:
         """The file from its beginning, with another look whatever size Pillow allows."""

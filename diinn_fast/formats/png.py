@@ -1,10 +1,10 @@
-"""PNG of 8 or 16 bits, with alpha, profile and resolution."""
+"""PNG of 8 or 16 bits, with alpha and metadata."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import PIL.Image
@@ -30,9 +30,10 @@ from diinn_fast.formats.png_codec import (
     png_size,
     write_png,
 )
+from diinn_fast.formats.png_metadata import fits_physical, metadata_of_chunks
 from diinn_fast.formats.samples import SampleFile
-from diinn_fast.formats.sinks import SampleSink, Sink, SinkOptions
-from diinn_fast.formats.unkept import unkept_chunks
+from diinn_fast.formats.sinks import SampleSink, Sink, SinkOptions, SinkTarget
+from diinn_fast.metadata import Metadata
 
 
 class PngReader(PillowReader):
@@ -46,8 +47,10 @@ class PngReader(PillowReader):
     def bits(self) -> int:
         return 16 if self.header.depth == 16 else 8
 
-    def unkept(self) -> Iterator[str]:
-        return unkept_chunks(self.header.chunks)
+    def metadata(self) -> Metadata:
+        """See `PillowReader`; of the chunks themselves, of which Pillow passes over some."""
+        icc = self.picture.info.get("icc_profile") or None
+        return replace(metadata_of_chunks(self.header.chunks), icc=icc)
 
     def samples(self) -> np.ndarray:
         samples = self._samples_16bit() if self.bits == 16 else super().samples()
@@ -75,25 +78,22 @@ class Png(PillowFormat):
     writes = True
     streams = True
     dtypes = ("uint8", "uint16")
+    holds = frozenset({"icc", "resolution", "exif", "note", "xmp", "texts", "colour"})
     reader = PngReader
 
     def plugin(self, file: BinaryIO) -> PIL.Image.Image:
         return PngImageFile(file)
 
+    def can_hold(self, entry: str, value: Any) -> bool:
+        if entry == "resolution" and not fits_physical(value):
+            return False
+        return super().can_hold(entry, value)
+
     def write(self, name: str, file: BinaryIO, layout: Layout, read: Read, *, quality: int) -> None:
         write_png(file, layout, read)
 
-    def sink(
-        self,
-        path: Path,
-        layout: Layout,
-        options: SinkOptions,
-        *,
-        part: Path,
-        resume: bool,
-        overwrite: bool,
-    ) -> Sink:
-        return PngSink(path, layout, options, part=part, resume=resume, overwrite=overwrite)
+    def sink(self, target: SinkTarget) -> Sink:
+        return PngSink(target)
 
     def disk_bytes(self, layout: Layout, options: SinkOptions) -> tuple[int, int]:
         return layout.nbytes, png_size(layout)

@@ -20,14 +20,11 @@ import numpy as np
 
 from diinn_fast.errors import ImageError
 from diinn_fast.formats.layout import WORKERS, Layout, Progress, Read, in_order
+from diinn_fast.formats.png_metadata import JOB, MOST_BYTES, Chunk, chunks_of, is_metadata
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_INCH_IN_METRES = 0.0254
 _BLOCK = 2**20
-_NOTED = 64
-_XMP = b"XML:com.adobe.xmp"
 _BAND_BYTES = 2**18
-_JOB = b"diinn_fast job"
 _COLOUR_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> grey, grey + alpha, RGB, RGB + alpha
 PALETTE = 3
 GREY_ALPHA = 4
@@ -36,13 +33,13 @@ GREY_ALPHA = 4
 @dataclass
 class PngHeader:
     """What the decoder cannot be asked for: sample depth (1, 2, 4, 8, 16), colour type, raw tRNS
-    data, and the other chunks by name with their first 64 bytes.
+    data, and the chunks that hold metadata.
     """
 
     depth: int
     colour_type: int
     transparent: bytes | None
-    chunks: dict[bytes, bytes]
+    chunks: list[Chunk]
 
 
 def check_png(path: str, file: BinaryIO) -> PngHeader:
@@ -57,12 +54,15 @@ def check_png(path: str, file: BinaryIO) -> PngHeader:
     file.seek(len(SIGNATURE))
     header = b""
     transparent = None
-    chunks: dict[bytes, bytes] = {}
+    chunks: list[Chunk] = []
+    room = MOST_BYTES
     while True:
         length, name = _unpack(path, file, ">I4s")
         needed = name[:1].isupper() or name == b"tRNS"
-        most = 0 if name == b"IDAT" else length if name in (b"IHDR", b"tRNS") else _NOTED
-        crc, kept = _read_data(path, file, name, length, most)
+        word = name.decode("latin-1")
+        noted = is_metadata(word) and length <= room
+        wanted = noted or name in (b"IHDR", b"tRNS")
+        crc, kept = _read_data(path, file, name, length, length if wanted else 0)
         (expected,) = _unpack(path, file, ">I")
         if needed and crc != expected:
             raise _damaged(path)
@@ -72,10 +72,9 @@ def check_png(path: str, file: BinaryIO) -> PngHeader:
             transparent = kept
         elif name == b"IEND":
             break
-        elif name == b"iTXt" and kept.startswith(_XMP):
-            chunks[b"XMP "] = kept
-        elif not kept.startswith(_JOB):
-            chunks.setdefault(name, kept)
+        elif is_metadata(word):
+            chunks.append(Chunk(word, kept if noted and crc == expected else None))
+            room -= len(kept)
     if len(header) != 13:
         raise _damaged(path)
     return PngHeader(header[8], header[9], transparent, chunks)
@@ -119,13 +118,8 @@ def write_png(file: BinaryIO, layout: Layout, read: Read, progress: Progress | N
         b"IHDR",
         struct.pack(">IIBBBBB", layout.width, layout.height, bits, colour_type, 0, 0, 0),
     )
-    if layout.icc is not None:
-        _write_chunk(file, b"iCCP", b"ICC Profile\0\0" + zlib.compress(layout.icc))
-    if layout.dpi is not None:
-        per_metre = [int(value / _INCH_IN_METRES + 0.5) for value in layout.dpi]
-        _write_chunk(file, b"pHYs", struct.pack(">IIB", *per_metre, 1))
-    if layout.job:
-        _write_chunk(file, b"tEXt", _JOB + b"\0" + layout.job.encode("latin-1"))
+    for name, data in chunks_of(layout.metadata, layout.job):
+        _write_chunk(file, name, data)
     step = _rows_per_band(layout)
 
     def encode(top: int) -> tuple[int, bytes, bytes]:
@@ -154,9 +148,8 @@ def png_size(layout: Layout) -> int:
     number.
     """
     bands = -(-layout.height // _rows_per_band(layout))
-    return (
-        int((layout.nbytes + layout.height) * 1.001) + 64 * bands + len(layout.icc or b"") + 2**16
-    )
+    samples = int((layout.nbytes + layout.height) * 1.001) + 64 * bands
+    return samples + layout.metadata.nbytes + 2**16
 
 
 def png_job(file: BinaryIO) -> str | None:
@@ -169,7 +162,7 @@ def png_job(file: BinaryIO) -> str | None:
             return None
         if name == b"tEXt":
             keyword, _, text = file.read(length).partition(b"\0")
-            if keyword == _JOB:
+            if keyword == JOB.encode():
                 return text.decode("latin-1")
             file.seek(4, 1)
         else:

@@ -26,11 +26,10 @@ def read_image(file: File) -> Image:
     """Read a picture from a path, bytes or an open binary file; its contents decide the format, not
     the name.
 
-    Kept: bit depth, alpha (also tRNS), grey, ICC profile, resolution. Applied: EXIF orientation.
-        Palettes
-    become RGB, or RGB + alpha where they have transparency; 1-, 2- and 4-bit grey become 8-bit
-    grey; premultiplied alpha of a TIFF is divided out. Of a phone's multi-picture JPEG the main
-    picture is read.
+    Kept: bit depth, alpha (also tRNS), grey, metadata. Applied: EXIF orientation. Palettes become
+    RGB, or RGB + alpha where they have transparency; 1-, 2- and 4-bit grey become 8-bit grey;
+    premultiplied alpha of a TIFF is divided out. Of a phone's multi-picture JPEG the main picture
+    is read.
 
     Raises:
         ImageError: missing, empty, damaged or cut off file; not a format that is read; CMYK,
@@ -57,8 +56,7 @@ def read_image(file: File) -> Image:
         alpha=alpha,
         grey=colours == 1,
         bits=8 * samples.itemsize,  # 32: floats
-        icc=decoded.icc,
-        dpi=decoded.dpi,
+        metadata=decoded.metadata,
     )
 
 

@@ -35,6 +35,28 @@ class SinkOptions:
     compress: bool = True
 
 
+@dataclass(frozen=True)
+class SinkTarget:
+    """What a sink is told.
+
+    Attributes:
+        path: the output; nothing appears under this name before `Sink.finish`.
+        layout: what the output holds.
+        options: see `SinkOptions`.
+        part: existing folder on the same file system; names that begin with "final" or "samples" in
+            it are the sink's.
+        resume: open what is there (also: join another process); False starts anew.
+        overwrite: `Sink.finish` may replace an existing output.
+    """
+
+    path: Path
+    layout: Layout
+    options: SinkOptions
+    part: Path
+    resume: bool
+    overwrite: bool
+
+
 class Sink(Protocol):
     """Takes disjoint windows in any order, from any thread and process, and makes the file of them.
 
@@ -96,34 +118,23 @@ class SampleSink(ABC):
     unit = (1, 1)
     header = b""
 
-    def __init__(
-        self,
-        path: Path,
-        layout: Layout,
-        options: SinkOptions,
-        *,
-        part: Path,
-        resume: bool,
-        overwrite: bool,
-    ) -> None:
-        self.path = path
-        self.target = Path(
-            os.path.realpath(path)
-        )  # through a symbolic link instead of replacing it
-        self.layout = layout
-        self.options = options
-        self.part = part
-        self.overwrite = overwrite
-        self.final = part / "final"
-        self._taken = (
-            part / "final.ready"
-        )  # stands from the moment on when `final` may have taken the name
+    def __init__(self, target: SinkTarget) -> None:
+        self.path = target.path
+        # Through a symbolic link instead of replacing it.
+        self.target = Path(os.path.realpath(target.path))
+        self.layout = target.layout
+        self.options = target.options
+        self.part = target.part
+        self.overwrite = target.overwrite
+        self.final = self.part / "final"
+        # Stands from the moment on when `final` may have taken the name.
+        self._taken = self.part / "final.ready"
         self.samples: SampleFile | None = None
-        with system_errors(path, part):
-            if not resume:
+        with system_errors(self.path, self.part):
+            if not target.resume:
                 self._taken.unlink(missing_ok=True)
                 self.final.unlink(missing_ok=True)
-            self._open(resume)
+            self._open(target.resume)
 
     def _open(self, resume: bool) -> None:
         try:

@@ -13,6 +13,7 @@ from torch import Tensor
 from diinn_fast.errors import ImageError
 from diinn_fast.formats.image import to_float
 from diinn_fast.formats.positioned import PositionedFile
+from diinn_fast.metadata import NOTHING, Metadata
 
 
 class Source(Protocol):
@@ -23,7 +24,7 @@ class Source(Protocol):
         grey, alpha: it is grey, it has alpha.
         bits: 8 or 16 per sample (8 for floating point).
         dtype: "uint8", "uint16" or "float32": what an output of the same kind holds.
-        icc, dpi: as of `Image`.
+        metadata: what else the file says, of the upright picture.
         resident_bytes: most memory that it holds for its whole life.
         identity: changes when the picture does (path, size and time of the file, or a digest of the
             samples).
@@ -35,8 +36,7 @@ class Source(Protocol):
     alpha: bool
     bits: int
     dtype: str
-    icc: bytes | None
-    dpi: tuple[float, float] | None
+    metadata: Metadata
     resident_bytes: int
     identity: str
 
@@ -62,16 +62,14 @@ class SampleSource(ABC):
         shape: tuple[int, int, int],
         dtype: np.dtype,
         identity: str,
-        icc: bytes | None = None,
-        dpi: tuple[float, float] | None = None,
+        metadata: Metadata = NOTHING,
     ) -> None:
         self.height, self.width, self.channels = shape
         self.grey = self.channels < 3
         self.alpha = self.channels in (2, 4)
         self.bits = 16 if dtype.kind == "u" and dtype.itemsize == 2 else 8
         self.dtype = f"uint{self.bits}" if dtype.kind == "u" else "float32"
-        self.icc = icc
-        self.dpi = dpi
+        self.metadata = metadata
         self.identity = identity
 
     @abstractmethod
@@ -101,11 +99,10 @@ class ArraySource(SampleSource):
         self,
         samples: np.ndarray,
         identity: str,
-        icc: bytes | None = None,
-        dpi: tuple[float, float] | None = None,
+        metadata: Metadata = NOTHING,
     ) -> None:
         height, width, channels = samples.shape
-        super().__init__((height, width, channels), samples.dtype, identity, icc, dpi)
+        super().__init__((height, width, channels), samples.dtype, identity, metadata)
         self._samples = samples
         self.resident_bytes = samples.nbytes
 
@@ -124,10 +121,9 @@ class RowsSource(SampleSource):
         shape: tuple[int, int, int],
         dtype: np.dtype,
         identity: str,
-        icc: bytes | None = None,
-        dpi: tuple[float, float] | None = None,
+        metadata: Metadata = NOTHING,
     ) -> None:
-        super().__init__(shape, dtype, identity, icc, dpi)
+        super().__init__(shape, dtype, identity, metadata)
         self.name = name
         self._start = start
         self._dtype = dtype

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import PIL.Image
@@ -27,16 +26,19 @@ from diinn_fast.formats.pillow import (
 )
 from diinn_fast.formats.positioned import PositionedFile, StreamFile
 from diinn_fast.formats.samples import SampleFile
-from diinn_fast.formats.sinks import SampleSink, Sink, SinkOptions
+from diinn_fast.formats.sinks import SampleSink, Sink, SinkOptions, SinkTarget
 from diinn_fast.formats.sources import ArraySource, Source, file_identity
-from diinn_fast.formats.tiff_source import tiff_source
+from diinn_fast.formats.tiff_metadata import fits_rational, metadata_of_page
+from diinn_fast.formats.tiff_source import complaints, tiff_source
 from diinn_fast.formats.tiff_writer import TILE, tiff_bytes, tiff_job, tiff_size, write_tiff
+from diinn_fast.metadata import Metadata
 
+_WIDTH = 256
+_LENGTH = 257
 _BITS = 258
 _PHOTOMETRIC = 262
 _TILE_WIDTH = 322
 _TILE_LENGTH = 323
-_X_RESOLUTION = 282
 _PLANES = 284
 _COLOUR_MAP = 320
 _EXTRA_SAMPLES = 338
@@ -93,19 +95,24 @@ class TiffReader(PillowReader):
         samples = high_and_low_bytes(self)
         return _divide_out_alpha(samples) if premultiplied else samples
 
-    def unkept(self) -> Iterator[str]:
-        return iter(())  # said by whoever looked at the tags
+    def stored_size(self) -> tuple[int, int]:
+        """See `PillowReader`; of the tags, because Pillow turns its size."""
+        tags = self.picture.tag_v2
+        return int(tags[_LENGTH]), int(tags[_WIDTH])
+
+    def metadata(self) -> Metadata:
+        """See `PillowReader`; of all tags, of which Pillow passes over some."""
+        import tifffile
+
+        self.file.seek(0)
+        with complaints(), tifffile.TiffFile(self.file) as tiff:
+            return metadata_of_page(tiff, tiff.pages.first)
 
     def orientation(self) -> object:
         return self._orientation
 
     def upright(self, samples: np.ndarray, orientation: object) -> np.ndarray:
         return samples  # Pillow has turned it while loading
-
-    def dpi(self, orientation: object) -> tuple[float, float] | None:
-        if _X_RESOLUTION not in self.picture.tag_v2:
-            return None  # Pillow says 1 dpi for a TIFF without resolution
-        return super().dpi(orientation)
 
 
 class Tiff(PillowFormat):
@@ -119,6 +126,7 @@ class Tiff(PillowFormat):
     streams = True
     max_side = 2**32 - 1
     dtypes = ("uint8", "uint16", "float32")
+    holds = frozenset({"icc", "resolution", "exif", "xmp", "iptc", "geo", "ome", "imagej"})
     reader = TiffReader
 
     def plugin(self, file: BinaryIO) -> PIL.Image.Image:
@@ -137,7 +145,7 @@ class Tiff(PillowFormat):
         samples = source.samples(0, height, 0, width)
         if samples.dtype.kind == "f":
             samples = samples.astype(np.float32)
-        return Decoded(samples, source.icc, source.dpi)
+        return Decoded(samples, source.metadata)
 
     def open(self, path: Path, file: BinaryIO, max_bytes: int | None = None) -> Source:
         positioned = PositionedFile(path)
@@ -150,7 +158,12 @@ class Tiff(PillowFormat):
             raise
         positioned.close()
         decoded = super().read(str(path), file, max_bytes)
-        return ArraySource(decoded.samples, file_identity(path), decoded.icc, decoded.dpi)
+        return ArraySource(decoded.samples, file_identity(path), decoded.metadata)
+
+    def can_hold(self, entry: str, value: Any) -> bool:
+        if entry == "resolution" and not fits_rational(value):
+            return False
+        return super().can_hold(entry, value)
 
     def stored(self, channels: int, bits: int) -> tuple[int, int]:
         """Few readers know 16-bit grey + alpha: it is stored as RGB + alpha."""
@@ -159,17 +172,8 @@ class Tiff(PillowFormat):
     def write(self, name: str, file: BinaryIO, layout: Layout, read: Read, *, quality: int) -> None:
         write_tiff(file, layout, read)
 
-    def sink(
-        self,
-        path: Path,
-        layout: Layout,
-        options: SinkOptions,
-        *,
-        part: Path,
-        resume: bool,
-        overwrite: bool,
-    ) -> Sink:
-        return TiffSink(path, layout, options, part=part, resume=resume, overwrite=overwrite)
+    def sink(self, target: SinkTarget) -> Sink:
+        return TiffSink(target)
 
     def disk_bytes(self, layout: Layout, options: SinkOptions) -> tuple[int, int]:
         levels = tiff_levels(layout) if options.pyramid else []

@@ -18,10 +18,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from diinn_fast.errors import ImageError
-from diinn_fast.formats.layout import usable_dpi
 from diinn_fast.formats.pillow import decode_bytes, upright
 from diinn_fast.formats.positioned import PositionedFile
 from diinn_fast.formats.sources import RowsSource, SampleSource, unreadable
+from diinn_fast.formats.tiff_metadata import metadata_of_page
 from diinn_fast.formats.tiff_segments import (
     LOSSLESS,
     NO_CODECS_NEEDED,
@@ -31,11 +31,9 @@ from diinn_fast.formats.tiff_segments import (
     most_stored,
 )
 from diinn_fast.formats.tiff_tags import BLACK_IS_ZERO, PREMULTIPLIED, RGB, picture_page
-from diinn_fast.formats.unkept import unkept_tags, warn_of_unkept
+from diinn_fast.metadata import Metadata
 
 _CONTIGUOUS = 1
-_CENTIMETRE = 3
-_INCH = 2
 
 _TAG = re.compile(r"TiffTag (\d+) @")
 _NEEDED = frozenset(
@@ -71,8 +69,7 @@ class Segments:
     offsets: tuple[int, ...]
     counts: tuple[int, ...]
     orientation: int
-    icc: bytes | None
-    dpi: tuple[float, float] | None
+    metadata: Metadata
 
     @property
     def across(self) -> int:
@@ -125,9 +122,8 @@ def tiff_source(
         size = height * width * channels * found.dtype.itemsize
         if found.offsets[0] + size > file.size:
             raise ImageError(f"{name} is cut off: fetch or export the file again.")
-        return RowsSource(
-            name, file, found.offsets[0], found.shape, found.dtype, identity, found.icc, found.dpi
-        )
+        start = found.offsets[0]
+        return RowsSource(name, file, start, found.shape, found.dtype, identity, found.metadata)
     if found.compression not in NO_CODECS_NEEDED and not _has_imagecodecs():
         _refuse_without_codecs(name, found, max_bytes)
         return None
@@ -146,11 +142,9 @@ class TiffSource(SampleSource):
         max_bytes: int | None,
     ) -> None:
         height, width, channels = stored.shape
-        dpi = stored.dpi
         if stored.orientation in (5, 6, 7, 8):
             height, width = width, height
-            dpi = dpi and (dpi[1], dpi[0])
-        super().__init__((height, width, channels), stored.dtype, identity, stored.icc, dpi)
+        super().__init__((height, width, channels), stored.dtype, identity, stored.metadata)
         self.name = name
         self._stored = stored
         segment = stored.segment_bytes
@@ -245,10 +239,9 @@ def _read_tags(name: str, stream: BinaryIO) -> Segments | None:
 
     stream.seek(0)
     try:
-        with _complaints() as said, tifffile.TiffFile(stream) as tiff:
+        with complaints() as said, tifffile.TiffFile(stream) as tiff:
             page = picture_page(name, tiff)
-            found = _segments(page, tiff.byteorder) if _is_simple(page) else None
-            warn_of_unkept(name, _unkept(page))
+            found = _segments(tiff, page) if _is_simple(page) else None
         for line in said:  # of a tag that was then passed over
             if (tag := _TAG.search(line)) and int(tag[1]) in _NEEDED:
                 raise ValueError(f"its tag {tag[1]} is damaged")
@@ -264,7 +257,7 @@ def _read_tags(name: str, stream: BinaryIO) -> Segments | None:
 
 
 @contextmanager
-def _complaints() -> Iterator[list[str]]:
+def complaints() -> Iterator[list[str]]:
     """What tifffile logs within the block, which would else go to stderr."""
     said: list[str] = []
     handler = logging.Handler()
@@ -280,20 +273,14 @@ def _complaints() -> Iterator[list[str]]:
         logger.propagate = before
 
 
-def _unkept(page: Any) -> Iterator[str]:
-    yield from unkept_tags(page.tags)
-    dpi = _dpi(page)
-    if dpi is not None and usable_dpi(dpi) is None:
-        yield "the size of its pixels"
-
-
-def _segments(page: Any, byteorder: str) -> Segments:
+def _segments(tiff: Any, page: Any) -> Segments:
     height = page.imagelength
     width = page.imagewidth
     tiled = page.is_tiled
+    orientation = int(page.tags.valueof(274, 1))
     return Segments(
         shape=(height, width, page.samplesperpixel),
-        dtype=np.dtype(page.dtype).newbyteorder(byteorder),
+        dtype=np.dtype(page.dtype).newbyteorder(tiff.byteorder),
         compression=int(page.compression),
         predictor=int(page.predictor),
         rows=page.tilelength if tiled else min(page.rowsperstrip, height),
@@ -302,9 +289,8 @@ def _segments(page: Any, byteorder: str) -> Segments:
         planar=page.samplesperpixel > 1 and page.planarconfig != _CONTIGUOUS,
         offsets=tuple(page.dataoffsets),
         counts=tuple(page.databytecounts),
-        orientation=int(page.tags.valueof(274, 1)),
-        icc=page.iccprofile,
-        dpi=_dpi(page),
+        orientation=orientation,
+        metadata=metadata_of_page(tiff, page).upright(orientation, (height, width)),
     )
 
 
@@ -333,21 +319,6 @@ def _refuse_without_codecs(name: str, stored: Segments, max_bytes: int | None) -
             f"{name} is compressed by {codec} and does not fit the bound as a whole: "
             "pip install 'diinn_fast[big]' to read it by region."
         )
-
-
-def _dpi(page: Any) -> tuple[float, float] | None:
-    """Resolution of the stored picture, where the file gives it in inches or centimetres."""
-    unit = int(page.tags.valueof(296, _INCH))
-    values = [page.tags.valueof(tag) for tag in (282, 283)]
-    if (
-        unit not in (_INCH, _CENTIMETRE)
-        or None in values
-        or any(denominator == 0 for _, denominator in values)
-    ):
-        return None
-    factor = 2.54 if unit == _CENTIMETRE else 1.0
-    horizontal, vertical = (factor * numerator / denominator for numerator, denominator in values)
-    return (horizontal, vertical) if 0 < horizontal < 1e6 and 0 < vertical < 1e6 else None
 
 
 def _has_imagecodecs() -> bool:

@@ -1,4 +1,4 @@
-"""WebP: 8-bit colour with or without alpha; it has neither grey nor resolution."""
+"""WebP: 8-bit colour with or without alpha; it has no grey; its EXIF tells the resolution."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class WebP(EncodedFormat):
     name = "WebP"
     suffixes = (".webp",)
     max_side = 16_383
+    holds = frozenset({"icc", "exif", "note", "xmp"})
 
     def plugin(self, file: BinaryIO) -> PIL.Image.Image:
         return WebPImageFile(file)

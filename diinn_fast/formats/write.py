@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from functools import partial
 from pathlib import Path
@@ -14,10 +13,9 @@ from diinn_fast.errors import ImageError
 from diinn_fast.files import atomic_file, explain
 from diinn_fast.formats.base import Format
 from diinn_fast.formats.image import Image, already_exists
-from diinn_fast.formats.layout import Layout, usable_dpi
+from diinn_fast.formats.layout import Layout
 from diinn_fast.formats.registry import by_suffix, writable_suffixes
-
-_log = logging.getLogger(__name__)
+from diinn_fast.metadata import fitted, warn_of_lost
 
 _BAND_PIXELS = 2**20
 
@@ -68,7 +66,8 @@ def write_image(
     Samples are clamped to [0, 1] and rounded half up, floor(x * (2**bits - 1) + 0.5). PNG and TIFF
     are lossless (Deflate) and keep `image.bits`; JPEG (4:4:4, no chroma subsampling) and WebP
     (lossy colour, lossless alpha, colour kept under transparent pixels) have 8 bits. WebP has
-    neither grey nor resolution: grey is written as RGB, without a profile that describes grey.
+    no grey: it is written as RGB, without a profile that describes grey. What the format does not
+    hold of `image.metadata` is named in one warning.
     16-bit grey + alpha in a TIFF becomes RGB + alpha, because few readers know it.
 
     Args:
@@ -92,13 +91,14 @@ def write_image(
     channels, bits = form.stored(planes, image.bits)
     samples = _quantise(path, image, channels, bits)
     height, width = samples.shape[:2]
-    icc = fitting_profile(path, image.icc, channels)
-    layout = Layout(height, width, channels, samples.dtype.name, icc, usable_dpi(image.dpi))
+    metadata, lost = fitted(image.metadata, form.can_hold, channels)
+    layout = Layout(height, width, channels, samples.dtype.name, metadata)
     try:
         with atomic_file(path, overwrite=overwrite) as file:
             form.write(str(path), file, layout, partial(_window, samples), quality=quality)
     except OSError as error:
         raise ImageError(explain(path, error)) from error
+    warn_of_lost(path, lost)
 
 
 def format_of(path: Path) -> Format:
@@ -154,16 +154,6 @@ def _quantise(path: Path, image: Image, channels: int, bits: int) -> np.ndarray:
         levels = band if bits == 32 else band * (2**bits - 1) + 0.5
         samples[top : top + rows] = levels.permute(1, 2, 0).numpy().astype(samples.dtype)
     return samples
-
-
-def fitting_profile(path: Path, icc: bytes | None, channels: int) -> bytes | None:
-    """The ICC profile, unless it describes grey and the file gets three channels, which readers
-    reject.
-    """
-    if icc is not None and icc[16:20] == b"GRAY" and channels >= 3:
-        _log.warning("%s is written as RGB without the grey ICC profile of the input.", path)
-        return None
-    return icc
 
 
 def _check_place(path: Path, overwrite: bool) -> None:

@@ -7,10 +7,11 @@ from typing import ClassVar
 
 from diinn_fast.formats.base import Format
 from diinn_fast.formats.layout import Layout
-from diinn_fast.formats.sinks import Sink, SinkOptions
+from diinn_fast.formats.sinks import Sink, SinkOptions, SinkTarget
 from diinn_fast.formats.sources import Source
 from diinn_fast.formats.zarr_source import METADATA, ZarrSource
 from diinn_fast.formats.zarr_store import CHUNK, ZarrSink, zarr_bytes, zarr_job, zarr_size
+from diinn_fast.metadata.value import ENTRIES
 
 
 class Zarr(Format):
@@ -22,6 +23,7 @@ class Zarr(Format):
     streams = True
     dtypes = ("uint8", "uint16", "float32")
     unit = (CHUNK, CHUNK)
+    holds = frozenset(ENTRIES) | {"note"}
     sink_class: ClassVar[type[ZarrSink]] = ZarrSink
 
     def recognises_folder(self, path: Path) -> bool:
@@ -30,17 +32,8 @@ class Zarr(Format):
     def open_folder(self, path: Path, max_bytes: int | None = None) -> Source:
         return ZarrSource(path, max_bytes)
 
-    def sink(
-        self,
-        path: Path,
-        layout: Layout,
-        options: SinkOptions,
-        *,
-        part: Path,
-        resume: bool,
-        overwrite: bool,
-    ) -> Sink:
-        return self.sink_class(path, layout, options, part=part, resume=resume, overwrite=overwrite)
+    def sink(self, target: SinkTarget) -> Sink:
+        return self.sink_class(target)
 
     def disk_bytes(self, layout: Layout, options: SinkOptions) -> tuple[int, int]:
         multiscale = self.sink_class.multiscale

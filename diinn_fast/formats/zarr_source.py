@@ -4,11 +4,12 @@ are read.
 
 from __future__ import annotations
 
-import base64
 import hashlib
+import json
 import math
 import stat
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,14 @@ import numpy as np
 from diinn_fast.errors import ImageError
 from diinn_fast.formats.sources import SampleSource, check_array, unreadable
 from diinn_fast.formats.zarr_store import import_zarr
+from diinn_fast.metadata import Metadata, Space, from_json
 
 METADATA = ("zarr.json", ".zarray", ".zgroup")
 
 MOST_METADATA_BYTES = 2**24
+
+_LAYOUT = frozenset({"diinn_fast", "ome", "multiscales", "omero", "_ARRAY_DIMENSIONS"})
+"""Attributes that are made anew."""
 
 
 class ZarrSource(SampleSource):
@@ -31,14 +36,15 @@ class ZarrSource(SampleSource):
     def __init__(self, path: Path, max_bytes: int | None) -> None:
         zarr = import_zarr(path)
         self.path = path
-        metadata = [path / name for name in METADATA if (path / name).exists()]
-        _check_metadata(path, metadata)
+        files = [path / name for name in METADATA if (path / name).exists()]
+        _check_metadata(path, files)
         store = _plain_files(zarr, path)
         try:
             node = zarr.open(store=store, mode="r")
             attributes = dict(node.attrs)
             array, axes = _array_of(path, node, attributes)
-            complete, icc, dpi = _own_attributes(attributes)
+            complete, metadata = _own_state(attributes)
+            space = _space(node, attributes, axes) or metadata.space
         except ImageError:
             raise
         except Exception as error:
@@ -63,12 +69,12 @@ class ZarrSource(SampleSource):
                 "left within the "
                 "bound: raise it, or store the array in smaller chunks."
             )
-        digest = hashlib.sha256(b"".join(file.read_bytes() for file in metadata)).hexdigest()
-        times = [file.stat().st_mtime_ns for file in metadata]
+        digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+        times = [file.stat().st_mtime_ns for file in files]
         store.most_bytes = max(_most_stored(array), MOST_METADATA_BYTES)
-        super().__init__(
-            shape, np.dtype(array.dtype), f"{path.resolve()} {digest} {times}", icc, dpi
-        )
+        identity = f"{path.resolve()} {digest} {times}"
+        metadata = replace(metadata, space=space, attributes=_others(attributes))
+        super().__init__(shape, np.dtype(array.dtype), identity, metadata)
 
     def samples(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         window: list[Any] = [0] * self._array.ndim
@@ -123,17 +129,55 @@ def _most_stored(array: Any) -> int:
     return 2 * math.prod(shape) * array.dtype.itemsize + 2**20
 
 
-def _own_attributes(
-    attributes: dict[str, Any],
-) -> tuple[bool, bytes | None, tuple[float, float] | None]:
-    """(complete, profile, resolution) that this package has stored; any error if they are none."""
+def _own_state(attributes: dict[str, Any]) -> tuple[bool, Metadata]:
+    """(complete, metadata) that this package has stored; any error if they are none."""
     state = attributes.get("diinn_fast", {})
-    icc = base64.b64decode(state["icc"], validate=True) if "icc" in state else None
-    dpi = None
-    if "dpi" in state:
-        horizontal, vertical = state["dpi"]
-        dpi = (float(horizontal), float(vertical))
-    return state.get("complete") is not False, icc, dpi
+    return state.get("complete") is not False, from_json(state.get("metadata", {}))
+
+
+def _others(attributes: dict[str, Any]) -> str | None:
+    """Attributes that are neither ours nor of the layout of the array, as JSON."""
+    said = {name: value for name, value in attributes.items() if name not in _LAYOUT}
+    return json.dumps(said, sort_keys=True) if said else None
+
+
+def _space(node: Any, attributes: dict[str, Any], axes: list[str]) -> Space | None:
+    """The physical grid of an OME-Zarr."""
+    if hasattr(node, "shape"):
+        return None
+    return _space_of(attributes.get("ome", attributes)["multiscales"][0], axes)
+
+
+def _space_of(multiscale: dict[str, Any], axes: list[str]) -> Space | None:
+    """The physical grid of the first level; None if it says nothing."""
+    units = {
+        axis["name"]: axis.get("unit")
+        for axis in multiscale.get("axes", ())
+        if isinstance(axis, dict)
+    }
+    scale = np.ones(len(axes))
+    start = np.zeros(len(axes))
+    level = multiscale["datasets"][0]
+    for step in (
+        *level.get("coordinateTransformations", ()),
+        *multiscale.get("coordinateTransformations", ()),
+    ):
+        if step["type"] == "scale":
+            scale = scale * np.array(step["scale"], np.float64)
+            start = start * np.array(step["scale"], np.float64)
+        elif step["type"] == "translation":
+            start = start + np.array(step["translation"], np.float64)
+    y = axes.index("y")
+    x = axes.index("x")
+    unit = units.get("x") if units.get("x") == units.get("y") else None
+    if not np.isfinite([scale, start]).all() or min(scale[y], scale[x]) <= 0:
+        raise ValueError("its scale is no scale")
+    space = Space(
+        (float(scale[y]), float(scale[x])),
+        (float(start[y]), float(start[x])),
+        None if unit is None else str(unit),
+    )
+    return None if space == Space((1.0, 1.0)) else space
 
 
 def _array_of(path: Path, node: Any, attributes: dict[str, Any]) -> tuple[Any, list[str]]:

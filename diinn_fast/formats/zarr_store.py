@@ -8,12 +8,12 @@ Sources: Zarr v3 core specification; OME-Zarr 0.5 specification (ngff.openmicros
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shutil
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from diinn_fast.files import sync_folder
 from diinn_fast.formats.image import already_exists
 from diinn_fast.formats.layout import Layout, Progress, halve, levels_below
 from diinn_fast.formats.samples import check_window
-from diinn_fast.formats.sinks import SinkOptions, system_errors
+from diinn_fast.formats.sinks import SinkTarget, system_errors
+from diinn_fast.metadata import Space, as_json
 
 CHUNK = 512
 _SMALLEST_LEVEL = 256
@@ -47,36 +48,27 @@ _COLOURS = {
 class ZarrSink:
     """One array [H, W] (grey) or [H, W, C] in chunks of 512 x 512 pixels, zstd.
 
-    The attribute "diinn_fast" has: complete (bool), job, and where known icc (base64) and dpi
-    [horizontal, vertical].
+    The attribute "diinn_fast" has: complete (bool), job, and metadata, if there is any; the other
+    attributes are those of an input that was a Zarr.
     """
 
     unit = (CHUNK, CHUNK)
     multiscale = False
 
-    def __init__(
-        self,
-        path: Path,
-        layout: Layout,
-        options: SinkOptions,
-        *,
-        part: Path,
-        resume: bool,
-        overwrite: bool,
-    ) -> None:
-        self.path = path
-        self.target = Path(os.path.realpath(path))
-        self.layout = layout
-        self.options = options
-        self.part = part
-        self.overwrite = overwrite
-        self.store = part / "final"
+    def __init__(self, target: SinkTarget) -> None:
+        self.path = target.path
+        self.target = Path(os.path.realpath(target.path))
+        self.layout = target.layout
+        self.options = target.options
+        self.part = target.part
+        self.overwrite = target.overwrite
+        self.store = self.part / "final"
         self._lock = threading.Lock()  # windows within one chunk are read, changed and written
         self._written: set[Path] = set()
         self.array: Any = None
-        zarr = import_zarr(path)
-        with system_errors(path, part):
-            if not resume:
+        zarr = import_zarr(self.path)
+        with system_errors(self.path, self.part):
+            if not target.resume:
                 _remove(self.store)
                 self._create(zarr)
             elif self.store.exists():
@@ -135,9 +127,8 @@ class ZarrSink:
         self.array = None
 
     def _create(self, zarr: Any) -> None:
-        self.array = self._create_array(
-            zarr, self.store, self.layout, {"diinn_fast": self._state(complete=False)}
-        )
+        attributes = self._attributes(complete=False)
+        self.array = self._create_array(zarr, self.store, self.layout, attributes)
 
     def _open(self, zarr: Any) -> None:
         try:
@@ -185,12 +176,17 @@ class ZarrSink:
         )
 
     def _state(self, *, complete: bool) -> dict[str, Any]:
+        metadata = replace(self.layout.metadata, attributes=None)
         state: dict[str, Any] = {"complete": complete, "job": self.layout.job}
-        if self.layout.icc is not None:
-            state["icc"] = base64.b64encode(self.layout.icc).decode()
-        if self.layout.dpi is not None:
-            state["dpi"] = list(self.layout.dpi)
-        return state
+        if said := as_json(metadata):
+            state["metadata"] = said
+        # As it is read from a file, so that it can be compared with what a file says.
+        return dict(json.loads(json.dumps(state)))
+
+    def _attributes(self, *, complete: bool) -> dict[str, Any]:
+        """Those of the input, and our own."""
+        given = json.loads(self.layout.metadata.attributes or "{}")
+        return given | {"diinn_fast": self._state(complete=complete)}
 
     def _published(self) -> bool:
         state = zarr_attributes(self.target).get("diinn_fast", {})
@@ -226,8 +222,10 @@ class OmeZarrSink(ZarrSink):
     multiscale = True
 
     def _create(self, zarr: Any) -> None:
-        state = {"diinn_fast": self._state(complete=False)}
-        zarr.create_group(store=str(self.store), zarr_format=3, attributes=state, overwrite=True)
+        attributes = self._attributes(complete=False)
+        zarr.create_group(
+            store=str(self.store), zarr_format=3, attributes=attributes, overwrite=True
+        )
         self.array = self._create_array(zarr, self.store / "0", self.layout, {})
         # The specification wants every level that the metadata names to exist, even before it has
         # its samples.
@@ -292,15 +290,18 @@ class OmeZarrSink(ZarrSink):
     def _ome(self, count: int) -> dict[str, Any]:
         top = 1 if self.layout.stored.kind == "f" else int(np.iinfo(self.layout.stored).max)
         window = {"min": 0, "max": top, "start": 0, "end": top}
+        space = self.layout.metadata.space or Space((1.0, 1.0))
+        unit = {"unit": space.unit} if space.unit else {}
         datasets = []
         for level in range(count):
             shift = (2**level - 1) / 2  # of the first sample's centre, in pixels of level 0
-            scale = {"type": "scale", "scale": [1.0, float(2**level), float(2**level)]}
-            steps = (
-                [scale, {"type": "translation", "translation": [0.0, shift, shift]}]
-                if level
-                else [scale]
-            )
+            scale = [step * 2**level for step in space.scale]
+            start = [
+                a + shift * step for a, step in zip(space.translation, space.scale, strict=True)
+            ]
+            steps: list[dict[str, Any]] = [{"type": "scale", "scale": [1.0, *scale]}]
+            if any(start):
+                steps.append({"type": "translation", "translation": [0.0, *start]})
             datasets.append({"path": str(level), "coordinateTransformations": steps})
         return {
             "version": "0.5",
@@ -309,8 +310,8 @@ class OmeZarrSink(ZarrSink):
                     "name": self.target.name.removesuffix(".ome.zarr"),
                     "axes": [
                         {"name": "c", "type": "channel"},
-                        {"name": "y", "type": "space"},
-                        {"name": "x", "type": "space"},
+                        {"name": "y", "type": "space", **unit},
+                        {"name": "x", "type": "space", **unit},
                     ],
                     "datasets": datasets,
                     "type": "mean",
@@ -370,7 +371,7 @@ def zarr_size(layout: Layout, *, multiscale: bool, compress: bool) -> int:
     """Most bytes of the store: noise grows a little, each chunk has a file; raw chunks at the
     border are whole.
     """
-    size = 2**20
+    size = 2**20 + 2 * layout.metadata.nbytes
     for level in [layout, *(levels_below(layout, _SMALLEST_LEVEL) if multiscale else [])]:
         rows = -(-level.height // min(CHUNK, level.height))
         columns = -(-level.width // min(CHUNK, level.width))

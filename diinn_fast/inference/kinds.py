@@ -18,8 +18,10 @@ from torch import Tensor
 from diinn_fast.errors import UpscaleError
 from diinn_fast.formats import Image, read_image
 from diinn_fast.formats.image import TOLERANCE
+from diinn_fast.formats.info import info_of, metadata_of
+from diinn_fast.formats.pillow import ORIENTATION
 from diinn_fast.formats.read import CONTENTS
-from diinn_fast.formats.unkept import unkept_picture, warn_of_unkept
+from diinn_fast.metadata import KEEP, Metadata, chosen, warn_of_lost
 
 KINDS = (
     "a path, bytes or an open file, an Image, a PIL image, an array [h, w] or [h, w, 3 or 4], or a "
@@ -51,16 +53,16 @@ class Request:
     finish: Callable[[list[Tensor]], Any]
 
 
-def as_request(image: Any) -> Request:
+def as_request(image: Any, metadata: str = KEEP) -> Request:
     """Any kind of picture; UpscaleError (or ImageError, from files) for what is none or holds no
     valid samples.
     """
     if isinstance(image, (str, os.PathLike, *CONTENTS)):
         image = read_image(image)
     if isinstance(image, Image):
-        return _from_image(image)
+        return _from_image(replace(image, metadata=chosen(image.metadata, metadata)))
     if isinstance(image, PIL.Image.Image):
-        return _from_pil(image)
+        return _from_pil(image, metadata)
     if isinstance(image, Tensor):
         return _from_tensor(image)
     if isinstance(image, np.ndarray):
@@ -82,13 +84,17 @@ def _from_image(image: Image) -> Request:
     def finish(outputs: list[Tensor]) -> Image:
         (planes,) = outputs
         rgb = planes[:1].expand(3, -1, -1) if image.grey else planes[:3]
-        return replace(image, rgb=rgb, alpha=None if image.alpha is None else planes[-1:])
+        alpha = None if image.alpha is None else planes[-1:]
+        old = image.rgb.shape[1], image.rgb.shape[2]
+        metadata = image.metadata.rescaled(old, (rgb.shape[1], rgb.shape[2]))
+        return replace(image, rgb=rgb, alpha=alpha, metadata=metadata)
 
     return Request([image], torch.float32, finish)
 
 
-def _from_pil(picture: PIL.Image.Image) -> Request:
-    warn_of_unkept("the picture", unkept_picture(picture))
+def _from_pil(picture: PIL.Image.Image, choice: str) -> Request:
+    info = dict(picture.info)
+    metadata = chosen(_metadata(picture), choice)
     picture = PIL.ImageOps.exif_transpose(picture)
     if picture.mode in PIL_MODES_16BIT:
         samples = np.array(picture).astype(np.uint16)
@@ -111,10 +117,23 @@ def _from_pil(picture: PIL.Image.Image) -> Request:
 
     def finish(outputs: list[Tensor]) -> PIL.Image.Image:
         result = PIL.Image.fromarray(request.finish(outputs))
-        result.info |= {k: v for k, v in picture.info.items() if k in ("icc_profile", "dpi")}
+        old = picture.height, picture.width
+        kept = metadata.rescaled(old, (result.height, result.width))
+        result.info |= info_of(kept, info)
+        warn_of_lost("the picture", list(metadata.lost))
         return result
 
-    return replace(request, finish=finish)
+    images = [replace(request.images[0], metadata=metadata)]
+    return replace(request, images=images, finish=finish)
+
+
+def _metadata(picture: PIL.Image.Image) -> Metadata:
+    """Of the upright picture."""
+    try:
+        orientation = picture.getexif().get(ORIENTATION, 1)
+    except Exception:  # on damaged tags Pillow raises nearly every exception there is
+        orientation = 1
+    return metadata_of(picture).upright(orientation, (picture.height, picture.width))
 
 
 def _from_array(array: np.ndarray) -> Request:

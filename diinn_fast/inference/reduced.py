@@ -55,8 +55,7 @@ class ReducedSource:
         self.alpha = source.alpha
         self.bits = source.bits
         self.dtype = source.dtype
-        self.icc = source.icc
-        self.dpi = source.dpi
+        self.metadata = source.metadata
         self.identity = source.identity
         self.resident_bytes = source.resident_bytes
         factors = [old / new for old, new in zip(self._lr, size, strict=True)]

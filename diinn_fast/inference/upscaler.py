@@ -24,6 +24,7 @@ from diinn_fast.inference.reduced import needs_network, reduce_planes, reduced_s
 from diinn_fast.inference.sizes import TargetSize, target_size, warn_of_aspect, warn_of_scale
 from diinn_fast.inference.sources import open_source
 from diinn_fast.inference.view import View
+from diinn_fast.metadata import KEEP
 from diinn_fast.model import DIINN
 
 if TYPE_CHECKING:
@@ -49,7 +50,12 @@ class Upscaler(Engine):
     """
 
     def __call__(
-        self, image: Any, *, progress: Progress = False, **target: Unpack[TargetSize]
+        self,
+        image: Any,
+        *,
+        progress: Progress = False,
+        metadata: str = KEEP,
+        **target: Unpack[TargetSize],
     ) -> Any:
         """The picture at another size, as the same kind as it was given (a path gives an
         `Image`).
@@ -58,19 +64,20 @@ class Upscaler(Engine):
             image: a path; an `Image`; a PIL image; an array [h, w], [h, w, 3] or [h, w, 4]
                 of uint8, uint16 or float in [0, 1]; a float tensor [3, h, w] or [B, 3, h, w] in
                 [0, 1].
+            metadata: "keep", or "none": only profiles and what else tells what pixels mean.
             progress: show a bar on stderr; or a function, see `Progress`.
             target: how large, as of `TargetSize`.
 
         Alpha is resized bicubically, and colour is bled under transparent pixels before the network
         sees them. Grey stays grey, and so do pictures whose three channels are equal everywhere. An
-        axis that gets shorter is reduced by antialiased bicubic interpolation. Bit depth, ICC
-        profile and dpi are kept; with dpi unscaled, the print grows with the pixels.
+        axis that gets shorter is reduced by antialiased bicubic interpolation. Bit depth and
+        metadata are kept; resolution grows with the pixels, so that the size on paper stays.
 
         Raises:
             UpscaleError: a request that cannot be met. ImageError, BackendError: likewise.
             FloatingPointError: the network's output is not finite (fp16 can overflow).
         """
-        request = as_request(image)
+        request = as_request(image, metadata)
         height, width = request.images[0].rgb.shape[-2:]
         lr = height, width
         hr = target_size(lr, **target)
@@ -92,6 +99,7 @@ class Upscaler(Engine):
         overwrite: bool = False,
         pyramid: bool = False,
         compress: bool = True,
+        metadata: str = KEEP,
         progress: Progress = False,
         **target: Unpack[TargetSize],
     ) -> Path:
@@ -110,6 +118,7 @@ class Upscaler(Engine):
             pyramid: TIFF: add copies of half, a quarter, ... of the size (OME-Zarr always has
                 them).
             compress: TIFF and Zarr: compress without loss; False is faster and larger.
+            metadata: "keep", or "none": only profiles and what else tells what pixels mean.
             progress: show a bar on stderr; or a function, see `Progress`.
             target: how large, as of `TargetSize`.
 
@@ -129,6 +138,7 @@ class Upscaler(Engine):
             halo=halo,
             pyramid=pyramid,
             compress=compress,
+            metadata=metadata,
             **target,
         )
         rendering.run(spec, resume=resume, overwrite=overwrite, progress=progress)
@@ -248,6 +258,7 @@ def upscale(
     *,
     model: Model = None,
     progress: Progress = False,
+    metadata: str = KEEP,
     device: str | torch.device | None = None,
     precision: str | None = None,
     backend: str | None = None,
@@ -265,7 +276,7 @@ def upscale(
     upscaler = Upscaler(
         model, device=device, precision=precision, backend=backend, self_ensemble=self_ensemble
     )
-    return upscaler(image, progress=progress, **target)
+    return upscaler(image, progress=progress, metadata=metadata, **target)
 
 
 class RenderOptions(TargetSize, total=False):
@@ -277,6 +288,7 @@ class RenderOptions(TargetSize, total=False):
     overwrite: bool
     pyramid: bool
     compress: bool
+    metadata: str
     progress: Progress
 
 

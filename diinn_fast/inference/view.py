@@ -65,7 +65,7 @@ class View:
         self.shape = source.height, source.width
         self.channels = (1 if source.grey else 3) + source.alpha
         self.dtype = np.dtype(source.dtype)
-        self.icc = source.icc
+        self.icc = source.metadata.icc
 
     @property
     def encoded(self) -> int:

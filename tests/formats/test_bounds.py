@@ -46,8 +46,12 @@ def store(path, **attributes):
 @pytest.mark.parametrize(
     "state",
     [
-        [], None, "x", {"dpi": "ab"}, {"dpi": None}, {"dpi": [1]}, {"dpi": ["x", "y"]},
-        {"icc": 5}, {"icc": "???"},
+        [], None, "x", {"metadata": []}, {"metadata": 5},
+        *({"metadata": {name: value}} for name, value in [
+            ("icc", 5), ("icc", "???"), ("exif", "AAAA"), ("resolution", [1]),
+            ("resolution", [1, 1, "mile"]), ("geo", [[1, 2, 3, "AA=="]]), ("geo", [5]),
+            ("texts", [5]), ("colour", []), ("space", {}), ("ome", 7), ("comment", ["a"]),
+        ]),
     ],
 )  # fmt: skip
 def test_attributes_of_zarr_stores(tmp_path, state):

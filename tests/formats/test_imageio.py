@@ -226,8 +226,8 @@ def test_icc_profile_and_resolution_are_kept(tmp_path, suffix, bits):
     assert image.icc == SRGB
     with PIL.Image.open(path) as picture:
         assert picture.info["icc_profile"] == SRGB
-    if suffix == ".webp":
-        assert image.dpi is None
+    if suffix == ".webp":  # Pillow passes over the resolution in EXIF
+        assert image.metadata.exif.value(282) == 300 and image.metadata.exif.value(283) == 72
     else:
         assert image.dpi == pytest.approx((300, 72), abs=0.02)  # PNG counts whole pixels per metre
 
@@ -239,7 +239,7 @@ def test_files_without_metadata_have_none(tmp_path):
         assert image.icc is None and image.dpi is None
 
 
-@pytest.mark.parametrize("dpi", [(0.0, 0.0), (float("nan"), 1.0), (1e9, 1e9)])
+@pytest.mark.parametrize("dpi", [(0.0, 0.0), (float("nan"), 1.0), (1e10, 1e10)])
 def test_absurd_resolutions_are_left_out(tmp_path, dpi):
     for suffix in (".png", ".jpg", ".tif"):
         write_image(tmp_path / f"x{suffix}", to_image(noise(3), dpi=dpi))
@@ -269,7 +269,7 @@ def test_exif_orientation_is_applied_once(tmp_path, suffix, orientation):
         assert image.dpi == pytest.approx((200, 100) if orientation >= 5 else (100, 200), abs=0.02)
     write_image(path, image, overwrite=True)
     with PIL.Image.open(path) as picture:
-        assert 274 not in picture.getexif()
+        assert picture.getexif().get(274, 1) == 1
         assert picture.size == expected.shape[1::-1]
 
 

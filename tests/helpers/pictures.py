@@ -9,6 +9,7 @@ from PIL import ImageCms
 
 from diinn_fast.errors import ImageError
 from diinn_fast.formats import Image
+from diinn_fast.metadata import Metadata, Resolution
 
 CHANNELS = {"grey": 1, "grey+alpha": 2, "rgb": 3, "rgb+alpha": 4}
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -24,6 +25,14 @@ def noise(channels: int, bits: int = 8, height: int = 23, width: int = 37) -> np
     return samples.astype(np.uint16 if bits == 16 else np.uint8)
 
 
+def said(
+    icc: bytes | None = None, dpi: tuple[float, float] | None = None, **fields: object
+) -> Metadata:
+    """Metadata of a profile and a resolution."""
+    resolution = None if dpi is None else Resolution(*dpi)
+    return Metadata(icc=icc, resolution=resolution, **fields)  # type: ignore[arg-type]
+
+
 def to_image(samples: np.ndarray, **fields: object) -> Image:
     """The Image whose file would hold exactly `samples` [h, w, c]."""
     planes = (
@@ -32,7 +41,8 @@ def to_image(samples: np.ndarray, **fields: object) -> Image:
     channels = samples.shape[2]
     rgb = planes[:3] if channels >= 3 else planes[:1].repeat(3, 1, 1)
     alpha = planes[-1:] if channels in (2, 4) else None
-    return Image(rgb, alpha, grey=channels < 3, bits=8 * samples.itemsize, **fields)  # type: ignore[arg-type]
+    metadata = said(**fields)  # type: ignore[arg-type]
+    return Image(rgb, alpha, channels < 3, 8 * samples.itemsize, metadata)
 
 
 def to_samples(image: Image) -> np.ndarray:

@@ -36,7 +36,7 @@ from diinn_fast.inference.sinks import (
     sink_kind,
 )
 from diinn_fast.inference.sources import open_source
-from tests.helpers.pictures import GREY_PROFILE, SRGB, noise, refused
+from tests.helpers.pictures import GREY_PROFILE, SRGB, noise, refused, said
 
 NAMES = ["x.npy", "x.png", "x.tif", "x.zarr", "x.ome.zarr"]
 KINDS = {
@@ -59,7 +59,8 @@ def picture(channels: int, dtype: str, height: int, width: int) -> np.ndarray:
 
 def layout_of(samples: np.ndarray, **fields) -> Layout:
     height, width, channels = samples.shape
-    return Layout(height, width, channels, samples.dtype.name, **fields)
+    job = fields.pop("job", "")
+    return Layout(height, width, channels, samples.dtype.name, said(**fields), job)
 
 
 def make_part(path: Path) -> Path:
@@ -188,8 +189,8 @@ def test_profile_resolution_and_alpha_come_back(tmp_path, name):
     samples = picture(4, "uint16", 40, 30)
     save(tmp_path / name, samples, icc=SRGB, dpi=(300.0, 72.0), job="0123abcd")
     source = open_source(tmp_path / name)
-    assert source.icc == SRGB and source.alpha and source.bits == 16
-    assert source.dpi == pytest.approx((300, 72), abs=0.02)
+    assert source.metadata.icc == SRGB and source.alpha and source.bits == 16
+    assert source.metadata.dpi == pytest.approx((300, 72), abs=0.02)
     assert read_job(tmp_path / name) == "0123abcd"
 
 
@@ -239,7 +240,7 @@ def test_a_tiff_that_32_bits_do_not_reach_is_a_bigtiff(tmp_path, monkeypatch):
 def test_a_profile_for_grey_does_not_enter_an_rgb_file(tmp_path, name):
     save(tmp_path / name, picture(3, "uint8", 9, 9), icc=GREY_PROFILE, dpi=(float("nan"), 1.0))
     source = open_source(tmp_path / name)
-    assert source.icc is None and source.dpi is None
+    assert source.metadata.icc is None and source.metadata.dpi is None
 
 
 # -- pyramids --------------------------------------------------------------------------------------

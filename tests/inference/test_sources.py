@@ -36,7 +36,7 @@ def assert_same(source, image: Image) -> None:
         image.alpha is not None,
         image.bits,
     )
-    assert source.icc == image.icc and source.dpi == image.dpi
+    assert source.metadata.icc == image.icc and source.metadata.dpi == image.dpi
     windows = [
         (0, height, 0, width),
         (0, 1, 0, 1),

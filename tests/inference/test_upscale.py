@@ -26,6 +26,7 @@ from diinn_fast.inference import Upscaler, load_weights, memory, target_size
 from diinn_fast.inference import upscale as run_upscale
 from diinn_fast.model import bundled_names
 from tests.helpers.known_models import nearest_model, random_model, save
+from tests.helpers.pictures import said
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_pil_images_keep_their_mode(nearest, mode, expected):
     picture.info["dpi"] = (300, 300)
     result = nearest(picture, scale=2)
     assert (result.mode, result.size) == (expected, (14, 10))
-    assert result.info["icc_profile"] == b"profile" and result.info["dpi"] == (300, 300)
+    assert result.info["icc_profile"] == b"profile" and result.info["dpi"] == (600, 600)
     if mode in ("L", "RGB", "I;16"):
         np.testing.assert_array_equal(np.array(result), repeated(np.array(picture)))
 
@@ -168,9 +169,8 @@ def test_files_keep_bits_grey_alpha_profile_and_dpi(nearest, tmp_path, bits, gre
         if not grey
         else None
     )
-    original = Image(
-        rgb, torch.ones(1, 4, 6) if has_alpha else None, grey, bits, icc, (300.0, 300.0)
-    )
+    alpha = torch.ones(1, 4, 6) if has_alpha else None
+    original = Image(rgb, alpha, grey, bits, said(icc, (300.0, 300.0)))
     write_image(tmp_path / "in.png", original)
     result = nearest(tmp_path / "in.png", scale=3)
     write_image(tmp_path / "out.png", result)
@@ -181,7 +181,7 @@ def test_files_keep_bits_grey_alpha_profile_and_dpi(nearest, tmp_path, bits, gre
         icc,
         has_alpha,
     )
-    assert again.dpi == pytest.approx((300, 300), abs=0.1)
+    assert again.dpi == pytest.approx((900, 900), abs=0.1)
     step = 1 / (2**bits - 1)
     expected = rgb.repeat_interleave(3, 1).repeat_interleave(3, 2)
     torch.testing.assert_close(again.rgb, expected, atol=step / 4, rtol=0)

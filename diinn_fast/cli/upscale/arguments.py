@@ -11,6 +11,7 @@ from diinn_fast.inference import target_size
 from diinn_fast.inference.devices import PRECISIONS
 from diinn_fast.inference.memory import parse_size
 from diinn_fast.inference.sizes import TargetSize
+from diinn_fast.metadata import CHOICES, KEEP
 from diinn_fast.model import DEFAULT_WEIGHTS, bundled_names
 
 EXAMPLE = """\
@@ -45,10 +46,9 @@ def _parser() -> Parser:
     parser = make_parser(
         "upscale",
         "[options] IN [IN ...] OUT",
-        "Enlarge pictures (PNG, JPEG, TIFF, WebP; .npy and Zarr). Alpha, grey, 16 bits, colour "
-        "profile and dpi are "
-        "kept. With --max-memory, or into .npy, .zarr and .ome.zarr, the output is made piece by "
-        "piece, of any size; "
+        "Enlarge pictures (PNG, JPEG, TIFF, WebP; .npy and Zarr). Alpha, grey, 16 bits "
+        "and metadata are kept. With --max-memory, or into .npy, .zarr and .ome.zarr, the output "
+        "is made piece by piece, of any size; "
         "torchrun -m diinn_fast upscale shares the pieces among processes.",
         EXAMPLE,
     )
@@ -60,6 +60,7 @@ def _parser() -> Parser:
     )
     _add_sizes(parser)
     _add_model(parser)
+    _add_metadata(parser)
     _add_batch(parser)
     _add_pieces(parser)
     parser.add_argument(
@@ -117,6 +118,16 @@ def _add_model(parser: Parser) -> None:
     )
     parser.add_argument(
         "--self-ensemble", action="store_true", help="mean over 8 flips and turns, 8 times the work"
+    )
+
+
+def _add_metadata(parser: Parser) -> None:
+    parser.add_argument(
+        "--metadata",
+        choices=CHOICES,
+        default=KEEP,
+        help="what becomes of EXIF, GPS, text, georeference and the like (default: keep); colour "
+        "profiles are always kept",
     )
 
 

@@ -83,7 +83,8 @@ def _in_memory(
         del image
         return _render(upscaler, task, options, progress)
     check_writable(task.place, *hr, overwrite=options.overwrite, like=image)
-    result = upscaler(image, progress=progress, **size_options(options))
+    sizes = size_options(options)
+    result = upscaler(image, progress=progress, metadata=options.metadata, **sizes)
     try:
         write_image(task.place, result, overwrite=options.overwrite, quality=options.quality)
     except ImageError as error:
@@ -154,6 +155,7 @@ def _render(
         halo=options.halo,
         pyramid=options.pyramid,
         compress=not options.no_compression,
+        metadata=options.metadata,
         **size_options(options),
     )
     if options.dry_run:

@@ -25,6 +25,7 @@ from diinn_fast.inference.rendering.planning import fits, make_plan
 from diinn_fast.inference.rendering.spec import RenderSpec
 from diinn_fast.inference.sinks import Sink, disk_bytes, open_sink
 from diinn_fast.inference.sizes import warn_of_aspect, warn_of_scale
+from diinn_fast.metadata import warn_of_lost
 
 log = logging.getLogger("diinn_fast")
 
@@ -43,6 +44,7 @@ def run(
         if group.rank == 0:
             warn_of_scale(spec.picture, spec.hr, spec.engine.model.trained_scales)
             warn_of_aspect(spec.picture, spec.hr, spec.target)
+            warn_of_lost(spec.out, spec.lost)
         with _interruptible(), _kept_on_errors(part), system_errors(spec.out, part.folder):
             _work(spec, part, state, group, overwrite, progress if group.rank == 0 else False)
         return True

@@ -17,10 +17,11 @@ from diinn_fast.inference.memory import give_back_freed_memory, parse_size, resi
 from diinn_fast.inference.neutral import source_is_neutral
 from diinn_fast.inference.reduced import needs_network, reduced
 from diinn_fast.inference.rendering.inputs import InputFiles
-from diinn_fast.inference.sinks import Layout, SinkOptions, disk_bytes, sink_kind
+from diinn_fast.inference.sinks import Layout, SinkOptions, disk_bytes, fitted_to, sink_kind
 from diinn_fast.inference.sizes import TargetSize, target_size
 from diinn_fast.inference.sources import Source, open_source
 from diinn_fast.inference.sources.inpainted import InpaintedSource
+from diinn_fast.metadata import KEEP, chosen
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -49,6 +50,7 @@ class RenderSpec:
         bound: bytes of memory; None: most of what is free.
         inputs: the picture's files.
         target: how large the output was asked to become.
+        lost: what the picture's file says and the output does not keep, by name.
     """
 
     engine: Engine
@@ -63,6 +65,7 @@ class RenderSpec:
     bound: int | None
     inputs: InputFiles
     target: TargetSize
+    lost: tuple[str, ...]
 
     @property
     def lr(self) -> tuple[int, int]:
@@ -89,6 +92,7 @@ def prepare(
     halo: int | None = None,
     pyramid: bool = False,
     compress: bool = True,
+    metadata: str = KEEP,
     **target: Unpack[TargetSize],
 ) -> RenderSpec:
     """Open the picture and check all that can be checked before the work; arguments as of
@@ -111,17 +115,33 @@ def prepare(
     hr = target_size(lr, **target)
     engine.check_sizes(lr, hr)
     channels = (1 if source.grey else 3) + source.alpha
-    layout = Layout(*hr, channels, source.dtype, icc=source.icc, dpi=source.dpi)
+    said = chosen(source.metadata, metadata).rescaled(lr, hr)
+    kept, lost = fitted_to(out, said, channels)
+    layout = Layout(*hr, channels, source.dtype, kept)
     inputs = InputFiles(picture)
     identity = inputs.identity or source.identity
-    layout = replace(layout, job=_fingerprint(engine, identity, out, layout, options, halo))
+    layout = replace(
+        layout, job=_fingerprint(engine, identity, out, layout, options, halo, metadata)
+    )
     disk_bytes(out, layout, options)  # refuses what the format cannot hold
     if source.alpha:
         source = InpaintedSource.of(source, on_host)
     neutral = source_is_neutral(source)
     source = reduced(source, hr)
     return RenderSpec(
-        engine, lr, source, neutral, out, hr, layout, options, halo, bound, inputs, target
+        engine=engine,
+        picture=lr,
+        source=source,
+        neutral=neutral,
+        out=out,
+        hr=hr,
+        layout=layout,
+        options=options,
+        halo=halo,
+        bound=bound,
+        inputs=inputs,
+        target=target,
+        lost=tuple(lost),
     )
 
 
@@ -145,6 +165,7 @@ def _fingerprint(
     layout: Layout,
     options: SinkOptions,
     halo: int | None,
+    metadata: str,
 ) -> str:
     decoder = engine.model.decoder
     computed = [str(engine.dtype), engine.device.type, engine.used_backend, halo]
@@ -154,6 +175,6 @@ def _fingerprint(
         "model": [weights_digest(engine.model), decoder.mode, decoder.init_q],
         "computed": computed,
         "layout": [layout.height, layout.width, layout.channels, layout.dtype],
-        "file": [sink_kind(out), options.pyramid, options.compress],
+        "file": [sink_kind(out), options.pyramid, options.compress, metadata],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from diinn_fast.errors import ImageError
 from diinn_fast.formats import Format, by_suffix, streamed_suffixes
-from diinn_fast.formats.layout import Layout, Progress, usable_dpi
-from diinn_fast.formats.sinks import Sink, SinkOptions
-from diinn_fast.formats.write import fitting_profile
+from diinn_fast.formats.layout import Layout, Progress
+from diinn_fast.formats.sinks import Sink, SinkOptions, SinkTarget
+from diinn_fast.metadata import Metadata, fitted
 
 __all__ = [
     "Layout",
@@ -30,6 +30,7 @@ __all__ = [
     "SinkOptions",
     "disk_bytes",
     "finish_bytes",
+    "fitted_to",
     "open_sink",
     "read_job",
     "sink_kind",
@@ -72,12 +73,17 @@ def open_sink(
     """
     path = Path(path)
     form = _streamed(path, layout)
-    layout = replace(
-        layout, icc=fitting_profile(path, layout.icc, layout.channels), dpi=usable_dpi(layout.dpi)
-    )
-    return form.sink(
-        path, layout, options or SinkOptions(), part=part, resume=resume, overwrite=overwrite
-    )
+    metadata, _ = fitted_to(path, layout.metadata, layout.channels)
+    layout = replace(layout, metadata=metadata)
+    return form.sink(SinkTarget(path, layout, options or SinkOptions(), part, resume, overwrite))
+
+
+def fitted_to(path: PathLike, metadata: Metadata, channels: int) -> tuple[Metadata, list[str]]:
+    """(what an output of this name holds of it, names of what it does not)."""
+    form = by_suffix(path)
+    if form is None:
+        return metadata, []
+    return fitted(metadata, form.can_hold, channels)
 
 
 def disk_bytes(

@@ -37,7 +37,7 @@ def open_source(picture: Any, *, max_bytes: int | None = None) -> Source:
         with opened(picture) as (name, stream):
             decoded = sniff(name, stream).read(name, stream, max_bytes)
         identity = digest(decoded.samples)
-        return ArraySource(decoded.samples, identity, decoded.icc, decoded.dpi)
+        return ArraySource(decoded.samples, identity, decoded.metadata)
     if not isinstance(picture, (str, os.PathLike)):
         return memory_source(picture)
     path = Path(picture)

@@ -30,8 +30,7 @@ class InpaintedSource:
         self.alpha = source.alpha
         self.bits = source.bits
         self.dtype = source.dtype
-        self.icc = source.icc
-        self.dpi = source.dpi
+        self.metadata = source.metadata
         self.identity = source.identity
         self.resident_bytes = RESIDENT_BYTES * rgb[0].numel()
 

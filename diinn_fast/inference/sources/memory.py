@@ -24,8 +24,7 @@ class ImageSource:
         self.alpha = image.alpha is not None
         self.bits = image.bits
         self.dtype = "float32" if image.bits == 32 else f"uint{image.bits}"
-        self.icc = image.icc
-        self.dpi = image.dpi
+        self.metadata = image.metadata
         planes = [image.rgb] if image.alpha is None else [image.rgb, image.alpha]
         self.resident_bytes = sum(
             plane.untyped_storage().nbytes() for plane in planes if plane.device.type == "cpu"

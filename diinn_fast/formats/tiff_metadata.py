@@ -1,0 +1,144 @@
+"""What the tags of a TIFF say beside its samples, and the tags that say it.
+
+Source: TIFF revision 6.0; Adobe's TIFF technical notes; XMP part 3, section 3.2 (tag 700).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import Any, BinaryIO
+
+from diinn_fast.metadata import Exif, Metadata, Resolution, Tag, geotiff, microscopy
+from diinn_fast.metadata.exif import (
+    DESCRIPTION,
+    ORIENTATION,
+    RESOLUTION_UNIT,
+    SOFTWARE,
+    STORAGE,
+    X_RESOLUTION,
+    Y_RESOLUTION,
+)
+from diinn_fast.metadata.resolution import CENTIMETRE, INCH, METRE, UNKNOWN, exif_resolution
+from diinn_fast.metadata.tags import Directories, Packer, ascii_tag
+from diinn_fast.version import __version__
+
+_XMP = 700
+_IPTC = 33723
+_PHOTOSHOP = 34377
+_IMAGEJ = (50838, 50839)
+
+_ABOUT = frozenset({11, 269, 270, 271, 272, 285, 286, 287, 297, 305, 306, 315, 316, 318, 319}) | {
+    *(18246, 18249, 33432, 36867, 37510, 40091, 40092, 40093, 40094, 40095, 50341),
+}
+"""Tags of the first directory that tell of the picture, and mean the same in EXIF."""
+
+_SCALING = frozenset({X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT})
+_UNITS = {1: UNKNOWN, 2: INCH, 3: CENTIMETRE}
+
+_JOB = re.compile(r"(?:; )?diinn_fast \S+(?: job (\w+))?$")
+"""What stands at the end of the tag Software of our own outputs."""
+
+
+def metadata_of_page(tiff: Any, page: Any) -> Metadata:
+    """Of a page of a `tifffile.TiffFile`, as it is stored."""
+    order = tiff.byteorder
+    directories = Directories(tiff.filehandle, order, big=tiff.is_bigtiff)
+    found = Exif.of(directories, page.offset, lambda code: code not in STORAGE)
+    tags = {tag.code: tag for tag in found.little_endian().main}
+    description = found.text(DESCRIPTION) or ""
+    ome = microscopy.is_ome(description)
+    imagej = microscopy.is_imagej(description)
+    own = description.startswith(("diinn_fast job ", '{"shape"'))  # of samples, not of the picture
+    software = _JOB.sub("", found.text(SOFTWARE) or "")
+    left_out = set(tags) - _ABOUT - {ORIENTATION}
+    exif = found.without_main(left_out | ({DESCRIPTION} if ome or imagej or own else set()))
+    exif = exif.without_main({SOFTWARE})
+    if software:
+        exif = exif.with_main(ascii_tag(SOFTWARE, software))
+    geo = geotiff.GEO_TAGS | geotiff.GDAL_TAGS
+    names = {_PHOTOSHOP: "Photoshop data", **dict.fromkeys(_IMAGEJ, "ImageJ's overlays and notes")}
+    said = geo | _SCALING | {_XMP, _IPTC}
+    return Metadata(
+        icc=page.iccprofile or None,
+        resolution=exif_resolution(found),
+        exif=None if exif.without_main({ORIENTATION}).empty else exif,
+        xmp=tags[_XMP].data.rstrip(b"\0") or None if _XMP in tags else None,
+        iptc=tags[_IPTC].data or None if _IPTC in tags else None,
+        geo=tuple(tag for code, tag in tags.items() if code in geo),
+        ome=description if ome else None,
+        imagej=description if imagej else None,
+        lost=tuple(
+            dict.fromkeys(names.get(code, f"tag {code}") for code in sorted(left_out - said))
+        ),
+    )
+
+
+def job_of_page(page: Any) -> str | None:
+    """The fingerprint of the job that has made a file of ours."""
+    found = _JOB.search(str(page.tags.valueof(SOFTWARE, "")))
+    return found[1] if found else None
+
+
+def extra_tags(metadata: Metadata, dtype: str, channels: int, job: str) -> list[tuple]:
+    """Of the first page, as `tifffile.TiffWriter.write` takes them."""
+    exif = (metadata.exif or Exif()).little_endian()
+    software = [text for text in (exif.text(SOFTWARE), f"diinn_fast {__version__}") if text]
+    tags = list(exif.without_main({SOFTWARE, ORIENTATION, *STORAGE, *_SCALING}).main)
+    tags.append(ascii_tag(SOFTWARE, "; ".join(software) + (f" job {job}" if job else "")))
+    if metadata.ome is not None or metadata.imagej is not None:
+        ome = metadata.ome and microscopy.ome_stored(metadata.ome, dtype, channels)
+        tags = [tag for tag in tags if tag.code != DESCRIPTION]
+        tags.append(ascii_tag(DESCRIPTION, ome or metadata.imagej or ""))
+    for code, kind, data in ((_XMP, 1, metadata.xmp), (_IPTC, 7, metadata.iptc)):
+        if data is not None:
+            tags.append(Tag(code, kind, len(data), data))
+    tags += metadata.geo
+    return [(tag.code, tag.kind, tag.items, tag.data, True) for tag in sorted(tags)]
+
+
+def resolution_options(metadata: Metadata) -> dict[str, Any]:
+    """Arguments of `tifffile.TiffWriter.write`."""
+    value = metadata.resolution
+    if value is None:
+        return {}
+    unit = CENTIMETRE if value.unit == METRE else value.unit
+    number = next(number for number, name in _UNITS.items() if name == unit)
+    return {"resolution": value.per(unit), "resolutionunit": number}
+
+
+def fits_rational(value: Resolution) -> bool:
+    """Whether TIFF's fractions can hold a resolution."""
+    unit = CENTIMETRE if value.unit == METRE else value.unit
+    return all(1e-9 < number < 2**32 - 1 for number in value.per(unit))
+
+
+def append_directories(file: BinaryIO, metadata: Metadata, *, big: bool) -> None:
+    """Put EXIF's own directories behind a finished little-endian TIFF, and behind them the first
+    directory anew, with pointers to them: tifffile writes no such pointers.
+    """
+    exif = (metadata.exif or Exif()).little_endian()
+    end = file.seek(0, 2)
+    file.write(bytes(end % 2))
+    packer = Packer("<", end + end % 2, big=big)
+    pointers = exif.pack_below(packer)
+    if not pointers:
+        return
+    count, size, word, start = ("<Q", 20, "<Q", 8) if big else ("<H", 12, "<I", 4)
+    width = struct.calcsize(word)
+    # The first directory as it is: its entries hold values, or offsets that stay.
+    file.seek(start)
+    (first,) = struct.unpack(word, file.read(width))
+    file.seek(first)
+    (number,) = struct.unpack(count, file.read(struct.calcsize(count)))
+    entries = [file.read(size) for _ in range(number)]
+    following = file.read(width)
+    for tag in pointers:
+        entries.append(struct.pack("<HH" + word[1], tag.code, tag.kind, 1) + tag.data)
+    entries.sort(key=lambda entry: struct.unpack_from("<H", entry))
+    file.seek(0, 2)
+    file.write(packer.data)
+    moved = file.tell()
+    file.write(struct.pack(count, len(entries)) + b"".join(entries) + following)
+    file.seek(start)
+    file.write(struct.pack(word, moved))

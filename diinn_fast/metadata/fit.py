@@ -1,0 +1,167 @@
+"""Metadata for a format: what it holds is kept, what it holds in another form is converted, and the
+rest is named.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from diinn_fast.errors import UpscaleError
+from diinn_fast.metadata import exif as tags
+from diinn_fast.metadata.exif import Exif
+from diinn_fast.metadata.microscopy import imagej_resolution, ome_resolution
+from diinn_fast.metadata.profiles import adobe_profile, profile_of_chunks
+from diinn_fast.metadata.resolution import CENTIMETRE, INCH, UNKNOWN, Resolution, resolution
+from diinn_fast.metadata.space import Space
+from diinn_fast.metadata.tags import ascii_tag
+from diinn_fast.metadata.value import Metadata, Text, describe
+
+_log = logging.getLogger("diinn_fast")
+
+KEEP = "keep"
+NONE = "none"
+CHOICES = (KEEP, NONE)
+"""What may become of metadata."""
+
+Holds = Callable[[str, Any], bool]
+"""(name of an entry, value) -> whether a format can hold it."""
+
+_KEYWORDS = {
+    "Description": tags.DESCRIPTION,
+    "Title": tags.DESCRIPTION,
+    "Author": tags.ARTIST,
+    "Copyright": tags.COPYRIGHT,
+    "Software": tags.SOFTWARE,
+}
+"""PNG's keywords that EXIF has tags for."""
+
+_HDR = ("cICP", "mDCV", "cLLI")
+
+_UNIT_NUMBERS = {UNKNOWN: 1, INCH: 2, CENTIMETRE: 3}
+"""Of EXIF's and TIFF's tag ResolutionUnit."""
+
+
+def fitted(metadata: Metadata, holds: Holds, channels: int) -> tuple[Metadata, list[str]]:
+    """(what a format holds of it, names of all that is not kept)."""
+    lost = list(metadata.lost)
+    metadata = _fitted_colour(metadata, holds, channels, lost)
+    metadata = _fitted_size(metadata, holds)
+    metadata = _fitted_words(metadata, holds)
+    kept = {}
+    for name, value in metadata.entries():
+        if holds(name, value):
+            kept[name] = value
+        else:
+            lost += describe(name, value)
+    return Metadata(**kept), list(dict.fromkeys(lost))
+
+
+def chosen(metadata: Metadata, choice: str) -> Metadata:
+    """ "keep": all of it; "none": only what the values of pixels mean (profile, colour chunks).
+
+    Raises:
+        UpscaleError: any other choice.
+    """
+    if choice not in CHOICES:
+        raise UpscaleError(f"metadata must be {' or '.join(CHOICES)}, got {choice!r}")
+    return metadata if choice == KEEP else metadata.colours_alone()
+
+
+def warn_of_lost(name: str | Path, lost: Iterable[str]) -> None:
+    """One warning that names what an output does not keep, nothing if it keeps all."""
+    if lost := list(lost):
+        _log.warning("%s does not keep of the input: %s.", name, ", ".join(lost))
+
+
+def _fitted_colour(metadata: Metadata, holds: Holds, channels: int, lost: list[str]) -> Metadata:
+    """With one of profile and chunks, whichever the format holds."""
+    grey = channels < 3
+    if metadata.icc is not None and metadata.icc[16:20] == b"GRAY" and not grey:
+        lost.append("the grey ICC profile, of what becomes RGB")
+        metadata = replace(metadata, icc=None)
+    icc = metadata.icc
+    colour = metadata.colour
+    if colour and not holds("colour", colour):
+        if icc is None and (made := profile_of_chunks(dict(colour), grey)):
+            icc = made if holds("icc", made) else None
+        # Of HDR, a profile is at best a part of what is said.
+        said = [chunk for chunk in colour if chunk[0] in _HDR[1:] or icc is None]
+        said += [chunk for chunk in colour if chunk[0] == "cICP" and metadata.icc is not None]
+        metadata = replace(metadata, colour=tuple(said))
+    elif icc is None and not colour and metadata.exif is not None and metadata.exif.adobe_rgb:
+        icc = adobe_profile(grey)
+    return replace(metadata, icc=icc)
+
+
+def _fitted_size(metadata: Metadata, holds: Holds) -> Metadata:
+    """With the size of a pixel in the form that the format has."""
+    stored = metadata.resolution
+    if stored is not None:
+        stored = resolution(stored.horizontal, stored.vertical, stored.unit)
+    known = stored
+    if metadata.ome is not None:
+        known = ome_resolution(metadata.ome) or known
+    if metadata.imagej is not None:
+        known = imagej_resolution(metadata.imagej, known)
+    space = metadata.space or (Space.of(known) if known is not stored else None)
+    if space is not None and holds("space", space):
+        metadata = replace(metadata, space=space)
+    elif metadata.space is not None and metadata.space.resolution is not None:
+        known = metadata.space.resolution
+        metadata = replace(metadata, space=None)
+    # The size stays in the form that says it best; other formats get it as their resolution.
+    in_words = (metadata.ome and holds("ome", metadata.ome)) or (
+        metadata.imagej and holds("imagej", metadata.imagej)
+    )
+    if known is not None and not (in_words and stored is not None):
+        stored = known
+    metadata = replace(metadata, resolution=stored)
+    if stored is None or stored.says_nothing or holds("resolution", stored):
+        return metadata
+    exif = _with_resolution(metadata.exif or Exif(), stored)
+    if exif is None or not holds("exif", exif):
+        return metadata
+    return replace(metadata, resolution=None, exif=exif)
+
+
+def _with_resolution(exif: Exif, stored: Resolution) -> Exif | None:
+    """With the tags that TIFF has for it, None where they do not reach."""
+    unit = stored.unit if stored.unit in _UNIT_NUMBERS else CENTIMETRE
+    numbers = stored.per(unit)
+    if not all(1e-9 < number < 2**32 for number in numbers):
+        return None
+    return exif.with_main(
+        exif.rational(tags.X_RESOLUTION, numbers[0]),
+        exif.rational(tags.Y_RESOLUTION, numbers[1]),
+        exif.short(tags.RESOLUTION_UNIT, _UNIT_NUMBERS[unit]),
+    )
+
+
+def _fitted_words(metadata: Metadata, holds: Holds) -> Metadata:
+    """With comment and texts in the form that the format has."""
+    texts = list(metadata.texts)
+    comment = metadata.comment
+    exif = metadata.exif or Exif()
+    if comment is not None and not holds("comment", comment):
+        if holds("texts", (Text("Comment", comment),)):
+            texts.append(Text("Comment", comment))
+            comment = None
+        elif holds("exif", exif) and exif.text(tags.DESCRIPTION) is None:
+            exif = exif.with_main(ascii_tag(tags.DESCRIPTION, comment))
+            comment = None
+    for text in list(texts):
+        if holds("texts", (text,)):
+            continue
+        code = _KEYWORDS.get(text.keyword)
+        if text.keyword == "Comment" and comment is None and holds("comment", text.text):
+            comment = text.text
+        elif code is not None and holds("exif", exif) and exif.text(code) is None:
+            exif = exif.with_main(ascii_tag(code, text.text))
+        elif code is None or exif.text(code) != text.text:
+            continue
+        texts.remove(text)
+    return replace(metadata, texts=tuple(texts), comment=comment, exif=None if exif.empty else exif)
