@@ -8,6 +8,6 @@
 - ``tiles``: tile sizes per architecture, with their reasons;
 - ``launch``: from a ``Problem`` to launches.
 
-docs/kernels_triton.md explains the structure and what was tried. Nothing here imports CUDA: on CPU
+docs/kernels/triton.md explains the structure and what was tried. Nothing here imports CUDA: on CPU
 tensors the kernels run under ``TRITON_INTERPRET=1``.
 """

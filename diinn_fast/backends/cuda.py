@@ -3,7 +3,7 @@ capability 8.0 and up.
 
 float16 and bfloat16 operands with float32 sums. Compiled with nvcc at first use, once per
 architecture, unless the installation did it (``_nvcc``); no CUDA headers of the framework are
-involved. Not yet run on hardware: what is proven, and how, is in docs/kernels.md.
+involved. Not yet run on hardware: what is proven, and how, is in docs/kernels/cuda.md.
 """
 
 from __future__ import annotations
