@@ -87,14 +87,15 @@ class ImplicitDecoder(nn.Module):
         window: Sequence[int] | None = None,
         tile: tuple[tuple[int, int], tuple[int, int]] | None = None,
         backend: str | None = None,
+        prepared: Fused | Plain | None = None,
     ) -> Tensor:
         """RGB ``[B, 3, H, W]`` of features ``[B, C, h, w]`` at HR ``size`` (H, W).
 
         ``window`` (y0, y1, x0, x1) returns exactly that part of the whole,
         ``[B, 3, y1-y0, x1-x0]``. ``tile`` ((h, w), (i, j)) says that the features are a part of
         those of an image of h x w, from row i and column j on; it must hold the `lr_window` of the
-        window. ``bsize`` limits the queries processed at a time. Output dtype: autocast's, else the
-        input's.
+        window. ``bsize`` limits the queries processed at a time. ``prepared`` (see `prepare`) is
+        used in place of ``backend`` and of the weights. Output dtype: autocast's, else the input's.
         """
         features = self._check_features(features)
         lr, origin = tile or ((features.shape[-2], features.shape[-1]), (0, 0))
@@ -109,9 +110,18 @@ class ImplicitDecoder(nn.Module):
             raise ValueError(
                 f"mode {self.mode} needs an output of at least 2x2 pixels, got {size[0]}x{size[1]}"
             )
-        path = self._path(features, backend)
-        decode = path.window if self._needs_grad(features) else path.bands
-        return decode(features, lr, origin, size, cut, chunk)
+        path = prepared or self._path(features, backend)
+        if not self._needs_grad(features):
+            return path.bands(features, lr, origin, size, cut, chunk)
+        if prepared is not None:
+            raise ValueError("what was prepared has no gradients: decode under torch.no_grad()")
+        return path.window(features, lr, origin, size, cut, chunk)
+
+    def prepare(self, features: Tensor, *, backend: str | None = None) -> Fused | Plain:
+        """How to decode features of this dtype and device, for many calls of `forward` without
+        gradients: weights are read and packed once, and must not change meanwhile.
+        """
+        return self._path(self._check_features(features), backend)
 
     def lr_window(self, window: Sequence[int], lr: tuple[int, int], size: Sequence[int]) -> Window:
         """Rows and columns of the features of an image of size ``lr`` that decoding ``window``
@@ -241,7 +251,7 @@ class ImplicitDecoder(nn.Module):
         return self._fused(name)
 
     def _fused(self, backend: str) -> Fused:
-        return Fused(self.layers(), self.formulation, backend)
+        return Fused(self.layers(), self.formulation, backend, {})
 
     def _plain(self) -> Plain:
         first = self.first_layer if self.init_q else None

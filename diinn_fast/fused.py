@@ -47,6 +47,8 @@ class Fused:
     layers: Layers
     plan: Formulation
     backend: str
+    kept: dict[tuple[str, torch.dtype], Packing]
+    """Weights by form and dtype, packed by the first window and shared by the others."""
 
     def project(self, padded: Tensor) -> Tensor:
         """LR-size source of the decode operator, ``[B, h, w, L*H]``, from features with one pixel
@@ -82,15 +84,20 @@ class Fused:
         return torch.cat(branch, dim=-1)
 
     def packing(self, form: str, dtype: torch.dtype) -> Packing:
-        """The weights of a form, to be shared by several windows."""
+        """The weights as a form takes them."""
+        if (form, dtype) not in self.kept:
+            self.kept[form, dtype] = self._pack(form, dtype)
+        return self.kept[form, dtype]
+
+    def _pack(self, form: str, dtype: torch.dtype) -> Packing:
         query = _cast(pack(self.layers, self.plan.mode, modulation=form == "modulation"), dtype)
         if form == "direct":
             return Packing(query, _cast(pack_content(self.layers, self.plan.mode), dtype))
         return Packing(query, self._content(dtype))
 
-    def source(self, padded: Tensor, form: str, packing: Packing | None = None) -> Source:
+    def source(self, padded: Tensor, form: str) -> Source:
         """What the operator takes in a form, for features ``[B, C, h+2, w+2]``."""
-        query, content = packing or self.packing(form, padded.dtype)
+        query, content = self.packing(form, padded.dtype)
         padded = padded.permute(0, 2, 3, 1).contiguous()
         if form == "direct":
             return Source(padded, [*query, *(v for v in content if v is not None)], form)
@@ -104,16 +111,15 @@ class Fused:
         size: tuple[int, int],
         window: Window,
         chunk: int,
-        packing: Packing | None = None,
     ) -> Tensor:
         """A window of the output at HR ``size``, from features of the image of size ``lr`` from
-        ``origin`` on. ``packing``: the weights, if several windows share them.
+        ``origin`` on.
         """
         plan = self.plan
         form = plan.form(lr, size[0] * size[1])
         grown = grow(window, size) if plan.needs_grid else window
         rows, columns = lr_ranges(grown, lr, size)
-        source = self.source(with_border(features, rows, columns, lr, origin), form, packing)
+        source = self.source(with_border(features, rows, columns, lr, origin), form)
         out = decode(
             source.values,
             source.weights,
@@ -153,11 +159,10 @@ class Fused:
         step = max(1, int(BAND_BYTES / max(row_bytes, 1)))
         if step >= window.y1 - window.y0:
             return self.window(features, lr, origin, size, window, chunk)
-        packing = self.packing(plan.form(lr, size[0] * size[1]), features.dtype)
         out = features.new_empty(batch, channels, window.y1 - window.y0, window.x1 - window.x0)
         for y in range(window.y0, window.y1, step):
             band = Window(y, min(y + step, window.y1), window.x0, window.x1)
-            part = self.window(features, lr, origin, size, band, chunk, packing)
+            part = self.window(features, lr, origin, size, band, chunk)
             out[:, :, y - window.y0 : band.y1 - window.y0] = part
         return out
 

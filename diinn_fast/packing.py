@@ -2,9 +2,9 @@
 eighteen 1x1 layers.
 
 H is the hidden width, L the number of layers (4), C the feature channels. All functions are
-autograd-visible, so that gradients of the packed tensors reach the parameters; they are called at
-every decode (about 1 ms) rather than cached, because writes through ``.data`` (EMA) would leave a
-cache stale.
+autograd-visible, so that gradients of the packed tensors reach the parameters. They are called at
+every forward of a decoder (about 1 ms), because writes through ``.data`` (EMA) would leave a cache
+stale; a render, during which weights do not change, calls them once (`ImplicitDecoder.prepare`).
 """
 
 from __future__ import annotations

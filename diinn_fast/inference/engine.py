@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypedDict
@@ -14,11 +15,13 @@ from torch import Tensor
 
 from diinn_fast.encoders import cost_of, use_fast_weights
 from diinn_fast.errors import UpscaleError
+from diinn_fast.fused import Fused
 from diinn_fast.geometry import MAX_LENGTH
 from diinn_fast.inference.devices import PRECISIONS, pick_backend, pick_device, pick_precision
 from diinn_fast.inference.reduced import needs_network, reduced_size
 from diinn_fast.loading import load_weights, portable_name
 from diinn_fast.model import DIINN
+from diinn_fast.plain import Plain
 
 log = logging.getLogger("diinn_fast")
 
@@ -82,6 +85,7 @@ class Engine:
         self.dtype = pick_precision(precision, self.device)
         self.self_ensemble = self_ensemble
         self.used_backend = ""
+        self._prepared: tuple[weakref.ref[Tensor], Fused | Plain] | None = None
         if not isinstance(model, DIINN):
             self.model = load_weights(model).to(self.device)
         elif model.training or any(
@@ -150,11 +154,21 @@ class Engine:
         In [-1, 1] or slightly beyond; FloatingPointError if it is not finite.
         """
         with self._arithmetic():
-            band = self.model.decoder(features, hr, window=window, tile=tile, backend=self.backend)
+            path = self._path(features)
+            band = self.model.decoder(features, hr, window=window, tile=tile, prepared=path)
         band = band[0].float()
         if not torch.isfinite(band).all():
             raise FloatingPointError(self._not_finite())
         return band
+
+    def _path(self, features: Tensor) -> Fused | Plain:
+        """The decoder made ready for these features: their windows share the packed weights."""
+        kept = self._prepared
+        if kept is not None and kept[0]() is features:
+            return kept[1]
+        path = self.model.decoder.prepare(features, backend=self.backend)
+        self._prepared = weakref.ref(features), path
+        return path
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:

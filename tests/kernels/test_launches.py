@@ -17,8 +17,11 @@ import torch
 from diinn_fast import ImplicitDecoder, fused
 from diinn_fast.backends import _cuda, _cuda_gradient, _gradients, cuda
 from diinn_fast.geometry import Window
-from diinn_fast.problem import Problem
+from diinn_fast.inference.upscaler import Upscaler
+from diinn_fast.packing import pack
+from diinn_fast.problem import Problem, Weights
 from tests.helpers.launches import Kernel, Launches, zero_product
+from tests.helpers.small_models import small_model
 
 H = 256
 BATCH = 16
@@ -101,8 +104,12 @@ def test_small_images_share_a_slab(form: str, counted: Launches) -> None:
     assert slabs == ["diinn_forward", "diinn_gradient"]
 
 
-def cuda_decode(features: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> Launches:
-    """What a decode x2 starts through the backend ``cuda``, its kernels stubbed."""
+def cuda_decode(
+    features: torch.Tensor, monkeypatch: pytest.MonkeyPatch, prepared: bool = False
+) -> Launches:
+    """What a decode x2 starts through the backend ``cuda``, its kernels stubbed; ``prepared``: as
+    of every window of a render but the first.
+    """
     decoder = ImplicitDecoder(64, mode=3).half()
     counted = Launches()
 
@@ -117,8 +124,13 @@ def cuda_decode(features: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> Laun
     # The convolution of a GPU: one operator, as there.
     monkeypatch.setattr(fused, "_conv3x3", one_convolution)
     size = (2 * features.shape[-2], 2 * features.shape[-1])
-    with torch.no_grad(), counted:
-        decoder(features, size, backend="cuda")
+    with torch.no_grad():
+        path = decoder.prepare(features, backend="cuda")
+        if prepared:
+            decoder(features, size, prepared=path)
+        counted.counts.clear()
+        with counted:
+            decoder(features, size, prepared=path)
     return counted
 
 
@@ -133,6 +145,38 @@ def one_convolution(
 def test_a_small_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = cuda_decode(torch.zeros(1, 64, 48, 48, dtype=torch.float16), monkeypatch)
     assert counted.total <= 14, counted.counts
+
+
+def test_a_small_decode_of_a_render(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights are there: padding, memory format, convolution, the operator, two launches."""
+    features = torch.zeros(1, 64, 48, 48, dtype=torch.float16)
+    counted = cuda_decode(features, monkeypatch, prepared=True)
+    assert counted.total <= 6, counted.counts
+
+
+def test_a_render_packs_the_weights_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for each of its strips; the next picture, which may find other weights, does it again."""
+    calls = []
+
+    def counted(*given: Any, **named: Any) -> Weights:
+        calls.append(given)
+        return pack(*given, **named)
+
+    monkeypatch.setattr(fused, "pack", counted)
+    engine = Upscaler(small_model())
+    for count in (1, 2):
+        strips = list(engine.bands(torch.rand(3, 6, 5), (18, 15), rows=4))
+        assert len(strips) == 5 and len(calls) == count
+
+
+def test_what_was_prepared_has_no_gradients() -> None:
+    decoder = ImplicitDecoder(4, [32] * 3, mode=3)
+    features = torch.randn(1, 4, 3, 3)
+    with torch.no_grad():
+        path = decoder.prepare(features)
+        assert torch.equal(decoder(features, (7, 7), prepared=path), decoder(features, (7, 7)))
+    with pytest.raises(ValueError, match="no_grad"):
+        decoder(features, (7, 7), prepared=path)
 
 
 def test_bands_share_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
