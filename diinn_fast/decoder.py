@@ -224,12 +224,12 @@ class ImplicitDecoder(nn.Module):
             if name == "Q":
                 inputs = [content if plan.init_q else 3, *[self.width] * (len(self.Q) - 1)]
             for n, layer in enumerate(layers):
-                if reason := _layer_edit(layer, inputs[n], activation):
+                if reason := _layer_edit(layer, inputs[n], self.width, activation):
                     return f"decoder.{name}[{n}] {reason}"
-        if plan.init_q and (reason := _layer_edit(self.first_layer, 3, Sine)):
+        if plan.init_q and (reason := _layer_edit(self.first_layer, 3, content, Sine)):
             return f"decoder.first_layer {reason}"
         kernel = (3, 1, "reflect") if plan.needs_grid else (1, 0, "zeros")
-        reason = guard.convolution_edit(self.last_layer, self.width, *kernel)
+        reason = guard.convolution_edit(self.last_layer, self.width, None, *kernel)
         return f"decoder.last_layer {reason}" if reason else None
 
     def _path(
@@ -305,8 +305,10 @@ def _autocast(features: Tensor) -> bool:
     return not features.is_meta and torch.is_autocast_enabled(features.device.type)
 
 
-def _layer_edit(layer: nn.Module, inputs: int, activation: type[nn.Module]) -> str | None:
-    convolution = partial(guard.convolution_edit, inputs=inputs)
+def _layer_edit(
+    layer: nn.Module, inputs: int, outputs: int, activation: type[nn.Module]
+) -> str | None:
+    convolution = partial(guard.convolution_edit, inputs=inputs, outputs=outputs)
     return guard.sequence_edit(layer, (convolution, partial(guard.layer_edit, kind=activation)))
 
 

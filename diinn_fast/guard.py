@@ -52,12 +52,13 @@ def layer_edit(module: nn.Module, kind: type[nn.Module]) -> str | None:
 def convolution_edit(
     layer: nn.Module,
     inputs: int | None = None,
+    outputs: int | None = None,
     kernel: int = 1,
     padding: int = 0,
     padding_mode: str = "zeros",
 ) -> str | None:
-    """`layer_edit` of a convolution of stride 1 that was built with these arguments (``inputs``
-    None: any number).
+    """`layer_edit` of a convolution of stride 1 that was built with these arguments (``inputs`` or
+    ``outputs`` None: any number).
     """
     if reason := layer_edit(layer, nn.Conv2d):
         return reason
@@ -65,7 +66,9 @@ def convolution_edit(
     built = ((kernel, kernel), (padding, padding), padding_mode)
     if (layer.kernel_size, layer.padding, layer.padding_mode) != built:
         return f"is another convolution: {layer}"
-    if inputs is not None and layer.in_channels != inputs:
+    if layer.in_channels != (inputs or layer.in_channels):
+        return f"is another convolution: {layer}"
+    if layer.out_channels != (outputs or layer.out_channels):
         return f"is another convolution: {layer}"
     if layer.stride != (1, 1) or layer.dilation != (1, 1) or layer.groups != 1:
         return f"is another convolution: {layer}"

@@ -33,7 +33,8 @@ class DenseConv(nn.Module):
 
     def __init__(self, in_channels: int, growth: int) -> None:
         super().__init__()
-        self.conv = nn.Sequential(conv3x3(in_channels, growth), nn.ReLU(inplace=True))
+        # not in place: hooks keep what the convolution gave, and may be part of the backward
+        self.conv = nn.Sequential(conv3x3(in_channels, growth), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat((x, self.conv(x)), dim=1)
@@ -71,7 +72,9 @@ class RDB(nn.Module):
         for n, step in enumerate(self.convs):
             if reason := _step_edit(step):
                 return f"convs[{n}] {reason}"
-        reason = guard.convolution_edit(self.LFF)
+        # its output is added to the block's input
+        channels = self._growths[0].in_channels if len(self.convs) else None
+        reason = guard.convolution_edit(self.LFF, outputs=channels)
         return f"LFF {reason}" if reason else None
 
     def _infer(self, x: Tensor) -> Tensor:
@@ -234,7 +237,8 @@ class RDN(Encoder):
             x = block(x) if work_bytes is None else block.in_pieces(x, work_bytes)
             total = add(F.conv2d(x, weight[:, n * channels : (n + 1) * channels]), total)
         del x
-        return self.GFF[1](total).add_(shallow)
+        # not in place: a hook may have kept what the last layer gave
+        return self.GFF[1](total) + shallow
 
     def edit(self) -> str | None:
         """What was changed outside the blocks so that the layers must be called, or None; each

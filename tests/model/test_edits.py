@@ -1,0 +1,30 @@
+"""Whatever is done to the inside of the published model does the same to ours, in values, gradients
+and a step of training: no edit is ignored.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.helpers.edits import EDITS, SILENT
+from tests.helpers.side_by_side import compare, effect, other_mode
+from tests.helpers.threads import one_thread
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Anomaly Detection"),
+]
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_does_what_it_does_to_the_published_model(name: str) -> None:
+    with one_thread():
+        assert compare(name, 3, False, torch.float64) == []
+        assert compare(name, *other_mode(name), torch.float32) == []
+
+
+@pytest.mark.parametrize("name", [name for name in EDITS if name not in SILENT])
+def test_the_edit_has_an_effect_at_all(name: str) -> None:
+    with one_thread():
+        assert effect(name) > 1e-5
