@@ -22,7 +22,7 @@ from diinn_fast.inference.sources import Source
 TILE = 256
 """LR pixels along a side of a tile, for scales up to `TILE_SCALE`."""
 
-TILE_SCALE = 4
+TILE_SCALE = 2
 """Beyond this scale sides are halved as the scale doubles: fewer LR pixels are seen at a time."""
 
 MOST_HALVINGS = 3
