@@ -25,7 +25,8 @@ class Image:
             channels.
         alpha: [1, h, w] float32 in [0, 1], not premultiplied, or None for an opaque picture.
         grey: the file is grey; it is written back as one channel, the mean of the three.
-        bits: 8 or 16 per sample; 1, 2 and 4 bits and palettes count as 8. 32: floats in [0, 1].
+        bits: 8 or 16 per sample; 1, 2 and 4 bits and palettes count as 8. 32: floats, in [0, 1] or
+            in another sample range.
         metadata: what else the file says.
     """
 
@@ -47,24 +48,20 @@ class Image:
 
 
 def to_float(samples: np.ndarray) -> torch.Tensor:
-    """Integers [h, w] to float32 integer / (2**bits - 1); floats in [0, 1] as they are.
-
-    Raises:
-        ImageError: floats beyond [0, 1].
-    """
+    """Integers [h, w] to float32 integer / (2**bits - 1); floats as they are."""
     if samples.dtype.kind == "f":
-        return _unit_floats(torch.from_numpy(samples.astype(np.float32, order="C")))
+        return torch.from_numpy(samples.astype(np.float32, order="C"))
     return torch.from_numpy(samples.astype(np.float32, order="C")).div_(np.iinfo(samples.dtype).max)
 
 
-def _unit_floats(values: torch.Tensor) -> torch.Tensor:
+def check_unit(values: torch.Tensor) -> None:
+    """ImageError for floats that are not in [0, 1], but for rounding."""
     low, high = (float(value) for value in values.aminmax())
     if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
         raise ImageError(
             f"the picture has values from {low:g} to {high:g}: replace NaN and divide by the "
-            "maximum, to [0, 1]."
+            'maximum, to [0, 1], or give a sample range (--range auto, range="auto").'
         )
-    return values
 
 
 def already_exists(path: Path) -> ImageError:

@@ -13,7 +13,7 @@ import torch
 
 from diinn_fast.errors import ImageError
 from diinn_fast.formats.base import Format
-from diinn_fast.formats.image import Image, to_float
+from diinn_fast.formats.image import Image, check_unit, to_float
 from diinn_fast.formats.registry import by_content, names
 
 CONTENTS = (bytes, bytearray, memoryview, IOBase)
@@ -22,7 +22,7 @@ CONTENTS = (bytes, bytearray, memoryview, IOBase)
 File = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | IOBase
 
 
-def read_image(file: File) -> Image:
+def read_image(file: File, *, any_range: bool = False) -> Image:
     """Read a picture from a path, bytes or an open binary file; its contents decide the format, not
     the name.
 
@@ -30,6 +30,8 @@ def read_image(file: File) -> Image:
     RGB, or RGB + alpha where they have transparency; 1-, 2- and 4-bit grey become 8-bit grey;
     premultiplied alpha of a TIFF is divided out. Of a phone's multi-picture JPEG the main picture
     is read.
+
+    With ``any_range``, floats may lie outside [0, 1]; else they are refused.
 
     Raises:
         ImageError: missing, empty, damaged or cut off file; not a format that is read; CMYK,
@@ -47,6 +49,10 @@ def read_image(file: File) -> Image:
         for channel in range(3):
             rgb[channel] = to_float(samples[..., min(channel, colours - 1)])
         alpha = to_float(samples[..., -1])[None] if channels > colours else None
+        if samples.dtype.kind == "f" and not any_range:
+            check_unit(rgb)
+        if samples.dtype.kind == "f" and alpha is not None:
+            check_unit(alpha)
     except (MemoryError, RuntimeError):  # torch reports a failed allocation as RuntimeError
         raise ImageError(
             f"{name} does not fit in memory: crop it or use a machine with more."

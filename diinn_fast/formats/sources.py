@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from diinn_fast.errors import ImageError
-from diinn_fast.formats.image import to_float
+from diinn_fast.formats.image import check_unit, to_float
 from diinn_fast.formats.positioned import PositionedFile
+from diinn_fast.formats.sample_range import FULL, SampleRange
 from diinn_fast.metadata import NOTHING, Metadata
 
 
@@ -26,6 +27,7 @@ class Source(Protocol):
         dtype: "uint8", "uint16" or "float32": what an output of the same kind holds.
         metadata: what else the file says, of the upright picture.
         resident_bytes: most memory that it holds for its whole life.
+        range: the samples that `read` gives as [0, 1].
         identity: changes when the picture does (path, size and time of the file, or a digest of the
             samples).
     """
@@ -38,10 +40,12 @@ class Source(Protocol):
     dtype: str
     metadata: Metadata
     resident_bytes: int
+    range: SampleRange
     identity: str
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> tuple[Tensor, Tensor | None]:
         """rgb [3, y1 - y0, x1 - x0] float32 in [0, 1] (grey replicated) and alpha [1, ...] or None.
+        Floats of a file are what they are there until a sample range is chosen.
 
         Any thread may call it. ImageError if the file has vanished, got shorter or is damaged
         there.
@@ -52,9 +56,10 @@ class Source(Protocol):
 
 
 class SampleSource(ABC):
-    """A source of samples [H, W, C], integers or floats in [0, 1]."""
+    """A source of samples [H, W, C], integers or floats."""
 
     resident_bytes = 0
+    range = FULL
     _file: PositionedFile | None = None
 
     def __init__(
@@ -83,6 +88,8 @@ class SampleSource(ABC):
         for channel in range(3):
             rgb[channel] = to_float(samples[..., 0 if self.grey else channel])
         alpha = to_float(samples[..., -1])[None] if self.alpha else None
+        if alpha is not None:
+            check_unit(alpha)
         return rgb, alpha
 
     def close(self) -> None:

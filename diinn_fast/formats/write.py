@@ -12,7 +12,7 @@ import torch
 from diinn_fast.errors import ImageError
 from diinn_fast.files import atomic_file, explain
 from diinn_fast.formats.base import Format
-from diinn_fast.formats.image import Image, already_exists
+from diinn_fast.formats.image import Image, already_exists, check_unit
 from diinn_fast.formats.layout import Layout
 from diinn_fast.formats.registry import by_suffix, writable_suffixes
 from diinn_fast.metadata import fitted, warn_of_lost
@@ -52,10 +52,22 @@ def check_writable(
             f"{form.max_side:,} a side: "
             f"write {'TIFF' if form.key == 'png' else 'PNG or TIFF'} or choose a smaller scale."
         )
+    if like is not None and like.bits == 32 and "float32" not in form.dtypes:
+        _check_unit(path, like)
     if not form.alpha and like is not None and like.alpha is not None:
         raise ImageError(
             f"{path} cannot hold the alpha channel, {form.name} has none: write PNG, TIFF or WebP."
         )
+
+
+def _check_unit(path: Path, image: Image) -> None:
+    """Refuse floats that integers cannot stand for."""
+    try:
+        check_unit(image.rgb)
+    except ImageError:
+        raise ImageError(
+            f"{path} cannot hold floats beyond [0, 1]: write .tif, .npy or .zarr."
+        ) from None
 
 
 def write_image(
@@ -150,8 +162,7 @@ def _quantise(path: Path, image: Image, channels: int, bits: int) -> np.ndarray:
             raise ImageError(
                 f"{path} was not written, the picture has NaN or infinite values: check the model."
             )
-        band = band.clamp(0, 1)
-        levels = band if bits == 32 else band * (2**bits - 1) + 0.5
+        levels = band if bits == 32 else band.clamp(0, 1) * (2**bits - 1) + 0.5
         samples[top : top + rows] = levels.permute(1, 2, 0).numpy().astype(samples.dtype)
     return samples
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diinn_fast.encoders import cost_of, use_fast_weights
 from diinn_fast.errors import UpscaleError
+from diinn_fast.formats.sample_range import FULL, SampleRange
 from diinn_fast.fused import Fused
 from diinn_fast.geometry import MAX_LENGTH
 from diinn_fast.inference.devices import PRECISIONS, pick_backend, pick_device, pick_precision
@@ -213,10 +214,11 @@ def to_unit(band: Tensor) -> Tensor:
     return (band * 0.5 + 0.5).clamp_(0, 1)
 
 
-def store(target: Tensor, band: Tensor) -> None:
-    """Write samples in [0, 1] as they are, or as integers rounded half up (8 bit leave a GPU as
-    such).
+def store(target: Tensor, band: Tensor, samples: SampleRange = FULL) -> None:
+    """Write what is in [0, 1] as samples of a range: as they are, or as integers rounded half up
+    (8 bit leave a GPU as such).
     """
+    band = samples.from_unit(band)
     if not target.is_floating_point():
         band = band * torch.iinfo(target.dtype).max + 0.5
     if target.dtype == torch.uint8:

@@ -45,20 +45,31 @@ class Request:
     """Pictures to upscale, and what becomes of the outputs.
 
     Each output is planes ``[C, H, W]`` of ``dtype``: one for grey, three for colour, and alpha if
-    there is any. Integer dtypes hold 0 to their maximum, floating-point ones [0, 1].
+    there is any. Integer dtypes hold 0 to their maximum, floating-point ones [0, 1], or the
+    picture's sample range. ``top`` is what its samples call 1.
     """
 
     images: list[Image]
     dtype: torch.dtype
     finish: Callable[[list[Tensor]], Any]
+    top: float = 1.0
 
 
-def as_request(image: Any, metadata: str = KEEP) -> Request:
+def as_request(image: Any, metadata: str = KEEP, *, any_range: bool = False) -> Request:
     """Any kind of picture; UpscaleError (or ImageError, from files) for what is none or holds no
-    valid samples.
+    valid samples. With ``any_range``, floats may lie outside [0, 1].
     """
     if isinstance(image, (str, os.PathLike, *CONTENTS)):
-        image = read_image(image)
+        image = read_image(image, any_range=any_range)
+    request = _request(image, metadata)
+    for given in request.images:
+        _check_floats(given.rgb, any_range)
+        if given.alpha is not None:
+            _check_floats(given.alpha, False)
+    return request
+
+
+def _request(image: Any, metadata: str) -> Request:
     if isinstance(image, Image):
         return _from_image(replace(image, metadata=chosen(image.metadata, metadata)))
     if isinstance(image, PIL.Image.Image):
@@ -73,13 +84,10 @@ def as_request(image: Any, metadata: str = KEEP) -> Request:
 def _from_image(image: Image) -> Request:
     if not isinstance(image.rgb, Tensor) or image.rgb.ndim != 3 or image.rgb.shape[0] != 3:
         raise UpscaleError("an Image needs rgb of shape [3, h, w]: replicate a grey one")
-    _check_floats(image.rgb)
-    if image.alpha is not None:
-        if tuple(image.alpha.shape) != (1, *image.rgb.shape[1:]):
-            raise UpscaleError(
-                f"an Image needs alpha of shape [1, h, w], got {list(image.alpha.shape)}"
-            )
-        _check_floats(image.alpha)
+    if image.alpha is not None and tuple(image.alpha.shape) != (1, *image.rgb.shape[1:]):
+        raise UpscaleError(
+            f"an Image needs alpha of shape [1, h, w], got {list(image.alpha.shape)}"
+        )
 
     def finish(outputs: list[Tensor]) -> Image:
         (planes,) = outputs
@@ -89,7 +97,8 @@ def _from_image(image: Image) -> Request:
         metadata = image.metadata.rescaled(old, (rgb.shape[1], rgb.shape[2]))
         return replace(image, rgb=rgb, alpha=alpha, metadata=metadata)
 
-    return Request([image], torch.float32, finish)
+    top = 1.0 if image.bits == 32 else 2.0**image.bits - 1
+    return Request([image], torch.float32, finish, top)
 
 
 def _from_pil(picture: PIL.Image.Image, choice: str) -> Request:
@@ -151,10 +160,8 @@ def _from_samples(samples: np.ndarray) -> Request:
         raise UpscaleError(f"arrays must be uint8, uint16 or float in [0, 1], got {samples.dtype}")
     work = np.float64 if floats else np.float32
     planes = torch.from_numpy(np.moveaxis(np.atleast_3d(samples), 2, 0).astype(work, order="C"))
-    if floats:
-        _check_floats(planes)
-    else:
-        planes /= np.iinfo(samples.dtype).max
+    top = 1.0 if floats else float(np.iinfo(samples.dtype).max)
+    planes /= top
     planes = planes.float()
     count = planes.shape[0]
     grey = count < 3
@@ -171,7 +178,7 @@ def _from_samples(samples: np.ndarray) -> Request:
         return (result[..., 0] if count == 1 else result).astype(samples.dtype, copy=False)
 
     integer = torch.uint8 if samples.dtype.itemsize == 1 else torch.uint16
-    return Request([image], torch.float32 if floats else integer, finish)
+    return Request([image], torch.float32 if floats else integer, finish, top)
 
 
 def _from_tensor(tensor: Tensor) -> Request:
@@ -181,7 +188,6 @@ def _from_tensor(tensor: Tensor) -> Request:
         raise UpscaleError(
             f"tensors must be floating point in [0, 1], got {tensor.dtype}: divide by the maximum"
         )
-    _check_floats(tensor)
     images = [Image(rgb) for rgb in tensor.detach().reshape(-1, *tensor.shape[-3:]).float()]
 
     def finish(outputs: list[Tensor]) -> Tensor:
@@ -191,13 +197,16 @@ def _from_tensor(tensor: Tensor) -> Request:
     return Request(images, torch.float32, finish)
 
 
-def _check_floats(values: Tensor) -> None:
+def _check_floats(values: Tensor, any_range: bool) -> None:
     if values.numel() == 0:
         return  # the sizes are checked elsewhere
     low, high = (float(v) for v in values.detach().aminmax())
     if low != low or high != high:
         raise UpscaleError("the picture contains NaN: replace those values first")
+    if any_range:
+        return
     if low < -TOLERANCE or high > 1 + TOLERANCE:
         raise UpscaleError(
-            f"values must lie in [0, 1], got {low:g} to {high:g}: divide by the maximum, or clamp"
+            f"values must lie in [0, 1], got {low:g} to {high:g}: divide by the maximum, clamp, or "
+            'give range="auto"'
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diinn_fast.formats import Image
+from diinn_fast.formats.sample_range import SampleRange
 from diinn_fast.geometry import Window
 from diinn_fast.inference import rendering
 from diinn_fast.inference.bicubic import resize_bicubic
@@ -20,6 +22,14 @@ from diinn_fast.inference.kinds import as_request
 from diinn_fast.inference.memory import check_memory, parse_size
 from diinn_fast.inference.neutral import is_neutral
 from diinn_fast.inference.progress import Bar, Progress, make_bar
+from diinn_fast.inference.ranges import (
+    DTYPE,
+    Asked,
+    check_range,
+    choose_range,
+    visible,
+    warn_of_unused,
+)
 from diinn_fast.inference.reduced import needs_network, reduce_planes, reduced_size
 from diinn_fast.inference.sizes import TargetSize, target_size, warn_of_aspect, warn_of_scale
 from diinn_fast.inference.sources import open_source
@@ -42,6 +52,15 @@ Model = DIINN | str | os.PathLike[str] | None
 """A DIINN, a bundled model's name, a model folder or a checkpoint file; None: the bundled model."""
 
 
+@dataclass(frozen=True)
+class _Way:
+    """How one picture in memory becomes samples: their range and type, and whom to tell."""
+
+    samples: SampleRange
+    dtype: torch.dtype
+    progress: Progress
+
+
 class Upscaler(Engine):
     """A model made ready once, for any number of pictures; arguments as of `Engine`.
 
@@ -55,6 +74,7 @@ class Upscaler(Engine):
         *,
         progress: Progress = False,
         metadata: str = KEEP,
+        range: Asked = DTYPE,
         **target: Unpack[TargetSize],
     ) -> Any:
         """The picture at another size, as the same kind as it was given (a path gives an
@@ -65,6 +85,11 @@ class Upscaler(Engine):
                 of uint8, uint16 or float in [0, 1]; a float tensor [3, h, w] or [B, 3, h, w] in
                 [0, 1].
             metadata: "keep", or "none": only profiles and what else tells what pixels mean.
+            range: the sample values that are black and white to the network. "dtype": 0 and the
+                largest of the type, for floats [0, 1]. "auto": the lowest and the highest that the
+                picture has, which is right for data of 10 to 14 bits in 16-bit samples and for
+                floats of any range. (low, high): these, the same for all tiles of a mosaic; what is
+                beyond is cut off. The output has samples of the same range.
             progress: show a bar on stderr; or a function, see `Progress`.
             target: how large, as of `TargetSize`.
 
@@ -77,16 +102,28 @@ class Upscaler(Engine):
             UpscaleError: a request that cannot be met. ImageError, BackendError: likewise.
             FloatingPointError: the network's output is not finite (fp16 can overflow).
         """
-        request = as_request(image, metadata)
+        asked = check_range(range)
+        request = as_request(image, metadata, any_range=asked != DTYPE)
         height, width = request.images[0].rgb.shape[-2:]
         lr = height, width
         hr = target_size(lr, **target)
         self.check(lr, hr, request.images, request.dtype)
         warn_of_scale(lr, hr, self.model.trained_scales)
         warn_of_aspect(lr, hr, target)
-        return request.finish(
-            [self._upscale(picture, hr, request.dtype, progress) for picture in request.images]
-        )
+        outputs = []
+        for picture in request.images:
+            samples = self._range_of(picture, asked, request.top)
+            outputs.append(self._upscale(picture, hr, _Way(samples, request.dtype, progress)))
+        return request.finish(outputs)
+
+    def _range_of(self, picture: Image, asked: Asked, top: float) -> SampleRange:
+        """The sample range of a picture in memory; says if it uses little of its own."""
+
+        def parts() -> Iterator[Tensor]:
+            yield visible(picture.rgb, picture.alpha)
+
+        warn_of_unused(asked, top, parts)
+        return choose_range(asked, top, parts)
 
     def render(
         self,
@@ -100,6 +137,7 @@ class Upscaler(Engine):
         pyramid: bool = False,
         compress: bool = True,
         metadata: str = KEEP,
+        range: Asked = DTYPE,
         progress: Progress = False,
         **target: Unpack[TargetSize],
     ) -> Path:
@@ -119,6 +157,7 @@ class Upscaler(Engine):
                 them).
             compress: TIFF and Zarr: compress without loss; False is faster and larger.
             metadata: "keep", or "none": only profiles and what else tells what pixels mean.
+            range: as of a call.
             progress: show a bar on stderr; or a function, see `Progress`.
             target: how large, as of `TargetSize`.
 
@@ -139,18 +178,20 @@ class Upscaler(Engine):
             pyramid=pyramid,
             compress=compress,
             metadata=metadata,
+            range=range,
             **target,
         )
         rendering.run(spec, resume=resume, overwrite=overwrite, progress=progress)
         return spec.out
 
-    def open(self, picture: Any, *, max_features: int | str = "1GiB") -> View:
+    def open(self, picture: Any, *, max_features: int | str = "1GiB", range: Asked = DTYPE) -> View:
         """A picture of which any window can be rendered at any size.
 
         Nothing is computed before a window asks for it. ``max_features`` bounds the features that
         are kept for further windows (256 bytes per LR pixel in fp32).
         """
-        return View(self, open_source(picture), parse_size(max_features), picture)
+        source = open_source(picture, range=range)
+        return View(self, source, parse_size(max_features), picture)
 
     def check(
         self, lr: Sequence[int], hr: tuple[int, int], images: list[Image], dtype: torch.dtype
@@ -219,11 +260,9 @@ class Upscaler(Engine):
                 part[:, place] += band.flip(flipped)
         yield 0, total.div_(8)
 
-    def _upscale(
-        self, picture: Image, hr: tuple[int, int], dtype: torch.dtype, progress: Progress
-    ) -> Tensor:
-        """Planes ``[C, H, W]`` of dtype, on the CPU; colour (or grey), then alpha."""
-        rgb = picture.rgb
+    def _upscale(self, picture: Image, hr: tuple[int, int], way: _Way) -> Tensor:
+        """Planes ``[C, H, W]``, on the CPU; colour (or grey), then alpha."""
+        rgb = way.samples.to_unit(picture.rgb)
         alpha = picture.alpha
         colours = 1 if picture.grey else 3
         if alpha is not None:
@@ -232,16 +271,16 @@ class Upscaler(Engine):
         # What gets smaller is reduced before the network, which enlarges the rest.
         lr = rgb.shape[1], rgb.shape[2]
         rgb = reduce_planes(rgb, reduced_size(lr, hr))
-        out = torch.empty(colours + (alpha is not None), *hr, dtype=dtype)
+        out = torch.empty(colours + (alpha is not None), *hr, dtype=way.dtype)
         if alpha is not None:
             self._store_alpha(out[colours:], reduce_planes(alpha, reduced_size(lr, hr)))
         if not needs_network(lr, hr):
-            store(out[:colours], rgb[:colours])
+            store(out[:colours], rgb[:colours], way.samples)
             return out
-        with make_bar(progress, hr[0] * hr[1] * (8 if self.self_ensemble else 1)) as bar:
+        with make_bar(way.progress, hr[0] * hr[1] * (8 if self.self_ensemble else 1)) as bar:
             for y, band in self.bands(rgb, hr, bar=bar):
                 band = band.mean(0, keepdim=True) if neutral else band
-                store(out[:colours, y : y + band.shape[1]], band)
+                store(out[:colours, y : y + band.shape[1]], band, way.samples)
         return out
 
     def _store_alpha(self, out: Tensor, alpha: Tensor) -> None:
@@ -259,6 +298,7 @@ def upscale(
     model: Model = None,
     progress: Progress = False,
     metadata: str = KEEP,
+    range: Asked = DTYPE,
     device: str | torch.device | None = None,
     precision: str | None = None,
     backend: str | None = None,
@@ -276,7 +316,7 @@ def upscale(
     upscaler = Upscaler(
         model, device=device, precision=precision, backend=backend, self_ensemble=self_ensemble
     )
-    return upscaler(image, progress=progress, metadata=metadata, **target)
+    return upscaler(image, progress=progress, metadata=metadata, range=range, **target)
 
 
 class RenderOptions(TargetSize, total=False):
@@ -289,6 +329,7 @@ class RenderOptions(TargetSize, total=False):
     pyramid: bool
     compress: bool
     metadata: str
+    range: Asked
     progress: Progress
 
 
@@ -316,12 +357,13 @@ def open(
     model: Model = None,
     *,
     max_features: int | str = "1GiB",
+    range: Asked = DTYPE,
     **options: Unpack[EngineOptions],
 ) -> View:
     """A picture of which any window can be rendered at any size:
     ``Upscaler(model, **options).open(picture)``.
 
     ``model`` and ``options`` (device, precision, backend) are those of `Upscaler`, ``max_features``
-    that of `Upscaler.open`.
+    and ``range`` those of `Upscaler.open`.
     """
-    return Upscaler(model, **options).open(picture, max_features=max_features)
+    return Upscaler(model, **options).open(picture, max_features=max_features, range=range)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from diinn_fast.errors import UpscaleError
 from diinn_fast.geometry import Window, check_size, check_window
@@ -21,6 +22,7 @@ from diinn_fast.inference.features import FeatureTiles
 from diinn_fast.inference.identity import weights_digest
 from diinn_fast.inference.neutral import source_is_neutral
 from diinn_fast.inference.plan import split
+from diinn_fast.inference.ranges import Asked, asked_of
 from diinn_fast.inference.reduced import needs_network, reduced
 from diinn_fast.inference.scaled import Scaled
 from diinn_fast.inference.sources import Source
@@ -45,7 +47,7 @@ class View:
     Attributes:
         shape: (height, width) of the LR picture.
         channels: 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha.
-        dtype: of the samples, the picture's: uint8, uint16, or float32 in [0, 1].
+        dtype: of the samples, the picture's: uint8, uint16, or float32.
         icc: its colour profile, or None.
     """
 
@@ -125,7 +127,7 @@ class View:
             seen = colours if alpha is None else torch.cat([colours, alpha])
             place = planes[:, band.y0 - cut.y0 : band.y1 - cut.y0]
             tile = self.shape, (needed_band.y0, needed_band.x0)
-            store(place, resize_bicubic(seen, hr, band, tile))
+            _store(place, resize_bicubic(seen, hr, band, tile), self._source)
         return samples[..., 0] if self.channels == 1 else samples
 
     def submit(self, window: Sequence[int] | None, size: Sequence[int]) -> Future[np.ndarray]:
@@ -168,7 +170,8 @@ class View:
         picture = self._picture
         if isinstance(picture, (str, os.PathLike)):
             picture = Path(picture).resolve()
-        return _reopened, (self._engine, picture, self._max_features, self.identity)
+        asked = asked_of(self._source)
+        return _reopened, (self._engine, picture, self._max_features, asked, self.identity)
 
     def _check_window(self, window: Sequence[int] | None, hr: tuple[int, int]) -> Window:
         try:
@@ -196,9 +199,9 @@ class View:
             return self._neutral
 
 
-def _reopened(engine: Any, picture: Any, max_features: int, identity: str) -> View:
+def _reopened(engine: Any, picture: Any, max_features: int, asked: Asked, identity: str) -> View:
     """The view in another process; UpscaleError if picture or weights are not the same there."""
-    view: View = engine.open(picture, max_features=max_features)
+    view: View = engine.open(picture, max_features=max_features, range=asked)
     if view.identity != identity:
         view.close()
         raise UpscaleError(
@@ -207,3 +210,11 @@ def _reopened(engine: Any, picture: Any, max_features: int, identity: str) -> Vi
             "device"
         )
     return view
+
+
+def _store(planes: Tensor, seen: Tensor, source: Source) -> None:
+    """Colours in the source's sample range, then alpha."""
+    count = 1 if source.grey else 3
+    store(planes[:count], seen[:count], source.range)
+    if source.alpha:
+        store(planes[count:], seen[count:])

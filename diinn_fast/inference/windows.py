@@ -35,7 +35,7 @@ def write_samples(
     planes = torch.from_numpy(samples).permute(2, 0, 1)
     colours = 1 if source.grey else 3
     band = to_unit(engine.decode(features, hr, window, tile=(lr, origin)))
-    store(planes[:colours], band.mean(0, keepdim=True) if neutral else band)
+    store(planes[:colours], band.mean(0, keepdim=True) if neutral else band, source.range)
     if source.alpha:
         i0, i1, j0, j1 = bicubic_range(window, lr, hr)
         _, alpha = source.read(i0, i1, j0, j1)
@@ -49,6 +49,6 @@ def copy_samples(samples: np.ndarray, source: Source, window: Window) -> None:
     planes = torch.from_numpy(samples).permute(2, 0, 1)
     colours = 1 if source.grey else 3
     rgb, alpha = source.read(*window)
-    store(planes[:colours], rgb[:colours])
+    store(planes[:colours], rgb[:colours], source.range)
     if alpha is not None:
         store(planes[colours:], alpha)

@@ -176,3 +176,27 @@ def test_damage_on_stdin_is_one_sentence_and_no_output(piped, folder, stdin):
     code, out, err = piped("-", "-")
     assert (code, out) == (2, b"")
     one_line(err, "cut off")
+
+
+# -- sample ranges ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [["auto"], ["1000", "1255"]])
+@pytest.mark.parametrize("bound", [[], ["--max-memory", "2GiB"]])
+def test_a_sample_range(upscale, folder, options, bound):
+    """The known model is nearest-neighbour interpolation, so samples come out as they went in."""
+    samples = np.array(PIL.Image.open("in.png"))[..., 0].astype(np.uint16) % 256 + 1000
+    PIL.Image.fromarray(samples).save("dark.png")
+    code, _, err = upscale("dark.png", "out.png", "--scale", 2, *bound)
+    assert code == 0 and "--range auto" in err
+    code, _, err = upscale("--range", *options, "dark.png", "out2.png", "--scale", 2, *bound)
+    assert (code, err) == (0, "")
+    out = np.array(PIL.Image.open("out2.png"))
+    np.testing.assert_array_equal(out, samples.repeat(2, 0).repeat(2, 1))
+
+
+@pytest.mark.parametrize("words", [["wide"], ["5", "1"], ["0", "70000"], ["-1", "255"]])
+def test_sample_ranges_that_cannot_be(upscale, folder, words):
+    code, _, err = upscale("in.png", "out.png", "--range", *words)
+    assert code == 2 and not Path("out.png").exists()
+    one_line(err, "range")

@@ -10,6 +10,7 @@ from diinn_fast.formats import by_suffix
 from diinn_fast.inference import target_size
 from diinn_fast.inference.devices import PRECISIONS
 from diinn_fast.inference.memory import parse_size
+from diinn_fast.inference.ranges import DTYPE, check_range
 from diinn_fast.inference.sizes import TargetSize
 from diinn_fast.metadata import CHOICES, KEEP
 from diinn_fast.model import DEFAULT_WEIGHTS, bundled_names
@@ -36,6 +37,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if options.skip_existing and options.overwrite:
         parser.error("--skip-existing and --overwrite are opposites: leave out one of the two")
     _check_sizes(parser, options)
+    check_range(options.range)
     if options.max_memory is not None:
         parse_size(options.max_memory)
     target_size((1, 1), **size_options(options))
@@ -59,6 +61,7 @@ def _parser() -> Parser:
         help="picture, or folder or pattern of pictures (OUT is then a folder); - is stdin, stdout",
     )
     _add_sizes(parser)
+    _add_picture(parser)
     _add_model(parser)
     _add_metadata(parser)
     _add_batch(parser)
@@ -128,6 +131,17 @@ def _add_metadata(parser: Parser) -> None:
         default=KEEP,
         help="what becomes of EXIF, GPS, text, georeference and the like (default: keep); colour "
         "profiles are always kept",
+    )
+
+
+def _add_picture(parser: Parser) -> None:
+    parser.add_argument(
+        "--range",
+        type=values.sample_range,
+        default=DTYPE,
+        metavar="auto|LOW HIGH",
+        help="sample values that are black and white to the network; auto: the picture's lowest "
+        "and highest, for data of 10 to 14 bits in 16 and for floats (default: all of the type)",
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 
+from diinn_fast.inference.ranges import AUTO, DTYPE
+
 PAIRS = ("--scale", "--size", "--range")
 """Options of one value that may also be two numbers."""
 
@@ -46,6 +48,20 @@ def size(text: str) -> tuple[int, int]:
             "and width; for one side use --width or --height"
         ) from None
     return height, width
+
+
+def sample_range(text: str) -> str | tuple[float, ...]:
+    """``auto``, ``dtype``, or two numbers."""
+    if text in (AUTO, DTYPE):
+        return text
+    try:
+        low, high = (float(part) for part in text.split())
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no sample range: write auto, dtype, or the lowest and the highest value, "
+            "such as --range 0 4095"
+        ) from None
+    return low, high
 
 
 def _are_numbers(words: list[str]) -> bool:

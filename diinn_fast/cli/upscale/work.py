@@ -25,6 +25,7 @@ from diinn_fast.formats import (
 from diinn_fast.inference import Upscaler, rendering, target_size
 from diinn_fast.inference.memory import TooLargeError
 from diinn_fast.inference.progress import Progress
+from diinn_fast.inference.ranges import DTYPE
 from diinn_fast.inference.rendering.group import first_rank, torchrun_started, world_size
 from diinn_fast.inference.sinks import sink_kind
 
@@ -76,15 +77,20 @@ def _in_memory(
     upscaler: Upscaler, task: Task, options: argparse.Namespace, progress: Progress
 ) -> Outcome:
     start = time.perf_counter()
-    image = read_image(task.picture)
+    image = read_image(task.picture, any_range=options.range != DTYPE)
     lr = image.rgb.shape[1], image.rgb.shape[2]
     hr = target_size(lr, **size_options(options))
     if _too_large(upscaler, image, hr, task.place):
         del image
         return _render(upscaler, task, options, progress)
     check_writable(task.place, *hr, overwrite=options.overwrite, like=image)
-    sizes = size_options(options)
-    result = upscaler(image, progress=progress, metadata=options.metadata, **sizes)
+    result = upscaler(
+        image,
+        progress=progress,
+        metadata=options.metadata,
+        range=options.range,
+        **size_options(options),
+    )
     try:
         write_image(task.place, result, overwrite=options.overwrite, quality=options.quality)
     except ImageError as error:
@@ -156,6 +162,7 @@ def _render(
         pyramid=options.pyramid,
         compress=not options.no_compression,
         metadata=options.metadata,
+        range=options.range,
         **size_options(options),
     )
     if options.dry_run:

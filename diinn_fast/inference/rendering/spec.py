@@ -15,7 +15,16 @@ from diinn_fast.inference.engine import Engine
 from diinn_fast.inference.identity import weights_digest
 from diinn_fast.inference.memory import give_back_freed_memory, parse_size, resident_bytes
 from diinn_fast.inference.neutral import source_is_neutral
+from diinn_fast.inference.ranges import (
+    DTYPE,
+    TOPS,
+    Asked,
+    check_range,
+    colours,
+    warn_of_unused,
+)
 from diinn_fast.inference.reduced import needs_network, reduced
+from diinn_fast.inference.rendering.group import first_rank
 from diinn_fast.inference.rendering.inputs import InputFiles
 from diinn_fast.inference.sinks import Layout, SinkOptions, disk_bytes, fitted_to, sink_kind
 from diinn_fast.inference.sizes import TargetSize, target_size
@@ -93,6 +102,7 @@ def prepare(
     pyramid: bool = False,
     compress: bool = True,
     metadata: str = KEEP,
+    range: Asked = DTYPE,
     **target: Unpack[TargetSize],
 ) -> RenderSpec:
     """Open the picture and check all that can be checked before the work; arguments as of
@@ -101,6 +111,7 @@ def prepare(
     out = Path(out)
     options = SinkOptions(pyramid=pyramid, compress=compress)
     _check(engine, out, halo)
+    asked = check_range(range)
     bound = None if max_memory is None else parse_size(max_memory)
     if bound is not None:
         give_back_freed_memory()
@@ -110,7 +121,7 @@ def prepare(
     on_host = None
     if bound is not None and engine.device.type == "cpu":
         on_host = max(SLACK_BYTES, bound - resident_bytes())
-    source = open_source(picture, max_bytes=on_host)
+    source = open_source(picture, max_bytes=on_host, range=asked)
     lr = source.height, source.width
     hr = target_size(lr, **target)
     engine.check_sizes(lr, hr)
@@ -119,13 +130,15 @@ def prepare(
     kept, lost = fitted_to(out, said, channels)
     layout = Layout(*hr, channels, source.dtype, kept)
     inputs = InputFiles(picture)
-    identity = inputs.identity or source.identity
+    identity = f"{inputs.identity or source.identity} {source.range}"
     layout = replace(
         layout, job=_fingerprint(engine, identity, out, layout, options, halo, metadata)
     )
     disk_bytes(out, layout, options)  # refuses what the format cannot hold
     if source.alpha:
         source = InpaintedSource.of(source, on_host)
+    if first_rank():
+        warn_of_unused(asked, TOPS[source.dtype], lambda: colours(source))
     neutral = source_is_neutral(source)
     source = reduced(source, hr)
     return RenderSpec(

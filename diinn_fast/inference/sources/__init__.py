@@ -11,12 +11,13 @@ from typing import Any
 from diinn_fast.formats import by_folder
 from diinn_fast.formats.read import CONTENTS, open_picture, opened, sniff
 from diinn_fast.formats.sources import ArraySource, Source
+from diinn_fast.inference.ranges import DTYPE, Asked, check_range, ranged
 from diinn_fast.inference.sources.memory import digest, memory_source
 
 __all__ = ["Source", "open_source"]
 
 
-def open_source(picture: Any, *, max_bytes: int | None = None) -> Source:
+def open_source(picture: Any, *, max_bytes: int | None = None, range: Asked = DTYPE) -> Source:
     """The source of a picture of any kind.
 
     TIFF (tiles or strips), .npy and Zarr stay on disk; PNG, JPEG, WebP and unusual TIFFs are
@@ -28,18 +29,28 @@ def open_source(picture: Any, *, max_bytes: int | None = None) -> Source:
             [h, w, 1 to 4], a tensor [3, h, w].
         max_bytes: most memory to use, while it is decoded too; checked before anything is
             allocated.
+        range: sample range, see `diinn_fast.inference.ranges`.
 
     Raises:
         ImageError: a file that is missing, damaged, not supported or too large for `max_bytes`.
         UpscaleError: an object that is no picture.
     """
+    source = _opened(picture, max_bytes, any_range=check_range(range) != DTYPE)
+    try:
+        return ranged(source, range)
+    except BaseException:
+        source.close()
+        raise
+
+
+def _opened(picture: Any, max_bytes: int | None, *, any_range: bool) -> Source:
     if isinstance(picture, CONTENTS):
         with opened(picture) as (name, stream):
             decoded = sniff(name, stream).read(name, stream, max_bytes)
         identity = digest(decoded.samples)
         return ArraySource(decoded.samples, identity, decoded.metadata)
     if not isinstance(picture, (str, os.PathLike)):
-        return memory_source(picture)
+        return memory_source(picture, any_range=any_range)
     path = Path(picture)
     if path.is_dir() and (folder := by_folder(path)) is not None:
         return folder.open_folder(path, max_bytes)

@@ -29,6 +29,7 @@ class InpaintedSource:
         self.grey = source.grey
         self.alpha = source.alpha
         self.bits = source.bits
+        self.range = source.range
         self.dtype = source.dtype
         self.metadata = source.metadata
         self.identity = source.identity

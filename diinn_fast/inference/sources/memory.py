@@ -10,12 +10,15 @@ from torch import Tensor
 
 from diinn_fast.errors import ImageError
 from diinn_fast.formats.image import Image
+from diinn_fast.formats.sample_range import FULL
 from diinn_fast.formats.sources import ArraySource, check_array, check_inside
 from diinn_fast.inference.kinds import as_request
 
 
 class ImageSource:
     """An `Image`: float samples, on any device."""
+
+    range = FULL
 
     def __init__(self, image: Image) -> None:
         self._image = image
@@ -43,14 +46,14 @@ class ImageSource:
         """Nothing to release."""
 
 
-def memory_source(picture: Any) -> ArraySource | ImageSource:
+def memory_source(picture: Any, *, any_range: bool = False) -> ArraySource | ImageSource:
     """Of an array, a tensor, an Image or a PIL image; UpscaleError or ImageError for what is
     none.
     """
     if isinstance(picture, np.ndarray) and picture.dtype.kind == "u":
         check_array("the picture", picture.shape, picture.dtype)
         return ArraySource(np.atleast_3d(picture), digest(picture))
-    request = as_request(picture)
+    request = as_request(picture, any_range=any_range)
     if len(request.images) != 1:
         raise ImageError(
             f"the picture is a batch of {len(request.images)}: give the pictures one by one."

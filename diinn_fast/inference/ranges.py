@@ -1,0 +1,175 @@
+"""The sample range of a picture: chosen by its type, by what it holds, or by hand.
+
+The network is trained on pictures that use their range. Data of 12 bits in 16-bit samples uses a
+sixteenth of it, and is seen as a black picture with hardly any detail.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from diinn_fast.errors import ImageError, UpscaleError
+from diinn_fast.formats.image import check_unit
+from diinn_fast.formats.sample_range import FULL, SampleRange
+from diinn_fast.formats.sources import Source
+from diinn_fast.geometry import Window
+from diinn_fast.inference.plan import split
+
+log = logging.getLogger("diinn_fast")
+
+Asked = str | Sequence[float]
+"""``"dtype"``, ``"auto"``, or (low, high) in the picture's own sample values."""
+
+DTYPE = "dtype"
+AUTO = "auto"
+
+LEAST_USED = 0.25
+"""Share of the range below which a picture of more than 8 bits is warned of."""
+
+SIDE = 1024
+"""Pixels along a side of what is looked at at a time."""
+
+TOPS = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
+"""What a sample of 1 is, by the type of samples."""
+
+Parts = Callable[[], Iterator[Tensor]]
+"""Colours ``[3, ...]`` of all of a picture, part by part, as sources give them."""
+
+
+def check_range(asked: Asked) -> Asked:
+    """The request in its plain form; UpscaleError for what is none."""
+    if isinstance(asked, str):
+        if asked in (DTYPE, AUTO):
+            return asked
+    else:
+        try:
+            low, high = (float(end) for end in asked)
+        except (TypeError, ValueError):
+            low = high = math.nan
+        if math.isfinite(low) and math.isfinite(high) and low < high:
+            return low, high
+    raise UpscaleError(
+        f'range must be "dtype", "auto", or the lowest and the highest sample value, got {asked!r}'
+    )
+
+
+def choose_range(asked: Asked, top: float, parts: Parts) -> SampleRange:
+    """The range of a picture whose samples reach to ``top``; "auto" looks at all of it.
+
+    Raises UpscaleError for numbers that its samples cannot have, ImageError for NaN and infinity.
+    """
+    asked = check_range(asked)
+    if asked == DTYPE:
+        return FULL
+    if asked == AUTO:
+        # As numbers that can be given by hand: the same range is then the same job.
+        low, high = (end * top for end in _extremes(parts()))
+        if top != 1:
+            low = round(low)
+            high = round(high)
+        return SampleRange(low / top, high / top)
+    low, high = (float(torch.tensor(float(end))) for end in asked)
+    if top != 1 and not 0 <= low < high <= top:
+        raise UpscaleError(
+            f"range {low:g} to {high:g} is beyond what the picture's samples can be, 0 to {top:g}"
+        )
+    return SampleRange(low / top, high / top)
+
+
+def warn_of_unused(asked: Asked, top: float, parts: Parts) -> None:
+    """Say of a picture of more than 8 bits that it uses little of its range."""
+    if asked != DTYPE or top == TOPS["uint8"]:
+        return
+    low = math.inf
+    high = -math.inf
+    for part in parts():
+        ends = _extremes(iter([part]))
+        low = min(low, ends[0])
+        high = max(high, ends[1])
+        if high - low >= LEAST_USED:
+            return
+    if low < high:
+        log.warning(
+            "the picture uses %g to %g of the sample range 0 to %g, so the network sees little of "
+            'its detail: give --range auto (range="auto"), or the lowest and the highest value',
+            low * top,
+            high * top,
+            top,
+        )
+
+
+class RangedSource:
+    """Another source's picture in a sample range: colours in [0, 1], which stand for the range.
+
+    All else is the source's.
+    """
+
+    def __init__(self, source: Source, samples: SampleRange) -> None:
+        self._source = source
+        self.range = samples
+        self.identity = source.identity
+        if samples != FULL:
+            self.identity += f" {samples}"
+
+    def read(self, y0: int, y1: int, x0: int, x1: int) -> tuple[Tensor, Tensor | None]:
+        """See `Source.read`. ImageError for floats beyond [0, 1] if that is the range."""
+        rgb, alpha = self._source.read(y0, y1, x0, x1)
+        if self.range == FULL:
+            check_unit(rgb)
+        elif not bool(rgb.isfinite().all()):
+            raise _not_finite()
+        return self.range.to_unit(rgb), alpha
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+
+def ranged(source: Source, asked: Asked) -> Source:
+    """The source in the range that is asked for; as it is, where its samples cannot be others."""
+    if check_range(asked) == DTYPE and source.dtype != "float32":
+        return source
+    chosen = choose_range(asked, TOPS[source.dtype], lambda: colours(source))
+    return cast(Source, RangedSource(source, chosen))
+
+
+def asked_of(source: Source) -> Asked:
+    """The request that gives a source's range again."""
+    top = TOPS[source.dtype]
+    return DTYPE if source.range == FULL else (source.range.low * top, source.range.high * top)
+
+
+def colours(source: Source) -> Iterator[Tensor]:
+    """Colours of all of a source that can be seen, part by part."""
+    for part in split(Window(0, source.height, 0, source.width), SIDE // 4, SIDE):
+        yield visible(*source.read(*part))
+
+
+def visible(rgb: Tensor, alpha: Tensor | None) -> Tensor:
+    """The colours ``[3, n]`` of pixels that are not fully transparent."""
+    flat = rgb.flatten(1)
+    return flat if alpha is None else flat[:, alpha.flatten() > 0]
+
+
+def _extremes(parts: Iterator[Tensor]) -> tuple[float, float]:
+    """Lowest and highest; (0, 1) if there is nothing to see."""
+    low = math.inf
+    high = -math.inf
+    for part in parts:
+        if part.numel() == 0:
+            continue
+        ends = [float(end) for end in part.detach().aminmax()]
+        if not all(math.isfinite(end) for end in ends):
+            raise _not_finite()
+        low = min(low, ends[0])
+        high = max(high, ends[1])
+    return (low, high) if low <= high else (0.0, 1.0)
+
+
+def _not_finite() -> ImageError:
+    return ImageError("the picture has NaN or infinite values: replace those values first.")
