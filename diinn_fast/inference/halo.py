@@ -8,6 +8,7 @@ from diinn_fast.geometry import Window
 from diinn_fast.inference.engine import Engine, to_unit
 from diinn_fast.inference.plan import Plan
 from diinn_fast.inference.sources import Source
+from diinn_fast.inference.wrapped import Frame
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +17,7 @@ DEPTH = 4
 """LR pixels along the inner edges of a tile that are compared; the error falls off inwards."""
 
 
-def halo_error(engine: Engine, source: Source, plan: Plan, corners: int = 3) -> float:
+def halo_error(engine: Engine, source: Source, plan: Plan, frame: Frame, corners: int = 3) -> float:
     """Largest difference, in [0, 1], from the exact output, at up to ``corners`` corners where four
     tiles meet.
 
@@ -24,24 +25,24 @@ def halo_error(engine: Engine, source: Source, plan: Plan, corners: int = 3) -> 
     """
     if plan.tiles == (1, 1):
         return 0.0
-    exact = engine.model.encoder.receptive_radius
-    assert isinstance(exact, int)
     tiles = [
         t
         for t in plan.tile_windows()
         if (t.y0 > 0 or plan.tiles[0] == 1) and (t.x0 > 0 or plan.tiles[1] == 1)
     ]
     chosen = tiles[:: max(1, len(tiles) // corners)][:corners]
-    return max(_error(engine, source, plan, tile, exact) for tile in chosen)
+    return max(_error(engine, source, plan, frame, tile) for tile in chosen)
 
 
-def _error(engine: Engine, source: Source, plan: Plan, tile: Window, exact: int) -> float:
+def _error(engine: Engine, source: Source, plan: Plan, frame: Frame, tile: Window) -> float:
+    exact = engine.model.encoder.receptive_radius
+    assert isinstance(exact, int)
     scale = [max(1, round(DEPTH * out / n)) for out, n in zip(plan.hr, plan.lr, strict=True)]
-    window = Window(
-        tile.y0, min(tile.y1, tile.y0 + scale[0]), tile.x0, min(tile.x1, tile.x0 + scale[1])
+    window = frame.place(
+        Window(tile.y0, min(tile.y1, tile.y0 + scale[0]), tile.x0, min(tile.x1, tile.x0 + scale[1]))
     )
-    h, w = plan.lr
-    i0, i1, j0, j1 = engine.model.decoder.lr_window(window, plan.lr, plan.hr)
+    h, w = frame.lr
+    i0, i1, j0, j1 = engine.model.decoder.lr_window(window, frame.lr, frame.hr)
 
     def output(before: int) -> Tensor:
         """With ``before`` LR pixels above and to the left, and all that the encoder sees below and
@@ -51,6 +52,6 @@ def _error(engine: Engine, source: Source, plan: Plan, tile: Window, exact: int)
         left = max(j0 - before, 0)
         rgb, _ = source.read(top, min(i1 + exact, h), left, min(j1 + exact, w))
         features = engine.encode(rgb, plan.work_bytes)
-        return to_unit(engine.decode(features, plan.hr, window, tile=(plan.lr, (top, left))))
+        return to_unit(engine.decode(features, frame.hr, window, tile=(frame.lr, (top, left))))
 
     return float((output(plan.radius) - output(exact)).abs().max())

@@ -36,6 +36,8 @@ SPREAD_BYTES = 8 * MIB
 """How far what two runs hold at their start may differ: the bound that one of them names must do
 for the other.
 """
+MARGIN = 2
+"""LR pixels that the decoder looks at beyond a window."""
 MOST_TILES = 1024
 """Most tiles along an axis that are considered."""
 
@@ -53,6 +55,7 @@ class Task:
     halo: int | None = None  # LR pixels; None: exact
     workers: int = 1  # processes that share the tiles
     item: int = 4  # bytes of a number in the encoder's dtype
+    wraps: bool = False  # what lies beyond an edge is read from the opposite one
     finishing: int = 0  # bytes that turning blocks into the file holds, after the work
 
     @cached_property
@@ -394,4 +397,7 @@ def _extent(task: Task, axis: int, start: int, stop: int) -> int:
     window[2 * axis : 2 * axis + 2] = start, stop
     needed = task.decoder.lr_window(window, task.lr, task.hr)[2 * axis : 2 * axis + 2]
     radius = task.radius or 0
+    if task.wraps:
+        # No edge cuts the halo, nor what the decoder looks at beyond the window.
+        return needed[1] - needed[0] + 2 * (radius + MARGIN)
     return min(needed[1] + radius, task.lr[axis]) - max(needed[0] - radius, 0)

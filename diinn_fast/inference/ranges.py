@@ -134,8 +134,12 @@ def ranged(source: Source, asked: Asked) -> Source:
     """The source in the range that is asked for; as it is, where its samples cannot be others."""
     if check_range(asked) == DTYPE and source.dtype != "float32":
         return source
-    chosen = choose_range(asked, TOPS[source.dtype], lambda: colours(source))
-    return cast(Source, RangedSource(source, chosen))
+    return in_range(source, choose_range(asked, TOPS[source.dtype], lambda: colours(source)))
+
+
+def in_range(source: Source, samples: SampleRange) -> Source:
+    """The source in a range that was chosen."""
+    return cast(Source, RangedSource(source, samples))
 
 
 def asked_of(source: Source) -> Asked:

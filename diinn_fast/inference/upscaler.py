@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from diinn_fast.errors import UpscaleError
 from diinn_fast.formats import Image
 from diinn_fast.formats.sample_range import SampleRange
 from diinn_fast.geometry import Window
@@ -21,19 +22,25 @@ from diinn_fast.inference.engine import Engine, EngineOptions, store, to_unit
 from diinn_fast.inference.kinds import as_request
 from diinn_fast.inference.memory import check_memory, parse_size
 from diinn_fast.inference.neutral import is_neutral
+from diinn_fast.inference.plan import split, with_halo
 from diinn_fast.inference.progress import Bar, Progress, make_bar
 from diinn_fast.inference.ranges import (
     DTYPE,
     Asked,
     check_range,
     choose_range,
+    in_range,
     visible,
     warn_of_unused,
 )
-from diinn_fast.inference.reduced import needs_network, reduce_planes, reduced_size
+from diinn_fast.inference.reduced import needs_network, reduce_planes, reduced, reduced_size
 from diinn_fast.inference.sizes import TargetSize, target_size, warn_of_aspect, warn_of_scale
 from diinn_fast.inference.sources import open_source
+from diinn_fast.inference.sources.inpainted import InpaintedSource
+from diinn_fast.inference.sources.memory import ImageSource
 from diinn_fast.inference.view import View
+from diinn_fast.inference.windows import copy_samples, write_samples
+from diinn_fast.inference.wrapped import frame_of_copies, radius_of, wrapped
 from diinn_fast.metadata import KEEP
 from diinn_fast.model import DIINN
 
@@ -54,11 +61,14 @@ Model = DIINN | str | os.PathLike[str] | None
 
 @dataclass(frozen=True)
 class _Way:
-    """How one picture in memory becomes samples: their range and type, and whom to tell."""
+    """How one picture in memory becomes samples: their range and type, whom to tell, and whether
+    the picture tiles.
+    """
 
     samples: SampleRange
     dtype: torch.dtype
     progress: Progress
+    wrap: bool
 
 
 class Upscaler(Engine):
@@ -75,6 +85,7 @@ class Upscaler(Engine):
         progress: Progress = False,
         metadata: str = KEEP,
         range: Asked = DTYPE,
+        wrap: bool = False,
         **target: Unpack[TargetSize],
     ) -> Any:
         """The picture at another size, as the same kind as it was given (a path gives an
@@ -90,6 +101,8 @@ class Upscaler(Engine):
                 picture has, which is right for data of 10 to 14 bits in 16-bit samples and for
                 floats of any range. (low, high): these, the same for all tiles of a mosaic; what is
                 beyond is cut off. The output has samples of the same range.
+            wrap: the picture is a texture that tiles, and so is the output: beyond an edge lies the
+                opposite one.
             progress: show a bar on stderr; or a function, see `Progress`.
             target: how large, as of `TargetSize`.
 
@@ -108,12 +121,16 @@ class Upscaler(Engine):
         lr = height, width
         hr = target_size(lr, **target)
         self.check(lr, hr, request.images, request.dtype)
+        if wrap and self.self_ensemble:
+            raise UpscaleError(
+                "wrap and self_ensemble do not go together: leave out one of the two"
+            )
         warn_of_scale(lr, hr, self.model.trained_scales)
         warn_of_aspect(lr, hr, target)
         outputs = []
         for picture in request.images:
             samples = self._range_of(picture, asked, request.top)
-            outputs.append(self._upscale(picture, hr, _Way(samples, request.dtype, progress)))
+            outputs.append(self._upscale(picture, hr, _Way(samples, request.dtype, progress, wrap)))
         return request.finish(outputs)
 
     def _range_of(self, picture: Image, asked: Asked, top: float) -> SampleRange:
@@ -138,6 +155,7 @@ class Upscaler(Engine):
         compress: bool = True,
         metadata: str = KEEP,
         range: Asked = DTYPE,
+        wrap: bool = False,
         progress: Progress = False,
         **target: Unpack[TargetSize],
     ) -> Path:
@@ -157,7 +175,7 @@ class Upscaler(Engine):
                 them).
             compress: TIFF and Zarr: compress without loss; False is faster and larger.
             metadata: "keep", or "none": only profiles and what else tells what pixels mean.
-            range: as of a call.
+            range, wrap: as of a call.
             progress: show a bar on stderr; or a function, see `Progress`.
             target: how large, as of `TargetSize`.
 
@@ -179,6 +197,7 @@ class Upscaler(Engine):
             compress=compress,
             metadata=metadata,
             range=range,
+            wrap=wrap,
             **target,
         )
         rendering.run(spec, resume=resume, overwrite=overwrite, progress=progress)
@@ -262,6 +281,8 @@ class Upscaler(Engine):
 
     def _upscale(self, picture: Image, hr: tuple[int, int], way: _Way) -> Tensor:
         """Planes ``[C, H, W]``, on the CPU; colour (or grey), then alpha."""
+        if way.wrap:
+            return self._upscale_texture(picture, hr, way)
         rgb = way.samples.to_unit(picture.rgb)
         alpha = picture.alpha
         colours = 1 if picture.grey else 3
@@ -283,6 +304,34 @@ class Upscaler(Engine):
                 store(out[:colours, y : y + band.shape[1]], band, way.samples)
         return out
 
+    def _upscale_texture(self, picture: Image, hr: tuple[int, int], way: _Way) -> Tensor:
+        """The same of a picture that tiles: the middle one of many copies."""
+        source = in_range(ImageSource(picture), way.samples)
+        frame = frame_of_copies((source.height, source.width), hr, self.model.encoder)
+        source = wrapped(source, frame)
+        if source.alpha:
+            source = InpaintedSource.of(source, None)
+        neutral = picture.grey or is_neutral(picture.rgb)
+        source = reduced(source, frame.hr)
+        out = torch.empty(*hr, (1 if picture.grey else 3) + source.alpha, dtype=way.dtype)
+        samples = out.numpy()
+        whole = frame.place(Window(0, hr[0], 0, hr[1]))
+        if not needs_network((picture.rgb.shape[1], picture.rgb.shape[2]), hr):
+            copy_samples(samples, source, whole)
+            return out.permute(2, 0, 1)
+        # Features of one copy and of what is seen around it, decoded in bands.
+        needed = self.model.decoder.lr_window(whole, frame.lr, frame.hr)
+        region = with_halo(needed, frame.lr, radius_of(self.model.encoder))
+        features = self.encode(source.read(*region)[0])
+        rows = max(1, BAND_PIXELS // hr[1])
+        with make_bar(way.progress, hr[0] * hr[1]) as bar:
+            for band in split(whole, rows, hr[1]):
+                place = samples[band.y0 - whole.y0 : band.y1 - whole.y0]
+                origin = region.y0, region.x0
+                write_samples(place, self, source, features, origin, band, frame.hr, neutral)
+                bar.update(place.shape[0] * hr[1])
+        return out.permute(2, 0, 1)
+
     def _store_alpha(self, out: Tensor, alpha: Tensor) -> None:
         """Alpha ``[1, h, w]`` at the size of ``out``, in bands of rows."""
         height, width = out.shape[1:]
@@ -299,6 +348,7 @@ def upscale(
     progress: Progress = False,
     metadata: str = KEEP,
     range: Asked = DTYPE,
+    wrap: bool = False,
     device: str | torch.device | None = None,
     precision: str | None = None,
     backend: str | None = None,
@@ -316,7 +366,7 @@ def upscale(
     upscaler = Upscaler(
         model, device=device, precision=precision, backend=backend, self_ensemble=self_ensemble
     )
-    return upscaler(image, progress=progress, metadata=metadata, range=range, **target)
+    return upscaler(image, progress=progress, metadata=metadata, range=range, wrap=wrap, **target)
 
 
 class RenderOptions(TargetSize, total=False):
@@ -330,6 +380,7 @@ class RenderOptions(TargetSize, total=False):
     compress: bool
     metadata: str
     range: Asked
+    wrap: bool
     progress: Progress
 
 

@@ -143,6 +143,11 @@ def _add_picture(parser: Parser) -> None:
         help="sample values that are black and white to the network; auto: the picture's lowest "
         "and highest, for data of 10 to 14 bits in 16 and for floats (default: all of the type)",
     )
+    parser.add_argument(
+        "--wrap",
+        action="store_true",
+        help="the picture is a texture that tiles, and so is the output",
+    )
 
 
 def _add_batch(parser: Parser) -> None:

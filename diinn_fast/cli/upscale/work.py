@@ -89,6 +89,7 @@ def _in_memory(
         progress=progress,
         metadata=options.metadata,
         range=options.range,
+        wrap=options.wrap,
         **size_options(options),
     )
     try:
@@ -163,6 +164,7 @@ def _render(
         compress=not options.no_compression,
         metadata=options.metadata,
         range=options.range,
+        wrap=options.wrap,
         **size_options(options),
     )
     if options.dry_run:

@@ -15,7 +15,7 @@ from diinn_fast.errors import UpscaleError
 from diinn_fast.geometry import Window
 from diinn_fast.inference.halo import halo_error
 from diinn_fast.inference.memory import freed_memory_kept
-from diinn_fast.inference.plan import Plan, split
+from diinn_fast.inference.plan import Plan, split, with_halo
 from diinn_fast.inference.progress import Progress, make_bar
 from diinn_fast.inference.rendering.group import Group
 from diinn_fast.inference.rendering.journal import Block, Journal, State
@@ -66,7 +66,7 @@ def missing(state: State) -> list[list[Piece]]:
 
 def _warn_of_halo(spec: RenderSpec, plan: Plan) -> None:
     if spec.by_network and plan.radius < getattr(spec.engine.model.encoder, "receptive_radius", 0):
-        error = halo_error(spec.engine, spec.source, plan)
+        error = halo_error(spec.engine, spec.source, plan, spec.frame)
         log.warning(
             "a halo of %d LR pixels is an approximation: off by up to %.2g of 1",
             plan.radius,
@@ -102,7 +102,7 @@ def _render_pieces(spec: RenderSpec, plan: Plan, pieces: list[Piece], writer: Wr
     """Encode what the blocks look at, once, and decode them."""
     if not spec.by_network:
         for block, window in pieces:
-            writer.put(block, window, reduced_block(spec, window))
+            writer.put(block, window, reduced_block(spec, spec.frame.place(window)))
         return
     windows = [window for _, window in pieces]
     around = Window(
@@ -111,8 +111,9 @@ def _render_pieces(spec: RenderSpec, plan: Plan, pieces: list[Piece], writer: Wr
         min(w.x0 for w in windows),
         max(w.x1 for w in windows),
     )
-    needed = spec.engine.model.decoder.lr_window(around, spec.lr, spec.hr)
-    region = plan.region(needed)
+    frame = spec.frame
+    needed = spec.engine.model.decoder.lr_window(frame.place(around), frame.lr, frame.hr)
+    region = with_halo(needed, frame.lr, plan.radius)
     rgb, _ = spec.source.read(*region)
     features = spec.engine.encode(rgb, plan.work_bytes)
     del rgb
@@ -129,8 +130,9 @@ def render_block(
     samples = np.empty((*window.shape, spec.layout.channels), spec.layout.dtype)
     for strip in split(window, plan.strip, window.shape[1]):
         rows = samples[strip.y0 - window.y0 : strip.y1 - window.y0]
+        place = spec.frame.place(strip)
         write_samples(
-            rows, spec.engine, spec.source, features, origin, strip, spec.hr, spec.neutral
+            rows, spec.engine, spec.source, features, origin, place, spec.frame.hr, spec.neutral
         )
     return samples
 

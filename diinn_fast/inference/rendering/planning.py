@@ -33,6 +33,7 @@ def make_plan(spec: RenderSpec, workers: int = 1) -> Plan:
         unit=ZarrSink.unit if "zarr" in spec.kind else (1, 1),
         halo=spec.halo if spec.by_network else 0,
         workers=workers,
+        wraps=spec.wraps,
         item=engine.dtype.itemsize,
         finishing=finish_bytes(spec.out, layout, spec.options) if on_host else 0,
     )

@@ -23,13 +23,14 @@ from diinn_fast.inference.ranges import (
     colours,
     warn_of_unused,
 )
-from diinn_fast.inference.reduced import needs_network, reduced
+from diinn_fast.inference.reduced import needs_network, reduced, reduced_size
 from diinn_fast.inference.rendering.group import first_rank
 from diinn_fast.inference.rendering.inputs import InputFiles
 from diinn_fast.inference.sinks import Layout, SinkOptions, disk_bytes, fitted_to, sink_kind
 from diinn_fast.inference.sizes import TargetSize, target_size
 from diinn_fast.inference.sources import Source, open_source
 from diinn_fast.inference.sources.inpainted import InpaintedSource
+from diinn_fast.inference.wrapped import Frame, frame_of_copies, wrapped
 from diinn_fast.metadata import KEEP, chosen
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class RenderSpec:
         inputs: the picture's files.
         target: how large the output was asked to become.
         lost: what the picture's file says and the output does not keep, by name.
+        frame: where the output lies on the grids of the source and of its enlargement.
     """
 
     engine: Engine
@@ -75,11 +77,18 @@ class RenderSpec:
     inputs: InputFiles
     target: TargetSize
     lost: tuple[str, ...]
+    frame: Frame
 
     @property
     def lr(self) -> tuple[int, int]:
-        """(height, width) of the source: of the picture, unless it is reduced first."""
-        return self.source.height, self.source.width
+        """(height, width) of the picture, unless it is reduced first."""
+        down, across = self.frame.copies
+        return self.source.height // down, self.source.width // across
+
+    @property
+    def wraps(self) -> bool:
+        """Whether beyond an edge of the picture lies its opposite edge."""
+        return self.frame.copies != (1, 1)
 
     @property
     def by_network(self) -> bool:
@@ -103,6 +112,7 @@ def prepare(
     compress: bool = True,
     metadata: str = KEEP,
     range: Asked = DTYPE,
+    wrap: bool = False,
     **target: Unpack[TargetSize],
 ) -> RenderSpec:
     """Open the picture and check all that can be checked before the work; arguments as of
@@ -130,17 +140,20 @@ def prepare(
     kept, lost = fitted_to(out, said, channels)
     layout = Layout(*hr, channels, source.dtype, kept)
     inputs = InputFiles(picture)
-    identity = f"{inputs.identity or source.identity} {source.range}"
+    identity = f"{inputs.identity or source.identity} {source.range} {wrap}"
     layout = replace(
         layout, job=_fingerprint(engine, identity, out, layout, options, halo, metadata)
     )
     disk_bytes(out, layout, options)  # refuses what the format cannot hold
-    if source.alpha:
-        source = InpaintedSource.of(source, on_host)
     if first_rank():
         warn_of_unused(asked, TOPS[source.dtype], lambda: colours(source))
+    small = reduced_size(lr, hr)
+    frame = frame_of_copies(lr, hr, engine.model.encoder) if wrap else Frame(small, hr)
+    source = wrapped(source, frame)
+    if source.alpha:
+        source = InpaintedSource.of(source, on_host)
     neutral = source_is_neutral(source)
-    source = reduced(source, hr)
+    source = reduced(source, frame.hr)
     return RenderSpec(
         engine=engine,
         picture=lr,
@@ -155,6 +168,7 @@ def prepare(
         inputs=inputs,
         target=target,
         lost=tuple(lost),
+        frame=frame,
     )
 
 
