@@ -48,7 +48,10 @@ def photo(height: int, width: int) -> np.ndarray:
     tile = np.concatenate([tile, tile[:, ::-1]], axis=1)
     repeats = -(-height // tile.shape[0]), -(-width // tile.shape[1]), 1
     noise = np.random.default_rng(0).integers(-3, 4, (height, width, 1), np.int16)
-    return np.clip(np.tile(tile, repeats)[:height, :width] + noise, 0, 255).astype(np.uint8)
+    result: np.ndarray = np.clip(np.tile(tile, repeats)[:height, :width] + noise, 0, 255).astype(
+        np.uint8
+    )
+    return result
 
 
 def save_photo(path: Path, height: int, width: int) -> None:
@@ -95,7 +98,8 @@ def fresh(case: dict[str, Any], what: str = "child") -> dict[str, Any]:
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"{case} failed: {(done.stderr.strip() or 'killed').splitlines()[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def imported_bytes() -> int:
@@ -205,7 +209,7 @@ def cost(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def median(bound: str, name: str, n: int) -> float:
-        return sorted(run[bound][name][n] for run in runs)[1]
+        return float(sorted(run[bound][name][n] for run in runs)[1])
 
     for bound, name in itertools.product(("450MiB", "640MiB"), FILES):
         entry = found.setdefault(bound, {})[name] = {"encoded": median(bound, name, 2)}

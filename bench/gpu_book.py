@@ -31,7 +31,8 @@ class Book:
 
     def record(self, suite: str, case: Case) -> dict[str, Any]:
         """The case's record as it stands."""
-        for record in self._load(suite)["records"]:
+        records: list[dict[str, Any]] = self._load(suite)["records"]
+        for record in records:
             if record["name"] == case.name:
                 return record
         description = {

@@ -45,7 +45,7 @@ def prepare(book: Book, backend: str) -> int:
         raise Wrong(f"backend {backend!r} cannot run: {reason}")
     # float32 means float32 here, of both libraries.
     torch.backends.cuda.matmul.fp32_precision = "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
     draw = torch.Generator().manual_seed(0)
     for form, (mode, size) in FORMS.items():
         decoder = ImplicitDecoder(64, mode=mode).to(book.device)
@@ -142,7 +142,8 @@ def kernel_of(case: Case, peer: Peer) -> Callable[[], Tensor]:
 
     def call() -> Tensor:
         with torch.no_grad():
-            return forward(*arguments)
+            result: Tensor = forward(*arguments)
+            return result
 
     return call
 
@@ -159,14 +160,14 @@ def seen_by_eager(call: Callable[[], object]) -> Sequence[Any]:
     def stop(*arguments: Any) -> Tensor:
         raise _Seen(arguments)
 
-    module.forward = stop  # type: ignore[attr-defined]
+    module.forward = stop
     try:
         call()
     except _Seen as seen:
         (arguments,) = seen.args
         return tuple(arguments)
     finally:
-        module.forward = forward  # type: ignore[attr-defined]
+        module.forward = forward
     raise AssertionError("the call did not reach the backend")
 
 

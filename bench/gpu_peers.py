@@ -185,7 +185,7 @@ def _exactly(peer: Peer, call: Call) -> Call:
     """The call with TF32 off for ``exact``; everything else runs with PyTorch's own defaults."""
     if peer.precision != "exact":
         return call
-    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    conv = torch.backends.cudnn.conv
 
     def exact() -> object:
         before = conv.fp32_precision

@@ -81,7 +81,7 @@ def upscaled(
     definition in float32.
     """
     model = DIINN.from_pretrained(DEFAULT_WEIGHTS).to(device).eval()
-    settings = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    settings = torch.backends.cuda.matmul, torch.backends.cudnn.conv
     before = [s.fp32_precision for s in settings]
     x = (lr - 0.5) / 0.5
     case = Case("model", (lr.shape[-2], lr.shape[-1]), 4, encoder="edsr-baseline", device=device)

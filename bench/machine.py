@@ -108,7 +108,7 @@ def seconds(call: Callable[[], object], device: str) -> float:
         call()
         end.record()
         torch.cuda.synchronize()
-        return start.elapsed_time(end) / 1e3
+        return float(start.elapsed_time(end) / 1e3)
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin

@@ -44,7 +44,8 @@ def measure_in_child(case: Case, peer: str) -> dict[str, int]:
         raise RuntimeError(
             f"{peer} on {case.name} failed: {(done.stderr.strip() or 'killed').splitlines()[-1]}"
         )
-    return json.loads(done.stdout)
+    result: dict[str, int] = json.loads(done.stdout)
+    return result
 
 
 def measure(case: Case, peer: str) -> dict[str, int]:

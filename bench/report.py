@@ -111,17 +111,19 @@ def plots(
                 point = (megapixels(record), max(entry["extra"] / 2**20, 0.1))
                 found["memory"].setdefault(entry["title"], []).append(point)
     return {
-        plot: [
-            (title, *map(list, zip(*sorted(points), strict=True)))
-            for title, points in curves.items()
-        ]  # type: ignore[misc]
+        plot: [(title, *_axes(points)) for title, points in curves.items()]
         for plot, curves in found.items()
         if curves
     }
 
 
+def _axes(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    ordered = sorted(points)
+    return [x for x, _ in ordered], [y for _, y in ordered]
+
+
 def megapixels(record: dict[str, Any]) -> float:
-    return record["case"]["batch"] * record["size"][0] * record["size"][1] / 1e6
+    return float(record["case"]["batch"] * record["size"][0] * record["size"][1] / 1e6)
 
 
 LABELS = {

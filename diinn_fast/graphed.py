@@ -7,7 +7,7 @@ import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -80,7 +80,7 @@ class Graphed:
             self.encoder.compile(mode="max-autotune-no-cudagraphs", dynamic=False)
         self.most = most
         self.largest = largest
-        self._recorded: OrderedDict[tuple, _Recording] = OrderedDict()
+        self._recorded: OrderedDict[tuple[Any, ...], _Recording] = OrderedDict()
         self._lock = threading.Lock()
 
     @torch.inference_mode(False)  # whose tensors could not be written again outside of it
@@ -122,7 +122,8 @@ class Graphed:
         with torch.autocast(
             kind, dtype=self.dtype if self.half else None, enabled=self.half, cache_enabled=False
         ):
-            return self.decoder(features, size, backend=backend).to(x.dtype)
+            result: Tensor = self.decoder(features, size, backend=backend).to(x.dtype)
+            return result
 
 
 def can_record(x: Tensor) -> bool:

@@ -18,12 +18,12 @@ def free_bytes() -> int:
     Containers and batch systems limit memory by control groups (versions 1 and 2), far below what
     the machine has; each group above the process's own counts. File caches count as free.
     """
-    return min([psutil.virtual_memory().available, *_free_in_groups()])
+    return int(min([psutil.virtual_memory().available, *_free_in_groups()]))
 
 
 def resident_bytes() -> int:
     """Bytes of physical memory that this process holds now."""
-    return psutil.Process().memory_info().rss
+    return int(psutil.Process().memory_info().rss)
 
 
 def _free_in_groups() -> Iterator[int]:

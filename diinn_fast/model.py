@@ -87,11 +87,13 @@ class DIINN(
         given.
         """
         hr = hr_size(x.shape[-2:], size, scale)
-        return self.decoder(self.encoder(x), hr, bsize, backend=backend)
+        result: Tensor = self.decoder(self.encoder(x), hr, bsize, backend=backend)
+        return result
 
     def decode(self, features: Tensor, size: Sequence[int]) -> Tensor:
         """RGB ``[B, 3, H, W]`` of ``encoder``'s features at ``size``."""
-        return self.decoder(features, size)
+        result: Tensor = self.decoder(features, size)
+        return result
 
     def sample_pixels(self, features: Tensor, yx: Tensor, size: Sequence[int]) -> Tensor:
         """RGB ``[B, N, 3]`` of the HR pixels yx, int64 ``[B, N, 2]``; not in mode 4."""

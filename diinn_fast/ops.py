@@ -84,7 +84,10 @@ def _(
 ) -> Tensor:
     problem = _problem(form, mode, geometry, index, offset, chunk)
     with _dtypes_as_given(source):  # backends check themselves when they are chosen
-        return backends.choose(backend, problem, source).forward(problem, source, list(weights))
+        result: Tensor = backends.choose(backend, problem, source).forward(
+            problem, source, list(weights)
+        )
+        return result
 
 
 @torch.library.register_fake("diinn_fast::decode")
@@ -109,9 +112,10 @@ def _(
 ) -> list[Tensor]:
     problem = _problem(form, mode, geometry, index, offset, chunk)
     with _dtypes_as_given(source):  # backends check themselves when they are chosen
-        return backends.choose(backend, problem, source).backward(
+        result: list[Tensor] = backends.choose(backend, problem, source).backward(
             problem, grad, source, list(weights), list(needs)
         )
+        return result
 
 
 @torch.library.register_fake("diinn_fast::decode_backward")
@@ -123,14 +127,14 @@ def _(grad, source, weights, form, mode, geometry, index, offset, chunk, backend
     ]
 
 
-def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     source, weights, *ctx.plain, index, offset, chunk, backend = inputs
     ctx.tail = (chunk, backend)
     ctx.points = index is not None
     ctx.save_for_backward(source, *weights, *([index, offset] if ctx.points else []))
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     source, *weights = ctx.saved_tensors
     index = offset = None
     if ctx.points:
@@ -176,7 +180,7 @@ def _needs_list(needs: bool | Sequence[bool], count: int) -> list[bool]:
 torch.library.register_autograd("diinn_fast::decode", _backward, setup_context=_save)
 
 
-def _no_double_backward(ctx: Any, *grads: Any) -> tuple:
+def _no_double_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
     raise RuntimeError(
         "the compiled gradient of decode has no derivative: call the model itself, or use "
         'diinn_fast.use_backend("plain")'
@@ -215,7 +219,8 @@ def conv3x3(padded: Tensor, weight: Tensor, bias: Tensor, backend: str | None = 
     """
     check_devices(padded, weight, bias)
     name = backends.requested() if backend is None else backend
-    return torch.ops.diinn_fast.conv3x3(padded, weight, bias, name)
+    result: Tensor = torch.ops.diinn_fast.conv3x3(padded, weight, bias, name)
+    return result
 
 
 def decode(
@@ -243,6 +248,7 @@ def decode(
     geometry = [*lr, *origin, *size, *(window or ())]
     check_devices(source, *weights, *(v for v in (index, offset) if v is not None))
     name = backends.requested() if backend is None else backend
-    return torch.ops.diinn_fast.decode(
+    result: Tensor = torch.ops.diinn_fast.decode(
         source, list(weights), form, mode, geometry, index, offset, chunk, name
     )
+    return result

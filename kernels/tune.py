@@ -35,7 +35,7 @@ Result = dict[str, Any]
 
 def work(
     form: str, dtype: torch.dtype, device: torch.device, lr: int, scale: int
-) -> tuple[Problem, Tensor, list]:
+) -> tuple[Problem, Tensor, list[Tensor]]:
     """A decode of the published size (64 features, 4 layers of 256) with random numbers."""
     draw = torch.Generator().manual_seed(0)
     width = 256
@@ -78,7 +78,7 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
     call()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end) / 1e3
+    return float(start.elapsed_time(end) / 1e3)
 
 
 def compare(

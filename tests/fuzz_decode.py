@@ -20,6 +20,7 @@ import os
 import random
 import sys
 import time
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -127,7 +128,8 @@ def miss(seed: int) -> str | None:
         source = features.to(decoder.last_layer.weight.dtype)
         if points:
             return decoder.sample_pixels(source, yx, size, backend=backend)
-        return decoder(source, size, window=window, backend=backend)
+        result: Tensor = decoder(source, size, window=window, backend=backend)
+        return result
 
     torch.set_num_threads(1)
     coarse = bf16 or int8
@@ -174,7 +176,8 @@ def keep_off_kinks(decoder: ImplicitDecoder) -> None:
     others.
     """
     with torch.no_grad():
-        for layer, _ in decoder.K:
+        for pair in decoder.K.children():
+            layer = pair[0]
             layer.weight.mul_(0.25)
             layer.bias.copy_(2 * (2 * torch.randint(2, layer.bias.shape) - 1))
 
@@ -189,7 +192,9 @@ class Kinks(TorchFunctionMode):
         self.part = part
         self.mask: Tensor | None = None
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         if function is torch.relu:
             x = args[0].detach()
             near = (x.abs() < self.part * x.square().mean().sqrt()).any(dim=1)

@@ -1,6 +1,9 @@
-"""How easily the code reads, in figures: of the package and its kernels, or of the folders named.
+"""How easily the code reads, in figures beside their goals: of the package and its kernels, or of
+the folders named.
 
-    python tests/stats.py [FOLDER ...]
+    python tests/stats.py [--long] [FOLDER ...]
+
+``--long`` lists the functions that are beyond a goal.
 
 Code lines are those that are neither blank nor comments nor docstrings; characters include the
 indentation. Functions are measured from ``def`` to their last line, without their docstring.
@@ -20,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("diinn_fast", "kernels")
 WIDEST = 100
 LONGEST = 50
+MOST_COMPLEX = 15
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 BRANCHES = (
@@ -136,28 +140,49 @@ def report(figures: Figures) -> str:
     _, most, complex_one = max(figures.functions, key=lambda function: function[1])
     over = sum(lines > LONGEST for lines, _, _ in lengths)
     rows = [
-        ("files", f"{figures.files}"),
-        ("lines of code", f"{figures.code}"),
-        ("characters per code line", f"{figures.characters / figures.code:.1f}"),
-        (f"lines over {WIDEST} columns", f"{100 * figures.wide / figures.lines:.2f} %"),
+        ("files", f"{figures.files}", ""),
+        ("lines of code", f"{figures.code}", ""),
+        ("characters per code line", f"{figures.characters / figures.code:.1f}", "46"),
+        (f"lines over {WIDEST} columns, %", f"{100 * figures.wide / figures.lines:.2f}", "1"),
         (
             "tuple-to-tuple assignments per 100 statements",
-            f"{100 * figures.tuples / figures.statements:.2f} ({figures.tuples})",
+            f"{100 * figures.tuples / figures.statements:.2f}",
+            "0.5",
         ),
-        ("comment lines in bodies", f"{100 * figures.comments / figures.body:.1f} %"),
-        ("functions", f"{len(lengths)}, {over} over {LONGEST} lines"),
-        ("longest function", f"{length} lines, {longest}"),
-        ("highest complexity", f"{most}, {complex_one}"),
+        (
+            "comment lines in bodies, %",
+            f"{100 * figures.comments / figures.body:.1f}",
+            "at least 3",
+        ),
+        ("functions", f"{len(lengths)}", ""),
+        (f"functions over {LONGEST} lines", f"{over}", "0"),
+        ("lines of the longest function", f"{length}", f"{LONGEST}", longest),
+        ("highest complexity", f"{most}", f"{MOST_COMPLEX}", complex_one),
     ]
-    return "\n".join(f"{name:46} {value}" for name, value in rows)
+    head = f"{'':46} {'now':>6}  goal"
+    lines = [f"{name:46} {now:>6}  {' '.join(rest)}".rstrip() for name, now, *rest in rows]
+    return "\n".join([head, *lines])
+
+
+def beyond_goals(figures: Figures) -> str:
+    """The functions that are too long or too complex, worst first."""
+    found = [
+        f"{lines:4} lines, complexity {branches:2}  {place}"
+        for lines, branches, place in sorted(figures.functions, reverse=True)
+        if lines > LONGEST or branches > MOST_COMPLEX
+    ]
+    return "\n".join(found)
 
 
 def main() -> int:
+    folders = [word for word in sys.argv[1:] if word != "--long"]
     figures = Figures()
-    for folder in sys.argv[1:] or FOLDERS:
+    for folder in folders or FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
             measure(path, figures)
     print(report(figures))
+    if "--long" in sys.argv:
+        print(beyond_goals(figures))
     return 0
 
 

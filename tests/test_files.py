@@ -1,8 +1,11 @@
 """Files under their names, sizes as text, the cache folder, and free memory."""
 
+from __future__ import annotations
+
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +13,7 @@ from diinn_fast import files, host
 from diinn_fast.files import atomic_file, cache_folder, explain, parse_size, size_text
 
 
-def test_a_file_appears_complete(tmp_path):
+def test_a_file_appears_complete(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with atomic_file(path, overwrite=False) as file:
         file.write(b"all of it")
@@ -19,7 +22,7 @@ def test_a_file_appears_complete(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_existing_file_is_kept_unless_told_otherwise(tmp_path):
+def test_an_existing_file_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
     with pytest.raises(FileExistsError), atomic_file(path, overwrite=False) as file:
@@ -31,7 +34,7 @@ def test_an_existing_file_is_kept_unless_told_otherwise(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_disk_is_an_error_of_the_system_and_leaves_nothing(tmp_path):
+def test_a_full_disk_is_an_error_of_the_system_and_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with pytest.raises(OSError, match="No space") as raised, atomic_file(path, overwrite=False):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -40,17 +43,17 @@ def test_a_full_disk_is_an_error_of_the_system_and_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["40M", "40m", "40MB", "40MiB", "40 MiB", "40960K", 40 << 20])
-def test_a_size_means_the_same_however_it_is_written(text):
+def test_a_size_means_the_same_however_it_is_written(text: str | int) -> None:
     assert parse_size(text) == 40 << 20
 
 
 @pytest.mark.parametrize("text", ["", "much", "-1G", "1.5.2M", "40X", "1,5G"])
-def test_a_size_that_is_none(text):
+def test_a_size_that_is_none(text: str) -> None:
     with pytest.raises(ValueError, match="write it as 600MiB"):
         parse_size(text)
 
 
-def test_sizes_for_people():
+def test_sizes_for_people() -> None:
     assert [size_text(n) for n in (12, 3 << 10, 600 << 20, 3 << 29)] == [
         "12 B",
         "3 KiB",
@@ -59,7 +62,7 @@ def test_sizes_for_people():
     ]
 
 
-def test_the_cache_folder(monkeypatch):
+def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIINN_FAST_CACHE", "/a/b")
     assert str(cache_folder()) == "/a/b"
     monkeypatch.delenv("DIINN_FAST_CACHE")
@@ -92,7 +95,9 @@ V2 = ("memory.max", "memory.current", "inactive_file")
         ("4:cpu,memory:/elsewhere", "memory", V1),  # a container sees its group as the root
     ],
 )
-def test_free_memory_is_what_the_control_group_leaves(tmp_path, monkeypatch, line, folder, names):
+def test_free_memory_is_what_the_control_group_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, folder: str, names: Any
+) -> None:
     groups = tmp_path / "groups"
     control_group(groups / folder, names, ("1000000", 700_000, 50_000))
     own = tmp_path / "own"
@@ -102,14 +107,14 @@ def test_free_memory_is_what_the_control_group_leaves(tmp_path, monkeypatch, lin
     assert host.free_bytes() == 350_000
 
 
-def test_free_memory_without_a_limit(tmp_path, monkeypatch):
+def test_free_memory_without_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     control_group(tmp_path / "groups", V2, ("max", 700_000, 0))
     monkeypatch.setattr(host, "_GROUPS", tmp_path / "groups")
     assert host.free_bytes() > 1 << 20
     assert host.resident_bytes() > 1 << 20
 
 
-def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
+def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 

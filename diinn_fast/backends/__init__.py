@@ -121,10 +121,11 @@ def conv3x3(name: str, padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     ``eager``.
     """
     if name in ("auto", "cpu", "int8"):
-        out = load("cpu").conv3x3(padded, weight, bias)
+        out: Tensor | None = load("cpu").conv3x3(padded, weight, bias)
         if out is not None:
             return out
-    return load("eager").conv3x3(padded, weight, bias)
+    plain: Tensor = load("eager").conv3x3(padded, weight, bias)
+    return plain
 
 
 def table() -> Iterator[dict[str, str]]:

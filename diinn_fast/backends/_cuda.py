@@ -141,4 +141,4 @@ def aligned(tensor: Tensor) -> Tensor:
 def packed_bytes(decode: Decode) -> int:
     """Size of the work space that holds the weights as the kernels read them."""
     hidden = (decode.layers - 1) * (1 if decode.modulation else 2) * WIDTH * WIDTH
-    return 2 * (hidden + (decode.channels + 7) // 8 * 8 * WIDTH)
+    return int(2 * (hidden + (decode.channels + 7) // 8 * 8 * WIDTH))

@@ -49,7 +49,7 @@ class Slab:
 
     @property
     def count(self) -> int:
-        return self.images.stop - self.images.start
+        return int(self.images.stop - self.images.start)
 
     @cached_property
     def position(self) -> Tensor:

@@ -90,7 +90,8 @@ def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tens
     ):  # 2.1 times faster than plain PyTorch's bfloat16, and more exact
         return forward(problem, source.float(), [v.float() for v in weights]).to(source.dtype)
     if reason := _refuses(problem, weights):
-        return _fall_back(reason).forward(problem, source, weights)
+        result: Tensor = _fall_back(reason).forward(problem, source, weights)
+        return result
     out = source.new_empty(problem.output_shape(source.shape[0], query_weights(weights).channels))
     if out.numel():
         arguments, alive = _arguments(problem, source, weights)
@@ -130,7 +131,8 @@ def backward(
         grads = backward(problem, grad.float(), source.float(), [v.float() for v in weights], needs)
         return [g.to(v.dtype) for g, v in zip(grads, [source, *weights], strict=True)]
     if reason := _refuses(problem, weights):
-        return _fall_back(reason).backward(problem, grad, source, weights, needs)
+        result: list[Tensor] = _fall_back(reason).backward(problem, grad, source, weights, needs)
+        return result
     return _sum_gradients(problem, grad, source, weights, needs)
 
 

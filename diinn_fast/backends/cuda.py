@@ -37,7 +37,7 @@ KERNEL = "DIINN_FAST_CUDA_KERNEL"
 
 log = logging.getLogger("diinn_fast")
 _lock = threading.Lock()
-_checked: dict[tuple, str | None] = {}
+_checked: dict[tuple[Any, ...], str | None] = {}
 
 
 def unavailable() -> str | None:
@@ -87,7 +87,8 @@ def _unsuited(problem: Problem, source: Tensor) -> str | None:
 def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
     with torch.cuda.device_of(source):
         if (other := _other(problem, source, weights, gradients=False)) is not None:
-            return other.forward(problem, source, weights)
+            result: Tensor = other.forward(problem, source, weights)
+            return result
         return _forward(problem, source, weights)
 
 
@@ -99,7 +100,8 @@ def backward(
     """
     with torch.cuda.device_of(source):
         if (other := _other(problem, source, weights, gradients=True)) is not None:
-            return other.backward(problem, grad, source, weights, needs)
+            result: list[Tensor] = other.backward(problem, grad, source, weights, needs)
+            return result
         return _backward(problem, grad, source, weights, needs)
 
 

@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ MOST_LAYERS = 16
 
 log = logging.getLogger("diinn_fast")
 _check_lock = threading.Lock()
-_checked: dict[tuple, str | None] = {}
+_checked: dict[tuple[Any, ...], str | None] = {}
 
 
 def interpreted() -> bool:
@@ -99,7 +100,8 @@ def _surroundings(source: Tensor) -> Iterator[None]:
 def _forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
     from diinn_fast.kernels.launch import Network
 
-    return Network(problem, source, weights).forward(problem)
+    result: Tensor = Network(problem, source, weights).forward(problem)
+    return result
 
 
 def _backward(
@@ -107,7 +109,8 @@ def _backward(
 ) -> list[Tensor]:
     from diinn_fast.kernels.gradient import backward as fused
 
-    return fused(problem, grad, source, weights, needs)
+    result: list[Tensor] = fused(problem, grad, source, weights, needs)
+    return result
 
 
 def _refused(problem: Problem, source: Tensor, weights: Sequence[Tensor], gradients: bool) -> bool:

@@ -140,7 +140,8 @@ class LIIF(Baseline):
         predictions = self.imnet.linear(4)(hidden).view(4, -1, 3)
         area = position.view(4, -1, 2).prod(dim=-1).abs() + 1e-9
         # Each prediction has the area of the opposite corner.
-        return (predictions * (area.flip(0) / area.sum(0))[..., None]).sum(0)
+        result: Tensor = (predictions * (area.flip(0) / area.sum(0))[..., None]).sum(0)
+        return result
 
 
 def surrounding(n_in: int, n_out: int, device: torch.device, dtype: torch.dtype) -> Axis:

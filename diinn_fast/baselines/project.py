@@ -33,7 +33,8 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(in_features, out_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+        result: Tensor = self.layers(x)
+        return result
 
     def linear(self, n: int) -> nn.Linear:
         """The n-th product, counted without the activations."""
@@ -63,7 +64,8 @@ def linear(x: Tensor, layer: nn.Linear) -> Tensor:
     thread, for batches of 16 and more.
     """
     if x.device.type != "cpu" or x.dtype == torch.float64 or len(x) % 16:
-        return layer(x)
+        result: Tensor = layer(x)
+        return result
     images = x.view(16, 1, -1, x.shape[1]).permute(0, 3, 1, 2)  # [16, in, 1, n / 16], channels_last
     return (
         F.conv2d(images, layer.weight[:, :, None, None], layer.bias)

@@ -60,7 +60,7 @@ def _run(arguments: list[str]) -> int:
     try:
         if command not in COMMANDS:
             raise Refused(f"unknown command {command!r}: choose one of {', '.join(COMMANDS)}")
-        return importlib.import_module(f"diinn_fast.cli.{command}").main(arguments[1:])
+        return int(importlib.import_module(f"diinn_fast.cli.{command}").main(arguments[1:]))
     except KeyboardInterrupt:
         print("diinn-fast: interrupted", file=sys.stderr)
         return 130

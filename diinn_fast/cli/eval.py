@@ -37,6 +37,13 @@ def make_eval_parser() -> argparse.ArgumentParser:
         "after an interruption, and further models, sets or scales are added to the same OUT.",
         EXAMPLE,
     )
+    _add_subjects(parser)
+    _add_rules(parser)
+    _add_output(parser)
+    return parser
+
+
+def _add_subjects(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", nargs="+", type=Path, default=[], metavar="DIR", help="folders of HR images"
     )
@@ -49,6 +56,20 @@ def make_eval_parser() -> argparse.ArgumentParser:
         "model folder; "
         "LABEL=MODEL names it in the tables (default: bicubic bundled)",
     )
+    parser.add_argument(
+        "--self-ensemble",
+        action="store_true",
+        help="each model also as NAME+, the mean over 8 flips and turns: 8 times the work",
+    )
+    parser.add_argument(
+        "--runs", type=Path, metavar="DIR", help="folder of runs, for --table ablation"
+    )
+    parser.add_argument(
+        "--encoder", default="rdn", help=f"for --table runtime: {encoder_names()} (default: rdn)"
+    )
+
+
+def _add_rules(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scales", nargs="+", type=float, metavar="S", help="(default: 2 3 4)")
     parser.add_argument(
         "--table",
@@ -71,17 +92,9 @@ def make_eval_parser() -> argparse.ArgumentParser:
         metavar="KIND",
         help=f"what the LR images suffer first, a table each: {KINDS} (default: clean)",
     )
-    parser.add_argument(
-        "--self-ensemble",
-        action="store_true",
-        help="each model also as NAME+, the mean over 8 flips and turns: 8 times the work",
-    )
-    parser.add_argument(
-        "--runs", type=Path, metavar="DIR", help="folder of runs, for --table ablation"
-    )
-    parser.add_argument(
-        "--encoder", default="rdn", help=f"for --table runtime: {encoder_names()} (default: rdn)"
-    )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("evaluation"), metavar="DIR", help="(default: evaluation)"
     )
@@ -97,7 +110,6 @@ def make_eval_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-q", "--quiet", action="store_true", help="no progress bar, no table on the terminal"
     )
-    return parser
 
 
 def run(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 from pathlib import Path
@@ -27,12 +28,25 @@ Every other option of a configuration can be given by its name, such as --model.
 
 
 def main(arguments: list[str]) -> int:
+    options, rest = make_train_parser().parse_known_args(arguments)
+    try:
+        if options.pack:
+            return _pack(options.data, options.pack, options.pack_size)
+        for name in ("lightning", "jsonargparse", "tensorboard"):
+            if importlib.util.find_spec(name) is None:
+                raise Refused(f"training needs {name}: pip install 'diinn_fast[train]'")
+        return _train(options, rest)
+    except DataError as error:
+        raise Refused(str(error)) from error
+
+
+def make_train_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "train",
         "--data FOLDER [--config NAME] [--out RUN] [options]",
         "Train a model. RUN gets last.ckpt, best.ckpt, config.yaml, log.jsonl, TensorBoard's "
         "files and model/, a model "
-        "folder for upscale. A run that is there already goes on.",
+        "folder for upscale. An existing run is resumed.",
         EXAMPLE,
     )
     parser.add_argument(
@@ -69,19 +83,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--pack-size", metavar="SIZE", default="40MiB", help="most that the pack may take (40MiB)"
     )
-    options, rest = parser.parse_known_args(arguments)
-    try:
-        if options.pack:
-            return _pack(options.data, options.pack, options.pack_size)
-        for name in ("lightning", "jsonargparse", "tensorboard"):
-            if importlib.util.find_spec(name) is None:
-                raise Refused(f"training needs {name}: pip install 'diinn_fast[train]'")
-        return _train(options, rest)
-    except DataError as error:
-        raise Refused(str(error)) from error
+    return parser
 
 
-def _train(options, rest: list[str]) -> int:  # type: ignore[no-untyped-def]
+def _train(options: argparse.Namespace, rest: list[str]) -> int:
     from diinn_fast.training.portable import write_run
     from diinn_fast.training.run import DEFAULT, train
 

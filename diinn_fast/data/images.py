@@ -17,9 +17,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diinn_fast.errors import DataError
+from diinn_fast.errors import DataError, ImageError
+from diinn_fast.formats.pillow import PillowFormat
+from diinn_fast.formats.read import sniff
+from diinn_fast.formats.registry import FORMATS
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"}
+SUFFIXES = frozenset(
+    suffix for form in FORMATS if isinstance(form, PillowFormat) for suffix in form.suffixes
+)
+"""Of file names in a data set: those of all formats that hold photographs."""
 
 _FOLDERS = {
     "train": ["*_train_HR", "train_HR", "HR_train", "*_HR", "train"],
@@ -154,7 +160,12 @@ def decode_photo(photo: Photo, min_side: int = 1) -> np.ndarray:
 
 def _opened(photo: Photo, min_side: int, use: Callable[[Image.Image], T]) -> T:
     try:
-        with Image.open(io.BytesIO(photo.read())) as image:
+        file = io.BytesIO(photo.read())
+        form = sniff(photo.name, file)
+        if not isinstance(form, PillowFormat):
+            raise DataError(f"{photo.name} holds {form.name}: convert it to an image file")
+        file.seek(0)
+        with form.plugin(file) as image:
             if image.mode.startswith(("I", "F")):
                 raise DataError(
                     f"{photo.name} has more than 8 bits per channel: convert it to 8 bits"
@@ -167,7 +178,7 @@ def _opened(photo: Photo, min_side: int, use: Callable[[Image.Image], T]) -> T:
             return use(image)
     except DataError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (ImageError, OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{photo.name} cannot be decoded: remove or repair it ({error})") from error
 
 

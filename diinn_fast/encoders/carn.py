@@ -32,7 +32,8 @@ class Fusion(nn.Module):
         self.body = nn.Sequential(nn.Conv2d(images * channels, channels, 1), nn.ReLU(inplace=True))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
+        result: Tensor = self.body(x)
+        return result
 
 
 class Cascade(nn.Module):

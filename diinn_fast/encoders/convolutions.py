@@ -45,7 +45,8 @@ def use_fast_weights(encoder: nn.Module) -> nn.Module:
     """The encoder itself, its weights in channels_last: as its activations are, so that no call
     reorders them.
     """
-    return encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    result: nn.Module = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return result
 
 
 def sum_of_convs(parts: list[Tensor], conv: nn.Conv2d) -> Tensor:

@@ -54,4 +54,5 @@ class EDSR(Encoder):
 
     def plain(self, x: Tensor) -> Tensor:
         x = self.head(x)
-        return x + self.body(x)
+        result: Tensor = x + self.body(x)
+        return result

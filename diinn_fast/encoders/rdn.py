@@ -56,7 +56,8 @@ class RDB(nn.Module):
         training = torch.is_grad_enabled()
         fast = dense.supported(x) if training else x.device.type == "cpu"
         if not fast or _must_call(x, self.edit):
-            return self.LFF(self.convs(x)) + x
+            out: Tensor = self.LFF(self.convs(x)) + x
+            return out
         return dense.dense_block(x, self._growths, self.LFF) if training else self._infer(x)
 
     @property
@@ -225,7 +226,8 @@ class RDN(Encoder):
             for block in self.RDBs:
                 x = checkpoint(block, x, use_reentrant=False) if self.recompute else block(x)
                 outputs.append(x)
-            return self.GFF(torch.cat(outputs, dim=1)) + shallow
+            fused: Tensor = self.GFF(torch.cat(outputs, dim=1)) + shallow
+            return fused
         fusion = self.GFF[0]
         channels = self.out_channels
         assert isinstance(fusion, nn.Conv2d)

@@ -49,7 +49,8 @@ def load_candidate(spec: str, device: torch.device) -> Candidate:
     model: Any = load_model(name).to(device).eval().requires_grad_(False)
 
     def upscale(lr: Tensor, size: tuple[int, int]) -> Tensor:
-        return model((lr - 0.5) / 0.5, size) * 0.5 + 0.5
+        result: Tensor = model((lr - 0.5) / 0.5, size) * 0.5 + 0.5
+        return result
 
     return Candidate(label or default_label(source), upscale, fingerprint(model), model)
 
@@ -61,9 +62,12 @@ def self_ensemble(candidate: Candidate) -> Candidate:
         total = torch.zeros(())
         for turned in (False, True):
             for flips in ((), (-2,), (-1,), (-2, -1)):
-                turn = (lambda v: v.mT) if turned else (lambda v: v)
-                sr = candidate.upscale(turn(lr.flip(flips)), size[::-1] if turned else size)
-                total = total + turn(sr).flip(flips)
+                seen = lr.flip(flips)
+                if turned:
+                    sr = candidate.upscale(seen.mT, size[::-1]).mT
+                else:
+                    sr = candidate.upscale(seen, size)
+                total = total + sr.flip(flips)
         return total / 8
 
     return replace(candidate, label=f"{candidate.label}+", upscale=upscale)

@@ -61,31 +61,40 @@ def _plot(found: Sequence[Mean], protocol: str, path: Path) -> None:
     )
     for column, name in enumerate(sets):
         curves = {model: _curve(found, name, model) for model in models}
-        base = curves.get("bicubic", {})
-        for model, curve in curves.items():
-            _line(axes[0][column], curve, model, models)
-            if gains and model != "bicubic":
-                _line(
-                    axes[1][column],
-                    {s: v - base[s] for s, v in curve.items() if s in base},
-                    model,
-                    models,
-                )
+        _scores(axes[0][column], curves, models)
         axes[0][column].set_title(name, fontsize=11, fontweight="bold")
+        # Differences between models are small beside those between scales: a second row.
         if gains:
-            axes[1][column].axhline(0, color=BICUBIC, linewidth=1.2, linestyle="--")
+            _gains(axes[1][column], curves, models)
         _style(axes[-1][column], sorted({s for curve in curves.values() for s in curve}))
-    for row in axes:
-        for axis in row:
-            axis.grid(color="#e4e4e4", linewidth=0.8)
-            axis.spines[["top", "right"]].set_visible(False)
-            axis.tick_params(labelsize=9, colors="#444444")
+    for axis in axes.flat:
+        axis.grid(color="#e4e4e4", linewidth=0.8)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=9, colors="#444444")
     axes[0][0].set_ylabel("PSNR, dB")
     if gains:
         axes[1][0].set_ylabel("gain over bicubic, dB")
     axes[0][-1].legend(frameon=False, fontsize=9)
     figure.suptitle(f"Protocol {protocol}", fontsize=9, color="#666666", x=0.995, ha="right")
     figure.savefig(path)
+
+
+Curves = dict[str, dict[float, float]]
+"""Of each model, its PSNR by scale."""
+
+
+def _scores(axis: Any, curves: Curves, models: Sequence[str]) -> None:
+    for model, curve in curves.items():
+        _line(axis, curve, model, models)
+
+
+def _gains(axis: Any, curves: Curves, models: Sequence[str]) -> None:
+    base = curves.get("bicubic", {})
+    for model, curve in curves.items():
+        if model != "bicubic":
+            gain = {scale: v - base[scale] for scale, v in curve.items() if scale in base}
+            _line(axis, gain, model, models)
+    axis.axhline(0, color=BICUBIC, linewidth=1.2, linestyle="--")
 
 
 def _curve(found: Sequence[Mean], name: str, model: str) -> dict[float, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,11 +55,7 @@ def quality(options: argparse.Namespace) -> int:
     if not options.data:
         raise UpscaleError("no data: give folders of HR images, as in --data Set5 Set14")
     preset = TABLES[options.table or "in-scale"]
-    scales = tuple(options.scales or preset.scales)
-    if bad := [s for s in scales if not (math.isfinite(s) and s >= 1)]:
-        raise UpscaleError(
-            f"scale {bad[0]:g} cannot be measured: HR images are reduced, by factors of 1 and more"
-        )
+    scales = _checked_scales(options.scales or preset.scales)
     device = pick_device(options.device)
     sets = _open_sets(options, preset)
     candidates = unique(_candidates(options, device))
@@ -68,25 +65,45 @@ def quality(options: argparse.Namespace) -> int:
     results = Results(options.out)
     try:
         evaluate(candidates, sets, scales, results, device, options.quiet)
-    finally:  # an interrupted run has its tables too
+    finally:
+        # An interrupted run has its tables too.
         rows = results.current({c.label: c.weights for c in candidates})
-        text = report.markdown(rows)
-        if options.table == "ablation":
-            text += "\n" + ablation_table(candidates, rows)
-        with atomic_file(options.out / "summary.md", overwrite=True) as file:
-            file.write(text.encode())
-        write_summary_csv(rows, options.out / "summary.csv")
+        text, written = _write_summary(candidates, rows, options)
     if not options.quiet:
         print(text)
-    written = [options.out / "summary.md", options.out / "summary.csv"]
     if not plots.missing():
         written += plots.plot_scales(rows, options.out)
+    # Crops are most telling at the scale that most papers show.
     at = options.sheet_scale or (4.0 if 4.0 in scales else max(scales))
     for data in sets:
         written += write_sheets(candidates, data, at, options.sheets, results, options.out, device)
     if not options.quiet:
         print("\n".join(f"wrote {path}" for path in written))
     return 0
+
+
+def _checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
+    for scale in scales:
+        if not (math.isfinite(scale) and scale >= 1):
+            raise UpscaleError(
+                f"scale {scale:g} cannot be measured: HR images are reduced, by factors of 1 and "
+                "more"
+            )
+    return tuple(scales)
+
+
+def _write_summary(
+    candidates: list[Candidate], rows: list[Row], options: argparse.Namespace
+) -> tuple[str, list[Path]]:
+    """The tables as text, and the files that hold them."""
+    text = report.markdown(rows)
+    if options.table == "ablation":
+        text += "\n" + ablation_table(candidates, rows)
+    written = [options.out / "summary.md", options.out / "summary.csv"]
+    with atomic_file(written[0], overwrite=True) as file:
+        file.write(text.encode())
+    write_summary_csv(rows, written[1])
+    return text, written
 
 
 def _candidates(options: argparse.Namespace, device: torch.device) -> list[Candidate]:
@@ -120,7 +137,8 @@ def _open_sets(options: argparse.Namespace, preset: Table) -> list[DataSet]:
 
 def _specs(options: argparse.Namespace) -> list[str]:
     if options.table != "ablation":
-        return options.models
+        models: list[str] = options.models
+        return models
     if options.runs is None:
         raise UpscaleError(
             "no runs: give the folder that holds the ablation's runs, as in --runs ablation"

@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -93,7 +93,7 @@ def _read_data(path: str, file: BinaryIO, name: bytes, length: int, most: int) -
     return crc, kept
 
 
-def _unpack(path: str, file: BinaryIO, layout: str) -> tuple:
+def _unpack(path: str, file: BinaryIO, layout: str) -> tuple[Any, ...]:
     data = file.read(struct.calcsize(layout))
     if len(data) < struct.calcsize(layout):
         raise _damaged(path)

@@ -246,7 +246,8 @@ def _colours(picture: TiffImageFile) -> np.ndarray:
     indices = np.asarray(picture)
     if indices.max() >= len(table):
         raise ValueError("an index is beyond the palette")
-    return table.astype(np.uint8)[indices]
+    result: np.ndarray = table.astype(np.uint8)[indices]
+    return result
 
 
 def _divide_out_alpha(samples: np.ndarray) -> np.ndarray:

@@ -126,7 +126,7 @@ def _plain_files(zarr: Any, path: Path) -> Any:
 def _most_stored(array: Any) -> int:
     """Most bytes of one file of chunks: samples, what compression adds to noise, and an index."""
     shape = getattr(array, "shards", None) or array.chunks
-    return 2 * math.prod(shape) * array.dtype.itemsize + 2**20
+    return int(2 * math.prod(shape) * array.dtype.itemsize + 2**20)
 
 
 def _own_state(attributes: dict[str, Any]) -> tuple[bool, Metadata]:

@@ -190,7 +190,7 @@ class ZarrSink:
 
     def _published(self) -> bool:
         state = zarr_attributes(self.target).get("diinn_fast", {})
-        return state == self._state(complete=True)
+        return bool(state == self._state(complete=True))
 
     def _publish(self) -> None:
         """Rename the store; a folder cannot be replaced in one step, so the old one moves aside

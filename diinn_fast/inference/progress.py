@@ -51,7 +51,7 @@ def make_bar(progress: Progress, total: int, initial: int = 0, *, unit: str = "p
     """The bar of one piece of work; one that says nothing for ``progress`` False."""
     if callable(progress):
         return CalledBar(progress, total, initial)
-    return tqdm(
+    result: Bar = tqdm(
         total=total,
         initial=initial,
         unit=unit,
@@ -60,3 +60,4 @@ def make_bar(progress: Progress, total: int, initial: int = 0, *, unit: str = "p
         leave=False,
         disable=not progress,
     )
+    return result

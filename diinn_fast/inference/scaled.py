@@ -58,7 +58,8 @@ class Scaled:
             found = np.empty((y1 - y0, x1 - x0, *self.shape[2:]), self.dtype)
         else:
             found = self._view.render((y0, y1, x0, x1), self._hr)
-        return found[(rows, columns, *keys[2:])]
+        result: np.ndarray = found[(rows, columns, *keys[2:])]
+        return result
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[()].astype(dtype or self.dtype, copy=False)
@@ -75,7 +76,7 @@ def _chunk(lr: int, hr: int) -> int:
     tile = max(1, math.ceil(TILE * hr / lr))
     if tile <= MOST_SIDE:
         return min(hr, tile * (MOST_SIDE // tile))
-    return min(hr, math.ceil(tile / 2 ** math.ceil(math.log2(tile / MOST_SIDE))))
+    return int(min(hr, math.ceil(tile / 2 ** math.ceil(math.log2(tile / MOST_SIDE)))))
 
 
 def _span(key: Any, length: int) -> tuple[int, int, Any]:

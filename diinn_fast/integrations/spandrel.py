@@ -52,7 +52,8 @@ class DIINNArchitecture(Architecture[DIINN]):
 
         def call(model: DIINN, picture: Tensor) -> Tensor:
             h, w = picture.shape[-2:]
-            return model(picture * 2 - 1, (h * scale, w * scale)) * 0.5 + 0.5
+            result: Tensor = model(picture * 2 - 1, (h * scale, w * scale)) * 0.5 + 0.5
+            return result
 
         return ImageModelDescriptor(
             model,
@@ -83,7 +84,7 @@ def _prefix(state: StateDict) -> str | None:
     """What stands before the names of a DIINN's tensors (Lightning: ``net.``); None: no DIINN."""
     for key in state:
         if key.endswith(TENSORS[0]):
-            prefix = key.removesuffix(TENSORS[0])
+            prefix: str = key.removesuffix(TENSORS[0])
             if all(prefix + name in state for name in TENSORS):
                 return prefix
     return None

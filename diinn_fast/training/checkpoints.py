@@ -42,7 +42,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if Path(path).suffix == ".safetensors":
             return read_run(path)
         try:
-            return torch.load(path, map_location=map_location, weights_only=True)
+            result: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+            return result
         except Exception as error:  # damaged pickles raise anything
             raise CheckpointError(
                 f"{path} is damaged, or holds more than tensors and plain values: remove it, or "

@@ -66,30 +66,15 @@ class PhotoData(L.LightningDataModule):
         degradations: Degradations | None = None,
     ) -> None:
         super().__init__()
-        counts = {
-            "lr_size": lr_size,
-            "batch": batch,
-            "groups": groups,
-            "candidates": candidates,
-            "samples": samples,
-        }
-        if small := [
-            f"--data.{name} is {n}" for name, n in counts.items() if n is not None and n < 1
-        ]:
-            raise DataError(f"{small[0]}: it must be at least 1")
+        _check_counts(
+            lr_size=lr_size, batch=batch, groups=groups, candidates=candidates, samples=samples
+        )
         if max_scale < 1 or min(scales or [1]) < 1:
             raise DataError(
                 "a scale of training is smaller than 1: there is nothing to learn about reduced "
                 "pictures"
             )
-        self.val_side = val_size or 2 * (
-            int(max(val_scales)) + 7
-        )  # something is left when the border is left out
-        if self.val_side < 2 * (int(max(val_scales)) + 7):
-            raise DataError(
-                f"--data.val_size {val_size} leaves nothing to score at x{max(val_scales):g}: "
-                "enlarge it"
-            )
+        self.val_side = _validated_side(val_size, max(val_scales))
         self.folder = folder
         self.val_folder = val_folder
         self.hold_out = hold_out
@@ -148,7 +133,7 @@ class PhotoData(L.LightningDataModule):
         names = {photo.name for photo in held}
         return [photo for photo in photos if photo.name not in names], held
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         assert self.sampler and self.trainer
         trainer = self.trainer
         if self.sampler.batch % trainer.world_size:
@@ -167,7 +152,7 @@ class PhotoData(L.LightningDataModule):
             persistent_workers=self.workers > 0,
         )
 
-    def val_dataloader(self) -> DataLoader | list[Any]:
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         if not self.validation:
             return []
         assert self.trainer
@@ -182,7 +167,25 @@ class PhotoData(L.LightningDataModule):
         return DataLoader(Scored(items, self.val_size), batch_size=None)
 
 
-class Steps(Dataset):
+def _check_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise DataError(f"--data.{name} is {count}: it must be at least 1")
+
+
+def _validated_side(val_size: int | None, largest: float) -> int:
+    """Pixels that a validated picture must have along each side: when the border is left out,
+    something is left.
+    """
+    least = 2 * (int(largest) + 7)
+    if val_size is not None and val_size < least:
+        raise DataError(
+            f"--data.val_size {val_size} leaves nothing to score at x{largest:g}: enlarge it"
+        )
+    return val_size or least
+
+
+class Steps(Dataset[Any]):
     """Item n: the crops of step n."""
 
     def __init__(self, sampler: CropSampler, rank: int, ranks: int) -> None:
@@ -207,7 +210,7 @@ class CountFrom(Sampler[int]):
             step += 1
 
 
-class Scored(Dataset):
+class Scored(Dataset[Any]):
     """HR photo ``[1, 3, H, W]`` (whole, or its central square), scale, and its weight in the
     mean.
     """

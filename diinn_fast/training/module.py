@@ -87,7 +87,8 @@ class SRModule(L.LightningModule):
 
     def forward(self, lr: Tensor, size: tuple[int, int]) -> Tensor:
         """SR image of an LR one, both in [0, 1]."""
-        return (self.net(self.normalise(lr), size) * 0.5 + 0.5).clamp(0, 1)
+        result: Tensor = (self.net(self.normalise(lr), size) * 0.5 + 0.5).clamp(0, 1)
+        return result
 
     def setup(self, stage: str) -> None:
         data = getattr(self.trainer, "datamodule", None)
@@ -166,7 +167,7 @@ class SRModule(L.LightningModule):
             factor *= h["lr_final"] + (1 - h["lr_final"]) * 0.5 * (
                 1 + math.cos(math.pi * min(1.0, max(0.0, progress)))
             )
-        return factor
+        return float(factor)
 
     def configure_optimizers(self) -> Any:
         trained = [p for p in self.parameters() if p.requires_grad]

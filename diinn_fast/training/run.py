@@ -122,14 +122,6 @@ def train(
     """
     last = out / "last.ckpt"
     saved = out / "config.yaml"
-    if config is not None:
-        arguments = [f"--config={config_path(config)}"]
-    elif saved.is_file():
-        arguments = [f"--config={saved}"]
-    elif from_run is not None:
-        arguments = [f"--config={json.dumps(read_config(from_run))}"]
-    else:
-        arguments = [f"--config={config_path(DEFAULT)}"]
     if last.exists() and (from_run or init):
         option = "--from-run" if from_run else "--init"
         raise ValueError(
@@ -137,7 +129,8 @@ def train(
         )
     _quieten()
     try:
-        cli = TrainCLI(out, [*arguments, *(overrides or [])])
+        chosen = _choose_config(config, saved, from_run)
+        cli = TrainCLI(out, [f"--config={chosen}", *(overrides or [])])
     except ArgumentError as error:
         raise ValueError(str(error)) from error
     if cli.trainer.max_steps < 1:
@@ -151,16 +144,35 @@ def train(
         start_from(cli.model.net, init)
         use_fast_weights(cli.model.net.encoder)
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=source and str(source), weights_only=True)
-    if cli.trainer.is_global_zero and last.exists() and cli.model.hparams["arch"] == "diinn":
-        model = DIINN.from_checkpoint(last)
-        model.trained_scales = cli.datamodule.trained_scales
-        model.save_pretrained(out / "model")
+    if cli.trainer.is_global_zero:
+        _save_model(cli, last, out / "model")
     return cli.trainer.global_step, cli.config_init["checkpoints"].stopped
+
+
+def _choose_config(config: str | None, saved: Path, from_run: Path | None) -> str:
+    """A path or JSON text: what was asked for, else what the run has, else the default."""
+    if config is not None:
+        return config_path(config)
+    if saved.is_file():
+        return str(saved)
+    if from_run is not None:
+        return json.dumps(read_config(from_run))
+    return config_path(DEFAULT)
+
+
+def _save_model(cli: TrainCLI, last: Path, folder: Path) -> None:
+    """The averaged weights as a model folder; other architectures keep to checkpoints."""
+    if not last.exists() or cli.model.hparams["arch"] != "diinn":
+        return
+    model = DIINN.from_checkpoint(last)
+    model.trained_scales = cli.datamodule.trained_scales
+    model.save_pretrained(folder)
 
 
 def run_config(out: Path) -> dict[str, Any]:
     """Configuration that the run in ``out`` was last trained with."""
-    return yaml.safe_load((out / "config.yaml").read_text())
+    result: dict[str, Any] = yaml.safe_load((out / "config.yaml").read_text())
+    return result
 
 
 def _quieten() -> None:

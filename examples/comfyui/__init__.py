@@ -47,16 +47,15 @@ class DIINNUpscale:
     ) -> tuple[Tensor]:
         """Enlarge; with one of width and height given, the other keeps the aspect."""
         h, w = image.shape[1:3]
+        size: tuple[int, int] | None = None
         if width or height:
             rows = height or max(1, round(h * width / w))
             columns = width or max(1, round(w * height / h))
-            size = {"size": (rows, columns)}
-        else:
-            size = {"scale": factor}
+            size = (rows, columns)
         planes = image[..., :3].movedim(-1, 1)
         upscaler = _upscaler(weights)
         # One picture at a time: its features are what takes memory.
-        large = [upscaler(picture, **size) for picture in planes]
+        large = [upscaler(picture, scale=None if size else factor, size=size) for picture in planes]
         return (torch.stack(large).movedim(1, -1).contiguous(),)
 
 

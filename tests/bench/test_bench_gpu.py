@@ -220,7 +220,10 @@ def faulty_backends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rehearsal_each_faulty_backend_costs_only_itself(
-    faulty_backends: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    faulty_backends: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The program itself, on the CPU, with a backend that is wrong, one that ends its process and
     one that hangs.
@@ -263,7 +266,12 @@ def test_rehearsal_each_faulty_backend_costs_only_itself(
     ("state", "check", "code"), [("failed", True, 1), ("stopped", True, 1), ("failed", False, 0)]
 )
 def test_only_checks_decide_the_exit_code(
-    state, check, code, tmp_path, monkeypatch, capsys
+    state: str,
+    check: bool,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     step = gpu_run.Step("one", (), 1, check=check)
     monkeypatch.setattr(gpu, "plan", lambda *a: [[step]])
@@ -278,13 +286,15 @@ def test_only_checks_decide_the_exit_code(
     assert (tmp_path / "results.tar").exists()
 
 
-def test_without_a_gpu_it_says_so(monkeypatch, capsys) -> None:
+def test_without_a_gpu_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu.main([]) == 2
     assert "no CUDA device" in capsys.readouterr().err
 
 
-def test_the_commit_can_be_named_where_there_is_no_history(monkeypatch) -> None:
+def test_the_commit_can_be_named_where_there_is_no_history(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIINN_FAST_COMMIT", "0123456789ab")
     assert machine.facts("cpu")["commit"] == "0123456789ab"
 
@@ -302,7 +312,7 @@ def test_all_peers_compute_the_same() -> None:
     assert isinstance(want, torch.Tensor) and want.shape == (1, 3, 10, 13)
     for peer, got in zip(peers[1:], others, strict=True):
         tolerance = 1e-5 if peer.dtype == torch.float32 else 0.02
-        assert (got.float() - want).abs().max() < tolerance, peer.title  # type: ignore[attr-defined]
+        assert (got.float() - want).abs().max() < tolerance, peer.title
 
 
 def test_all_peers_have_the_same_gradients() -> None:
@@ -350,7 +360,9 @@ def test_every_peer_is_written_at_once_and_merged_with_earlier_runs(tmp_path: Pa
     assert record["peers"]["conv-exact"]["fraction"]["torch.mm"] > 0
 
 
-def test_records_of_another_device_are_not_mixed_in(tmp_path: Path, monkeypatch) -> None:
+def test_records_of_another_device_are_not_mixed_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     book = Book(options(tmp_path))
     book.add("decode", SMALL, "official", {})
     monkeypatch.setattr(machine, "device_name", lambda device: "another")
@@ -359,7 +371,7 @@ def test_records_of_another_device_are_not_mixed_in(tmp_path: Path, monkeypatch)
 
 
 def test_a_backend_that_its_self_check_refuses_is_not_timed_under_its_name(
-    tmp_path, monkeypatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = {("cpu", torch.float16): "they differ", ("cpu", torch.float32): None}
     monkeypatch.setattr(backends.load("eager"), "_checked", found, raising=False)

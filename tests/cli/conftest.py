@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def upscale(folder: Path, model: Path, capsys: pytest.CaptureFixture):
+def upscale(folder: Path, model: Path, capsys: pytest.CaptureFixture) -> Any:
     """Run ``diinn-fast upscale`` with the known model on the CPU: (exit code, stdout, stderr)."""
 
     def run(*arguments: object, weights: object = model) -> tuple[int, str, str]:

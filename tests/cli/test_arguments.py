@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -29,12 +30,12 @@ from tests.helpers.commands import one_line, picture, size_of
         (["--width", "7", "--height", "31"], (31, 7)),
     ],
 )
-def test_sizes(upscale, folder, options, expected):
+def test_sizes(upscale: Any, folder: Path, options: list[str], expected: tuple[int, int]) -> None:
     assert upscale("in.png", "out.png", *options)[0] == 0
     assert size_of("out.png") == expected
 
 
-def test_sizes_in_python():
+def test_sizes_in_python() -> None:
     assert target_size((6, 8), width=20) == target_size((6, 8), height=15) == (15, 20)
     assert target_size((6, 8), width=5, height=9) == (9, 5)
     assert target_size((3000, 1), width=1) == (3000, 1)
@@ -42,12 +43,14 @@ def test_sizes_in_python():
     with pytest.raises(UpscaleError, match="only one of"):
         target_size((6, 8), width=5, scale=2)
     with pytest.raises(UpscaleError, match=r"whole numbers of pixels, got 2\.5"):
-        target_size((6, 8), width=2.5)  # type: ignore[arg-type]
+        target_size((6, 8), width=2.5)
 
 
 @pytest.mark.parametrize("options", [["--size", "16x18"], ["--width", "16", "--height", "18"]])
 @pytest.mark.parametrize("bound", [[], ["--max-memory", "2GiB"]])
-def test_another_aspect_is_warned_of(upscale, folder, options, bound):
+def test_another_aspect_is_warned_of(
+    upscale: Any, folder: Path, options: list[str], bound: Any
+) -> None:
     code, _, err = upscale("in.png", "out.png", *options, *bound)
     assert code == 0 and size_of("out.png") == (18, 16)
     one_line(err, "16x18", "8x6", "x2 across", "x3 down", "width or the height alone")
@@ -57,11 +60,15 @@ def test_another_aspect_is_warned_of(upscale, folder, options, bound):
     "options",
     [["--size", "20x15"], ["--size", "21x16"], ["--width", "21"], ["--scale", "2", "3"]],
 )
-def test_rounding_and_two_factors_are_no_other_aspect(upscale, folder, options):
+def test_rounding_and_two_factors_are_no_other_aspect(
+    upscale: Any, folder: Path, options: list[str]
+) -> None:
     assert upscale("in.png", "out.png", *options)[2] == ""
 
 
-def test_another_aspect_is_warned_of_in_python(model, caplog):
+def test_another_aspect_is_warned_of_in_python(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     samples = np.zeros((6, 8, 3), np.uint8)
     Upscaler(model, device="cpu")(samples, size=(18, 16))
     assert "another aspect" in caplog.text
@@ -70,7 +77,9 @@ def test_another_aspect_is_warned_of_in_python(model, caplog):
 # -- names -----------------------------------------------------------------------------------------
 
 
-def test_names_that_begin_with_a_dash(folder, model, capsys):
+def test_names_that_begin_with_a_dash(
+    folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from diinn_fast.cli import main
 
     picture(folder / "-in.png")
@@ -88,7 +97,7 @@ def test_names_that_begin_with_a_dash(folder, model, capsys):
 
 
 @pytest.fixture
-def stdin(monkeypatch):
+def stdin(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Put bytes on stdin."""
 
     def put(data: bytes) -> None:
@@ -98,7 +107,7 @@ def stdin(monkeypatch):
 
 
 @pytest.fixture
-def piped(folder, model, capsysbinary):
+def piped(folder: Path, model: Path, capsysbinary: Any) -> Any:
     """Run the command: (exit code, bytes on stdout, stderr)."""
     from diinn_fast.cli import main
 
@@ -120,7 +129,7 @@ def piped(folder, model, capsysbinary):
         (["--format", "png", "--max-memory", "2GiB"], "PNG"),
     ],
 )
-def test_stdin_to_stdout(piped, folder, stdin, options, form):
+def test_stdin_to_stdout(piped: Any, folder: Path, stdin: Any, options: Any, form: str) -> None:
     """The picture alone goes to stdout, what is said of it to stderr."""
     stdin(Path("in.png").read_bytes())
     code, out, err = piped("-", "-", *options)
@@ -129,7 +138,7 @@ def test_stdin_to_stdout(piped, folder, stdin, options, form):
         assert image.format == form and image.size == (16, 12)
 
 
-def test_stdin_into_a_file_and_a_folder(piped, folder, stdin):
+def test_stdin_into_a_file_and_a_folder(piped: Any, folder: Path, stdin: Any) -> None:
     for out in ("out.png", "new/"):
         stdin(Path("in.png").read_bytes())
         assert piped("-", out)[0] == 0
@@ -137,7 +146,7 @@ def test_stdin_into_a_file_and_a_folder(piped, folder, stdin):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="makes a named pipe")
-def test_named_pipes_are_read_and_written(piped, folder):
+def test_named_pipes_are_read_and_written(piped: Any, folder: Path) -> None:
     """As ``<(command)`` and ``>(command)`` of a shell are."""
     os.mkfifo("given")
     os.mkfifo("taken")
@@ -164,14 +173,18 @@ def test_named_pipes_are_read_and_written(piped, folder):
         (["-", "in.png", "-"], ["folder"]),
     ],
 )
-def test_what_no_pipe_can_is_refused(piped, folder, stdin, arguments, words):
+def test_what_no_pipe_can_is_refused(
+    piped: Any, folder: Path, stdin: Any, arguments: list[str], words: list[str]
+) -> None:
     stdin(Path("in.png").read_bytes())
     code, out, err = piped(*arguments)
     assert (code, out) == (2, b"")
     one_line(err, *words)
 
 
-def test_damage_on_stdin_is_one_sentence_and_no_output(piped, folder, stdin):
+def test_damage_on_stdin_is_one_sentence_and_no_output(
+    piped: Any, folder: Path, stdin: Any
+) -> None:
     stdin(Path("in.png").read_bytes()[:-40])
     code, out, err = piped("-", "-")
     assert (code, out) == (2, b"")
@@ -183,7 +196,7 @@ def test_damage_on_stdin_is_one_sentence_and_no_output(piped, folder, stdin):
 
 @pytest.mark.parametrize("options", [["auto"], ["1000", "1255"]])
 @pytest.mark.parametrize("bound", [[], ["--max-memory", "2GiB"]])
-def test_a_sample_range(upscale, folder, options, bound):
+def test_a_sample_range(upscale: Any, folder: Path, options: list[str], bound: Any) -> None:
     """The known model is nearest-neighbour interpolation, so samples come out as they went in."""
     samples = np.array(PIL.Image.open("in.png"))[..., 0].astype(np.uint16) % 256 + 1000
     PIL.Image.fromarray(samples).save("dark.png")
@@ -196,7 +209,7 @@ def test_a_sample_range(upscale, folder, options, bound):
 
 
 @pytest.mark.parametrize("words", [["wide"], ["5", "1"], ["0", "70000"], ["-1", "255"]])
-def test_sample_ranges_that_cannot_be(upscale, folder, words):
+def test_sample_ranges_that_cannot_be(upscale: Any, folder: Path, words: list[str]) -> None:
     code, _, err = upscale("in.png", "out.png", "--range", *words)
     assert code == 2 and not Path("out.png").exists()
     one_line(err, "range")

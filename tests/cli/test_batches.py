@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -38,7 +39,7 @@ def last(text: str) -> str:
 # -- which files -----------------------------------------------------------------------------------
 
 
-def test_folders_in_folders_are_named_as_skipped(upscale, tree):
+def test_folders_in_folders_are_named_as_skipped(upscale: Any, tree: Path) -> None:
     code, out, err = upscale("scans", "out", "--scale", 2)
     assert (code, err) == (0, "") and made("out") == ["a.png"]
     assert last(out) == (
@@ -47,13 +48,13 @@ def test_folders_in_folders_are_named_as_skipped(upscale, tree):
     )
 
 
-def test_recursive_mirrors_the_tree(upscale, tree):
+def test_recursive_mirrors_the_tree(upscale: Any, tree: Path) -> None:
     code, out, err = upscale("scans", "out", "--scale", 2, "--recursive")
     assert (code, err) == (0, "") and made("out") == ["a.png", "sub/a.png", "sub/deep/b.tif"]
     assert last(out) == "3 done, 1 skipped (1 hidden), 0 failed"
 
 
-def test_recursive_passes_over_its_own_output_and_links_back(upscale, tree):
+def test_recursive_passes_over_its_own_output_and_links_back(upscale: Any, tree: Path) -> None:
     (tree / "sub" / "back").symlink_to(tree)
     assert upscale("scans", "scans/out", "--scale", 2, "--recursive")[0] == 0
     first = made("scans/out")
@@ -64,7 +65,9 @@ def test_recursive_passes_over_its_own_output_and_links_back(upscale, tree):
     assert "3 exists already" in last(out)
 
 
-def test_a_tree_without_pictures_at_its_top_says_how_to_look_deeper(upscale, folder):
+def test_a_tree_without_pictures_at_its_top_says_how_to_look_deeper(
+    upscale: Any, folder: Path
+) -> None:
     (folder / "scans" / "sub").mkdir(parents=True)
     picture(folder / "scans" / "sub" / "a.png")
     code, _, err = upscale("scans", "out")
@@ -73,7 +76,7 @@ def test_a_tree_without_pictures_at_its_top_says_how_to_look_deeper(upscale, fol
 
 
 @pytest.mark.parametrize("inputs", [["scans"], ["scans/a.png", "scans/link.png"]])
-def test_each_link_has_its_own_output(upscale, folder, inputs):
+def test_each_link_has_its_own_output(upscale: Any, folder: Path, inputs: list[str]) -> None:
     """As the held frames of a video; a link that leads nowhere is named."""
     (folder / "scans").mkdir()
     picture(folder / "scans" / "a.png")
@@ -84,7 +87,7 @@ def test_each_link_has_its_own_output(upscale, folder, inputs):
     assert ("1 a broken link: scans/dangling.png" in last(out)) == (inputs == ["scans"])
 
 
-def test_hidden_files_are_left_out_unless_named(upscale, folder):
+def test_hidden_files_are_left_out_unless_named(upscale: Any, folder: Path) -> None:
     (folder / "scans").mkdir()
     for name in ("a.png", ".hidden.png"):
         picture(folder / "scans" / name)
@@ -95,7 +98,7 @@ def test_hidden_files_are_left_out_unless_named(upscale, folder):
     assert made("named") == [".hidden.png", "in.png"]
 
 
-def test_a_zarr_in_a_folder_is_a_picture(upscale, folder):
+def test_a_zarr_in_a_folder_is_a_picture(upscale: Any, folder: Path) -> None:
     import zarr
 
     (folder / "scans").mkdir()
@@ -108,7 +111,7 @@ def test_a_zarr_in_a_folder_is_a_picture(upscale, folder):
 # -- names -----------------------------------------------------------------------------------------
 
 
-def test_a_format_for_all_outputs(upscale, folder):
+def test_a_format_for_all_outputs(upscale: Any, folder: Path) -> None:
     (folder / "scans").mkdir()
     for name in ("a.png", "b.JPG", "c.tif"):
         picture(folder / "scans" / name)
@@ -118,7 +121,9 @@ def test_a_format_for_all_outputs(upscale, folder):
     assert np.load("out/in.npy").shape == (12, 16, 3)
 
 
-def test_names_that_would_collide_keep_their_endings_and_that_is_said(upscale, folder):
+def test_names_that_would_collide_keep_their_endings_and_that_is_said(
+    upscale: Any, folder: Path
+) -> None:
     (folder / "scans").mkdir()
     for name in ("a.png", "a.tif", "b.png"):
         picture(folder / "scans" / name)
@@ -127,7 +132,7 @@ def test_names_that_would_collide_keep_their_endings_and_that_is_said(upscale, f
     assert err.count("is not alone in becoming a.jpg") == 2
 
 
-def test_equal_names_from_two_folders_are_refused(upscale, tree):
+def test_equal_names_from_two_folders_are_refused(upscale: Any, tree: Path) -> None:
     code, _, err = upscale("scans/a.png", "scans/sub/a.png", "out", "--format", "png")
     assert code == 2 and "both" in err and not Path("out").exists()
 
@@ -135,7 +140,7 @@ def test_equal_names_from_two_folders_are_refused(upscale, tree):
 # -- what is there already -------------------------------------------------------------------------
 
 
-def test_existing_outputs_are_skipped_and_counted(upscale, folder):
+def test_existing_outputs_are_skipped_and_counted(upscale: Any, folder: Path) -> None:
     (folder / "scans").mkdir()
     for name in ("a.png", "b.jpg"):
         picture(folder / "scans" / name)
@@ -147,17 +152,19 @@ def test_existing_outputs_are_skipped_and_counted(upscale, folder):
     assert upscale("scans", "out", "--scale", 2, "--skip-existing", "-q") == (0, "", "")
 
 
-def test_one_existing_output_is_skipped(upscale, folder):
+def test_one_existing_output_is_skipped(upscale: Any, folder: Path) -> None:
     Path("out.png").write_bytes(b"precious")
     code, out, err = upscale("in.png", "out.png", "--skip-existing")
     assert (code, out, err) == (0, "out.png exists already: skipped\n", "")
     assert Path("out.png").read_bytes() == b"precious"
 
 
-def test_what_another_process_makes_meanwhile_is_skipped(upscale, folder, monkeypatch):
+def test_what_another_process_makes_meanwhile_is_skipped(
+    upscale: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = Upscaler.__call__
 
-    def slow(self, *given, **options):
+    def slow(self: Any, *given: Any, **options: Any) -> Any:
         Path("out").joinpath("in.png").write_bytes(b"of the other")
         return real(self, *given, **options)
 
@@ -168,7 +175,7 @@ def test_what_another_process_makes_meanwhile_is_skipped(upscale, folder, monkey
     assert Path("out/in.png").read_bytes() == b"of the other"
 
 
-def test_a_finished_job_is_counted_as_complete(upscale, folder):
+def test_a_finished_job_is_counted_as_complete(upscale: Any, folder: Path) -> None:
     picture(folder / "b.png")
     arguments = ("in.png", "b.png", "out", "--scale", 2, "--resume")
     assert last(upscale(*arguments)[1]) == "2 done, 0 failed"
@@ -176,7 +183,7 @@ def test_a_finished_job_is_counted_as_complete(upscale, folder):
     assert code == 0 and last(out).startswith("0 done, 2 skipped (2 complete already: out/in.png")
 
 
-def test_resuming_a_folder_of_jpegs_names_what_does_it(upscale, folder):
+def test_resuming_a_folder_of_jpegs_names_what_does_it(upscale: Any, folder: Path) -> None:
     code, _, err = upscale("in.png", "out.jpg", "--resume")
     assert code == 2 and "--skip-existing" in err
 
@@ -184,11 +191,13 @@ def test_resuming_a_folder_of_jpegs_names_what_does_it(upscale, folder):
 # -- failures --------------------------------------------------------------------------------------
 
 
-def test_a_failure_names_its_file_and_the_exit_code_is_one(upscale, folder, monkeypatch):
+def test_a_failure_names_its_file_and_the_exit_code_is_one(
+    upscale: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = Upscaler.__call__
     calls = []
 
-    def fails_once(self, *given, **options):
+    def fails_once(self: Any, *given: Any, **options: Any) -> Any:
         calls.append(given)
         if len(calls) == 1:
             raise FloatingPointError("the network gave NaN")
@@ -204,11 +213,11 @@ def test_a_failure_names_its_file_and_the_exit_code_is_one(upscale, folder, monk
     ]
 
 
-def test_an_interrupt_sums_up(upscale, folder, monkeypatch):
+def test_an_interrupt_sums_up(upscale: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = batch.upscale_job
     calls = []
 
-    def interrupted(*given):
+    def interrupted(*given: Any) -> Any:
         calls.append(given)
         if len(calls) == 2:
             raise KeyboardInterrupt
@@ -224,7 +233,9 @@ def test_an_interrupt_sums_up(upscale, folder, monkeypatch):
 # -- progress --------------------------------------------------------------------------------------
 
 
-def test_lines_of_progress_where_there_is_no_terminal(upscale, folder, monkeypatch):
+def test_lines_of_progress_where_there_is_no_terminal(
+    upscale: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Which picture of how many, how far it is, time left; none with -q."""
     monkeypatch.setattr(report, "PROGRESS_SECONDS", 0.0)
     monkeypatch.setattr("diinn_fast.inference.upscaler.BAND_PIXELS", 64)
@@ -236,7 +247,9 @@ def test_lines_of_progress_where_there_is_no_terminal(upscale, folder, monkeypat
     assert upscale("in.png", "b.png", "out", "--scale", 2, "--overwrite", "-q")[2] == ""
 
 
-def test_lines_of_progress_of_a_picture_in_pieces(upscale, folder, monkeypatch):
+def test_lines_of_progress_of_a_picture_in_pieces(
+    upscale: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(report, "PROGRESS_SECONDS", 0.0)
     samples = np.zeros((60, 80, 3), np.uint8)
     PIL.Image.fromarray(samples).save("large.png")
@@ -251,7 +264,7 @@ def test_lines_of_progress_of_a_picture_in_pieces(upscale, folder, monkeypatch):
 
 @pytest.mark.skipif(os.name != "posix", reason="closes descriptors as shells do")
 @pytest.mark.parametrize("streams", ["| true", "2>&1 | true", ">&- 2>&-", ">/dev/full 2>&1"])
-def test_a_closed_pipe_does_not_stop_the_work(folder, model, streams):
+def test_a_closed_pipe_does_not_stop_the_work(folder: Path, model: Path, streams: str) -> None:
     """Neither the first picture nor the second."""
     import subprocess
     import sys
@@ -269,7 +282,9 @@ def test_a_closed_pipe_does_not_stop_the_work(folder, model, streams):
     assert size_of("out/in.png") == size_of("out/b.png") == (12, 16)
 
 
-def test_an_unfinished_output_is_a_failure(upscale, folder, monkeypatch):
+def test_an_unfinished_output_is_a_failure(
+    upscale: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object, **__: object) -> None:
         raise UnfinishedError("the disk is full")
 

@@ -10,8 +10,10 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -41,7 +43,13 @@ from tests.helpers.known_models import nearest_model, random_model, save
     ],
 )
 @pytest.mark.parametrize("options_first", [False, True])
-def test_sizes(upscale, folder, options, expected, options_first):
+def test_sizes(
+    upscale: Callable[..., tuple[int, str, str]],
+    folder: Path,
+    options: list[str],
+    expected: tuple[int, int],
+    options_first: bool,
+) -> None:
     code, _, _ = (
         upscale(*options, "in.png", "out.png")
         if options_first
@@ -50,12 +58,14 @@ def test_sizes(upscale, folder, options, expected, options_first):
     assert code == 0 and size_of("out.png") == expected
 
 
-def test_options_may_stand_between_the_paths(upscale, folder):
+def test_options_may_stand_between_the_paths(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path
+) -> None:
     assert upscale("in.png", "--scale", "2", "out.png", "-q") == (0, "", "")
     assert size_of("out.png") == (12, 16)
 
 
-def test_pictures_named_by_a_number_are_not_a_scale():
+def test_pictures_named_by_a_number_are_not_a_scale() -> None:
     assert join_pairs(["--scale", "2", "in.png", "out.png"]) == [
         "--scale",
         "2",
@@ -66,7 +76,7 @@ def test_pictures_named_by_a_number_are_not_a_scale():
     assert join_pairs(["in.png", "o", "--scale", "2"]) == ["in.png", "o", "--scale", "2"]
 
 
-def test_pixels_are_right(upscale, folder):
+def test_pixels_are_right(upscale: Callable[..., tuple[int, str, str]], folder: Path) -> None:
     samples = picture(folder / "known.png", seed=5)
     upscale("known.png", "out.png", "--scale", 2)
     np.testing.assert_array_equal(
@@ -75,12 +85,12 @@ def test_pixels_are_right(upscale, folder):
 
 
 @pytest.mark.parametrize("name", ["out.jpg", "out.webp", "out.tif", "OUT.PNG"])
-def test_formats(upscale, folder, name):
+def test_formats(upscale: Callable[..., tuple[int, str, str]], folder: Path, name: str) -> None:
     assert upscale("in.png", name, "--scale", 2, "--quality", 80)[0] == 0
     assert read_image(name).rgb.shape == (3, 12, 16)
 
 
-def test_orientation_is_applied(upscale, folder):
+def test_orientation_is_applied(upscale: Callable[..., tuple[int, str, str]], folder: Path) -> None:
     exif = PIL.Image.Exif()
     exif[274] = 6  # to be turned by 90 degrees clockwise
     samples = picture(folder / "turned.png", exif=exif)
@@ -91,7 +101,11 @@ def test_orientation_is_applied(upscale, folder):
         assert out.getexif().get(274, 1) == 1, "must not be turned again by the viewer"
 
 
-def test_self_ensemble_and_precision_are_passed_on(upscale, folder, tmp_path_factory):
+def test_self_ensemble_and_precision_are_passed_on(
+    upscale: Callable[..., tuple[int, str, str]],
+    folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     weights = save(random_model(), tmp_path_factory.mktemp("weights") / "random")
     outputs = []
     for n, options in enumerate(([], ["--self-ensemble"], ["--precision", "bf16"])):
@@ -103,7 +117,9 @@ def test_self_ensemble_and_precision_are_passed_on(upscale, folder, tmp_path_fac
 # -- upscale: what it says -------------------------------------------------------------------------
 
 
-def test_it_prints_sizes_time_and_backend(upscale, folder):
+def test_it_prints_sizes_time_and_backend(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path
+) -> None:
     code, out, err = upscale("in.png", "out.png", "--scale", "3.7", "--backend", "eager")
     assert (code, err) == (0, "")
     assert re.fullmatch(
@@ -111,13 +127,15 @@ def test_it_prints_sizes_time_and_backend(upscale, folder):
     ), out
 
 
-def test_quiet_and_verbose(upscale, folder):
+def test_quiet_and_verbose(upscale: Callable[..., tuple[int, str, str]], folder: Path) -> None:
     assert upscale("in.png", "a.png", "-q", "--scale", 9) == (0, "", "")
     _, _, err = upscale("in.png", "b.png", "-v")
     assert "fp32" in err and "mode 3" in err and "8x6" in err
 
 
-def test_a_scale_beyond_training_warns_once_per_picture(upscale, folder):
+def test_a_scale_beyond_training_warns_once_per_picture(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path
+) -> None:
     picture(folder / "too.png")
     code, _, err = upscale("in.png", "too.png", "out", "--scale", 5)
     assert code == 0
@@ -125,7 +143,9 @@ def test_a_scale_beyond_training_warns_once_per_picture(upscale, folder):
     assert first == second and "scale 5" in first and "1 to 4" in first
 
 
-def test_a_smaller_output_is_a_clean_reduction_and_says_so(upscale, folder):
+def test_a_smaller_output_is_a_clean_reduction_and_says_so(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path
+) -> None:
     PIL.Image.fromarray(np.full((40, 60, 3), (200, 30, 90), np.uint8)).save("large.png")
     code, out, err = upscale("in.png", "large.png", "out", "--long-side", 12)
     assert code == 0 and "backend bicubic" in out
@@ -137,7 +157,9 @@ def test_a_smaller_output_is_a_clean_reduction_and_says_so(upscale, folder):
 # -- upscale: batches ------------------------------------------------------------------------------
 
 
-def test_a_folder_keeps_names_and_formats(upscale, folder):
+def test_a_folder_keeps_names_and_formats(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path
+) -> None:
     (folder / "scans").mkdir()
     for name in ("a.png", "b.jpg", "c.TIF"):
         picture(folder / "scans" / name)
@@ -151,7 +173,9 @@ def test_a_folder_keeps_names_and_formats(upscale, folder):
     assert all(size_of(p) == (12, 16) for p in Path("large/deep").iterdir())
 
 
-def test_a_bad_picture_is_skipped_and_reported_at_the_end(upscale, folder):
+def test_a_bad_picture_is_skipped_and_reported_at_the_end(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path
+) -> None:
     (folder / "scans").mkdir()
     for name in ("a.png", "b.png", "c.png"):
         picture(folder / "scans" / name)
@@ -169,14 +193,16 @@ def test_a_bad_picture_is_skipped_and_reported_at_the_end(upscale, folder):
     )
 
 
-def test_patterns_and_several_inputs(upscale, folder):
+def test_patterns_and_several_inputs(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path
+) -> None:
     for name in ("x1.png", "x2.png", "y.png"):
         picture(folder / name)
     assert upscale("x*.png", "y.png", "x1.png", "out", "--scale", 2)[0] == 0
     assert sorted(p.name for p in Path("out").iterdir()) == ["x1.png", "x2.png", "y.png"]
 
 
-def test_a_file_into_a_folder(upscale, folder):
+def test_a_file_into_a_folder(upscale: Callable[..., tuple[int, str, str]], folder: Path) -> None:
     Path("existing").mkdir()
     for out in ("existing", "new/"):
         assert upscale("in.png", out, "--scale", 2)[0] == 0
@@ -249,7 +275,14 @@ def test_a_file_into_a_folder(upscale, folder):
     ],
     ids=lambda value: " ".join(value).replace("/", "-") if isinstance(value, list) else None,
 )
-def test_refusals(folder, model, checkpoints, capsys, arguments, words):
+def test_refusals(
+    folder: Path,
+    model: Path,
+    checkpoints: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: list[str],
+) -> None:
     """Exit code 2, one sentence, and nothing written."""
     whole = (folder / "in.png").read_bytes()
     (folder / "truncated.png").write_bytes(whole[:-40])
@@ -289,12 +322,16 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_cuda_without_cuda_is_refused(folder, model, capsys):
+def test_cuda_without_cuda_is_refused(
+    folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["upscale", "in.png", "out.png", "--weights", str(model), "--device", "cuda"]) == 2
     one_line(capsys.readouterr().err, "cuda", "not available", "cpu")
 
 
-def test_a_backend_that_cannot_run_is_refused(upscale, folder, monkeypatch):
+def test_a_backend_that_cannot_run_is_refused(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("diinn_fast.backends.eager.unavailable", lambda: "the test says so")
     code, _, err = upscale("in.png", "out.png", "--backend", "eager")
     assert code == 2
@@ -302,21 +339,27 @@ def test_a_backend_that_cannot_run_is_refused(upscale, folder, monkeypatch):
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_write_protected_folder_is_refused(upscale, folder):
+def test_a_write_protected_folder_is_refused(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path
+) -> None:
     Path("locked").mkdir(mode=0o500)
     code, _, err = upscale("in.png", "locked/out.png")
     assert code == 2
     one_line(err, "locked")
 
 
-def test_the_output_is_checked_before_the_work(upscale, folder, monkeypatch):
+def test_the_output_is_checked_before_the_work(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Upscaler, "__call__", lambda *_, **__: pytest.fail("worked first"))
     picture(folder / "out.png")
     assert upscale("in.png", "out.png")[0] == 2
     assert upscale("in.png", "out.jpg", "--size", 10, 70000)[0] == 2
 
 
-def test_overwrite_replaces_outputs(upscale, folder):
+def test_overwrite_replaces_outputs(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path
+) -> None:
     picture(folder / "out.png")
     assert upscale("in.png", "out.png", "--scale", 2, "--overwrite")[0] == 0
     assert size_of("out.png") == (12, 16)
@@ -325,7 +368,11 @@ def test_overwrite_replaces_outputs(upscale, folder):
 # -- failures while working ------------------------------------------------------------------------
 
 
-def test_a_network_that_overflows_fails_without_a_picture(upscale, folder, tmp_path_factory):
+def test_a_network_that_overflows_fails_without_a_picture(
+    upscale: Callable[..., tuple[int, str, str]],
+    folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     network = nearest_model()
     with torch.no_grad():
         network.decoder.last_layer.weight.mul_(1e6)  # beyond fp16
@@ -335,7 +382,9 @@ def test_a_network_that_overflows_fails_without_a_picture(upscale, folder, tmp_p
     one_line(err, "fp16", "--precision fp32")
 
 
-def test_unexpected_errors_are_one_line_and_debug_shows_more(upscale, folder, monkeypatch):
+def test_unexpected_errors_are_one_line_and_debug_shows_more(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("two\nlines")
 
@@ -347,7 +396,9 @@ def test_unexpected_errors_are_one_line_and_debug_shows_more(upscale, folder, mo
     assert code == 1 and "Traceback" in err and err.splitlines()[-1].startswith("diinn-fast: ")
 
 
-def test_ctrl_c_in_process(upscale, folder, monkeypatch):
+def test_ctrl_c_in_process(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -360,7 +411,7 @@ def test_ctrl_c_in_process(upscale, folder, monkeypatch):
 # -- real processes --------------------------------------------------------------------------------
 
 
-def process(*arguments: object, cwd: Path, **options) -> subprocess.Popen:
+def process(*arguments: object, cwd: Path, **options: Any) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-m", "diinn_fast", *map(str, arguments)]
     pipe = subprocess.PIPE
@@ -369,7 +420,7 @@ def process(*arguments: object, cwd: Path, **options) -> subprocess.Popen:
     )
 
 
-def test_as_a_process(folder, model):
+def test_as_a_process(folder: Path, model: Path) -> None:
     run = process(
         "upscale",
         "in.png",
@@ -388,7 +439,7 @@ def test_as_a_process(folder, model):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
-def test_ctrl_c_leaves_nothing_behind(folder, model):
+def test_ctrl_c_leaves_nothing_behind(folder: Path, model: Path) -> None:
     arguments = (
         "upscale",
         "in.png",
@@ -422,13 +473,13 @@ def test_ctrl_c_leaves_nothing_behind(folder, model):
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c != "train"])
-def test_help_has_an_example(capsys, command):
+def test_help_has_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert main([command, "--help"]) == 0
     out, err = capsys.readouterr()
     assert f"diinn-fast {command}" in out.partition("example:")[2] and err == ""
 
 
-def test_help_version_and_unknown_commands(capsys):
+def test_help_version_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
     assert all(command in out for command in COMMANDS)
@@ -440,7 +491,7 @@ def test_help_version_and_unknown_commands(capsys):
     one_line(capsys.readouterr().err, "upscal", "info")
 
 
-def test_info(capsys):
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     text = capsys.readouterr().out
     assert main(["info", "--json"]) == 0
@@ -452,7 +503,7 @@ def test_info(capsys):
 
 
 @pytest.mark.parametrize("fp16", [False, True])
-def test_convert(folder, capsys, fp16):
+def test_convert(folder: Path, capsys: pytest.CaptureFixture[str], fp16: bool) -> None:
     network = random_model()
     state = {f"net.{key}": value for key, value in network.state_dict().items()}
     parameters = {"arch": "diinn", "mode": 3, "init_q": False}
@@ -472,7 +523,9 @@ def test_convert(folder, capsys, fp16):
     assert main([*arguments, "--overwrite"]) == 0
 
 
-def test_convert_refuses_what_fp16_cannot_hold(folder, capsys):
+def test_convert_refuses_what_fp16_cannot_hold(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     network = random_model()
     with torch.no_grad():
         network.decoder.last_layer.bias[0] = 1e6

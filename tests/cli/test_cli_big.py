@@ -10,7 +10,9 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -34,7 +36,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def whole(model: Path) -> np.ndarray:
     """The picture at scale 2, made in memory."""
-    return Upscaler(model, device="cpu")(samples(), scale=2)
+    result: np.ndarray = Upscaler(model, device="cpu")(samples(), scale=2)
+    return result
 
 
 def samples(seed: int = 0) -> np.ndarray:
@@ -50,7 +53,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def upscale(folder: Path, model: Path, capsys: pytest.CaptureFixture):
+def upscale(
+    folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
     """Run ``diinn-fast upscale --scale 2`` (unless told) on the CPU: (exit code, stdout,
     stderr).
     """
@@ -86,7 +91,9 @@ def pixels(path: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("out", ["out.png", "out.tif", "out.npy", "out.zarr", "out.ome.zarr"])
-def test_a_dry_run_prints_the_plan_and_writes_nothing(upscale, folder, out):
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path, out: str
+) -> None:
     code, said, err = upscale("in.png", out, "--dry-run")
     assert (code, err) == (0, "")
     first, *lines = said.splitlines()
@@ -101,7 +108,9 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(upscale, folder, out):
     assert names(folder) == ["in.png"]
 
 
-def test_a_dry_run_prints_the_plan_even_if_quiet(upscale, folder):
+def test_a_dry_run_prints_the_plan_even_if_quiet(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path
+) -> None:
     code, said, err = upscale("in.png", "out.tif", "--dry-run", "-q")
     assert (
         (code, err) == (0, "")
@@ -110,20 +119,26 @@ def test_a_dry_run_prints_the_plan_even_if_quiet(upscale, folder):
     )
 
 
-def test_a_dry_run_of_several_pictures_makes_no_folder(upscale, folder):
+def test_a_dry_run_of_several_pictures_makes_no_folder(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path
+) -> None:
     PIL.Image.fromarray(samples(1)).save("other.tif")
     code, said, _ = upscale("in.png", "other.tif", "large", "--dry-run")
     assert code == 0 and said.count("tiles ") == 2
     assert names(folder) == ["in.png", "other.tif"]
 
 
-def test_a_dry_run_shows_cuts_and_approximations(upscale, folder, tiles):
+def test_a_dry_run_shows_cuts_and_approximations(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path, tiles: None
+) -> None:
     said = upscale("in.png", "out.tif", "--dry-run", "--halo", 3)[1]
     assert "6 (2 down, 3 across) of about 40x40 pixels, in 6 blocks" in said
     assert re.search(r"3 LR pixels \(an approximation\), [1-9]\d* % more to encode", said)
 
 
-def test_a_dry_run_refuses_what_the_run_would(upscale, folder):
+def test_a_dry_run_refuses_what_the_run_would(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path
+) -> None:
     assert upscale("in.png", "out.tif", "--dry-run", "--max-memory", "1MiB")[0] == 2
 
 
@@ -131,13 +146,17 @@ def test_a_dry_run_refuses_what_the_run_would(upscale, folder):
 
 
 @pytest.mark.parametrize("size", ["much", "-1GiB", "1TiB", ""])
-def test_sizes_that_are_none_are_refused(upscale, folder, size):
+def test_sizes_that_are_none_are_refused(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path, size: str
+) -> None:
     code, out, err = upscale("in.png", "out.png", f"--max-memory={size}")
     assert (code, out) == (2, "") and "write it as 600MiB or 1.5GiB" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("size", ["2GiB", "2.5g", "3000MiB", str(3 << 30)])
-def test_outputs_within_a_bound_are_those_of_the_whole(upscale, folder, whole, size):
+def test_outputs_within_a_bound_are_those_of_the_whole(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path, whole: np.ndarray, size: str
+) -> None:
     code, out, err = upscale("in.png", "out.png", "--max-memory", size)
     assert (code, err) == (0, "")
     assert re.fullmatch(
@@ -160,10 +179,12 @@ sys.exit(code)
 
 
 @pytest.mark.parametrize("out", ["out.png"])
-def test_too_small_a_bound_names_the_smallest_and_that_works(folder, model, out):
+def test_too_small_a_bound_names_the_smallest_and_that_works(
+    folder: Path, model: Path, out: str
+) -> None:
     """In fresh processes, which hold nothing else; their peaks stay within it."""
 
-    def run(bound: str) -> subprocess.CompletedProcess:
+    def run(bound: str) -> subprocess.CompletedProcess[str]:
         arguments = [
             "upscale",
             "in.png",
@@ -199,7 +220,9 @@ def test_too_small_a_bound_names_the_smallest_and_that_works(folder, model, out)
     "option", [["--max-memory", "2GiB"], ["--resume"], ["--dry-run"], ["--halo", "0"]]
 )
 @pytest.mark.parametrize("out", ["out.jpg", "out.webp"])
-def test_formats_that_are_not_written_in_pieces_are_refused(upscale, folder, out, option):
+def test_formats_that_are_not_written_in_pieces_are_refused(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path, out: str, option: list[str]
+) -> None:
     code, said, err = upscale("in.png", out, *option)
     assert (code, said) == (2, "")
     suffix = Path(out).suffix
@@ -212,7 +235,9 @@ def test_formats_that_are_not_written_in_pieces_are_refused(upscale, folder, out
     assert names(folder) == ["in.png"]
 
 
-def test_a_self_ensemble_is_refused(upscale, folder):
+def test_a_self_ensemble_is_refused(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path
+) -> None:
     code, _, err = upscale("in.png", "out.png", "--max-memory", "2GiB", "--self-ensemble")
     assert (
         code == 2 and "self-ensemble needs the whole picture" in err and names(folder) == ["in.png"]
@@ -223,7 +248,13 @@ def test_a_self_ensemble_is_refused(upscale, folder):
 
 
 @pytest.mark.parametrize("halo", [0, 4])
-def test_a_smaller_halo_says_how_far_it_is_off(upscale, folder, tiles, whole, halo):
+def test_a_smaller_halo_says_how_far_it_is_off(
+    upscale: Callable[..., tuple[int, str, str]],
+    folder: Path,
+    tiles: None,
+    whole: np.ndarray,
+    halo: int,
+) -> None:
     code, _, err = upscale("in.png", "out.png", "--halo", halo)
     assert code == 0
     found = re.fullmatch(
@@ -233,18 +264,24 @@ def test_a_smaller_halo_says_how_far_it_is_off(upscale, folder, tiles, whole, ha
     assert (pixels("out.png") != whole).any()
 
 
-def test_all_of_the_halo_is_no_approximation(upscale, folder, tiles, whole):
+def test_all_of_the_halo_is_no_approximation(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path, tiles: None, whole: np.ndarray
+) -> None:
     assert upscale("in.png", "out.png", "--halo", 99)[::2] == (0, "")
     np.testing.assert_array_equal(pixels("out.png"), whole)
 
 
 @pytest.mark.parametrize("halo", ["-1", "far", "1.5"])
-def test_halos_that_are_none_are_refused(upscale, folder, halo):
+def test_halos_that_are_none_are_refused(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path, halo: str
+) -> None:
     code, out, err = upscale("in.png", "out.png", f"--halo={halo}")
     assert (code, out) == (2, "") and "halo" in err and err.count("\n") == 1
 
 
-def test_pyramid_and_no_compression(upscale, folder):
+def test_pyramid_and_no_compression(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path
+) -> None:
     import tifffile
 
     sizes = {}
@@ -267,7 +304,9 @@ def test_pyramid_and_no_compression(upscale, folder):
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
-def test_a_zarr_is_a_picture_and_no_folder(upscale, folder, slash):
+def test_a_zarr_is_a_picture_and_no_folder(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path, slash: str
+) -> None:
     assert upscale("in.png", f"a.zarr{slash}", "--scale", 1)[0] == 0
     assert upscale(f"a.zarr{slash}", "b.npy", "--scale", 1)[0] == 0 and pixels("b.npy").shape == (
         40,
@@ -286,7 +325,12 @@ def test_a_zarr_is_a_picture_and_no_folder(upscale, folder, slash):
 
 
 @pytest.mark.parametrize("out", ["out.png", "out.tif", "out.zarr", "out.ome.zarr"])
-def test_a_finished_output_is_resumed_by_doing_nothing(upscale, folder, out, monkeypatch):
+def test_a_finished_output_is_resumed_by_doing_nothing(
+    upscale: Callable[..., tuple[int, str, str]],
+    folder: Path,
+    out: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert upscale("in.png", out, "--resume")[0] == 0
     with monkeypatch.context() as patch:
         patch.setattr(execute, "render_tiles", lambda *_, **__: pytest.fail("it is there already"))
@@ -302,7 +346,9 @@ def test_a_finished_output_is_resumed_by_doing_nothing(upscale, folder, out, mon
     assert names(folder) == sorted(["in.png", out])
 
 
-def test_another_picture_of_the_same_name_is_another_job(upscale, folder):
+def test_another_picture_of_the_same_name_is_another_job(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path
+) -> None:
     assert upscale("in.png", "out.png", "--resume")[0] == 0
     PIL.Image.fromarray(samples(1)).save("in.png")
     assert upscale("in.png", "out.png", "--resume")[0] == 2
@@ -311,13 +357,21 @@ def test_another_picture_of_the_same_name_is_another_job(upscale, folder):
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("out", ["out.png", "out.npy"])
-def test_the_hint_after_an_interrupt_works(upscale, folder, tiles, whole, monkeypatch, number, out):
+def test_the_hint_after_an_interrupt_works(
+    upscale: Callable[..., tuple[int, str, str]],
+    folder: Path,
+    tiles: None,
+    whole: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    out: str,
+) -> None:
     """A real signal while the fourth block of six is made."""
     monkeypatch.setattr(writer, "FLUSH_SECONDS", 0.0)
     real = loop.render_block
     made = []
 
-    def block(*arguments):
+    def block(*arguments: Any) -> Any:
         made.append(arguments[-1])
         if len(made) == 4:
             signal.raise_signal(number)
@@ -360,7 +414,7 @@ def full_after(
     real = getattr(os, function)
     made = []
 
-    def write(descriptor, data=b"", *offset):
+    def write(descriptor: Any, data: bytes = b"", *offset: Any) -> Any:
         if holding in bytes(data):
             made.append(offset)
             if len(made) > calls:
@@ -382,8 +436,16 @@ def full_after(
     ],
 )
 def test_a_disk_that_fills_is_no_refusal_and_is_resumed(
-    upscale, folder, tiles, whole, monkeypatch, out, function, calls, holding
-):
+    upscale: Callable[..., tuple[int, str, str]],
+    folder: Path,
+    tiles: None,
+    whole: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    out: str,
+    function: str,
+    calls: int,
+    holding: bytes,
+) -> None:
     monkeypatch.setattr(writer, "FLUSH_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         full_after(patch, function, calls, holding)
@@ -399,7 +461,9 @@ def test_a_disk_that_fills_is_no_refusal_and_is_resumed(
     assert names(folder) == sorted(["in.png", out])
 
 
-def test_a_disk_that_fills_while_a_picture_in_memory_is_written(upscale, folder, monkeypatch):
+def test_a_disk_that_fills_while_a_picture_in_memory_is_written(
+    upscale: Callable[..., tuple[int, str, str]], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     full_after(monkeypatch, "fsync", 0)
     code, said, err = upscale("in.png", "out.png")
     assert (code, said) == (1, "") and err.startswith(

@@ -49,7 +49,7 @@ def files(tmp_path: Path) -> list[str]:
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
+        return int(free.getsockname()[1])
 
 
 def test_pictures_are_served_on_this_machine_only(

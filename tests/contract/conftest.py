@@ -6,8 +6,8 @@ import logging
 from collections.abc import Iterator
 
 import pytest
-from contract.targets import Target
 
+from tests.contract.targets import Target
 from tests.helpers.threads import one_thread
 
 

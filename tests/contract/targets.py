@@ -258,7 +258,7 @@ def _cpu() -> Iterator[Target]:
             common,
             name=f"cpu-{isa}-float32",
             unavailable=partial(missing, isa),
-            install=lambda patch, isa=isa: patch.setenv("DIINN_FAST_CPU_ISA", isa),
+            install=partial(_choose_isa, isa),
         )
     # The best instruction set's: kernels of their own with AVX512_BF16, else those of float32.
     for dtype in (torch.bfloat16, torch.float16):
@@ -272,11 +272,16 @@ def _cpu() -> Iterator[Target]:
         )
 
 
+def _choose_isa(isa: str, patch: pytest.MonkeyPatch) -> None:
+    patch.setenv("DIINN_FAST_CPU_ISA", isa)
+
+
 def _int8() -> Iterator[Target]:
     """Of the best instruction set: tests/kernels/test_int8.py holds all to the same bits."""
 
     def missing() -> str | None:
-        return backends.load("int8").unavailable()
+        result: str | None = backends.load("int8").unavailable()
+        return result
 
     yield Target(
         "int8-float32",
@@ -357,7 +362,8 @@ def _device() -> Iterator[Target]:
     """The GPU backends where they run, at the published size."""
 
     def missing(backend: str) -> str | None:
-        return backends.load(backend).unavailable()
+        result: str | None = backends.load(backend).unavailable()
+        return result
 
     common = Target(
         "device",

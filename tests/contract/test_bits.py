@@ -5,9 +5,9 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from contract.targets import Target, every, every_form
 from torch import Tensor
 
+from tests.contract.targets import Target, every, every_form
 from tests.helpers.problems import Case, decoder_of, features_of, operands
 
 

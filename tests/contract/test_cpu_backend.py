@@ -31,13 +31,13 @@ ISAS = cpu._kernels().instruction_sets()
 
 
 @pytest.fixture(params=ISAS)
-def isa(request, monkeypatch) -> str:
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("DIINN_FAST_CPU_ISA", request.param)
     assert cpu.unavailable() is None
-    return request.param
+    return str(request.param)
 
 
-def test_sine_and_cosine_against_double_precision(isa):
+def test_sine_and_cosine_against_double_precision(isa: str) -> None:
     """Every 499th float32 up to 10,000 and the neighbourhood of the multiples of pi/2."""
     bound = 2e-7 if isa == "portable" else 1.4e-7
     bits = torch.arange(0, torch.tensor(1e4).view(torch.int32).item(), 499, dtype=torch.int32)
@@ -66,7 +66,7 @@ def _sine(isa: str, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return s, c
 
 
-def test_arguments_beyond_the_vector_sines_range_come_out_as_from_eager(isa):
+def test_arguments_beyond_the_vector_sines_range_come_out_as_from_eager(isa: str) -> None:
     decoder = make_decoder(3, width=64, channels=5).requires_grad_(False)
     features = torch.randn(1, 5, 4, 5)
     decoder.Q[0][0].weight.mul_(3e5)
@@ -78,7 +78,7 @@ def test_arguments_beyond_the_vector_sines_range_come_out_as_from_eager(isa):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_forked_child_decodes():
+def test_a_forked_child_decodes() -> None:
     torch.set_num_threads(2)
     problem = operands("content", 3)
     want = problem.decode("cpu")
@@ -89,7 +89,7 @@ def test_a_forked_child_decodes():
 
 
 @pytest.mark.parametrize("channels", [1, 5, 64])
-def test_conv3x3_is_the_convolution_and_tiles_bitwise(channels, isa):
+def test_conv3x3_is_the_convolution_and_tiles_bitwise(channels: int, isa: str) -> None:
     padded = torch.randn(2, 9, 12, channels)
     weight = torch.randn(96, 9 * channels)
     bias = torch.randn(96)
@@ -106,7 +106,7 @@ def test_conv3x3_is_the_convolution_and_tiles_bitwise(channels, isa):
         )
 
 
-def test_conv3x3_leaves_other_cases_to_the_framework():
+def test_conv3x3_leaves_other_cases_to_the_framework() -> None:
     padded = torch.randn(1, 4, 4, 2)
     weight = torch.randn(32, 18)
     bias = torch.randn(32)
@@ -117,7 +117,7 @@ def test_conv3x3_leaves_other_cases_to_the_framework():
 
 
 @pytest.fixture
-def bf16(monkeypatch) -> list[Any]:
+def bf16(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The bfloat16 kernels; what they computed, outputs and lists of gradients, is listed."""
     if not cpu._kernels().has_bf16():
         pytest.skip("no AVX512_BF16")
@@ -134,7 +134,7 @@ def bf16(monkeypatch) -> list[Any]:
 
 
 @pytest.mark.parametrize("form", ["content", "modulation"])
-def test_bf16_rgb_is_not_rounded_before_its_sum(form, bf16):
+def test_bf16_rgb_is_not_rounded_before_its_sum(form: str, bf16: list[Any]) -> None:
     """Nearly plain PyTorch's own error is all that is left."""
     problem = operands(form, 3 if form == "content" else 1, width=256, dtype=torch.bfloat16)
     exact = problem.to(torch.float64).decode("eager")
@@ -142,7 +142,7 @@ def test_bf16_rgb_is_not_rounded_before_its_sum(form, bf16):
     assert bf16 and error <= 1.1 * rms(problem.decode("eager") - exact)
 
 
-def test_bf16_rounds_the_hidden_weights_and_no_others(bf16):
+def test_bf16_rounds_the_hidden_weights_and_no_others(bf16: list[Any]) -> None:
     problem = operands("content", 3)
     problem = replace(problem, source=problem.source.bfloat16())
     got = problem.decode("cpu")
@@ -155,7 +155,7 @@ def test_bf16_rounds_the_hidden_weights_and_no_others(bf16):
 
 
 @pytest.mark.parametrize("form", ["content", "modulation"])
-def test_bf16_gradients_at_points_have_the_bits_of_a_windows(form, bf16):
+def test_bf16_gradients_at_points_have_the_bits_of_a_windows(form: str, bf16: list[Any]) -> None:
     """Column by column, the order in which the kernel takes a pixel's queries."""
     window = operands(form, 3 if form == "content" else 1, batch=4, dtype=torch.bfloat16)
     grad = window.output_gradient()
@@ -167,7 +167,9 @@ def test_bf16_gradients_at_points_have_the_bits_of_a_windows(form, bf16):
 
 
 @pytest.mark.parametrize("mode", [1, 3])
-def test_training_under_autocast_takes_the_bf16_kernels_both_ways(mode, bf16):
+def test_training_under_autocast_takes_the_bf16_kernels_both_ways(
+    mode: int, bf16: list[Any]
+) -> None:
     decoder = make_decoder(mode, width=64, channels=5)
     features = torch.randn(2, 5, 6, 7, requires_grad=True)
     yx = torch.stack([torch.randint(n, (2, 50)) for n in (18, 21)], dim=-1)
@@ -180,14 +182,16 @@ def test_training_under_autocast_takes_the_bf16_kernels_both_ways(mode, bf16):
     assert all(parameter.grad.dtype == torch.float32 for parameter in decoder.parameters())
 
 
-def test_bf16_arguments_beyond_the_vector_sines_range_are_finite(bf16):
+def test_bf16_arguments_beyond_the_vector_sines_range_are_finite(bf16: list[Any]) -> None:
     problem = operands("content", 3, dtype=torch.bfloat16)
     query_weights(problem.weights).position.mul_(3e5)
     assert problem.decode("cpu").isfinite().all() and bf16
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_bf16_elsewhere_is_computed_in_float32(isa, bf16, monkeypatch):
+def test_bf16_elsewhere_is_computed_in_float32(
+    isa: str, bf16: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The direct form, float16, and other instruction sets."""
     monkeypatch.setenv("DIINN_FAST_CPU_ISA", isa)
 
@@ -206,10 +210,12 @@ def test_bf16_elsewhere_is_computed_in_float32(isa, bf16, monkeypatch):
 
 
 @pytest.mark.parametrize("wrong", ["_forward_bf16", "_backward_bf16"])
-def test_a_wrong_bf16_kernel_leaves_the_float32_kernels_in_use(wrong, bf16, monkeypatch, caplog):
+def test_a_wrong_bf16_kernel_leaves_the_float32_kernels_in_use(
+    wrong: str, bf16: list[Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     kernel = getattr(cpu, wrong)
 
-    def off(*arguments):
+    def off(*arguments: Any) -> Any:
         result = kernel(*arguments)
         return [g * 1.05 for g in result] if isinstance(result, list) else result * 1.05
 
@@ -224,7 +230,7 @@ def test_a_wrong_bf16_kernel_leaves_the_float32_kernels_in_use(wrong, bf16, monk
     assert torch.equal(got, problem.to(torch.float32).decode("cpu").bfloat16())
 
 
-def test_auto_takes_it_and_leaves_float64_to_eager():
+def test_auto_takes_it_and_leaves_float64_to_eager() -> None:
     lr = (2, 2)
     problem = Problem("content", 3, lr, (0, 0), lr, Window(0, 2, 0, 2), None, None, 0)
     source = torch.randn(1, *lr, 4 * 64)
@@ -234,13 +240,15 @@ def test_auto_takes_it_and_leaves_float64_to_eager():
         backends.choose("cpu", problem, source.double())
 
 
-def test_unknown_instruction_set_is_an_error_that_lists_them(monkeypatch):
+def test_unknown_instruction_set_is_an_error_that_lists_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("DIINN_FAST_CPU_ISA", "mmx")
     with pytest.raises(BackendError, match="portable"):
         use_backend("cpu")
 
 
-def test_without_the_compiled_module_it_says_what_to_do(monkeypatch):
+def test_without_the_compiled_module_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diinn_fast._cpu", None)
     fresh = types.FunctionType(cpu._load.__wrapped__.__code__, vars(cpu))
     assert "compiler" in fresh()
@@ -248,7 +256,7 @@ def test_without_the_compiled_module_it_says_what_to_do(monkeypatch):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_extra_memory_is_bounded(dtype):
+def test_extra_memory_is_bounded(dtype: torch.dtype) -> None:
     """Peak resident memory of forward and backward beyond inputs and outputs, on two threads: at
     most 64 MiB.
     """
@@ -267,7 +275,7 @@ def test_extra_memory_is_bounded(dtype):
     problem = Problem("content", 3, lr, (0, 0), size, Window(0, size[0], 0, size[1]), None, None, 0)
     grad = torch.randn(1, 3, *size).to(dtype)
     outputs = {"forward": grad.nbytes, "backward": source.nbytes + sum(w.nbytes for w in weights)}
-    runs = {
+    runs: dict[str, Callable[[], Any]] = {
         "forward": lambda: cpu.forward(problem, source, weights),
         "backward": lambda: cpu.backward(problem, grad, source, weights, [True] * 7),
     }

@@ -7,12 +7,18 @@ that nvcc compiles. Reads before a barrier, copies that are waited for too late 
 as NaN or as an error.
 """
 
+from __future__ import annotations
+
 import ctypes
 import mmap
+import random
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from diinn_fast import BackendError, backends
 from diinn_fast.backends import _cuda, cuda, eager
@@ -29,21 +35,28 @@ DTYPES = [torch.float16, torch.bfloat16]
 
 
 @pytest.fixture
-def library():
+def library() -> ctypes.CDLL:
     """launch.cu's interface on the emulated machine."""
     return emulated_gpu.library()
 
 
 @pytest.fixture(params=emulated_gpu.ARCHITECTURES)
-def emulated(request, monkeypatch):
+def emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Backend ``cuda`` as if this were a GPU that takes the kernel in question."""
     emulated_gpu.install(monkeypatch, request.param)
 
 
-def example(form, dtype, lr, batch=1, layers=4, channels=3):
+def example(
+    form: str,
+    dtype: torch.dtype,
+    lr: tuple[int, int],
+    batch: int = 1,
+    layers: int = 4,
+    channels: int = 3,
+) -> tuple[Tensor, list[Tensor]]:
     """Source and weights with sine arguments of a few units, so that every branch matters."""
 
-    def uniform(*shape):
+    def uniform(*shape: Any) -> Any:
         return torch.rand(shape) * 2 - 1
 
     source = uniform(batch, *lr, layers * H).to(dtype)
@@ -60,12 +73,20 @@ def example(form, dtype, lr, batch=1, layers=4, channels=3):
     ]
 
 
-def problem_of(form, lr, size, window=None, origin=(0, 0), index=None, offset=None):
+def problem_of(
+    form: str,
+    lr: tuple[int, int],
+    size: tuple[int, int],
+    window: Window | None = None,
+    origin: tuple[int, int] = (0, 0),
+    index: Tensor | None = None,
+    offset: Tensor | None = None,
+) -> Problem:
     window = window or (None if index is not None else Window(0, size[0], 0, size[1]))
     return Problem(form, 3 if form == "content" else 1, lr, origin, size, window, index, offset, 0)
 
 
-def in_float64(problem, source, weights):
+def in_float64(problem: Problem, source: Tensor, weights: list[Tensor]) -> Tensor:
     return eager.forward(problem, source.double(), [v.double() for v in weights])
 
 
@@ -75,7 +96,9 @@ def in_float64(problem, source, weights):
 @pytest.mark.parametrize(
     ("struct", "file"), [(_cuda.Decode, "decode.h"), (_cuda.Gradient, "gradient.h")]
 )
-def test_structs_have_the_same_fields_in_python_and_c(struct, file):
+def test_structs_have_the_same_fields_in_python_and_c(
+    struct: type[ctypes.Structure], file: str
+) -> None:
     text = (emulated_gpu.FOLDER / file).read_text()
     start = text.index(f"struct {struct.__name__} {{")
     lines = [
@@ -88,11 +111,11 @@ def test_structs_have_the_same_fields_in_python_and_c(struct, file):
         if line
         for word in line.split(",")
     ]
-    assert names == [name for name, _ in struct._fields_]
+    assert names == [name for name, *_ in struct._fields_]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_16_bit_numbers_round_as_torch_does(library, dtype):
+def test_16_bit_numbers_round_as_torch_does(library: ctypes.CDLL, dtype: torch.dtype) -> None:
     bits = torch.arange(1 << 16).to(torch.uint16)
     wide = torch.empty(1 << 16)
     library.diinn_emulate_widen(*pointers(bits, wide), ctypes.c_int64(1 << 16), _cuda.TYPES[dtype])
@@ -109,13 +132,15 @@ def test_16_bit_numbers_round_as_torch_does(library, dtype):
     assert torch.equal(narrow.view(dtype), values.to(dtype))
 
 
-def pointers(*tensors):
+def pointers(*tensors: Any) -> list[ctypes.c_void_p]:
     return [ctypes.c_void_p(v.data_ptr()) for v in tensors]
 
 
 @pytest.mark.parametrize("form", ["content", "modulation"])
 @pytest.mark.parametrize("kernel", [_cuda.PORTABLE, _cuda.HOPPER])
-def test_packing_moves_every_weight_to_one_place(library, kernel, form):
+def test_packing_moves_every_weight_to_one_place(
+    library: ctypes.CDLL, kernel: int, form: str
+) -> None:
     source, weights = example(form, torch.float16, (1, 1), layers=2, channels=5)
     hidden = weights[2]
     last = weights[4]
@@ -138,7 +163,7 @@ def test_packing_moves_every_weight_to_one_place(library, kernel, form):
 
 
 @pytest.mark.parametrize(("largest", "error"), [(1e3, 2.5e-7), (1e4, 5e-7)])
-def test_sine_reduction(library, largest, error):
+def test_sine_reduction(library: ctypes.CDLL, largest: float, error: float) -> None:
     x = torch.cat([torch.linspace(-largest, largest, 100_001), torch.randn(1000) * 10])
     reduced = torch.empty_like(x)
     library.diinn_emulate_reduce(*pointers(x, reduced), ctypes.c_int64(len(x)))
@@ -149,7 +174,9 @@ def test_sine_reduction(library, largest, error):
 # -- queries ---------------------------------------------------------------------------------------
 
 
-def located(library, problem, source, weights, out):
+def located(
+    library: ctypes.CDLL, problem: Problem, source: Tensor, weights: list[Tensor], out: Tensor
+) -> Any:
     """LR element, output element (-1: none) and number of every query, and its (dy, dx)."""
     decode = _cuda.describe(problem, source, weights, out)
     count = library.diinn_emulate_locate(ctypes.byref(decode), None, None)
@@ -159,7 +186,9 @@ def located(library, problem, source, weights, out):
     return places, offsets
 
 
-def test_queries_of_windows_agree_with_geometry_to_the_bit(library, seed):
+def test_queries_of_windows_agree_with_geometry_to_the_bit(
+    library: ctypes.CDLL, seed: random.Random
+) -> None:
     weights = example("content", torch.float16, (1, 1), layers=2)[1]
     for case in range(150):
         lr = seed.randint(1, 300), seed.randint(1, 300)
@@ -187,9 +216,8 @@ def test_queries_of_windows_agree_with_geometry_to_the_bit(library, seed):
         assert len(torch.unique(places[:, 1])) == len(places)
         assert torch.equal(places[:, 2], image * out[0, 0].numel() + within)
         i, j = (nearest_index(a, b, n, m) for a, b, n, m in axes(window, lr, size))
-        vertical, horizontal = axes(window, lr, size)
-        dy = local_offset(*vertical[:2], i, *vertical[2:], torch.float32)
-        dx = local_offset(*horizontal[:2], j, *horizontal[2:], torch.float32)
+        dy = local_offset(window.y0, window.y1, i, lr[0], size[0], torch.float32)
+        dx = local_offset(window.x0, window.x1, j, lr[1], size[1], torch.float32)
         assert torch.equal(offsets, torch.stack([dy[y], dx[x]], 1))
         strides = source.stride()
         assert torch.equal(
@@ -198,14 +226,16 @@ def test_queries_of_windows_agree_with_geometry_to_the_bit(library, seed):
         )
 
 
-def axes(window, lr, size):
+def axes(window: Window | None, lr: tuple[int, int], size: tuple[int, int]) -> Any:
     return (window.y0, window.y1, lr[0], size[0]), (window.x0, window.x1, lr[1], size[1])
 
 
 # -- whole kernels ---------------------------------------------------------------------------------
 
 
-def test_tuning_changes_no_bits(library, monkeypatch, tmp_path):
+def test_tuning_changes_no_bits(
+    library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Blocks of a cluster, stages, and who goes ahead: the sums are the same."""
     source, weights = example("content", torch.bfloat16, (5, 5), layers=3)
     problem = problem_of("content", (5, 5), (19, 33))
@@ -221,7 +251,7 @@ def test_tuning_changes_no_bits(library, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("output", [torch.float32, torch.float16, torch.bfloat16])
-def test_output_types_and_strides(emulated, output):
+def test_output_types_and_strides(emulated: Any, output: torch.dtype) -> None:
     """Written exactly where the strides say, in any type; nothing else is touched."""
     source, weights = example("content", torch.float16, (3, 3), layers=2)
     problem = problem_of("content", (3, 3), (7, 10))
@@ -235,13 +265,13 @@ def test_output_types_and_strides(emulated, output):
     assert int(canvas.isnan().sum()) == canvas.numel() - out.numel()
 
 
-def launch(problem, source, weights, out):
+def launch(problem: Problem, source: Tensor, weights: list[Tensor], out: Tensor) -> None:
     decode = _cuda.describe(problem, source, weights, out)
     decode.kernel = cuda._kernel(source)
     cuda._launch("diinn_forward", decode, source, _cuda.packed_bytes(decode))
 
 
-def test_addresses_beyond_2_to_the_31_elements(emulated):
+def test_addresses_beyond_2_to_the_31_elements(emulated: Any) -> None:
     """A window at the end of an image of 2^24 x 2^24 pixels, whose source and output are sparse 10
     GB mappings.
     """
@@ -271,7 +301,7 @@ def test_addresses_beyond_2_to_the_31_elements(emulated):
     assert torch.equal(out, want)
 
 
-def test_without_a_device_the_backend_says_so():
+def test_without_a_device_the_backend_says_so() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(BackendError, match="CUDA device"):
             backends.use_backend("cuda")
@@ -285,7 +315,9 @@ def test_without_a_device_the_backend_says_so():
     [(0, ""), (1, "wrong"), (2, "deadlock"), (3, "wrong"), (4, "crooked")],
     ids=["none", "no barrier", "barrier in a branch", "copy not waited for", "misaligned"],
 )
-def test_the_emulated_machine_notices_mistakes(library, mistake, symptom):
+def test_the_emulated_machine_notices_mistakes(
+    library: ctypes.CDLL, mistake: int, symptom: str
+) -> None:
     message = ctypes.create_string_buffer(400)
     seen = set()
     for seed in range(6):

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from contract.targets import Target, every, every_form, every_mode
 from torch import Tensor
 
 from diinn_fast import BackendError
+from tests.contract.targets import Target, every, every_form, every_mode
 from tests.helpers.measure import rms
 from tests.helpers.problems import (
     Case,
+    Operands,
     decoder_of,
     exact_gradients,
     features_of,
@@ -40,10 +41,11 @@ def test_a_decoder_against_the_definition(target: Target, mode: int, init_q: boo
     floor = max(target.floor, torch.finfo(target.dtype).eps)
     target = replace(target, worst=None, floor=floor)
     for n, name in enumerate(names):
-        target.judge(*([result[side][n] for result in results] for side in range(3)), name)
+        got, plain, exact = ([result[side][n] for result in results] for side in range(3))
+        target.judge(got, plain, exact, name)
 
 
-def _compare(target: Target, problem, grad: Tensor, what: str) -> list[Tensor]:
+def _compare(target: Target, problem: Operands, grad: Tensor, what: str) -> list[Tensor]:
     """The target's gradients of the operator, judged by plain PyTorch's."""
     ours = problem.gradients(grad, target.backend)
     plain = problem.gradients(grad, "eager")
@@ -127,8 +129,8 @@ def test_a_pixel_without_queries_has_none_and_nan_is_passed_on(target: Target) -
     written = got.count_nonzero(dim=2) > 0
     assert written.nonzero().tolist() == [[0, 0], [1, 3]]
     grad[1, 44, 2] = float("nan")
-    got = problem.gradients(grad, target.backend)
-    assert got[0][0].isfinite().all() and all(g.isnan().any() for g in got)
+    every_one = problem.gradients(grad, target.backend)
+    assert every_one[0][0].isfinite().all() and all(g.isnan().any() for g in every_one)
 
 
 @every(lambda target: not target.gradients)

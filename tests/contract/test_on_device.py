@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from contract.targets import Target, every
 from torch import Tensor
 
 from diinn_fast import DIINN, Graphed
 from diinn_fast.encoders import EDSR
 from diinn_fast.geometry import Window
 from diinn_fast.graphed import record
+from tests.contract.targets import Target, every
 from tests.helpers.measure import rms
 from tests.helpers.problems import away_from_kinks, decoder_of, make_decoder, operands
 
@@ -39,7 +39,8 @@ def test_a_captured_decode_is_replayed_on_other_features(target: Target) -> None
 
     def decode() -> Tensor:
         with torch.no_grad():
-            return decoder(static, (96, 96), backend=target.backend)
+            result: Tensor = decoder(static, (96, 96), backend=target.backend)
+            return result
 
     out, replay = record(decode)
     for _ in range(2):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contract.targets import Target, every_form, every_mode
 
+from tests.contract.targets import Target, every_form, every_mode
 from tests.helpers.problems import decode, gradients, operands
 
 pytestmark = pytest.mark.usefixtures("poison")

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from contract.targets import Target, available, every
 from torch import Tensor
 
+from tests.contract.targets import Target, available, every
 from tests.helpers.measure import rms
 from tests.helpers.problems import Case, decoder_of, features_of, operands, oracle
 
@@ -71,7 +71,8 @@ def test_a_compiled_decode_is_the_decode(target: Target) -> None:
     compiler = "inductor" if target.device == "cuda" else "aot_eager"
 
     def decode(values: Tensor) -> Tensor:
-        return decoder(values, case.size, backend=target.backend)
+        result: Tensor = decoder(values, case.size, backend=target.backend)
+        return result
 
     got = torch.compile(decode, fullgraph=True, backend=compiler)(features)
     want = decode(features)

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contract.targets import ALL_FORMS, Target, every
 
 from diinn_fast import BackendError, backends
+from tests.contract.targets import ALL_FORMS, Target, every
 from tests.helpers.measure import rms
 from tests.helpers.problems import make_decoder, operands
 

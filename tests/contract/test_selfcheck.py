@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from contract.targets import Target, every
 
 from diinn_fast import BackendError, backends
+from tests.contract.targets import Target, every
 from tests.helpers.measure import rms
 from tests.helpers.problems import Operands, operands
 

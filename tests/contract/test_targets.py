@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from contract.targets import Target, all_targets
 
 from diinn_fast import backends
+from tests.contract.targets import Target, all_targets
 
 
 @pytest.mark.parametrize("target", all_targets(), ids=str)

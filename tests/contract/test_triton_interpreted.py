@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from diinn_fast import backends, geometry
 from diinn_fast.problem import Problem
@@ -33,16 +34,23 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     from diinn_fast.kernels.trig import cos, sin
     from triton import jit
 
-    @jit(do_not_specialize=["n_in", "n_out", "scale"])
-    def nearest_and_local(position, index, offset, n_in, n_out, scale):
+    @jit(do_not_specialize=["n_in", "n_out", "scale"])  # type: ignore[untyped-decorator]
+    def nearest_and_local(
+        position: Any,
+        index: Tensor | None,
+        offset: Tensor | None,
+        n_in: Any,
+        n_out: Any,
+        scale: Any,
+    ) -> None:
         at = tl.arange(0, 64)
         y = tl.load(position + at)
         i = nearest(y, scale, n_in)
         tl.store(index + at, i)
         tl.store(offset + at, local(y, i, n_in, n_out))
 
-    @jit
-    def sine_and_cosine(x, sine, cosine, FAST: tl.constexpr):
+    @jit  # type: ignore[untyped-decorator]
+    def sine_and_cosine(x: Tensor, sine: Any, cosine: Any, FAST: tl.constexpr) -> None:
         at = tl.program_id(0) * 16384 + tl.arange(0, 16384)
         v = tl.load(x + at)
         tl.store(sine + at, sin(v, FAST))

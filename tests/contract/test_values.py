@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from contract.targets import Target, every, every_form, every_mode
 
+from tests.contract.targets import Target, every, every_form, every_mode
 from tests.helpers.problems import (
     Case,
     decode,

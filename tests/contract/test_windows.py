@@ -8,10 +8,10 @@ from random import Random
 
 import pytest
 import torch
-from contract.targets import Target, every_form, every_mode
 from torch import Tensor
 
 from diinn_fast.geometry import Window
+from tests.contract.targets import Target, every_form, every_mode
 from tests.helpers.problems import Case, decoder_of, features_of, operands
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def upscaled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 # -- what is measured ------------------------------------------------------------------------------
 
 
-def test_every_image_at_every_scale_by_every_model(sets, nearest):
+def test_every_image_at_every_scale_by_every_model(sets: Path, nearest: Path) -> None:
     assert (
         evaluate("--data", "SetA", "SetB", "--models", "bicubic", nearest, "--scales", 2, 3.5) == 0
     )
@@ -105,7 +106,7 @@ def test_every_image_at_every_scale_by_every_model(sets, nearest):
         assert row["ssim"] == row["lr_psnr"] == "" and float(row["seconds"]) > 0
 
 
-def test_the_protocol_decides_the_metrics(sets):
+def test_the_protocol_decides_the_metrics(sets: Path) -> None:
     assert (
         evaluate("--data", "SetA", "--models", "bicubic", "--table", "beyond", "--sheets", 0) == 0
     )
@@ -123,7 +124,7 @@ def test_the_protocol_decides_the_metrics(sets):
     assert [r["psnr"] for r in rows() if r["scale"] == "2"] == ["", ""]
 
 
-def test_div2k_has_its_own_protocol(sets):
+def test_div2k_has_its_own_protocol(sets: Path) -> None:
     Path("SetB").rename("DIV2K")
     assert evaluate("--data", "SetA", "DIV2K", "--models", "bicubic", "--scales", 2) == 0
     assert {(r["set"], r["protocol"]) for r in rows()} == {
@@ -132,7 +133,7 @@ def test_div2k_has_its_own_protocol(sets):
     }
 
 
-def test_images_smaller_than_the_scale_do_not_stop_it(sets, nearest):
+def test_images_smaller_than_the_scale_do_not_stop_it(sets: Path, nearest: Path) -> None:
     Image.new("RGB", (5, 3), "red").save("SetB/tiny.png")
     for table in ("beyond", "in-scale"):
         assert evaluate("--data", "SetB", "--models", "bicubic", nearest, "--table", table) == 0
@@ -142,7 +143,9 @@ def test_images_smaller_than_the_scale_do_not_stop_it(sets, nearest):
     assert "nan" not in summary  # undefined scores do not count in means
 
 
-def test_a_network_that_gives_nan_stops_the_evaluation(sets, tmp_path, monkeypatch, capsys):
+def test_a_network_that_gives_nan_stops_the_evaluation(
+    sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(candidates, "bicubic", lambda lr, size: torch.full((1, 3, *size), math.nan))
     assert evaluate("--data", "SetB", "--models", "bicubic", "--scales", 2) == 1
     error = capsys.readouterr().err
@@ -152,8 +155,10 @@ def test_a_network_that_gives_nan_stops_the_evaluation(sets, tmp_path, monkeypat
 # -- going on --------------------------------------------------------------------------------------
 
 
-def test_an_interrupted_run_goes_on(sets, upscaled, monkeypatch):
-    def interrupt(lr, size):
+def test_an_interrupted_run_goes_on(
+    sets: Path, upscaled: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(lr: Any, size: Any) -> Any:
         if len(upscaled) == 3:
             raise KeyboardInterrupt
         upscaled.append(size)
@@ -175,7 +180,9 @@ def test_an_interrupted_run_goes_on(sets, upscaled, monkeypatch):
     assert upscaled == []
 
 
-def test_models_sets_and_metrics_are_added_to_what_is_there(sets, nearest, upscaled):
+def test_models_sets_and_metrics_are_added_to_what_is_there(
+    sets: Path, nearest: Path, upscaled: list[tuple[int, int]]
+) -> None:
     evaluate("--data", "SetA", "--models", "bicubic", "--scales", 2, "--sheets", 0)
     upscaled.clear()
     evaluate("--data", "SetA", "SetB", "--models", "bicubic", nearest, "--scales", 2, "--sheets", 0)
@@ -198,7 +205,7 @@ def test_models_sets_and_metrics_are_added_to_what_is_there(sets, nearest, upsca
     assert all(text in table for text in ("SetA (2)", "SetB (1)", "bicubic", "nearest", "### SSIM"))
 
 
-def test_other_weights_of_the_same_name_are_measured_again(sets, tmp_path):
+def test_other_weights_of_the_same_name_are_measured_again(sets: Path, tmp_path: Path) -> None:
     arguments = ("--data", "SetB", "--models", "model=m", "--scales", 2, "--sheets", 0)
     save(nearest_model(), tmp_path / "m")
     evaluate(*arguments)
@@ -215,7 +222,7 @@ def test_other_weights_of_the_same_name_are_measured_again(sets, tmp_path):
     assert len(rows()) == 2 and f"{float(first['psnr']):.2f}" in Path("out/summary.md").read_text()
 
 
-def test_a_file_with_a_column_per_metric_is_read_and_written_anew(tmp_path):
+def test_a_file_with_a_column_per_metric_is_read_and_written_anew(tmp_path: Path) -> None:
     """As version 0.1 wrote it."""
     (tmp_path / "images.csv").write_text(
         "protocol,set,image,scale,model,weights,psnr,ssim,lr_psnr,seconds\n"
@@ -235,7 +242,7 @@ def test_a_file_with_a_column_per_metric_is_read_and_written_anew(tmp_path):
     )
 
 
-def test_a_new_metric_is_one_entry(sets, monkeypatch):
+def test_a_new_metric_is_one_entry(sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is measured, stored, tabled, and added to an old file."""
     evaluate("--data", "SetB", "--models", "bicubic", "--scales", 2, "--sheets", 0)
     blunder = Metric("blunder", "Largest error", 3, lambda p: float((p.sr - p.hr).abs().max()))
@@ -247,7 +254,7 @@ def test_a_new_metric_is_one_entry(sets, monkeypatch):
     assert "### Largest error" in Path("out/summary.md").read_text()
 
 
-def test_a_file_that_is_something_else_is_not_added_to(tmp_path):
+def test_a_file_that_is_something_else_is_not_added_to(tmp_path: Path) -> None:
     (tmp_path / "images.csv").write_text("name,value\n")
     with pytest.raises(ValueError, match="choose another --out"):
         Results(tmp_path)
@@ -256,7 +263,7 @@ def test_a_file_that_is_something_else_is_not_added_to(tmp_path):
 # -- models ----------------------------------------------------------------------------------------
 
 
-def test_checkpoints_of_every_architecture_are_recognised(tmp_path):
+def test_checkpoints_of_every_architecture_are_recognised(tmp_path: Path) -> None:
     torch.save({"model": {"sd": LIIF("edsr-baseline").state_dict()}}, tmp_path / "liif.pth")
     torch.save({"model": {"sd": MetaSR("edsr-baseline").state_dict()}}, tmp_path / "last.pt")
     torch.save(
@@ -275,7 +282,7 @@ def test_checkpoints_of_every_architecture_are_recognised(tmp_path):
     assert load_candidate("cubic=bicubic", CPU).label == "cubic"
 
 
-def test_fingerprints_depend_on_every_weight():
+def test_fingerprints_depend_on_every_weight() -> None:
     a = nearest_model()
     b = nearest_model()
     assert candidates.fingerprint(a) == candidates.fingerprint(b)
@@ -293,7 +300,7 @@ def row(model: str, psnr: float | None, scale: str = "2", image: str = "a") -> R
     )
 
 
-def test_tables_have_means_and_the_best_in_bold():
+def test_tables_have_means_and_the_best_in_bold() -> None:
     found = [row("a", 30.0), row("b", 31.0), row("a", 32.0, image="b"), row("b", 32.0, image="b")]
     found += [row("b", 20.004, "10"), row("a", 20.001, "10")]
     text = report.markdown(found)
@@ -309,12 +316,12 @@ def test_tables_have_means_and_the_best_in_bold():
     assert PROTOCOLS["liif-benchmark"].describe() in text and "SSIM" not in text
 
 
-def test_means_over_fewer_images_are_marked():
+def test_means_over_fewer_images_are_marked() -> None:
     text = report.markdown([row("a", 30.0), row("a", 31.0, image="b"), row("b", 33.0)])
     assert "**33.00** (1 images)" in text
 
 
-def test_undefined_scores_do_not_count_and_missing_ones_leave_no_mean():
+def test_undefined_scores_do_not_count_and_missing_ones_leave_no_mean() -> None:
     assert [m.scores for m in means([row("a", 30.0), row("a", math.nan, image="b")])] == [
         {"psnr": 30.0}
     ]
@@ -324,7 +331,9 @@ def test_undefined_scores_do_not_count_and_missing_ones_leave_no_mean():
     assert report.cells([math.nan, None, 1.0], "psnr") == ["-", "-", "1.00"]
 
 
-def test_ablation_compares_the_runs_of_a_folder(sets, capsys):
+def test_ablation_compares_the_runs_of_a_folder(
+    sets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for mode, name in ((1, "mode1"), (3, "mode3")):
         Path("runs", name).mkdir(parents=True)
         state = {f"net.{k}": v for k, v in random_model(mode).state_dict().items()}
@@ -357,7 +366,7 @@ def test_ablation_compares_the_runs_of_a_folder(sets, capsys):
     assert "expected folders with last.ckpt" in capsys.readouterr().err
 
 
-def test_runtime_table(sets, monkeypatch):
+def test_runtime_table(sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "LR_SIZE", (4, 4))
     monkeypatch.setattr(runtime, "BUDGET", 0.0)
     arguments = ("--table", "runtime", "--encoder", "edsr-baseline", "--scales", 2)
@@ -380,7 +389,7 @@ def test_runtime_table(sets, monkeypatch):
 
 
 @torch.no_grad()
-def test_runtime_s_official_formulation_is_the_same_function():
+def test_runtime_s_official_formulation_is_the_same_function() -> None:
     calls = runtime.methods("edsr-baseline", CPU)
     x = torch.rand(1, 3, 4, 5)
     ours = calls[f"DIINN, {'diinn_fast'}"](x, (9, 11))
@@ -391,7 +400,7 @@ def test_runtime_s_official_formulation_is_the_same_function():
 # -- plots and sheets ------------------------------------------------------------------------------
 
 
-def test_plots_and_sheets_are_written(sets, nearest):
+def test_plots_and_sheets_are_written(sets: Path, nearest: Path) -> None:
     assert evaluate("--data", "SetA", "--models", "bicubic", nearest, "--scales", 2, 3) == 0
     written = sorted(p.name for p in Path("out").iterdir())
     assert written[-3:] == ["psnr-liif-benchmark.png", "summary.csv", "summary.md"]
@@ -408,14 +417,16 @@ def test_plots_and_sheets_are_written(sets, nearest):
     ]
 
 
-def test_without_matplotlib_there_are_tables_all_the_same(sets, monkeypatch, capsys):
+def test_without_matplotlib_there_are_tables_all_the_same(
+    sets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     assert evaluate("--data", "SetB", "--models", "bicubic", "--scales", 2, 3) == 0
     assert "pip install matplotlib" in capsys.readouterr().err
     assert Path("out/summary.md").exists() and not list(Path("out").glob("psnr*"))
 
 
-def test_the_crop_is_where_the_outputs_differ():
+def test_the_crop_is_where_the_outputs_differ() -> None:
     hr = torch.zeros(1, 3, 60, 80)
     a = hr.clone()
     b = hr.clone()
@@ -429,7 +440,7 @@ def test_the_crop_is_where_the_outputs_differ():
     assert sheets.interesting_place([a], hr, 60, 4) == (0, pytest.approx(0, abs=80))
 
 
-def test_a_sheet_shows_the_crops_as_they_are():
+def test_a_sheet_shows_the_crops_as_they_are() -> None:
     hr = torch.rand(3, 50, 64)
     crop = torch.rand(3, 24, 24)
     canvas = sheets.sheet(
@@ -472,7 +483,9 @@ def test_a_sheet_shows_the_crops_as_they_are():
     ],
     ids=lambda value: " ".join(value).replace("/", "-"),
 )
-def test_refusals(sets, capsys, arguments, words):
+def test_refusals(
+    sets: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: list[str]
+) -> None:
     Path("empty").mkdir()
     Path("sub/SetA").mkdir(parents=True)
     Path("SetB/table.png").rename("sub/SetA/table.png")
@@ -482,13 +495,18 @@ def test_refusals(sets, capsys, arguments, words):
     assert not Path("out").exists()
 
 
-def test_ssim_without_torchmetrics_is_refused_before_the_work(sets, monkeypatch, capsys, upscaled):
+def test_ssim_without_torchmetrics_is_refused_before_the_work(
+    sets: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    upscaled: list[tuple[int, int]],
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torchmetrics", None)
     assert evaluate("--data", "SetA", "--models", "bicubic", "--protocol", "diinn-test") == 2
     assert "pip install torchmetrics" in capsys.readouterr().err and upscaled == []
 
 
-def test_presets_are_the_paper_s():
+def test_presets_are_the_paper_s() -> None:
     assert {name: table.scales for name, table in tables.TABLES.items()} == {
         "in-scale": (2, 3, 4),
         "between": (2.5, 3.5),

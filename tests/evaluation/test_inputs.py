@@ -31,18 +31,18 @@ def levels(image: torch.Tensor) -> np.ndarray:
     return (image[0] * 255).round().byte().permute(1, 2, 0).numpy()
 
 
-def test_clean_inputs_stay_as_they_are(lr):
+def test_clean_inputs_stay_as_they_are(lr: torch.Tensor) -> None:
     assert parse_inputs("clean")(lr, "a.png") is lr
 
 
-def test_jpeg_is_what_pillow_makes_of_that_quality_with_half_chroma(lr):
+def test_jpeg_is_what_pillow_makes_of_that_quality_with_half_chroma(lr: torch.Tensor) -> None:
     file = io.BytesIO()
     Image.fromarray(levels(lr)).save(file, "JPEG", quality=40, subsampling="4:2:0")
     expected = np.array(Image.open(file))
     assert np.array_equal(levels(parse_inputs("jpeg40")(lr, "a.png")), expected)
 
 
-def test_noise_has_the_deviation_asked_for_and_is_the_same_for_every_model():
+def test_noise_has_the_deviation_asked_for_and_is_the_same_for_every_model() -> None:
     grey = torch.full((1, 3, 100, 100), 128 / 255)
     noisy = parse_inputs("noise10")(grey, "a.png")
     assert float((noisy * 255 - 128).std()) == pytest.approx(10, abs=0.2)
@@ -53,12 +53,14 @@ def test_noise_has_the_deviation_asked_for_and_is_the_same_for_every_model():
 
 
 @pytest.mark.parametrize("text", ["jpeg", "jpeg0", "jpeg101", "noise0", "noise-5", "blur2", ""])
-def test_unknown_inputs_are_refused_with_what_there_is(text):
+def test_unknown_inputs_are_refused_with_what_there_is(text: str) -> None:
     with pytest.raises(UpscaleError, match="give clean, jpegQ"):
         parse_inputs(text)
 
 
-def test_each_kind_of_inputs_has_its_own_rows(tmp_path, monkeypatch):
+def test_each_kind_of_inputs_has_its_own_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("Set").mkdir()
     Image.open(PHOTO).crop((60, 60, 140, 124)).save("Set/cup.png")
@@ -77,7 +79,7 @@ def test_each_kind_of_inputs_has_its_own_rows(tmp_path, monkeypatch):
     assert Path("out/Set-jpeg10-cup-x2.png").is_file()
 
 
-def test_the_self_ensemble_is_the_mean_over_the_eight_symmetries(lr):
+def test_the_self_ensemble_is_the_mean_over_the_eight_symmetries(lr: torch.Tensor) -> None:
     """Of a model that adds the picture's left upper pixel to everything."""
     plain = load_candidate("bicubic", torch.device("cpu"))
     candidate = type(plain)("corner", lambda v, size: v + v[:, :, :1, :1], "-")
@@ -88,6 +90,6 @@ def test_the_self_ensemble_is_the_mean_over_the_eight_symmetries(lr):
     torch.testing.assert_close(result.upscale(lr, (lr.shape[-2], lr.shape[-1])), expected)
 
 
-def test_names_of_inputs_are_read_back():
+def test_names_of_inputs_are_read_back() -> None:
     for inputs in (Inputs(), Inputs("jpeg", 40), Inputs("noise", 5)):
         assert parse_inputs(inputs.name) == inputs

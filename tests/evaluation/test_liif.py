@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -162,7 +163,8 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
 
 def test_unfit_checkpoints_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.pth"
-    for content in ({"state_dict": {}}, {"model": {"sd": {}}}, {"model": {"sd": {"a": 1}}}):
+    contents: list[Any] = [{"state_dict": {}}, {"model": {"sd": {}}}, {"model": {"sd": {"a": 1}}}]
+    for content in contents:
         torch.save(content, path)
         with pytest.raises(CheckpointError, match="not a state_dict"):
             LIIF.from_checkpoint(path)

@@ -51,7 +51,7 @@ SIZES = [(8, 10), (12, 15), (11, 7), (9, 23), (4, 5), (1, 1), (2, 31), (3, 5)]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_equals_the_formulation_by_coordinates(size):
+def test_equals_the_formulation_by_coordinates(size: tuple[int, int]) -> None:
     model = MetaSR(Channels()).double()
     features = torch.randn(2, 6, 4, 5, dtype=torch.float64)
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_equals_the_formulation_by_coordinates(size):
 
 
 @pytest.mark.parametrize("size", [(12, 15), (11, 7), (9, 23)])
-def test_bands_make_no_difference(monkeypatch, size):
+def test_bands_make_no_difference(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
     model = MetaSR(Channels()).double()
     features = torch.randn(1, 6, 9, 5, dtype=torch.float64)
     with torch.inference_mode():
@@ -72,7 +72,7 @@ def test_bands_make_no_difference(monkeypatch, size):
         torch.testing.assert_close(model.decode(features, size), whole, rtol=1e-12, atol=1e-12)
 
 
-def test_sampled_pixels_are_those_of_decode():
+def test_sampled_pixels_are_those_of_decode() -> None:
     model = MetaSR(Channels()).double()
     features = torch.randn(2, 6, 4, 5, dtype=torch.float64)
     yx = torch.stack([torch.randint(0, 9, (2, 40)), torch.randint(0, 14, (2, 40))], dim=-1)
@@ -85,7 +85,7 @@ def test_sampled_pixels_are_those_of_decode():
         model.sample_pixels(features, yx.double(), (9, 14))
 
 
-def test_gradients_are_those_of_the_formulation():
+def test_gradients_are_those_of_the_formulation() -> None:
     model = MetaSR(Channels()).double()
     features = torch.randn(1, 6, 4, 5, dtype=torch.float64, requires_grad=True)
     inputs = [features, *model.imnet.parameters()]
@@ -95,7 +95,7 @@ def test_gradients_are_those_of_the_formulation():
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
-def test_float32_and_the_published_size():
+def test_float32_and_the_published_size() -> None:
     model = MetaSR("edsr-baseline")
     assert [list(p.shape) for p in model.imnet.parameters()] == [
         [256, 3],
@@ -110,7 +110,7 @@ def test_float32_and_the_published_size():
     torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-5)
 
 
-def test_checkpoint_round_trip(tmp_path: Path):
+def test_checkpoint_round_trip(tmp_path: Path) -> None:
     model = MetaSR("edsr-baseline")
     published = {"model": {"name": "metasr", "args": {}, "sd": model.state_dict()}}
     lightning = {
@@ -123,7 +123,7 @@ def test_checkpoint_round_trip(tmp_path: Path):
         assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in model.state_dict().items())
 
 
-def test_unfit_checkpoints_are_refused(tmp_path: Path):
+def test_unfit_checkpoints_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "liif.pth"
     torch.save({"model": {"sd": LIIF("edsr-baseline").state_dict()}}, path)
     with pytest.raises(

@@ -38,7 +38,7 @@ def as_array(image: Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("channels", [luma, lambda image: image], ids=["Y", "RGB"])
-def test_psnr_and_ssim_are_those_of_scikit_image(sr, hr, channels):
+def test_psnr_and_ssim_are_those_of_scikit_image(sr: Tensor, hr: Tensor, channels: int) -> None:
     a = channels(sr)
     b = channels(hr)
     assert psnr(a, b) == pytest.approx(
@@ -57,16 +57,16 @@ def test_psnr_and_ssim_are_those_of_scikit_image(sr, hr, channels):
     assert ssim(a, b) == pytest.approx(want, abs=2e-5)
 
 
-def test_equal_images_are_perfect(hr):
+def test_equal_images_are_perfect(hr: Tensor) -> None:
     assert psnr(hr, hr) == math.inf
     assert ssim(hr, hr) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_nan_is_never_a_score(hr):
+def test_nan_is_never_a_score(hr: Tensor) -> None:
     assert math.isnan(psnr(hr * math.nan, hr))
 
 
-def test_luma_spans_16_to_235():
+def test_luma_spans_16_to_235() -> None:
     black_white = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2).expand(1, 3, 1, 2)
     assert luma(black_white).flatten() * 255 == pytest.approx([16.0, 235.0], abs=0.01)
 
@@ -93,7 +93,9 @@ def literal_score(sr: Tensor, hr: Tensor, scale: int, name: str) -> float:
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 @pytest.mark.parametrize("scale", [2, 3])
-def test_psnr_of_every_protocol_is_its_published_rule(sr, hr, name, scale):
+def test_psnr_of_every_protocol_is_its_published_rule(
+    sr: Tensor, hr: Tensor, name: str, scale: int
+) -> None:
     spoiled = sr.clone()
     spoiled[..., :2, :] = (
         1.2 * spoiled[..., :2, :] + 0.1
@@ -102,13 +104,13 @@ def test_psnr_of_every_protocol_is_its_published_rule(sr, hr, name, scale):
     assert got == {"psnr": pytest.approx(literal_score(spoiled, hr, scale, name), abs=0.002)}
 
 
-def test_only_basicsr_rounds_the_output(hr):
+def test_only_basicsr_rounds_the_output(hr: Tensor) -> None:
     for name, protocol in PROTOCOLS.items():
         found = score(hr + 0.3 / 255, hr, 2, protocol, ("psnr",), (48, 60))["psnr"]
         assert (found > 100) == (name == "basicsr")
 
 
-def test_sizes_cut_or_keep_the_image():
+def test_sizes_cut_or_keep_the_image() -> None:
     liif = PROTOCOLS["liif-benchmark"]
     diinn = PROTOCOLS["diinn-test"]
     assert liif.sizes(256, 255, 3) == ((85, 85), (255, 255))
@@ -121,21 +123,21 @@ def test_sizes_cut_or_keep_the_image():
     assert diinn.sizes(256, 228, 15) == ((17, 15), (256, 228))
 
 
-def test_images_smaller_than_the_scale_still_have_sizes():
+def test_images_smaller_than_the_scale_still_have_sizes() -> None:
     for protocol in PROTOCOLS.values():
         for height, width in ((1, 1), (3, 9), (7, 100)):
             lr, size = protocol.sizes(height, width, 8)
             assert min(lr) >= 1 and min(size) >= 1 and size[0] <= height and size[1] <= width
 
 
-def test_scores_without_a_region_are_nan():
+def test_scores_without_a_region_are_nan() -> None:
     tiny = torch.rand(1, 3, 8, 30)
     for name, undefined in (("liif-div2k", {"psnr", "ssim"}), ("diinn-test", {"ssim"})):
         found = score(tiny, tiny * 0.9, 4, PROTOCOLS[name], metrics.METRICS, (2, 8))
         assert {k for k, v in found.items() if math.isnan(v)} == undefined
 
 
-def test_lr_psnr_sees_only_what_survives_reduction(sr, hr):
+def test_lr_psnr_sees_only_what_survives_reduction(sr: Tensor, hr: Tensor) -> None:
     protocol = PROTOCOLS["diinn-test"]
     lr = (32, 40)
     rows = bicubic_matrix(96, 32, mirrored=False)
@@ -151,14 +153,14 @@ def test_lr_psnr_sees_only_what_survives_reduction(sr, hr):
     )
 
 
-def test_ssim_says_what_to_install(monkeypatch):
+def test_ssim_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     assert metrics.missing_for(("psnr", "ssim")) is None
     monkeypatch.setitem(__import__("sys").modules, "torchmetrics", None)
     assert "pip install torchmetrics" in (metrics.missing_for(("psnr", "ssim")) or "")
     assert metrics.missing_for(("psnr", "lr_psnr")) is None
 
 
-def test_protocols_describe_themselves():
+def test_protocols_describe_themselves() -> None:
     for name, protocol in PROTOCOLS.items():
         assert name in protocol.describe() and protocol.describe().endswith(".")
 
@@ -167,13 +169,13 @@ def test_protocols_describe_themselves():
 
 
 @pytest.mark.parametrize("size", [(32, 40), (37, 51), (5, 7), (96, 120), (150, 121)])
-def test_reduction_is_torch_s_antialiased_bicubic(hr, size):
+def test_reduction_is_torch_s_antialiased_bicubic(hr: Tensor, size: tuple[int, int]) -> None:
     want = F.interpolate(hr.double(), size, mode="bicubic", antialias=True)
     torch.testing.assert_close(reduce(hr.double(), size, mirrored=False), want, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_mirrored_reduction_is_that_of_the_continued_image(hr, scale):
+def test_mirrored_reduction_is_that_of_the_continued_image(hr: Tensor, scale: int) -> None:
     lr = 96 // scale, 120 // scale
     pad = 8 * scale
     continued = np.pad(hr[0].double().numpy(), ((0, 0), (pad, pad), (pad, pad)), mode="symmetric")
@@ -183,7 +185,7 @@ def test_mirrored_reduction_is_that_of_the_continued_image(hr, scale):
     assert (got - reduce(hr.double(), lr, mirrored=False)).abs().max() > 1e-4  # the borders differ
 
 
-def test_reduction_keeps_constants_and_rounds_to_8_bit(hr):
+def test_reduction_keeps_constants_and_rounds_to_8_bit(hr: Tensor) -> None:
     for mirrored in (False, True):
         assert reduce(torch.full((1, 7, 9), 0.3), (2, 4), mirrored).flatten() == pytest.approx(
             [0.3] * 8

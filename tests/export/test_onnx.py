@@ -35,7 +35,8 @@ def small_model(mode: int) -> DIINN:
 
 def expected(model: DIINN, picture: Tensor, size: tuple[int, int]) -> np.ndarray:
     with torch.no_grad():
-        return (model(picture * 2 - 1, size) * 0.5 + 0.5).clamp(0, 1).numpy()
+        result: np.ndarray = (model(picture * 2 - 1, size) * 0.5 + 0.5).clamp(0, 1).numpy()
+        return result
 
 
 class Pair:
@@ -64,7 +65,8 @@ class Pair:
             "origin": np.array([top, left]),
             "size": np.array(size),
         }
-        return self._decode.run(None, whole)[0]
+        result: np.ndarray = self._decode.run(None, whole)[0]
+        return result
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +143,7 @@ def test_existing_files_are_kept(folder: Path, capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("options", [{"mode": 4}, {"mode": 3, "init_q": True}])
 def test_what_needs_the_grid_is_refused(options: dict[str, int], tmp_path: Path) -> None:
-    model = DIINN(encoder=nn.Identity(), **options)  # type: ignore[arg-type]
+    model = DIINN(encoder=nn.Identity(), **options)
     with pytest.raises(ExportError, match="modes 1 to 3"):
         export_any_scale(model, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import struct
 import warnings
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,14 +31,14 @@ zarr = pytest.importorskip("zarr")
         "\x00\xff",
     ],
 )
-def test_headers_of_npy_files(tmp_path, header):
+def test_headers_of_npy_files(tmp_path: Path, header: str) -> None:
     data = header.encode("latin-1")
     path = tmp_path / "x.npy"
     path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(data)) + data + bytes(16))
     refused(lambda: open_source(path), "x.npy")
 
 
-def store(path, **attributes):
+def store(path: Path, **attributes: Any) -> Any:
     array = zarr.create_array(str(path), shape=(20, 30), dtype="uint8", chunks=(10, 10))
     array[:] = noise(1, height=20, width=30)[..., 0]
     array.attrs.update(attributes)
@@ -54,20 +56,26 @@ def store(path, **attributes):
         ]),
     ],
 )  # fmt: skip
-def test_attributes_of_zarr_stores(tmp_path, state):
+def test_attributes_of_zarr_stores(tmp_path: Path, state: Any) -> None:
     refused(lambda: open_source(store(tmp_path / "x.zarr", diinn_fast=state)), "x.zarr", "damaged")
 
 
 @pytest.mark.parametrize(
     "multiscales", [[{}], [{"datasets": []}], [{"datasets": [{"path": ""}]}], [5], {"a": 1}]
 )
-def test_groups_of_zarr_arrays(tmp_path, multiscales):
+def test_groups_of_zarr_arrays(
+    tmp_path: Path,
+    multiscales: list[dict[str, Any]]
+    | list[dict[str, list[dict[str, str]]]]
+    | list[int]
+    | dict[str, int],
+) -> None:
     group = zarr.create_group(str(tmp_path / "x.zarr"))
     group.attrs.update({"ome": {"multiscales": multiscales}})
     refused(lambda: open_source(tmp_path / "x.zarr"), "x.zarr")
 
 
-def test_json_that_is_too_deep(tmp_path):
+def test_json_that_is_too_deep(tmp_path: Path) -> None:
     path = tmp_path / "x.zarr"
     path.mkdir()
     (path / "zarr.json").write_text("[" * 100_000)
@@ -75,7 +83,7 @@ def test_json_that_is_too_deep(tmp_path):
     assert zarr_job(path) is None
 
 
-def test_metadata_that_is_too_large(tmp_path):
+def test_metadata_that_is_too_large(tmp_path: Path) -> None:
     path = store(tmp_path / "x.zarr")
     content = json.loads((path / "zarr.json").read_text())
     content["attributes"] = {"x": "y" * (1 << 24)}
@@ -83,7 +91,7 @@ def test_metadata_that_is_too_large(tmp_path):
     refused(lambda: open_source(path), "x.zarr", "damaged")
 
 
-def test_a_chunk_that_never_ends(tmp_path):
+def test_a_chunk_that_never_ends(tmp_path: Path) -> None:
     path = store(tmp_path / "x.zarr")
     chunk = path / "c" / "0" / "0"
     chunk.unlink()
@@ -91,7 +99,7 @@ def test_a_chunk_that_never_ends(tmp_path):
     refused(lambda: open_source(path).read(0, 5, 0, 5), "c/0/0 is no plain file")
 
 
-def test_a_chunk_that_is_larger_than_its_samples(tmp_path):
+def test_a_chunk_that_is_larger_than_its_samples(tmp_path: Path) -> None:
     path = store(tmp_path / "x.zarr")
     with open(path / "c" / "0" / "0", "r+b") as file:
         file.truncate(1 << 30)
@@ -102,7 +110,9 @@ def test_a_chunk_that_is_larger_than_its_samples(tmp_path):
     )
 
 
-def test_libraries_say_nothing_on_their_own(tmp_path, capfd):
+def test_libraries_say_nothing_on_their_own(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     import io
 
     import PIL.Image

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -34,7 +36,7 @@ def encoded(picture: PIL.Image.Image, kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def test_each_format_stands_in_the_table_once():
+def test_each_format_stands_in_the_table_once() -> None:
     assert len({form.key for form in FORMATS}) == len(FORMATS)
     suffixes = [suffix for form in FORMATS for suffix in form.suffixes]
     assert len(set(suffixes)) == len(suffixes)
@@ -42,7 +44,7 @@ def test_each_format_stands_in_the_table_once():
         assert by_suffix(f"a/x{form.suffixes[0].upper()}") is form
 
 
-def test_what_is_read_is_more_than_what_is_written():
+def test_what_is_read_is_more_than_what_is_written() -> None:
     assert set(writable_suffixes()) < set(readable_suffixes())
     assert {".png", ".tif", ".npy", ".zarr", ".ome.zarr"} <= set(streamed_suffixes())
     assert not {".heic", ".gif", ".bmp"} & set(writable_suffixes())
@@ -52,12 +54,12 @@ def test_what_is_read_is_more_than_what_is_written():
     ("name", "key"),
     [("a.jfif", "jpeg"), ("a.JPE", "jpeg"), ("a.jif", "jpeg"), ("a.apng", "png"), ("a", None)],
 )
-def test_other_suffixes_of_the_same_formats(name, key):
+def test_other_suffixes_of_the_same_formats(name: str, key: str | None) -> None:
     form = by_suffix(name)
     assert (form and form.key) == key
 
 
-def test_an_output_that_cannot_have_the_format_of_its_input_is_a_png(tmp_path):
+def test_an_output_that_cannot_have_the_format_of_its_input_is_a_png(tmp_path: Path) -> None:
     assert output_name(tmp_path / "a.HEIC") == "a.HEIC.png"
     assert output_name(tmp_path / "a.jfif") == "a.jfif"
 
@@ -76,7 +78,9 @@ def test_an_output_that_cannot_have_the_format_of_its_input_is_a_png(tmp_path):
         ("HEIF", "RGB", {"quality": -1}),
     ],
 )
-def test_other_formats_are_read_from_bytes_files_and_paths(tmp_path, kind, mode, options):
+def test_other_formats_are_read_from_bytes_files_and_paths(
+    tmp_path: Path, kind: str, mode: str, options: dict[str, Any] | dict[str, int]
+) -> None:
     picture = PIL.Image.fromarray(noise(3)).convert(mode)
     data = encoded(picture, kind, **options)
     form = by_content(data[:32])
@@ -97,7 +101,7 @@ def test_other_formats_are_read_from_bytes_files_and_paths(tmp_path, kind, mode,
     )
 
 
-def test_a_transparent_colour_of_a_gif(tmp_path):
+def test_a_transparent_colour_of_a_gif(tmp_path: Path) -> None:
     picture = PIL.Image.new("P", (2, 1))
     picture.putpalette([255, 0, 0, 0, 255, 0])
     picture.putpixel((1, 0), 1)
@@ -108,38 +112,38 @@ def test_a_transparent_colour_of_a_gif(tmp_path):
 
 @pytest.mark.parametrize(("magic", "channels"), [("P5", 1), ("P6", 3)])
 @pytest.mark.parametrize("most", [65535, 1023])
-def test_a_pnm_of_16_bits_keeps_them(magic, channels, most):
+def test_a_pnm_of_16_bits_keeps_them(magic: str, channels: int, most: int) -> None:
     stored = np.random.default_rng(0).integers(0, most + 1, (3, 5, channels)).astype(">u2")
     image = read_image(f"{magic}\n# a comment\n5 3\n{most}\n".encode() + stored.tobytes())
     assert image.bits == 16 and image.grey == (channels == 1)
     np.testing.assert_array_equal(to_samples(image), np.floor(stored * (65535 / most) + 0.5))
 
 
-def test_a_pnm_that_is_cut_off():
+def test_a_pnm_that_is_cut_off() -> None:
     refused(lambda: read_image(b"P6\n5 3\n65535\n" + bytes(20)), "damaged")
     refused(lambda: read_image(b"P6\n5 3\n255\n" + bytes(20)), "damaged")
 
 
-def test_16_bit_grey_jpeg_2000():
+def test_16_bit_grey_jpeg_2000() -> None:
     samples = noise(1, 16)[..., 0]
     image = read_image(encoded(PIL.Image.fromarray(samples), "JPEG2000"))
     np.testing.assert_array_equal(to_samples(image)[..., 0], samples)
 
 
-def test_16_bit_colour_jpeg_2000_is_refused_by_name():
+def test_16_bit_colour_jpeg_2000_is_refused_by_name() -> None:
     imagecodecs = pytest.importorskip("imagecodecs")
     data = imagecodecs.jpeg2k_encode(noise(3, 16), level=0)
     refused(lambda: read_image(data), "3 channels of 16 bits")
 
 
-def test_a_10_bit_avif_is_said_to_lose_bits(caplog):
+def test_a_10_bit_avif_is_said_to_lose_bits(caplog: pytest.LogCaptureFixture) -> None:
     imagecodecs = pytest.importorskip("imagecodecs")
     data = imagecodecs.avif_encode(noise(3, 16) >> 6, bitspersample=10, level=100)
     assert read_image(data).bits == 8
     assert "10 or 12 bits per sample" in caplog.text
 
 
-def test_heic_without_its_package_is_refused_by_name(monkeypatch):
+def test_heic_without_its_package_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(PIL.Image.fromarray(noise(3)), "HEIF")
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     refused(lambda: read_image(data), "HEIC", "diinn_fast[formats]")

@@ -14,7 +14,9 @@ import struct
 import time
 import warnings
 import zlib
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -41,7 +43,9 @@ from tests.helpers.pictures import (
 @pytest.mark.parametrize("channels", CHANNELS.values(), ids=CHANNELS)
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".TIFF"])
-def test_lossless_formats_keep_every_bit(tmp_path, suffix, bits, channels):
+def test_lossless_formats_keep_every_bit(
+    tmp_path: Path, suffix: str, bits: int, channels: int
+) -> None:
     if suffix != ".png" and bits == 16 and channels == 2:
         pytest.skip("stored as RGB + alpha, see test_16bit_grey_alpha_tiff_becomes_rgba")
     path = tmp_path / f"x{suffix}"
@@ -61,7 +65,9 @@ def test_lossless_formats_keep_every_bit(tmp_path, suffix, bits, channels):
 @pytest.mark.parametrize("channels", CHANNELS.values(), ids=CHANNELS)
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_independent_readers_see_the_same_samples(tmp_path, suffix, bits, channels):
+def test_independent_readers_see_the_same_samples(
+    tmp_path: Path, suffix: str, bits: int, channels: int
+) -> None:
     path = tmp_path / f"x{suffix}"
     samples = noise(channels, bits)
     write_image(path, to_image(samples))
@@ -76,7 +82,7 @@ def test_independent_readers_see_the_same_samples(tmp_path, suffix, bits, channe
 
 @pytest.mark.parametrize("height,width", [(1, 1), (1, 300), (300, 1), (700, 531)])
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_16bit_files_of_any_size(tmp_path, suffix, height, width):
+def test_16bit_files_of_any_size(tmp_path: Path, suffix: str, height: int, width: int) -> None:
     """Thin ones, and one of several bands, smooth so that every row filter of PNG is in use."""
     y, x = np.mgrid[:height, :width]
     ramps = np.stack([x * 97, y * 89, (x + y) * 31, x * y], -1) + noise(4, 8, height, width)
@@ -85,7 +91,7 @@ def test_16bit_files_of_any_size(tmp_path, suffix, height, width):
     np.testing.assert_array_equal(to_samples(read_image(tmp_path / f"x{suffix}")), samples)
 
 
-def test_png_row_filters_look_across_bands(tmp_path):
+def test_png_row_filters_look_across_bands(tmp_path: Path) -> None:
     """Equal rows whose samples halve: the "average" filter fits best where the row above is taken
     for zero.
     """
@@ -95,7 +101,7 @@ def test_png_row_filters_look_across_bands(tmp_path):
     np.testing.assert_array_equal(to_samples(read_image(tmp_path / "x.png")), samples)
 
 
-def test_tags_of_a_tiff_stand_at_even_offsets(tmp_path):
+def test_tags_of_a_tiff_stand_at_even_offsets(tmp_path: Path) -> None:
     """As TIFF 6.0 demands; strips of odd and even lengths come before them."""
     for width in range(1, 9):
         path = tmp_path / f"{width}.tif"
@@ -103,7 +109,7 @@ def test_tags_of_a_tiff_stand_at_even_offsets(tmp_path):
         assert struct.unpack("<4xI", path.read_bytes()[:8])[0] % 2 == 0
 
 
-def test_16bit_grey_alpha_tiff_becomes_rgba(tmp_path):
+def test_16bit_grey_alpha_tiff_becomes_rgba(tmp_path: Path) -> None:
     samples = noise(2, 16)
     write_image(tmp_path / "x.tif", to_image(samples))
     image = read_image(tmp_path / "x.tif")
@@ -114,7 +120,9 @@ def test_16bit_grey_alpha_tiff_becomes_rgba(tmp_path):
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".webp"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_lossy_formats_come_close_in_8_bits(tmp_path, suffix, bits, channels):
+def test_lossy_formats_come_close_in_8_bits(
+    tmp_path: Path, suffix: str, bits: int, channels: int
+) -> None:
     ramp = np.linspace(0, 2**bits - 1, 64)
     samples = np.broadcast_to(ramp[None, :, None], (48, 64, channels)).astype(noise(1, bits).dtype)
     write_image(tmp_path / f"x{suffix}", to_image(samples), quality=95)
@@ -124,7 +132,7 @@ def test_lossy_formats_come_close_in_8_bits(tmp_path, suffix, bits, channels):
     assert (image.rgb - to_image(samples).rgb).abs().max() < 6 / 255
 
 
-def test_jpeg_keeps_full_chroma_resolution(tmp_path):
+def test_jpeg_keeps_full_chroma_resolution(tmp_path: Path) -> None:
     """Columns of pure red and blue survive 4:4:4; with 4:2:0 they would blur into purple."""
     samples = np.zeros((32, 32, 3), np.uint8)
     samples[:, ::2, 0] = samples[:, 1::2, 2] = 255
@@ -132,16 +140,16 @@ def test_jpeg_keeps_full_chroma_resolution(tmp_path):
     assert (read_image(tmp_path / "x.jpg").rgb - to_image(samples).rgb).abs().max() < 0.05
 
 
-def test_quality_trades_size_for_fidelity(tmp_path):
+def test_quality_trades_size_for_fidelity(tmp_path: Path) -> None:
     image = to_image(noise(3))
     for suffix in (".jpg", ".webp"):
         for quality in (30, 95):
             write_image(tmp_path / f"{quality}{suffix}", image, quality=quality)
         assert (tmp_path / f"30{suffix}").stat().st_size < (tmp_path / f"95{suffix}").stat().st_size
-        refused(lambda s=suffix: write_image(tmp_path / f"x{s}", image, quality=0), "quality 0")
+        refused(partial(write_image, tmp_path / f"x{suffix}", image, quality=0), "quality 0")
 
 
-def test_webp_keeps_alpha_exactly_and_colour_below_it(tmp_path):
+def test_webp_keeps_alpha_exactly_and_colour_below_it(tmp_path: Path) -> None:
     """The encoder would rather flatten what is transparent: 40 and 60 side by side, below alpha
     0.
     """
@@ -162,20 +170,20 @@ def test_webp_keeps_alpha_exactly_and_colour_below_it(tmp_path):
 @pytest.mark.parametrize(
     "value,level", [(0.7, 179), (178.4 / 255, 178), (178.6 / 255, 179), (-3.0, 0), (7.0, 255)]
 )
-def test_levels_are_clamped_and_rounded_half_up(tmp_path, value, level):
+def test_levels_are_clamped_and_rounded_half_up(tmp_path: Path, value: float, level: int) -> None:
     """0.7 * 255 is 178.5 in float32: up it is 179, to even or cut off it would be 178."""
     write_image(tmp_path / "x.png", Image(torch.full((3, 2, 2), value)))
     assert np.unique(np.asarray(PIL.Image.open(tmp_path / "x.png"))).tolist() == [level]
 
 
-def test_16_bits_to_jpeg_round_instead_of_cutting_off(tmp_path):
+def test_16_bits_to_jpeg_round_instead_of_cutting_off(tmp_path: Path) -> None:
     write_image(
         tmp_path / "x.jpg", to_image(np.full((8, 8, 1), 99 * 257 + 200, np.uint16)), quality=100
     )
     assert np.unique(np.asarray(PIL.Image.open(tmp_path / "x.jpg"))).tolist() == [100]
 
 
-def test_grey_is_the_mean_of_the_three_channels(tmp_path):
+def test_grey_is_the_mean_of_the_three_channels(tmp_path: Path) -> None:
     rgb = torch.tensor([10.0, 20.0, 60.0]).div(255).reshape(3, 1, 1).expand(3, 4, 5)
     write_image(tmp_path / "x.png", Image(rgb, grey=True))
     with PIL.Image.open(tmp_path / "x.png") as picture:
@@ -183,14 +191,14 @@ def test_grey_is_the_mean_of_the_three_channels(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_any_float_dtype_and_gradients_are_fine(tmp_path, dtype):
+def test_any_float_dtype_and_gradients_are_fine(tmp_path: Path, dtype: torch.dtype) -> None:
     write_image(tmp_path / "x.png", Image(torch.ones(3, 2, 2, dtype=dtype, requires_grad=True)))
     assert read_image(tmp_path / "x.png").rgb.min() == 1
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
-def test_nan_and_infinity_are_never_written(tmp_path, poison, suffix):
+def test_nan_and_infinity_are_never_written(tmp_path: Path, poison: float, suffix: str) -> None:
     image = to_image(noise(3))
     image.rgb = image.rgb.clone()
     image.rgb[1, 20, 30] = poison
@@ -198,13 +206,13 @@ def test_nan_and_infinity_are_never_written(tmp_path, poison, suffix):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nan_in_alpha_is_refused(tmp_path):
+def test_nan_in_alpha_is_refused(tmp_path: Path) -> None:
     image = to_image(noise(4))
     image.alpha = torch.full_like(image.alpha, float("nan"))
     refused(lambda: write_image(tmp_path / "x.png", image), "NaN")
 
 
-def test_wrong_shapes_and_bits_are_refused(tmp_path):
+def test_wrong_shapes_and_bits_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     refused(lambda: write_image(path, Image(torch.zeros(1, 4, 4))), "[3, h, w]")
     refused(
@@ -219,7 +227,7 @@ def test_wrong_shapes_and_bits_are_refused(tmp_path):
 
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
-def test_icc_profile_and_resolution_are_kept(tmp_path, suffix, bits):
+def test_icc_profile_and_resolution_are_kept(tmp_path: Path, suffix: str, bits: int) -> None:
     path = tmp_path / f"x{suffix}"
     write_image(path, to_image(noise(3, bits), icc=SRGB, dpi=(300.0, 72.0)))
     image = read_image(path)
@@ -232,7 +240,7 @@ def test_icc_profile_and_resolution_are_kept(tmp_path, suffix, bits):
         assert image.dpi == pytest.approx((300, 72), abs=0.02)  # PNG counts whole pixels per metre
 
 
-def test_files_without_metadata_have_none(tmp_path):
+def test_files_without_metadata_have_none(tmp_path: Path) -> None:
     for suffix in (".png", ".jpg", ".tif", ".webp"):
         write_image(tmp_path / f"x{suffix}", to_image(noise(3)))
         image = read_image(tmp_path / f"x{suffix}")
@@ -240,13 +248,13 @@ def test_files_without_metadata_have_none(tmp_path):
 
 
 @pytest.mark.parametrize("dpi", [(0.0, 0.0), (float("nan"), 1.0), (1e10, 1e10)])
-def test_absurd_resolutions_are_left_out(tmp_path, dpi):
+def test_absurd_resolutions_are_left_out(tmp_path: Path, dpi: tuple[float, float]) -> None:
     for suffix in (".png", ".jpg", ".tif"):
         write_image(tmp_path / f"x{suffix}", to_image(noise(3), dpi=dpi))
         assert read_image(tmp_path / f"x{suffix}").dpi is None
 
 
-def test_a_grey_profile_stays_with_grey_and_leaves_rgb(tmp_path):
+def test_a_grey_profile_stays_with_grey_and_leaves_rgb(tmp_path: Path) -> None:
     image = to_image(noise(1), icc=GREY_PROFILE)
     write_image(tmp_path / "x.png", image)
     write_image(tmp_path / "x.webp", image)
@@ -256,7 +264,7 @@ def test_a_grey_profile_stays_with_grey_and_leaves_rgb(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
-def test_exif_orientation_is_applied_once(tmp_path, suffix, orientation):
+def test_exif_orientation_is_applied_once(tmp_path: Path, suffix: str, orientation: int) -> None:
     path = tmp_path / f"x{suffix}"
     exif = PIL.Image.Exif()
     exif[274] = orientation
@@ -273,13 +281,13 @@ def test_exif_orientation_is_applied_once(tmp_path, suffix, orientation):
         assert picture.size == expected.shape[1::-1]
 
 
-def test_an_unreadable_exif_block_means_upright(tmp_path):
+def test_an_unreadable_exif_block_means_upright(tmp_path: Path) -> None:
     PIL.Image.fromarray(noise(3)).save(tmp_path / "x.png", exif=b"no EXIF at all")
     np.testing.assert_array_equal(to_samples(read_image(tmp_path / "x.png")), noise(3))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_of_16_bit_files(tmp_path, orientation):
+def test_exif_orientation_of_16_bit_files(tmp_path: Path, orientation: int) -> None:
     """A TIFF tag, which Pillow applies while loading, and an eXIf chunk after the pixels of a
     PNG.
     """
@@ -330,7 +338,7 @@ def make_png(
 
 
 @pytest.mark.parametrize("transparent", [None, bytes([0, 128]), bytes([255, 255, 0])])
-def test_palette_becomes_rgb_and_alpha(tmp_path, transparent):
+def test_palette_becomes_rgb_and_alpha(tmp_path: Path, transparent: bytes | None) -> None:
     colours = [255, 0, 0, 0, 255, 0, 0, 0, 255]
     indices = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
     picture = PIL.Image.fromarray(indices, "L").convert("P")
@@ -349,7 +357,7 @@ def test_palette_becomes_rgb_and_alpha(tmp_path, transparent):
         np.testing.assert_array_equal(to_samples(image), np.dstack([rgb, alpha]))
 
 
-def test_palette_tiff_becomes_rgb(tmp_path):
+def test_palette_tiff_becomes_rgb(tmp_path: Path) -> None:
     picture = PIL.Image.fromarray(noise(3)).quantize(16)
     picture.save(tmp_path / "x.tif")
     np.testing.assert_array_equal(
@@ -359,7 +367,9 @@ def test_palette_tiff_becomes_rgb(tmp_path):
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
 @pytest.mark.parametrize("keyed", [False, True])
-def test_grey_png_of_every_depth_with_and_without_a_transparent_level(tmp_path, depth, keyed):
+def test_grey_png_of_every_depth_with_and_without_a_transparent_level(
+    tmp_path: Path, depth: int, keyed: bool
+) -> None:
     top = 2**depth - 1
     levels = np.array([[0, top, 1, 0, top // 2, top, 1, 0]], np.uint16)
     if depth >= 8:
@@ -379,7 +389,7 @@ def test_grey_png_of_every_depth_with_and_without_a_transparent_level(tmp_path, 
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_transparent_colour_of_rgb_png(tmp_path, bits):
+def test_transparent_colour_of_rgb_png(tmp_path: Path, bits: int) -> None:
     samples = noise(3, bits)
     samples[3, 4] = samples[7, 8] = key = samples[1, 2].copy()
     samples[9, 9] = [key[0], key[1], key[2] ^ 1]  # differs in the lowest bit only
@@ -391,7 +401,7 @@ def test_transparent_colour_of_rgb_png(tmp_path, bits):
 
 
 @pytest.mark.parametrize("invert", [False, True])
-def test_one_bit_tiff_becomes_8_bit_grey(tmp_path, invert):
+def test_one_bit_tiff_becomes_8_bit_grey(tmp_path: Path, invert: bool) -> None:
     picture = PIL.Image.fromarray(noise(1)[..., 0] > 127)
     options = {"tiffinfo": {262: 0}} if invert else {}
     picture.save(tmp_path / "x.tif", **options)
@@ -404,7 +414,13 @@ def test_one_bit_tiff_becomes_8_bit_grey(tmp_path, invert):
 @pytest.mark.parametrize("compression", [None, "lzw", "zlib"])
 @pytest.mark.parametrize("tile", [None, (16, 16)])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_16_bit_tiffs_of_other_programs(tmp_path, byteorder, compression, tile, channels):
+def test_16_bit_tiffs_of_other_programs(
+    tmp_path: Path,
+    byteorder: str,
+    compression: str | None,
+    tile: tuple[int, int] | None,
+    channels: int,
+) -> None:
     tifffile = pytest.importorskip("tifffile")
     if compression == "lzw":
         pytest.importorskip("imagecodecs")  # for tifffile to write it
@@ -422,7 +438,7 @@ def test_16_bit_tiffs_of_other_programs(tmp_path, byteorder, compression, tile, 
     np.testing.assert_array_equal(to_samples(read_image(tmp_path / "x.tif")), samples)
 
 
-def test_16_bit_tiff_where_zero_is_white(tmp_path):
+def test_16_bit_tiff_where_zero_is_white(tmp_path: Path) -> None:
     tifffile = pytest.importorskip("tifffile")
     samples = noise(1, 16)
     tifffile.imwrite(tmp_path / "x.tif", 65535 - samples[..., 0], photometric="miniswhite")
@@ -430,7 +446,7 @@ def test_16_bit_tiff_where_zero_is_white(tmp_path):
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_premultiplied_alpha_is_divided_out(tmp_path, bits):
+def test_premultiplied_alpha_is_divided_out(tmp_path: Path, bits: int) -> None:
     tifffile = pytest.importorskip("tifffile")
     top = 2**bits - 1
     samples = np.zeros((1, 3, 4), noise(1, bits).dtype)
@@ -446,7 +462,7 @@ def test_premultiplied_alpha_is_divided_out(tmp_path, bits):
 
 
 @pytest.mark.parametrize("colour_type,channels", [(0, 1), (4, 2), (2, 3), (6, 4)])
-def test_interlaced_16_bit_png(tmp_path, colour_type, channels):
+def test_interlaced_16_bit_png(tmp_path: Path, colour_type: int, channels: int) -> None:
     samples = noise(channels, 16, 9, 11)
     passes = [
         (0, 0, 8, 8),
@@ -467,12 +483,12 @@ def test_interlaced_16_bit_png(tmp_path, colour_type, channels):
     np.testing.assert_array_equal(to_samples(read_image(tmp_path / "x.png")), samples)
 
 
-def test_the_contents_decide_not_the_name(tmp_path):
+def test_the_contents_decide_not_the_name(tmp_path: Path) -> None:
     PIL.Image.fromarray(noise(3)).save(tmp_path / "x.jpg", "PNG")
     np.testing.assert_array_equal(to_samples(read_image(tmp_path / "x.jpg")), noise(3))
 
 
-def test_main_picture_of_a_phone_photo_is_read(tmp_path):
+def test_main_picture_of_a_phone_photo_is_read(tmp_path: Path) -> None:
     first = PIL.Image.new("RGB", (16, 16), "red")
     preview = PIL.Image.new("RGB", (8, 8))
     first.save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=[preview])
@@ -480,7 +496,7 @@ def test_main_picture_of_a_phone_photo_is_read(tmp_path):
     assert image.rgb.shape == (3, 16, 16) and image.rgb[0].min() > 0.9
 
 
-def test_reduced_resolution_copies_in_a_tiff_are_no_pages(tmp_path):
+def test_reduced_resolution_copies_in_a_tiff_are_no_pages(tmp_path: Path) -> None:
     tifffile = pytest.importorskip("tifffile")
     samples = noise(3, 16)
     with tifffile.TiffWriter(tmp_path / "x.tif") as tiff:
@@ -492,33 +508,35 @@ def test_reduced_resolution_copies_in_a_tiff_are_no_pages(tmp_path):
 # -- refused on read -------------------------------------------------------------------------------
 
 
-def test_unsupported_colour_spaces_are_refused(tmp_path):
+def test_unsupported_colour_spaces_are_refused(tmp_path: Path) -> None:
     picture = PIL.Image.fromarray(noise(4), "CMYK")
     for suffix in (".jpg", ".tif"):
         picture.save(tmp_path / f"x{suffix}")
-        refused(lambda s=suffix: read_image(tmp_path / f"x{s}"), f"x{suffix}", "CMYK", "RGB")
+        refused(partial(read_image, tmp_path / f"x{suffix}"), f"x{suffix}", "CMYK", "RGB")
     PIL.Image.fromarray(noise(3)).convert("LAB").save(tmp_path / "lab.tif")
     refused(lambda: read_image(tmp_path / "lab.tif"), "LAB")
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.int32, np.uint32, np.int8])
-def test_samples_that_are_not_8_or_16_bit_unsigned_are_refused(tmp_path, dtype):
+def test_samples_that_are_not_8_or_16_bit_unsigned_are_refused(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
     tifffile = pytest.importorskip("tifffile")
     tifffile.imwrite(tmp_path / "x.tif", np.zeros((5, 6), dtype))
     refused(lambda: read_image(tmp_path / "x.tif"), "x.tif", "16")
 
 
-def test_animations_and_pages_are_refused(tmp_path):
+def test_animations_and_pages_are_refused(tmp_path: Path) -> None:
     first, second = (PIL.Image.fromarray(noise(3, height=8 + n)[:8]) for n in range(2))
     second.putpixel((0, 0), (9, 9, 9))
     for suffix, word in [(".png", "animated"), (".webp", "animated"), (".tif", "pages")]:
         first.save(tmp_path / f"x{suffix}", save_all=True, append_images=[second])
-        refused(lambda s=suffix: read_image(tmp_path / f"x{s}"), f"x{suffix}", word)
+        refused(partial(read_image, tmp_path / f"x{suffix}"), f"x{suffix}", word)
     first.save(tmp_path / "x.gif", save_all=True, append_images=[second])
     refused(lambda: read_image(tmp_path / "x.gif"), "x.gif", "animated")
 
 
-def test_what_is_no_image_is_refused(tmp_path):
+def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("This is not a picture at all.")
     (tmp_path / "empty.png").touch()
     (tmp_path / "folder.png").mkdir()
@@ -530,7 +548,7 @@ def test_what_is_no_image_is_refused(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:(Corrupt EXIF|Truncated File)")  # Pillow's, before the error
 @pytest.mark.parametrize("name", ["8.png", "16.png", "8.jpg", "8.webp", "8.tif", "16.tif"])
-def test_a_cut_off_file_never_gives_half_a_picture(tmp_path, name):
+def test_a_cut_off_file_never_gives_half_a_picture(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     write_image(path, to_image(noise(3, int(name.split(".")[0]), 40, 50)))
     data = path.read_bytes()
@@ -548,7 +566,9 @@ def test_a_cut_off_file_never_gives_half_a_picture(tmp_path, name):
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
-def test_a_cut_off_tiff_with_its_tags_first_is_refused(tmp_path, compression):
+def test_a_cut_off_tiff_with_its_tags_first_is_refused(
+    tmp_path: Path, compression: str | None
+) -> None:
     tifffile = pytest.importorskip("tifffile")
     path = tmp_path / "x.tif"
     for samples in (noise(3, 8, 60, 60), noise(3, 16, 60, 60)):
@@ -559,7 +579,7 @@ def test_a_cut_off_tiff_with_its_tags_first_is_refused(tmp_path, compression):
             refused(lambda: read_image(path), "x.tif")
 
 
-def test_one_flipped_bit_in_a_png_is_noticed(tmp_path):
+def test_one_flipped_bit_in_a_png_is_noticed(tmp_path: Path) -> None:
     """zlib's own checksum stands apart here, where Pillow does not look for it: only the chunk's
     CRC can tell.
     """
@@ -576,7 +596,9 @@ def test_one_flipped_bit_in_a_png_is_noticed(tmp_path):
     refused(lambda: read_image(path), "damaged")
 
 
-def test_declared_sizes_are_checked_before_anything_is_allocated(tmp_path, monkeypatch):
+def test_declared_sizes_are_checked_before_anything_is_allocated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(make_png(np.zeros((1, 1, 3), np.uint8), 8, 2, size=(70_000, 70_000)))
     refused(lambda: read_image(path), "70000 x 70000", "2**31")
@@ -586,7 +608,9 @@ def test_declared_sizes_are_checked_before_anything_is_allocated(tmp_path, monke
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
-def test_pillows_own_size_limit_neither_stops_nor_changes(tmp_path, monkeypatch, suffix):
+def test_pillows_own_size_limit_neither_stops_nor_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
     path = tmp_path / f"x{suffix}"
     write_image(path, to_image(noise(3)))
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)
@@ -599,11 +623,11 @@ def test_pillows_own_size_limit_neither_stops_nor_changes(tmp_path, monkeypatch,
 # -- refused on write ------------------------------------------------------------------------------
 
 
-def test_what_can_be_refused_is_refused_beforehand(tmp_path):
+def test_what_can_be_refused_is_refused_beforehand(tmp_path: Path) -> None:
     (tmp_path / "old.png").touch()
     (tmp_path / "folder.png").mkdir()
 
-    def check(name, height=10, width=10, **options):
+    def check(name: Any, height: int = 10, width: int = 10, **options: Any) -> Any:
         return lambda: check_writable(
             tmp_path / name, height, width, **{"overwrite": False, **options}
         )
@@ -621,13 +645,15 @@ def test_what_can_be_refused_is_refused_beforehand(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="folder permissions work differently")
-def test_a_write_protected_folder_is_refused(tmp_path, monkeypatch):
+def test_a_write_protected_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     refused(lambda: check_writable(tmp_path / "x.png", 1, 1, overwrite=False), "write-protected")
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".webp"])
-def test_the_longest_side_is_where_the_encoder_stops(tmp_path, suffix):
+def test_the_longest_side_is_where_the_encoder_stops(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"x{suffix}"
     side = by_suffix(path).max_side
     write_image(path, Image(torch.zeros(3, 1, side)))
@@ -636,7 +662,7 @@ def test_the_longest_side_is_where_the_encoder_stops(tmp_path, suffix):
     refused(lambda: write_image(path, too_long, overwrite=True), f"{side:,}", "PNG")
 
 
-def test_alpha_is_not_dropped_by_jpeg(tmp_path):
+def test_alpha_is_not_dropped_by_jpeg(tmp_path: Path) -> None:
     refused(
         lambda: write_image(tmp_path / "x.jpg", to_image(noise(4))),
         "alpha",
@@ -653,12 +679,12 @@ def test_alpha_is_not_dropped_by_jpeg(tmp_path):
     "failure", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt(), MemoryError()]
 )
 def test_a_failing_write_leaves_the_old_file_and_nothing_else(
-    tmp_path, monkeypatch, suffix, failure
-):
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, failure: Any
+) -> None:
     path = tmp_path / f"x{suffix}"
     path.write_bytes(b"old")
 
-    def fail(*args):
+    def fail(*args: Any) -> None:
         raise failure
 
     monkeypatch.setattr(os, "replace", fail)
@@ -669,11 +695,13 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
-def test_a_full_disk_says_what_to_do(tmp_path, monkeypatch, suffix):
+def test_a_full_disk_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
     path = tmp_path / f"x{suffix}"
     path.write_bytes(b"old")
 
-    def disk_full(descriptor):
+    def disk_full(descriptor: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", disk_full)
@@ -687,7 +715,7 @@ def test_a_full_disk_says_what_to_do(tmp_path, monkeypatch, suffix):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_existing_file_is_kept_unless_told_otherwise(tmp_path):
+def test_an_existing_file_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(b"old")
     refused(lambda: write_image(path, to_image(noise(3))), "--overwrite")
@@ -696,7 +724,9 @@ def test_an_existing_file_is_kept_unless_told_otherwise(tmp_path):
     np.testing.assert_array_equal(to_samples(read_image(path)), noise(3))
 
 
-def test_a_file_that_appears_meanwhile_is_kept(tmp_path, monkeypatch):
+def test_a_file_that_appears_meanwhile_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "x.png"
     monkeypatch.setattr(os, "fsync", lambda descriptor: path.write_bytes(b"somebody else's"))
     refused(lambda: write_image(path, to_image(noise(3))), "already exists")
@@ -705,7 +735,7 @@ def test_a_file_that_appears_meanwhile_is_kept(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no POSIX modes or links")
-def test_modes_and_links_are_respected(tmp_path):
+def test_modes_and_links_are_respected(tmp_path: Path) -> None:
     old = tmp_path / "old.png"
     link = tmp_path / "link.png"
     old.touch()
@@ -721,8 +751,10 @@ def test_modes_and_links_are_respected(tmp_path):
     ).stat().st_mode == plain.stat().st_mode  # as the umask says, not 0600
 
 
-def test_a_file_system_without_hard_links_works(tmp_path, monkeypatch):
-    def no_links(source, target):
+def test_a_file_system_without_hard_links_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(source: Any, target: Any) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", no_links)
@@ -743,7 +775,7 @@ def disc(
 
 
 @pytest.mark.parametrize("height,width", [(64, 64), (37, 53), (5, 200), (8, 9)])
-def test_transparent_pixels_take_the_visible_colour(height, width):
+def test_transparent_pixels_take_the_visible_colour(height: int, width: int) -> None:
     rgb, alpha = disc(height, width, (0.9, 0.5, 0.1))
     filled = bleed_alpha(rgb, alpha)
     torch.testing.assert_close(
@@ -751,7 +783,7 @@ def test_transparent_pixels_take_the_visible_colour(height, width):
     )
 
 
-def test_no_dark_fringe_is_left_for_a_network_to_see():
+def test_no_dark_fringe_is_left_for_a_network_to_see() -> None:
     """Blurring stands for any network: at the rim the black below used to darken the visible
     colour.
     """
@@ -765,7 +797,7 @@ def test_no_dark_fringe_is_left_for_a_network_to_see():
     assert rim_brightness(bleed_alpha(rgb, alpha)) > 0.999
 
 
-def test_visible_pixels_are_untouched_however_faint():
+def test_visible_pixels_are_untouched_however_faint() -> None:
     generator = torch.Generator().manual_seed(0)
     rgb = torch.rand(3, 33, 47, generator=generator)
     alpha = torch.rand(1, 33, 47, generator=generator)
@@ -776,7 +808,7 @@ def test_visible_pixels_are_untouched_however_faint():
     assert torch.equal(filled, bleed_alpha(rgb, alpha))
 
 
-def test_the_nearest_colours_win():
+def test_the_nearest_colours_win() -> None:
     """Red at the left edge, blue at the right: the gap between changes from one to the other."""
     rgb = torch.zeros(3, 32, 64)
     alpha = torch.zeros(1, 32, 64)
@@ -789,7 +821,7 @@ def test_the_nearest_colours_win():
 
 
 @pytest.mark.parametrize("width", range(2, 10))
-def test_the_closest_column_wins_wherever_the_pyramid_cuts(width):
+def test_the_closest_column_wins_wherever_the_pyramid_cuts(width: int) -> None:
     rgb = torch.zeros(3, 16, 32)
     alpha = torch.zeros(1, 16, 32)
     # green, but red at the rim
@@ -800,7 +832,7 @@ def test_the_closest_column_wins_wherever_the_pyramid_cuts(width):
     assert beside[0] > beside[1]
 
 
-def test_one_faint_visible_pixel_is_enough():
+def test_one_faint_visible_pixel_is_enough() -> None:
     rgb = torch.zeros(3, 257, 129)
     alpha = torch.zeros(1, 257, 129)
     rgb[:, 200, 100] = 0.75
@@ -810,20 +842,24 @@ def test_one_faint_visible_pixel_is_enough():
 
 @pytest.mark.parametrize("level", [0.0, 1.0])
 @pytest.mark.parametrize("height,width", [(1, 1), (1, 7), (16, 16)])
-def test_all_transparent_and_all_opaque_are_left_alone(level, height, width):
+def test_all_transparent_and_all_opaque_are_left_alone(
+    level: float, height: int, width: int
+) -> None:
     rgb = torch.rand(3, height, width)
     assert torch.equal(bleed_alpha(rgb, torch.full((1, height, width), level)), rgb)
 
 
-def test_megapixels_take_a_moment_only():
+def test_megapixels_take_a_moment_only() -> None:
     rgb, alpha = disc(1000, 1000, (0.2, 0.4, 0.6))
     start = time.perf_counter()
     bleed_alpha(rgb, alpha)
     assert time.perf_counter() - start < 5  # about 0.2 s; a loop over pixels takes minutes
 
 
-def test_an_encoder_that_gives_up_is_an_image_error(tmp_path, monkeypatch):
-    def give_up(*args, **options):
+def test_an_encoder_that_gives_up_is_an_image_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def give_up(*args: Any, **options: Any) -> None:
         raise ValueError("encoding error 6")
 
     monkeypatch.setattr(PIL.Image.Image, "save", give_up)
@@ -836,7 +872,7 @@ def test_an_encoder_that_gives_up_is_an_image_error(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_paths_may_be_strings(tmp_path):
+def test_paths_may_be_strings(tmp_path: Path) -> None:
     write_image(str(tmp_path / "x.png"), to_image(noise(3)))
     assert read_image(str(Path(tmp_path) / "x.png")).bits == 8
     assert PIL.Image.open(io.BytesIO((tmp_path / "x.png").read_bytes())).mode == "RGB"

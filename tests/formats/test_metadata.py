@@ -8,6 +8,7 @@ import struct
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -16,6 +17,7 @@ import pytest
 import tifffile
 import torch
 from PIL import ImageCms
+from torch import Tensor
 
 from diinn_fast.errors import UpscaleError
 from diinn_fast.formats import Image, by_suffix, read_image, write_image
@@ -263,7 +265,9 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("kind", "out", "by_pieces"), PAIRS)
-def test_all_that_a_file_says_is_kept_or_named(tmp_path, caplog, kind, out, by_pieces):
+def test_all_that_a_file_says_is_kept_or_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: Any, out: Tensor, by_pieces: Any
+) -> None:
     source = tmp_path / f"in.{kind.split('.')[-1]}"
     make(kind, source)
     caplog.clear()
@@ -276,7 +280,7 @@ def test_all_that_a_file_says_is_kept_or_named(tmp_path, caplog, kind, out, by_p
 
 
 @pytest.mark.parametrize("out", OUT)
-def test_metadata_is_read_back_from_every_output(tmp_path, out):
+def test_metadata_is_read_back_from_every_output(tmp_path: Path, out: str) -> None:
     """What an output holds, its reader finds: outputs can be inputs."""
     form = by_suffix(f"x.{out}")
     metadata = Metadata(SRGB, Resolution(300, 200), Exif.parse(exif_block()), XMP, IPTC, "hello")
@@ -306,7 +310,9 @@ def exif_of(path: Path) -> PIL.Image.Exif:
 
 @pytest.mark.parametrize("out", ["png", "jpg", "webp"])
 @pytest.mark.parametrize("orientation", [None, 1, 6])
-def test_exif_tells_the_new_size_and_no_turn(tmp_path, out, orientation):
+def test_exif_tells_the_new_size_and_no_turn(
+    tmp_path: Path, out: str, orientation: int | None
+) -> None:
     block = exif_block(orientation, thumbnail=True)
     PICTURE.save(tmp_path / "in.jpg", exif=block, dpi=(300, 300))
     enlarge(tmp_path / "in.jpg", tmp_path / f"out.{out}", by_pieces=False)
@@ -324,7 +330,7 @@ def test_exif_tells_the_new_size_and_no_turn(tmp_path, out, orientation):
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_a_maker_note_keeps_its_place_and_order(order):
+def test_a_maker_note_keeps_its_place_and_order(order: str) -> None:
     exif = PIL.Image.Exif()
     exif.endian = order
     exif.get_ifd(34665)[37500] = NOTE
@@ -335,7 +341,7 @@ def test_a_maker_note_keeps_its_place_and_order(order):
     assert Exif.parse(block.tobytes()) == block
 
 
-def test_resolution_grows_with_the_pixels_in_its_own_unit(tmp_path):
+def test_resolution_grows_with_the_pixels_in_its_own_unit(tmp_path: Path) -> None:
     tif(tmp_path / "x.tif", [], resolution=(1000.0, 500.0), resolutionunit="CENTIMETER")
     enlarge(tmp_path / "x.tif", tmp_path / "y.tif", by_pieces=True)
     with tifffile.TiffFile(tmp_path / "y.tif") as tiff:
@@ -348,7 +354,7 @@ def test_resolution_grows_with_the_pixels_in_its_own_unit(tmp_path):
 
 
 @pytest.mark.parametrize("point", [False, True])
-def test_the_same_ground_lies_under_the_picture(tmp_path, point):
+def test_the_same_ground_lies_under_the_picture(tmp_path: Path, point: bool) -> None:
     keys = (34735, 3, 8, (1, 1, 0, 1, 1025, 0, 1, 2 if point else 1), True)
     tie = (33922, 12, 6, (3.0, 5.0, 0.0, 500.0, 400.0, 0.0), True)
     tif(tmp_path / "x.tif", [GEO[0], tie, keys, GEO[3]])
@@ -362,7 +368,7 @@ def test_the_same_ground_lies_under_the_picture(tmp_path, point):
         assert tags[33922].value == (*first, 0.0, 500.0, 400.0, 0.0)
 
 
-def test_a_rotated_grid_too(tmp_path):
+def test_a_rotated_grid_too(tmp_path: Path) -> None:
     matrix = np.array([[8.0, -6, 0, 100], [-6, -8, 0, 200], [0, 0, 0, 0], [0, 0, 0, 1]])
     tif(tmp_path / "x.tif", [(34264, 12, 16, tuple(matrix.ravel()), True)])
     enlarge(tmp_path / "x.tif", tmp_path / "y.tif", by_pieces=False)
@@ -372,7 +378,7 @@ def test_a_rotated_grid_too(tmp_path):
     np.testing.assert_allclose(larger @ (corner * [2, 2, 1, 1]), matrix @ corner)
 
 
-def test_ome_xml_tells_smaller_pixels(tmp_path):
+def test_ome_xml_tells_smaller_pixels(tmp_path: Path) -> None:
     make("ome.tif", tmp_path / "x.tif")
     enlarge(tmp_path / "x.tif", tmp_path / "y.tif", by_pieces=True)
     with tifffile.TiffFile(tmp_path / "y.tif") as tiff:
@@ -388,7 +394,7 @@ def test_ome_xml_tells_smaller_pixels(tmp_path):
     assert step["scale"] == pytest.approx([1.0, 0.0625, 0.125])
 
 
-def test_imagej_finds_its_calibration(tmp_path):
+def test_imagej_finds_its_calibration(tmp_path: Path) -> None:
     make("ij.tif", tmp_path / "x.tif")
     enlarge(tmp_path / "x.tif", tmp_path / "y.tif", by_pieces=False)
     with tifffile.TiffFile(tmp_path / "y.tif") as tiff:
@@ -400,7 +406,7 @@ def test_imagej_finds_its_calibration(tmp_path):
     assert struct.unpack(">IIB", physical) == (4_000_000, 8_000_000, 1)
 
 
-def test_ome_zarr_keeps_its_physical_grid(tmp_path):
+def test_ome_zarr_keeps_its_physical_grid(tmp_path: Path) -> None:
     zarr = pytest.importorskip("zarr")
     group = zarr.create_group(str(tmp_path / "x.ome.zarr"), zarr_format=3)
     array = group.create_array("0", shape=(HEIGHT, WIDTH), dtype="uint8")
@@ -424,7 +430,7 @@ def test_ome_zarr_keeps_its_physical_grid(tmp_path):
     assert translation["translation"] == [0.0, 9.5, 19.0]
 
 
-def test_xmp_tells_the_new_size_and_no_turn(tmp_path):
+def test_xmp_tells_the_new_size_and_no_turn(tmp_path: Path) -> None:
     PICTURE.save(tmp_path / "x.jpg", xmp=XMP.replace(b'Orientation="1"', b'Orientation="6"'))
     enlarge(tmp_path / "x.jpg", tmp_path / "y.png", by_pieces=False)
     with PIL.Image.open(tmp_path / "y.png") as picture:
@@ -445,7 +451,7 @@ def seen(profile: bytes, colour: tuple[int, int, int]) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("details", [{40961: 65535}, {40961: 1}])
 @pytest.mark.parametrize("out", ["png", "jpg", "webp", "tif"])
-def test_a_cameras_adobe_rgb_gets_a_profile(tmp_path, out, details):
+def test_a_cameras_adobe_rgb_gets_a_profile(tmp_path: Path, out: str, details: Any) -> None:
     exif = PIL.Image.Exif()
     exif.get_ifd(34665).update(details)
     if details[40961] == 1:
@@ -457,7 +463,9 @@ def test_a_cameras_adobe_rgb_gets_a_profile(tmp_path, out, details):
 
 
 @pytest.mark.parametrize("out", ["jpg", "webp", "tif"])
-def test_png_colour_becomes_a_profile(tmp_path, out, caplog):
+def test_png_colour_becomes_a_profile(
+    tmp_path: Path, out: str, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "x.png").write_bytes(png((b"gAMA", struct.pack(">I", 100_000))))
     enlarge(tmp_path / "x.png", tmp_path / f"y.{out}", by_pieces=False)
     with PIL.Image.open(tmp_path / f"y.{out}") as picture:
@@ -465,7 +473,7 @@ def test_png_colour_becomes_a_profile(tmp_path, out, caplog):
     assert not caplog.records
 
 
-def test_texts_find_their_tags(tmp_path, caplog):
+def test_texts_find_their_tags(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     info = PIL.PngImagePlugin.PngInfo()
     info.add_text("Author", "Jane")
     info.add_text("Comment", "hello")
@@ -494,13 +502,17 @@ def exif_bytes(path: Path, code: int) -> str | None:
         (b"\xff\xe5\0\x08odd  \0", "APP5"),
     ],
 )
-def test_what_no_output_holds_is_named(tmp_path, caplog, segment, word):
+def test_what_no_output_holds_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, segment: bytes, word: str
+) -> None:
     PICTURE.save(tmp_path / "x.jpg", extra=segment)
     enlarge(tmp_path / "x.jpg", tmp_path / "y.jpg", by_pieces=False)
     assert word in caplog.text
 
 
-def test_a_gain_map_is_named_and_no_longer_promised(tmp_path, caplog):
+def test_a_gain_map_is_named_and_no_longer_promised(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     xmp = b'<x><rdf:Description hdrgm:Version="1.0" dc:title="Beach"/></x>'
     PICTURE.save(tmp_path / "x.jpg", xmp=xmp)
     enlarge(tmp_path / "x.jpg", tmp_path / "y.jpg", by_pieces=False)
@@ -510,25 +522,27 @@ def test_a_gain_map_is_named_and_no_longer_promised(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("name", [b"tIME", b"bKGD", b"oFFs", b"vpAg"])
-def test_chunks_that_cannot_be_kept_are_named(tmp_path, caplog, name):
+def test_chunks_that_cannot_be_kept_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: bytes
+) -> None:
     (tmp_path / "x.png").write_bytes(png((name, bytes(6))))
     enlarge(tmp_path / "x.png", tmp_path / "y.png", by_pieces=False)
     assert name.decode() in caplog.text
 
 
-def test_unknown_tags_of_a_tiff_are_named(tmp_path, caplog):
+def test_unknown_tags_of_a_tiff_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tif(tmp_path / "x.tif", [(65000, 3, 1, 7, True)])
     enlarge(tmp_path / "x.tif", tmp_path / "y.tif", by_pieces=False)
     assert "tag 65000" in caplog.text
 
 
-def test_damaged_exif_is_named(tmp_path, caplog):
+def test_damaged_exif_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     PICTURE.save(tmp_path / "x.jpg", exif=PREFIX + b"II*\0\xff\xff\0\0")
     enlarge(tmp_path / "x.jpg", tmp_path / "y.png", by_pieces=False)
     assert "EXIF that cannot be read" in caplog.text
 
 
-def test_exif_of_a_bigtiff(tmp_path, monkeypatch):
+def test_exif_of_a_bigtiff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diinn_fast.formats.tiff_writer.CLASSIC_MAX_BYTES", 0)
     full_tif(tmp_path / "x.tif")
     with tifffile.TiffFile(tmp_path / "x.tif") as tiff:
@@ -542,7 +556,7 @@ def test_exif_of_a_bigtiff(tmp_path, monkeypatch):
 # -- none, and objects -----------------------------------------------------------------------------
 
 
-def test_none_keeps_what_pixels_mean():
+def test_none_keeps_what_pixels_mean() -> None:
     metadata = Metadata(SRGB, Resolution(300, 300), Exif.parse(exif_block()), XMP)
     assert chosen(metadata, "none") == Metadata(SRGB)
     assert chosen(metadata, "keep") == metadata
@@ -551,7 +565,7 @@ def test_none_keeps_what_pixels_mean():
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_a_pil_image_gives_its_metadata_on(orientation):
+def test_a_pil_image_gives_its_metadata_on(orientation: int) -> None:
     buffer = io.BytesIO()
     PICTURE.save(buffer, "JPEG", exif=exif_block(orientation), dpi=(300, 300), comment="hello")
     request = as_request(PIL.Image.open(buffer))
@@ -566,7 +580,7 @@ def test_a_pil_image_gives_its_metadata_on(orientation):
     assert not without.info
 
 
-def test_the_texts_of_a_pil_image():
+def test_the_texts_of_a_pil_image() -> None:
     buffer = io.BytesIO()
     info = PIL.PngImagePlugin.PngInfo()
     info.add_text("parameters", "a cat")

@@ -74,7 +74,9 @@ def refused_by_both(path: Path, *words: str) -> None:
         (4, "minisblack", [0, 0, 0]),
     ],
 )
-def test_bands_that_are_no_alpha_are_never_dropped(tmp_path, count, photometric, extra, planar):
+def test_bands_that_are_no_alpha_are_never_dropped(
+    tmp_path: Path, count: int, photometric: str, extra: list[int] | None, planar: str
+) -> None:
     samples = np.random.default_rng(0).integers(0, 256, (H, W, count), np.uint8)
     stored = samples if planar == "contig" else samples.transpose(2, 0, 1)
     tifffile.imwrite(
@@ -97,7 +99,7 @@ def without_tag(path: Path, code: int) -> None:
 @pytest.mark.parametrize("compression", [None, "zlib", "lzw", "packbits"])
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("channels", [2, 3, 4])
-def test_separate_planes(tmp_path, channels, bits, compression):
+def test_separate_planes(tmp_path: Path, channels: int, bits: int, compression: str | None) -> None:
     samples = noise(channels, bits, H, W)
     tifffile.imwrite(
         tmp_path / "x.tif", samples.transpose(2, 0, 1), planarconfig="separate",
@@ -107,7 +109,7 @@ def test_separate_planes(tmp_path, channels, bits, compression):
     np.testing.assert_array_equal(both(tmp_path / "x.tif"), samples)
 
 
-def test_16_bit_grey_and_alpha(tmp_path):
+def test_16_bit_grey_and_alpha(tmp_path: Path) -> None:
     tifffile.imwrite(
         tmp_path / "x.tif", noise(2, 16, H, W), photometric="minisblack", planarconfig="contig",
         extrasamples=[2],
@@ -118,7 +120,7 @@ def test_16_bit_grey_and_alpha(tmp_path):
 # -- pages -----------------------------------------------------------------------------------------
 
 
-def test_a_first_page_that_is_a_thumbnail_is_not_the_picture(tmp_path):
+def test_a_first_page_that_is_a_thumbnail_is_not_the_picture(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "x.tif") as tiff:
         tiff.write(noise(3, height=8, width=8), photometric="rgb", subfiletype=1, subifds=1)
         tiff.write(noise(3, height=H, width=W), photometric="rgb")
@@ -127,13 +129,15 @@ def test_a_first_page_that_is_a_thumbnail_is_not_the_picture(tmp_path):
     refused_by_both(tmp_path / "x.dng", "camera raw", "develop it first")
 
 
-def test_a_raw_by_its_tags(tmp_path):
+def test_a_raw_by_its_tags(tmp_path: Path) -> None:
     tags = [(50706, "B", 4, (1, 4, 0, 0), True)]
     tifffile.imwrite(tmp_path / "x.tif", noise(3), photometric="rgb", extratags=tags)
     refused_by_both(tmp_path / "x.tif", "camera raw")
 
 
-def test_a_mask_page_is_left_aside_and_said_so(tmp_path, caplog):
+def test_a_mask_page_is_left_aside_and_said_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with tifffile.TiffWriter(tmp_path / "x.tif") as tiff:
         tiff.write(noise(3), photometric="rgb")
         tiff.write(noise(1)[..., 0], photometric="minisblack", subfiletype=1)
@@ -143,7 +147,7 @@ def test_a_mask_page_is_left_aside_and_said_so(tmp_path, caplog):
     assert "mask" in caplog.text
 
 
-def test_endless_pages_are_given_up_early(tmp_path):
+def test_endless_pages_are_given_up_early(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "x.tif") as tiff:
         for number in range(MOST_PAGES + 3):
             tiff.write(noise(1, height=4, width=4), subfiletype=int(number > 0), photometric=1)
@@ -155,7 +159,9 @@ def test_endless_pages_are_given_up_early(tmp_path):
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_floats_are_read_as_they_are_written(tmp_path, channels, compression):
+def test_floats_are_read_as_they_are_written(
+    tmp_path: Path, channels: int, compression: str | None
+) -> None:
     values = np.random.default_rng(1).random((H, W, channels), np.float32)
     tifffile.imwrite(
         tmp_path / "x.tif", values, photometric="rgb" if channels > 1 else "minisblack",
@@ -172,7 +178,7 @@ def test_floats_are_read_as_they_are_written(tmp_path, channels, compression):
 
 
 @pytest.mark.parametrize(("value", "word"), [(1832.0, "1832"), (float("nan"), "nan")])
-def test_floats_that_are_no_picture(tmp_path, value, word):
+def test_floats_that_are_no_picture(tmp_path: Path, value: float, word: str) -> None:
     values = np.full((H, W), 0.5, np.float32)
     values[3, 4] = value
     tifffile.imwrite(tmp_path / "x.tif", values)
@@ -182,7 +188,9 @@ def test_floats_that_are_no_picture(tmp_path, value, word):
 
 @pytest.mark.parametrize("scale", [1, 257])
 @pytest.mark.parametrize("tile", [None, (16, 16)])
-def test_colour_maps_of_8_and_of_16_bits(tmp_path, scale, tile):
+def test_colour_maps_of_8_and_of_16_bits(
+    tmp_path: Path, scale: int, tile: tuple[int, int] | None
+) -> None:
     table = np.random.default_rng(2).integers(0, 256, (3, 256), np.uint16)
     indices = noise(1, height=H, width=W)[..., 0]
     tifffile.imwrite(
@@ -237,7 +245,7 @@ def bare_tiff(
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("big", [False, True])
 @pytest.mark.parametrize("compression", [1, 8])
-def test_byte_orders_and_bigtiff(tmp_path, order, big, compression):
+def test_byte_orders_and_bigtiff(tmp_path: Path, order: str, big: bool, compression: int) -> None:
     samples = noise(1, height=H, width=W)
     strips = [samples[:12].tobytes(), samples[12:].tobytes()]
     if compression == 8:
@@ -249,7 +257,7 @@ def test_byte_orders_and_bigtiff(tmp_path, order, big, compression):
 
 
 @pytest.mark.parametrize("compression", [8, 32773])
-def test_what_lies_behind_a_strip_is_not_looked_at(tmp_path, compression):
+def test_what_lies_behind_a_strip_is_not_looked_at(tmp_path: Path, compression: int) -> None:
     samples = noise(1, height=H, width=W)
     strips = []
     for part in (samples[:12], samples[12:]):
@@ -264,7 +272,7 @@ def test_what_lies_behind_a_strip_is_not_looked_at(tmp_path, compression):
 
 
 @pytest.mark.parametrize("palette", [False, True])
-def test_more_offsets_than_tiles(tmp_path, palette):
+def test_more_offsets_than_tiles(tmp_path: Path, palette: bool) -> None:
     samples = noise(1, height=16, width=32)
     tiles = [samples[:, :16].tobytes(), samples[:, 16:].tobytes(), bytes([77] * 256)]
     extra = {322: [16], 323: [16]}
@@ -276,7 +284,9 @@ def test_more_offsets_than_tiles(tmp_path, palette):
 
 
 @pytest.mark.parametrize("codecs", [True, False])
-def test_a_strip_that_inflates_without_end_stops_at_its_size(tmp_path, monkeypatch, codecs):
+def test_a_strip_that_inflates_without_end_stops_at_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codecs: bool
+) -> None:
     bomb = zlib.compress(bytes(1 << 28), 9)
     monkeypatch.setattr(tiff_source, "_has_imagecodecs", lambda: codecs)
     path = tmp_path / "x.tif"
@@ -286,7 +296,7 @@ def test_a_strip_that_inflates_without_end_stops_at_its_size(tmp_path, monkeypat
     assert source.resident_bytes <= 1 << 20
 
 
-def test_tags_of_any_damage_are_one_sentence(tmp_path):
+def test_tags_of_any_damage_are_one_sentence(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     PIL.Image.fromarray(noise(3)).save(buffer, "TIFF")
     data = bytearray(buffer.getvalue())
@@ -309,7 +319,7 @@ def test_tags_of_any_damage_are_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
-def test_a_transparent_grey_has_the_bits_of_its_depth_alone(depth):
+def test_a_transparent_grey_has_the_bits_of_its_depth_alone(depth: int) -> None:
     def chunk(name: bytes, data: bytes) -> bytes:
         check = zlib.crc32(name + data)
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", check)
@@ -323,7 +333,7 @@ def test_a_transparent_grey_has_the_bits_of_its_depth_alone(depth):
     assert (samples[0, 1:] == [0, 255]).all()
 
 
-def test_an_image_of_floats_is_upscaled_as_floats(tmp_path):
+def test_an_image_of_floats_is_upscaled_as_floats(tmp_path: Path) -> None:
     import torch
 
     image = Image(torch.rand(3, 5, 6), bits=32)

@@ -502,7 +502,10 @@ def _(net: Any) -> None:
         forward = layer.forward
 
         def loaded(
-            x: Tensor, layer: nn.Conv2d = layer, values: dict[str, Any] = values, forward=forward
+            x: Tensor,
+            layer: nn.Conv2d = layer,
+            values: dict[str, Any] = values,
+            forward: Any = forward,
         ) -> Tensor:
             here = {name: value.to(x.dtype) for name, value in values.items()}
             for name, value in here.items():

@@ -23,7 +23,7 @@ class Launches(TorchDispatchMode):
     """Inside, counts operators by name; ``launch`` counts one of our own."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(

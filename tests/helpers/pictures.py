@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -54,7 +57,7 @@ def to_samples(image: Image) -> np.ndarray:
     return levels.round().astype(np.uint16 if image.bits == 16 else np.uint8)
 
 
-def refused(action, *words: str) -> None:
+def refused(action: Callable[[], Any], *words: str) -> None:
     """`action` raises an ImageError of one sentence that contains all `words`."""
     with pytest.raises(ImageError) as caught:
         action()

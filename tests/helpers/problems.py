@@ -44,7 +44,8 @@ def away_from_kinks(decoder: ImplicitDecoder) -> ImplicitDecoder:
     """Biases so large that rounding takes no relu's argument across zero, half of them off."""
     for parameter in decoder.parameters():
         parameter.mul_(0.25)
-    for layer, _ in decoder.K:
+    for pair in decoder.K.children():
+        layer = pair[0]
         layer.bias.copy_(torch.where(torch.rand_like(layer.bias) < 0.5, -4.0, 4.0))
     return decoder
 
@@ -159,9 +160,10 @@ def grad_of(case: Case) -> Tensor:
 
 
 def decode(case: Case, backend: str) -> Tensor:
-    return decoder_of(case.network)(
+    result: Tensor = decoder_of(case.network)(
         features_of(case), case.size, window=case.window, backend=backend
     )
+    return result
 
 
 def gradients(case: Case, backend: str) -> list[Tensor]:
@@ -243,14 +245,18 @@ class Operands:
         )  # fmt: skip
 
     def decode(self, backend: str) -> Tensor:
-        return torch.ops.diinn_fast.decode(*self.arguments(), backend)
+        result: Tensor = torch.ops.diinn_fast.decode(*self.arguments(), backend)
+        return result
 
     def gradients(
         self, grad: Tensor, backend: str, needs: Sequence[bool] | None = None
     ) -> list[Tensor]:
         """Gradients of [source, *weights]; empty where ``needs`` says that they are not needed."""
         wanted = [True] * (1 + len(self.weights)) if needs is None else list(needs)
-        return torch.ops.diinn_fast.decode_backward(grad, *self.arguments(), backend, wanted)
+        result: list[Tensor] = torch.ops.diinn_fast.decode_backward(
+            grad, *self.arguments(), backend, wanted
+        )
+        return result
 
     def to(self, dtype: torch.dtype) -> Operands:
         """All numbers in ``dtype``."""
@@ -266,7 +272,7 @@ class Operands:
         batch = len(self.source)
         if self.window is None:
             assert self.index is not None
-            shape = (batch, self.index.shape[1], channels)
+            shape: tuple[int, ...] = (batch, self.index.shape[1], channels)
         else:
             shape = (batch, channels, *self.window.shape)
         return torch.randn(shape).to(self.source)

@@ -4,13 +4,16 @@ go with them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 
 from diinn_fast import DIINN, ImplicitDecoder
 from diinn_fast.encoders import EDSR, RDN
 
-ENCODERS = {
+ENCODERS: dict[str, Callable[..., Any]] = {
     "edsr": lambda: EDSR(channels=32, blocks=2),
     "rdn": lambda: RDN(channels=32, growth=32, blocks=2, convs=3),
 }

@@ -52,11 +52,12 @@ def run(photos: Path, out: Path, *more: str, **keywords: Any) -> tuple[int, str]
     return train(out, own, [*(SMALL if own else []), f"--data.folder={photos}", *more], **keywords)
 
 
-def checkpoint(path: Path) -> dict:
-    return torch.load(path, weights_only=True)
+def checkpoint(path: Path) -> dict[str, Any]:
+    result: dict[str, Any] = torch.load(path, weights_only=True)
+    return result
 
 
-def assert_same_state(one: dict, other: dict) -> None:
+def assert_same_state(one: dict[str, Any], other: dict[str, Any]) -> None:
     """Weights, averaged weights and Adam's moments, to the last bit."""
     for part in ("state_dict", "current_model_state"):
         assert one[part].keys() == other[part].keys()

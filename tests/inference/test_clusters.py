@@ -53,7 +53,7 @@ def test_results_of_other_pictures_sizes_and_weights_have_other_names(
     view: diinn_fast.View, tmp_path: Path
 ) -> None:
     def name(view: diinn_fast.View, size: tuple[int, int] = SIZE) -> str:
-        return dask.array.from_array(view.at(size)).name
+        return str(dask.array.from_array(view.at(size)).name)
 
     same = diinn_fast.open(tmp_path / "in.png", tmp_path / "weights", device="cpu")
     assert name(same) == name(view)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -26,7 +28,7 @@ def upscaler() -> Upscaler:
 
 
 @pytest.fixture
-def tiles(monkeypatch) -> None:
+def tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every render in six tiles of several blocks."""
 
     def made(task: Task, base: int, bound: int) -> Plan:
@@ -35,7 +37,7 @@ def tiles(monkeypatch) -> None:
     monkeypatch.setattr(planning, "plan_within", made)
 
 
-def three_ways(upscaler: Upscaler, image: np.ndarray, size: tuple[int, int], folder: Path):
+def three_ways(upscaler: Upscaler, image: np.ndarray, size: tuple[int, int], folder: Path) -> Any:
     """The output in memory, of a render in tiles, and of a view in two windows."""
     out = upscaler.render(image, folder / "out.npy", size=size, overwrite=True)
     half = size[0] // 2
@@ -54,7 +56,13 @@ def smooth(height: int = 120, width: int = 90) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [(60, 45), (30, 23), (12, 9), (119, 90), (120, 31)])
-def test_a_smaller_output_is_a_clean_reduction(upscaler, size, tiles, tmp_path, monkeypatch):
+def test_a_smaller_output_is_a_clean_reduction(
+    upscaler: Upscaler,
+    size: tuple[int, int],
+    tiles: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Pillow's antialiased bicubic within its rounding; the network is not asked."""
     monkeypatch.setattr(upscaler, "encode", lambda *_: pytest.fail("the network enlarges"))
     monkeypatch.setattr(planning, "measure_rates", lambda *_: (1.0, 1.0))
@@ -67,7 +75,9 @@ def test_a_smaller_output_is_a_clean_reduction(upscaler, size, tiles, tmp_path, 
 
 
 @pytest.mark.parametrize("size", [(60, 270), (360, 45), (60, 110)])
-def test_one_axis_is_reduced_and_the_other_enlarged(upscaler, size, tiles, tmp_path):
+def test_one_axis_is_reduced_and_the_other_enlarged(
+    upscaler: Upscaler, size: tuple[int, int], tiles: None, tmp_path: Path
+) -> None:
     image = picture(120, 90)
     whole, *others = three_ways(upscaler, image, size, tmp_path)
     planes = torch.from_numpy(image).permute(2, 0, 1).float() / 255
@@ -80,7 +90,9 @@ def test_one_axis_is_reduced_and_the_other_enlarged(upscaler, size, tiles, tmp_p
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
-def test_alpha_and_grey_of_a_smaller_output(upscaler, channels, tiles, tmp_path):
+def test_alpha_and_grey_of_a_smaller_output(
+    upscaler: Upscaler, channels: int, tiles: None, tmp_path: Path
+) -> None:
     image = picture(120, 90, channels)
     kept = image[..., 0] if channels == 1 else image
     if channels == 2:
@@ -95,12 +107,12 @@ def test_alpha_and_grey_of_a_smaller_output(upscaler, channels, tiles, tmp_path)
             np.testing.assert_array_equal(upscaler(kept, size=size), out)
 
 
-def test_the_same_size_is_made_by_the_network(upscaler):
+def test_the_same_size_is_made_by_the_network(upscaler: Upscaler) -> None:
     image = picture(40, 50)
     assert not np.array_equal(upscaler(image, scale=1), image)
 
 
-def test_regions_of_a_strong_reduction_are_bitwise_the_whole(seed):
+def test_regions_of_a_strong_reduction_are_bitwise_the_whole(seed: random.Random) -> None:
     """A source reads at most so much at a time, whatever the factor."""
     source = ReducedSource(open_source(picture(1500, 1300)), (11, 700))
     whole, _ = source.read(0, 11, 0, 700)
@@ -109,7 +121,9 @@ def test_regions_of_a_strong_reduction_are_bitwise_the_whole(seed):
         assert torch.equal(source.read(y0, y1, x0, x1)[0], whole[:, y0:y1, x0:x1])
 
 
-def test_one_warning_per_picture(upscaler, caplog, tmp_path):
+def test_one_warning_per_picture(
+    upscaler: Upscaler, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
     with caplog.at_level(logging.WARNING, "diinn_fast"):
         upscaler(picture(40, 50), scale=0.5)
         upscaler.render(picture(40, 50), tmp_path / "out.npy", scale=(0.5, 2))
@@ -122,7 +136,9 @@ def test_one_warning_per_picture(upscaler, caplog, tmp_path):
 
 
 @pytest.mark.parametrize("size", [(140, 170), (70, 30), (30, 40)])
-def test_a_neutral_picture_stays_neutral(upscaler, size, tiles, tmp_path):
+def test_a_neutral_picture_stays_neutral(
+    upscaler: Upscaler, size: tuple[int, int], tiles: None, tmp_path: Path
+) -> None:
     """As the grey picture that it is, in three channels."""
     grey = picture(70, 85, 1)[..., 0]
     image = np.repeat(grey[..., None], 3, 2)
@@ -131,7 +147,9 @@ def test_a_neutral_picture_stays_neutral(upscaler, size, tiles, tmp_path):
         np.testing.assert_array_equal(found, expected)
 
 
-def test_one_coloured_pixel_makes_a_picture_coloured(upscaler, tiles, tmp_path):
+def test_one_coloured_pixel_makes_a_picture_coloured(
+    upscaler: Upscaler, tiles: None, tmp_path: Path
+) -> None:
     image = np.repeat(picture(70, 85, 1), 3, 2)
     image[69, 84] = (1, 2, 3)
     whole, *others = three_ways(upscaler, image, (140, 170), tmp_path)
@@ -140,7 +158,7 @@ def test_one_coloured_pixel_makes_a_picture_coloured(upscaler, tiles, tmp_path):
         np.testing.assert_array_equal(other, whole)
 
 
-def test_colour_that_nobody_sees_does_not_count(upscaler):
+def test_colour_that_nobody_sees_does_not_count(upscaler: Upscaler) -> None:
     image = np.repeat(picture(40, 50, 1), 4, 2)
     image[..., 3] = 255
     image[10:20, 10:20] = (250, 3, 80, 0)
@@ -149,7 +167,7 @@ def test_colour_that_nobody_sees_does_not_count(upscaler):
 
 
 @pytest.mark.parametrize("rows", [1, 4])
-def test_neutral_tensors_of_a_batch(upscaler, rows):
+def test_neutral_tensors_of_a_batch(upscaler: Upscaler, rows: int) -> None:
     grey = torch.rand(1, 1, 30, rows * 10).expand(1, 3, -1, -1)
     both = torch.cat([grey, torch.rand(1, 3, 30, rows * 10)])
     found = upscaler(both, scale=1.5)
@@ -157,7 +175,7 @@ def test_neutral_tensors_of_a_batch(upscaler, rows):
     assert not torch.equal(found[1, 0], found[1, 1])
 
 
-def test_a_dry_run_names_the_size_of_the_picture(upscaler, tmp_path):
+def test_a_dry_run_names_the_size_of_the_picture(upscaler: Upscaler, tmp_path: Path) -> None:
     spec = rendering.prepare(upscaler, picture(40, 50), tmp_path / "out.npy", scale=0.5)
     first, *lines = rendering.describe(spec, rendering.make_plan(spec)).splitlines()
     assert first.startswith("50x40 -> ") and "25x20" in first

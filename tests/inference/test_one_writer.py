@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +28,7 @@ def upscaler() -> Upscaler:
 
 
 @pytest.fixture
-def tiles(monkeypatch) -> None:
+def tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every render in six tiles, each block recorded at once."""
 
     def made(task: Task, base: int, bound: int) -> Plan:
@@ -36,16 +38,16 @@ def tiles(monkeypatch) -> None:
     monkeypatch.setattr(writer, "FLUSH_SECONDS", 0.0)
 
 
-def render(upscaler: Upscaler, image, out: Path, scale: float = 2, **how) -> bool:
+def render(upscaler: Upscaler, image: Any, out: Path, scale: float = 2, **how: Any) -> bool:
     return rendering.run(rendering.prepare(upscaler, image, out, scale=scale), **how)
 
 
-def at_block(monkeypatch, number: int, action) -> None:
+def at_block(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], Any]) -> None:
     """Do something before the block of that number is made."""
     real = loop.render_block
     made = []
 
-    def block(*arguments):
+    def block(*arguments: Any) -> Any:
         made.append(arguments)
         if len(made) == number:
             action()
@@ -57,7 +59,7 @@ def at_block(monkeypatch, number: int, action) -> None:
 # -- the lock --------------------------------------------------------------------------------------
 
 
-def test_a_lock_is_held_once_and_ends(tmp_path):
+def test_a_lock_is_held_once_and_ends(tmp_path: Path) -> None:
     first = FileLock(tmp_path / "lock-0")
     second = FileLock(tmp_path / "lock-0")
     assert first.acquire() and not second.acquire() and is_locked(tmp_path / "lock-0")
@@ -83,7 +85,9 @@ WRITER = """
 
 
 @pytest.mark.parametrize("name", ["out.zarr", "out.npy"])
-def test_a_second_process_is_told_at_once_and_disturbs_nothing(upscaler, tmp_path, name):
+def test_a_second_process_is_told_at_once_and_disturbs_nothing(
+    upscaler: Upscaler, tmp_path: Path, name: str
+) -> None:
     """Whatever it was asked for; when the first has been killed, the work goes on."""
     np.save(tmp_path / "in.npy", picture(50, 60))
     np.save(tmp_path / "other.npy", picture(50, 60, seed=1))
@@ -107,7 +111,9 @@ def test_a_second_process_is_told_at_once_and_disturbs_nothing(upscaler, tmp_pat
     assert not Path(f"{out}.part").exists()
 
 
-def test_a_refused_render_leaves_no_folder(upscaler, tmp_path, monkeypatch):
+def test_a_refused_render_leaves_no_folder(
+    upscaler: Upscaler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(UpscaleError, match="of disk"):
         render(upscaler, picture(), tmp_path / "out.tif")
@@ -121,7 +127,9 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def test_a_restored_picture_is_the_same_and_resumes(upscaler, tiles, tmp_path, monkeypatch):
+def test_a_restored_picture_is_the_same_and_resumes(
+    upscaler: Upscaler, tiles: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same bytes, of another time."""
     np.save(tmp_path / "in.npy", picture())
     out = tmp_path / "out.npy"
@@ -140,7 +148,9 @@ def test_a_restored_picture_is_the_same_and_resumes(upscaler, tiles, tmp_path, m
 
 
 @pytest.mark.parametrize("name", ["in.npy", "in.zarr"])
-def test_a_picture_that_changes_meanwhile_is_noticed(upscaler, tiles, tmp_path, monkeypatch, name):
+def test_a_picture_that_changes_meanwhile_is_noticed(
+    upscaler: Upscaler, tiles: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """A file rewritten in place, a chunk of a Zarr: nothing takes the output's name."""
     import zarr
 
@@ -162,7 +172,9 @@ def test_a_picture_that_changes_meanwhile_is_noticed(upscaler, tiles, tmp_path, 
     np.testing.assert_array_equal(np.load(out), upscaler(picture(seed=1), scale=2))
 
 
-def test_a_finished_output_of_a_changed_zarr_is_not_called_complete(upscaler, tmp_path):
+def test_a_finished_output_of_a_changed_zarr_is_not_called_complete(
+    upscaler: Upscaler, tmp_path: Path
+) -> None:
     import zarr
 
     array = zarr.create_array(tmp_path / "in.zarr", data=picture(40, 50), chunks=(30, 30, 3))
@@ -178,7 +190,9 @@ def test_a_finished_output_of_a_changed_zarr_is_not_called_complete(upscaler, tm
 
 @pytest.mark.parametrize("name", ["out.npy", "out.png", "out.zarr"])
 @pytest.mark.parametrize("left", [0, 1])
-def test_a_kill_in_the_last_step_resumes_to_done(upscaler, tmp_path, monkeypatch, name, left):
+def test_a_kill_in_the_last_step_resumes_to_done(
+    upscaler: Upscaler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, left: int
+) -> None:
     """While OUT.part is removed: the output has its name already."""
     out = tmp_path / name
 
@@ -198,7 +212,9 @@ def test_a_kill_in_the_last_step_resumes_to_done(upscaler, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["out.png", "out.tif"])
-def test_a_damaged_output_is_not_called_complete(upscaler, tmp_path, name):
+def test_a_damaged_output_is_not_called_complete(
+    upscaler: Upscaler, tmp_path: Path, name: str
+) -> None:
     out = tmp_path / name
     assert render(upscaler, picture(40, 50), out)
     assert not render(upscaler, picture(40, 50), out, resume=True)

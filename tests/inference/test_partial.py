@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,13 +41,13 @@ WITHOUT_OVERWRITE = {
 
 
 @pytest.mark.parametrize(("case", "expected"), WITHOUT_OVERWRITE.items())
-def test_nothing_is_lost_unasked(case, expected):
+def test_nothing_is_lost_unasked(case: Any, expected: Any) -> None:
     assert decide(*case, resume=False, overwrite=False) is expected[0]
     assert decide(*case, resume=True, overwrite=False) is expected[1]
 
 
 @pytest.mark.parametrize(("part", "out"), list(product(Part, Out)))
-def test_overwrite_begins_anew_but_resume_comes_first(part, out):
+def test_overwrite_begins_anew_but_resume_comes_first(part: Part, out: Out) -> None:
     if part is Part.NOT_OURS:
         return
     assert decide(part, out, resume=False, overwrite=True) is START
@@ -59,14 +60,14 @@ def test_overwrite_begins_anew_but_resume_comes_first(part, out):
 
 
 @pytest.mark.parametrize(("resume", "overwrite"), list(product([False, True], repeat=2)))
-def test_what_is_not_ours_is_never_touched(resume, overwrite):
+def test_what_is_not_ours_is_never_touched(resume: bool, overwrite: bool) -> None:
     for out in Out:
         found = decide(Part.NOT_OURS, out, resume=resume, overwrite=overwrite)
         assert found is Decision.REFUSE_NOT_OURS
 
 
 @pytest.mark.parametrize("part", [part for part in Part if part is not Part.NOT_OURS])
-def test_a_finished_output_is_left_as_it_is(part):
+def test_a_finished_output_is_left_as_it_is(part: Any) -> None:
     assert decide(part, Out.DONE, resume=True, overwrite=False) is NOTHING
     if part is not Part.PUBLISHED:
         assert decide(part, Out.DONE, resume=False, overwrite=False) is EXISTING
@@ -76,28 +77,28 @@ def test_a_finished_output_is_left_as_it_is(part):
 
 
 @pytest.fixture
-def journal(tmp_path) -> Path:
+def journal(tmp_path: Path) -> Path:
     written = Journal(tmp_path, 0, "job", PLAN)
     written.add([(0, 0)])
     written.close()
     return tmp_path / "journal-0.jsonl"
 
 
-def change_header(journal: Path, **fields) -> None:
+def change_header(journal: Path, **fields: Any) -> None:
     first, *others = journal.read_bytes().splitlines(keepends=True)
     header = json.loads(first) | fields
     header = {name: value for name, value in header.items() if value is not None}
     journal.write_bytes(json.dumps(header).encode() + b"\n" + b"".join(others))
 
 
-def test_a_journal_says_what_is_done(journal):
+def test_a_journal_says_what_is_done(journal: Path) -> None:
     state = read_journals(journal.parent)
     assert state is not None
     assert (state.job, state.plan, state.done) == ("job", PLAN, {(0, 0)})
     assert not state.complete and not state.published
 
 
-def test_a_journal_says_that_the_output_has_its_name(journal):
+def test_a_journal_says_that_the_output_has_its_name(journal: Path) -> None:
     again = Journal(journal.parent, 0, "job", PLAN)
     again.add([(1, 0)])
     again.publish()
@@ -117,13 +118,15 @@ def test_a_journal_says_that_the_output_has_its_name(journal):
         ({"job": None}, "damaged journal"),
     ],
 )
-def test_journals_of_other_versions_and_damaged_ones_are_refused(journal, fields, reason):
+def test_journals_of_other_versions_and_damaged_ones_are_refused(
+    journal: Path, fields: dict[str, str] | dict[str, None] | dict[str, Any], reason: str
+) -> None:
     change_header(journal, **fields)
     with pytest.raises(JournalError, match=reason):
         read_journals(journal.parent)
 
 
-def test_a_damaged_first_line_is_refused_and_a_torn_one_is_nothing(journal):
+def test_a_damaged_first_line_is_refused_and_a_torn_one_is_nothing(journal: Path) -> None:
     whole = journal.read_bytes()
     journal.write_bytes(b"?" + whole)
     with pytest.raises(JournalError, match="damaged journal"):
@@ -133,7 +136,7 @@ def test_a_damaged_first_line_is_refused_and_a_torn_one_is_nothing(journal):
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_work_of_another_version_is_kept_unless_overwritten(tmp_path, resume):
+def test_work_of_another_version_is_kept_unless_overwritten(tmp_path: Path, resume: bool) -> None:
     """Not computed again in silence, nor deleted."""
     out = tmp_path / "out.npy"
     part = tmp_path / "out.npy.part"

@@ -4,10 +4,12 @@ made for.
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,11 +37,18 @@ def rdn() -> DIINN:
         return DIINN(encoder="rdn")
 
 
-def task(model: DIINN, lr=(300, 400), hr=(1110, 1480), **fields) -> Task:
+def task(
+    model: DIINN,
+    lr: tuple[int, int] = (300, 400),
+    hr: tuple[int, int] = (1110, 1480),
+    **fields: Any,
+) -> Task:
     return Task(model.encoder, model.decoder, lr, hr, **{"pixel_bytes": 3, **fields})
 
 
-def test_tiles_and_blocks_cover_every_pixel_once_and_are_aligned(edsr, seed):
+def test_tiles_and_blocks_cover_every_pixel_once_and_are_aligned(
+    edsr: DIINN, seed: random.Random
+) -> None:
     for _ in range(30):
         lr = seed.randint(1, 300), seed.randint(1, 300)
         hr = tuple(max(2, int(n * seed.uniform(0.3, 4))) for n in lr)
@@ -56,7 +65,7 @@ def test_tiles_and_blocks_cover_every_pixel_once_and_are_aligned(edsr, seed):
         assert (covered == 1).all(), made
 
 
-def test_the_halo_is_the_receptive_radius_cut_at_the_image(edsr):
+def test_the_halo_is_the_receptive_radius_cut_at_the_image(edsr: DIINN) -> None:
     made = make_plan(task(edsr, (200, 200), (400, 400)), 40 * MIB)
     assert made.radius == 34 and made.tiles != (1, 1)
     assert made.region((50, 100, 0, 60)) == (16, 134, 0, 94)
@@ -65,7 +74,9 @@ def test_the_halo_is_the_receptive_radius_cut_at_the_image(edsr):
 
 
 @pytest.mark.parametrize("unit", [(1, 1), (256, 256)])
-def test_what_is_held_stays_within_the_bound_and_more_memory_means_less_to_encode(edsr, rdn, unit):
+def test_what_is_held_stays_within_the_bound_and_more_memory_means_less_to_encode(
+    edsr: DIINN, rdn: DIINN, unit: tuple[int, int]
+) -> None:
     for model in (edsr, rdn):
         wanted = task(model, (700, 900), (2800, 3600), unit=unit)
         least = smallest_bound(wanted, 0)
@@ -78,7 +89,7 @@ def test_what_is_held_stays_within_the_bound_and_more_memory_means_less_to_encod
         assert encoded[-1] == 700 * 900, "with enough memory the image is encoded in one piece"
 
 
-def test_too_small_a_bound_names_the_smallest_that_works(edsr):
+def test_too_small_a_bound_names_the_smallest_that_works(edsr: DIINN) -> None:
     wanted = task(edsr, (700, 900), (2800, 3600))
     with pytest.raises(
         UpscaleError, match=r"within 301 MiB .* the smallest bound that works is (\d+) MiB"
@@ -92,7 +103,7 @@ def test_too_small_a_bound_names_the_smallest_that_works(edsr):
         )  # it is rounded up twice
 
 
-def test_tiles_are_large_enough_for_the_convolution_library(edsr):
+def test_tiles_are_large_enough_for_the_convolution_library(edsr: DIINN) -> None:
     """Regions smaller than LEAST_PIXELS would be summed in another order."""
     for lr, workers in (((6, 5000), 1), ((30, 60), 8), ((20, 30), 4)):
         wanted = task(edsr, lr, (2 * lr[0], 2 * lr[1]), workers=workers)
@@ -102,42 +113,42 @@ def test_tiles_are_large_enough_for_the_convolution_library(edsr):
             assert rows * columns >= min(LEAST_PIXELS, lr[0] * lr[1])
 
 
-def test_a_tiny_window_is_encoded_with_more_around_it():
+def test_a_tiny_window_is_encoded_with_more_around_it() -> None:
     assert with_halo((0, 2, 100, 104), (2, 3000), 5).shape[1] >= LEAST_PIXELS // 2
     assert with_halo((0, 2, 0, 4), (2, 30), 5) == (0, 2, 0, 30)
     assert with_halo((40, 60, 40, 60), (100, 100), 7) == (33, 67, 33, 67)
 
 
-def test_several_processes_get_tiles_each(edsr):
+def test_several_processes_get_tiles_each(edsr: DIINN) -> None:
     assert make_plan(task(edsr), 4096 * MIB).tiles == (1, 1)
     made = make_plan(task(edsr, workers=3), 4096 * MIB)
     assert made.tiles[0] * made.tiles[1] >= 6
 
 
-def test_an_encoder_of_unknown_radius_is_not_tiled():
+def test_an_encoder_of_unknown_radius_is_not_tiled() -> None:
     model = small_model()
     model.encoder = torch.nn.Conv2d(3, 32, 3, padding=1)
     wanted = task(model, (300, 300), (600, 600))
     assert make_plan(wanted, 4096 * MIB).tiles == (1, 1)
     with pytest.raises(UpscaleError):
         make_plan(wanted, 100 * MIB)
-    model.encoder.receptive_radius = 1
+    model.encoder.receptive_radius = 1  # type: ignore[assignment]
     assert make_plan(replace(wanted), 100 * MIB).radius == 1
 
 
-def test_a_plan_survives_json(edsr):
+def test_a_plan_survives_json(edsr: DIINN) -> None:
     made = make_plan(task(edsr), 200 * MIB)
     assert Plan.from_json(made.as_json()) == made
 
 
-def test_gigapixels_are_planned_quickly_and_within_64_bits(edsr):
+def test_gigapixels_are_planned_quickly_and_within_64_bits(edsr: DIINN) -> None:
     made = make_plan(task(edsr, (100_000, 90_000), (800_000, 720_000), unit=(512, 512)), 2048 * MIB)
     tiles = made.tile_windows()
     assert tiles[-1].y1 == 800_000 and tiles[-1].x1 == 720_000
     assert made.encoded_pixels(edsr.decoder) < 2 * 100_000 * 90_000
 
 
-def test_strips_keep_content_small(edsr, monkeypatch):
+def test_strips_keep_content_small(edsr: DIINN, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "STRIP_BYTES", 8 * MIB)
     made = make_plan(task(edsr, (700, 900), (700, 900)), 2048 * MIB)
     columns = min(made.block[1], 900)
@@ -146,7 +157,9 @@ def test_strips_keep_content_small(edsr, monkeypatch):
 
 @pytest.mark.parametrize("unit", [(1, 1), (512, 512)])
 @pytest.mark.parametrize("free", [64, 80, 128, 512])
-def test_strips_are_high_under_tight_bounds_too(edsr, unit, free):
+def test_strips_are_high_under_tight_bounds_too(
+    edsr: DIINN, unit: tuple[int, int], free: int
+) -> None:
     """A decode packs the weights anew, which takes as long as about a thousand queries."""
     wanted = task(edsr, (320, 400), (1280, 1600), unit=unit)
     made = make_plan(wanted, free * MIB)
@@ -184,7 +197,7 @@ assert left() < 10 << 20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
-def test_memory_is_used_again_where_that_is_asked_for_and_else_given_back():
+def test_memory_is_used_again_where_that_is_asked_for_and_else_given_back() -> None:
     """In a fresh process, whose heap has no holes."""
     subprocess.run(
         [sys.executable, "-c", FAULTS], check=True, timeout=120, cwd=Path(__file__).parents[2]
@@ -202,11 +215,11 @@ def test_memory_is_used_again_where_that_is_asked_for_and_else_given_back():
         (77, 77),
     ],
 )
-def test_memory_sizes(text, size):
+def test_memory_sizes(text: str | int, size: int) -> None:
     assert memory.parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "much", "-1GiB", "1.5.2MiB", "3TiB"])
-def test_memory_sizes_that_are_none(text):
+def test_memory_sizes_that_are_none(text: str) -> None:
     with pytest.raises(UpscaleError, match="write it as 600MiB"):
         memory.parse_size(text)

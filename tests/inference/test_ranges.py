@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ STORED = {
 
 @pytest.mark.parametrize("kind", STORED)
 @pytest.mark.parametrize("by_hand", [False, True])
-def test_what_is_meant_alike_is_seen_alike(upscaler, kind, by_hand):
+def test_what_is_meant_alike_is_seen_alike(upscaler: Upscaler, kind: str, by_hand: bool) -> None:
     """However it is stored, the output is that of the full range, within rounding."""
     unit = content() / 255
     store, low, high = STORED[kind]
@@ -65,7 +66,7 @@ def test_what_is_meant_alike_is_seen_alike(upscaler, kind, by_hand):
     assert out.min() >= low and out.max() <= high
 
 
-def test_the_type_is_the_default(upscaler):
+def test_the_type_is_the_default(upscaler: Upscaler) -> None:
     samples = content().astype(np.uint16) * 257
     expected = upscaler(samples, scale=2)
     np.testing.assert_array_equal(upscaler(samples, scale=2, range="dtype"), expected)
@@ -73,7 +74,7 @@ def test_the_type_is_the_default(upscaler):
 
 
 @pytest.mark.parametrize("kind", STORED)
-def test_files_are_as_arrays(upscaler, tmp_path, kind):
+def test_files_are_as_arrays(upscaler: Upscaler, tmp_path: Path, kind: str) -> None:
     """In pieces, from and into files."""
     store, _, _ = STORED[kind]
     given = store(content() / 255)
@@ -88,19 +89,19 @@ def test_files_are_as_arrays(upscaler, tmp_path, kind):
 
 
 @pytest.mark.parametrize("value", [1000, 0, 65535])
-def test_a_constant_picture_stays_exactly_constant(upscaler, value):
+def test_a_constant_picture_stays_exactly_constant(upscaler: Upscaler, value: int) -> None:
     samples = np.full((20, 30, 3), value, np.uint16)
     assert (upscaler(samples, scale=2, range="auto") == value).all()
 
 
-def test_reductions_keep_the_range(upscaler):
+def test_reductions_keep_the_range(upscaler: Upscaler) -> None:
     samples = (1000 + content().astype(np.uint16) % 256).astype(np.uint16)
     out = upscaler(samples, scale=0.5, range="auto")
     assert out.min() >= 1000 and out.max() <= 1255
     np.testing.assert_allclose(out, upscaler(samples, scale=0.5), atol=1)
 
 
-def test_transparent_pixels_do_not_count_and_alpha_is_no_sample(upscaler):
+def test_transparent_pixels_do_not_count_and_alpha_is_no_sample(upscaler: Upscaler) -> None:
     given = np.zeros((20, 30, 4), np.uint16)
     given[..., :3] = 1000 + np.random.default_rng(1).integers(0, 256, (20, 30, 3))
     given[..., 3] = 65535
@@ -111,13 +112,13 @@ def test_transparent_pixels_do_not_count_and_alpha_is_no_sample(upscaler):
     assert out[..., 3].max() == 65535 and out[13, 13, 3] == 0
 
 
-def test_each_picture_of_a_batch_has_its_own(upscaler):
+def test_each_picture_of_a_batch_has_its_own(upscaler: Upscaler) -> None:
     one = torch.rand(1, 3, 20, 30)
     out = upscaler(torch.cat([one, one * 100 - 50]), scale=2, range="auto")
     np.testing.assert_allclose(out[1].numpy(), out[0].numpy() * 100 - 50, atol=2e-3)
 
 
-def test_what_is_beyond_is_cut_off(upscaler):
+def test_what_is_beyond_is_cut_off(upscaler: Upscaler) -> None:
     samples = content().astype(np.uint16) * 40
     expected = upscaler(samples.clip(1000, 4095), scale=2, range=(1000, 4095))
     np.testing.assert_array_equal(upscaler(samples, scale=2, range=(1000, 4095)), expected)
@@ -129,9 +130,9 @@ def test_what_is_beyond_is_cut_off(upscaler):
 
 @pytest.mark.parametrize("in_pieces", [False, True])
 def test_a_picture_that_uses_little_of_its_range_is_warned_of(
-    upscaler, tmp_path, caplog, in_pieces
-):
-    def upscale(samples: np.ndarray, **options) -> str:
+    upscaler: Upscaler, tmp_path: Path, caplog: pytest.LogCaptureFixture, in_pieces: bool
+) -> None:
+    def upscale(samples: np.ndarray, **options: Any) -> str:
         caplog.clear()
         if in_pieces:
             out = tmp_path / "out.npy"
@@ -151,13 +152,17 @@ def test_a_picture_that_uses_little_of_its_range_is_warned_of(
 
 
 @pytest.mark.parametrize("asked", ["automatic", (1, 1), (5, 2), (0, float("nan")), (1,), 7, None])
-def test_ranges_that_are_none_are_refused(asked):
+def test_ranges_that_are_none_are_refused(
+    asked: str | tuple[int, int] | tuple[int, float] | tuple[int] | int | None,
+) -> None:
     with pytest.raises(UpscaleError, match='"dtype", "auto", or the lowest'):
         check_range(asked)
 
 
 @pytest.mark.parametrize("asked", [(-1, 255), (0, 256)])
-def test_ranges_beyond_the_type_are_refused(upscaler, tmp_path, asked):
+def test_ranges_beyond_the_type_are_refused(
+    upscaler: Upscaler, tmp_path: Path, asked: tuple[int, int]
+) -> None:
     for upscale in (
         lambda: upscaler(content(), scale=2, range=asked),
         lambda: upscaler.render(content(), tmp_path / "out.npy", scale=2, range=asked),
@@ -167,7 +172,9 @@ def test_ranges_beyond_the_type_are_refused(upscaler, tmp_path, asked):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_values_that_are_no_numbers_are_refused(upscaler, tmp_path, value):
+def test_values_that_are_no_numbers_are_refused(
+    upscaler: Upscaler, tmp_path: Path, value: Any
+) -> None:
     samples = (content() * 16.0).astype(np.float32)
     samples[3, 3, 1] = value
     np.save(tmp_path / "in.npy", samples)
@@ -178,7 +185,9 @@ def test_values_that_are_no_numbers_are_refused(upscaler, tmp_path, value):
         upscaler(np.where(np.isinf(samples), np.nan, samples), scale=2, range="auto")
 
 
-def test_floats_beyond_0_and_1_are_refused_and_the_remedy_is_named(upscaler, tmp_path):
+def test_floats_beyond_0_and_1_are_refused_and_the_remedy_is_named(
+    upscaler: Upscaler, tmp_path: Path
+) -> None:
     samples = (content() * 16.0).astype(np.float32)
     np.save(tmp_path / "in.npy", samples)
     with pytest.raises(UpscaleError, match='range="auto"'):
@@ -191,7 +200,9 @@ def test_floats_beyond_0_and_1_are_refused_and_the_remedy_is_named(upscaler, tmp
 # -- files -----------------------------------------------------------------------------------------
 
 
-def test_float_pictures_of_any_range_are_read_and_written(upscaler, tmp_path):
+def test_float_pictures_of_any_range_are_read_and_written(
+    upscaler: Upscaler, tmp_path: Path
+) -> None:
     import tifffile
 
     samples = (content() * 16.0).astype(np.float32)
@@ -207,7 +218,7 @@ def test_float_pictures_of_any_range_are_read_and_written(upscaler, tmp_path):
     assert not (tmp_path / "out.png").exists()
 
 
-def test_the_range_is_part_of_the_job(upscaler, tmp_path):
+def test_the_range_is_part_of_the_job(upscaler: Upscaler, tmp_path: Path) -> None:
     np.save(tmp_path / "in.npy", content().astype(np.uint16) + 1000)
     job = {"out": tmp_path / "out.png", "scale": 2}
     upscaler.render(tmp_path / "in.npy", range="auto", **job)
@@ -218,7 +229,7 @@ def test_the_range_is_part_of_the_job(upscaler, tmp_path):
     assert Path(job["out"]).read_bytes() == before
 
 
-def test_a_view_in_another_process_has_the_same_range(tmp_path):
+def test_a_view_in_another_process_has_the_same_range(tmp_path: Path) -> None:
     np.save(tmp_path / "in.npy", content().astype(np.uint16) + 1000)
     with diinn_fast.open(tmp_path / "in.npy", range="auto", device="cpu") as view:
         other = pickle.loads(pickle.dumps(view))

@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,8 +48,13 @@ rendering.run(spec, resume=True)
 
 
 def torchrun(
-    tmp_path: Path, out: Path, count: int, tiles=(4, 4), block=(40, 60), dies: int = -1
-) -> subprocess.CompletedProcess:
+    tmp_path: Path,
+    out: Path,
+    count: int,
+    tiles: tuple[int, int] = (4, 4),
+    block: tuple[int, int] = (40, 60),
+    dies: int = -1,
+) -> subprocess.CompletedProcess[str]:
     program = tmp_path / "program.py"
     root = Path(__file__).resolve().parents[2]
     program.write_text(PROGRAM.format(root=str(root), tiles=tiles, block=block, dies=dies))
@@ -62,23 +69,28 @@ def torchrun(
 
 @pytest.fixture(scope="module")
 def whole() -> np.ndarray:
-    return Upscaler(small_model(), device="cpu")(picture(40, 60), scale=12.0)
+    result: np.ndarray = Upscaler(small_model(), device="cpu")(picture(40, 60), scale=12.0)
+    return result
 
 
 @pytest.fixture
-def source(tmp_path) -> Path:
+def source(tmp_path: Path) -> Path:
     np.save(tmp_path / "in.npy", picture(40, 60))
     return tmp_path / "in.npy"
 
 
-def test_three_processes_make_the_file_of_one(whole, source, tmp_path):
+def test_three_processes_make_the_file_of_one(
+    whole: np.ndarray, source: Path, tmp_path: Path
+) -> None:
     done = torchrun(tmp_path, tmp_path / "out.npy", 3)
     assert done.returncode == 0, done.stderr
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), whole)
     assert not (tmp_path / "out.npy.part").exists()
 
 
-def test_a_dead_process_leaves_what_others_resume(whole, source, tmp_path):
+def test_a_dead_process_leaves_what_others_resume(
+    whole: np.ndarray, source: Path, tmp_path: Path
+) -> None:
     """Process 1 of 2 dies; then four processes, into the chunks of a Zarr, each of which one
     process owns.
     """
@@ -96,31 +108,32 @@ def test_a_dead_process_leaves_what_others_resume(whole, source, tmp_path):
     np.testing.assert_array_equal(np.asarray(zarr.open(out, mode="r")[:]), whole)
 
 
-class Store(dict):
+class Store(dict[str, Any]):
     """What the real store does, in this process."""
 
-    def set(self, key, value):
+    def set(self, key: str, value: Any) -> None:
         self[key] = value
 
-    def get(self, key):
+    def get(self, key: str) -> bytes:  # type: ignore[override]
         if key not in self:
             raise RuntimeError("wait timeout")
-        return self[key]
+        result: bytes = self[key]
+        return result
 
-    def add(self, key, n):
+    def add(self, key: str, n: int) -> int:
         self[key] = self.__dict__.setdefault(key, 0) + n
         self.__dict__[key] = self[key]
-        return self[key]
+        return int(self[key])
 
-    def check(self, keys):
+    def check(self, keys: list[str]) -> bool:
         return all(k in self for k in keys)
 
-    def set_timeout(self, limit):
+    def set_timeout(self, limit: Any) -> None:
         pass
 
 
 @pytest.fixture
-def two(monkeypatch) -> list[group.TorchrunGroup]:
+def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[group.TorchrunGroup]]:
     """Both processes' ends of one store."""
     store = Store()
     found = []
@@ -134,25 +147,29 @@ def two(monkeypatch) -> list[group.TorchrunGroup]:
         end.close()
 
 
-def test_items_are_shared_once_each(two):
+def test_items_are_shared_once_each(two: list[group.TorchrunGroup]) -> None:
     first, second = (end.share(list(range(7))) for end in two)
     taken = [next(first), next(second), next(second), *first, *second]
     assert sorted(taken) == list(range(7))
 
 
-def test_silence_of_a_process_is_noticed(two, monkeypatch):
+def test_silence_of_a_process_is_noticed(
+    two: list[group.TorchrunGroup], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(group, "SILENCE", 0.2)
     two[1].close()
     with pytest.raises(UpscaleError, match="process 1 has died: run it again with --resume"):
         two[0].finish()
 
 
-def test_the_first_process_waits_for_the_others(two):
+def test_the_first_process_waits_for_the_others(two: list[group.TorchrunGroup]) -> None:
     two[1].finish()
     two[0].finish()
 
 
-def test_what_the_first_refuses_all_refuse(two, tmp_path, monkeypatch):
+def test_what_the_first_refuses_all_refuse(
+    two: list[group.TorchrunGroup], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     upscaler = Upscaler(small_model(), device="cpu")
     spec = rendering.prepare(upscaler, picture(), tmp_path / "nowhere" / "out.npy", scale=2)
     part = PartialOutput(spec.out, spec.layout.job)
@@ -161,6 +178,6 @@ def test_what_the_first_refuses_all_refuse(two, tmp_path, monkeypatch):
             begin(spec, part, end, resume=False, overwrite=False)
 
 
-def test_a_process_that_hears_nothing_says_so(two):
+def test_a_process_that_hears_nothing_says_so(two: list[group.TorchrunGroup]) -> None:
     with pytest.raises(UpscaleError, match="heard nothing from process 0"):
         two[1].hear()

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,12 +51,12 @@ def rdn() -> Upscaler:
 
 def with_plan(
     monkeypatch: pytest.MonkeyPatch,
-    tiles=(2, 3),
-    block=(32, 40),
-    strip=7,
-    unit=(1, 1),
-    work=1 << 16,
-):
+    tiles: tuple[int, int] = (2, 3),
+    block: tuple[int, int] = (32, 40),
+    strip: int = 7,
+    unit: tuple[int, int] = (1, 1),
+    work: int = 1 << 16,
+) -> None:
     """Make all renders go by these numbers."""
 
     def made(task: Task, base: int, bound: int) -> Plan:
@@ -68,7 +69,14 @@ def with_plan(
 
 
 @pytest.mark.parametrize("encoder", ["edsr", "rdn"])
-def test_random_plans_give_the_bitwise_same_pixels(encoder, edsr, rdn, tmp_path, monkeypatch, seed):
+def test_random_plans_give_the_bitwise_same_pixels(
+    encoder: str,
+    edsr: Upscaler,
+    rdn: Upscaler,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seed: random.Random,
+) -> None:
     """Real plans for random bounds, sizes and process counts, down to the smallest, against the
     untiled output.
     """
@@ -104,13 +112,15 @@ def make_tight_plan(task: Task, free: int, seed: random.Random) -> Plan:
     return replace(made, tiles=tuple(min(seed.randint(1, 4), n) for n in task.lr))
 
 
-def render(upscaler: Upscaler, image, out: Path, **options) -> bool:
+def render(upscaler: Upscaler, image: Any, out: Path, **options: Any) -> bool:
     run = {name: options.pop(name) for name in ("resume", "overwrite") if name in options}
     return rendering.run(rendering.prepare(upscaler, image, out, **options), **run)
 
 
 @pytest.mark.parametrize("name", ["edsr-baseline", "rdn"])
-def test_the_published_encoders_in_tiles_are_bitwise_the_whole(name, tmp_path, monkeypatch):
+def test_the_published_encoders_in_tiles_are_bitwise_the_whole(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """RDN's 131 convolutions need 20 million weights: one block's worth of pixels, cut once."""
     torch.manual_seed(0)
     model = DIINN(encoder=name).eval()
@@ -128,7 +138,7 @@ def test_the_published_encoders_in_tiles_are_bitwise_the_whole(name, tmp_path, m
 
 
 @pytest.mark.parametrize("mode", [1, 2, 4])
-def test_all_modes(mode, tmp_path, monkeypatch):
+def test_all_modes(mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     upscaler = Upscaler(small_model(mode=mode), device="cpu")
     with_plan(monkeypatch)
     for scale in (2.3, 0.6):
@@ -140,13 +150,19 @@ def test_all_modes(mode, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [1, 2, 4])
-def test_grey_alpha_and_depth_are_those_of_the_whole(edsr, tmp_path, monkeypatch, channels, dtype):
+def test_grey_alpha_and_depth_are_those_of_the_whole(
+    edsr: Upscaler,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    channels: int,
+    dtype: type,
+) -> None:
     import PIL.Image
 
     image = picture(channels=channels, dtype=dtype)
     if channels in (2, 4):
         image[20:60, 30:70, -1] = 0  # transparent, so that colour bleeds
-    whole_kind = image
+    whole_kind: Any = image
     if channels == 1:
         image = whole_kind = image[..., 0]
     elif channels == 2:
@@ -161,14 +177,16 @@ def test_grey_alpha_and_depth_are_those_of_the_whole(edsr, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["out.png", "out.tif", "out.zarr", "out.ome.zarr", "out.npy"])
-def test_every_format_holds_the_pixels(edsr, tmp_path, monkeypatch, name):
+def test_every_format_holds_the_pixels(
+    edsr: Upscaler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     with_plan(monkeypatch, tiles=(1, 1), block=(512, 512), strip=100)
     render(edsr, picture(), tmp_path / name, scale=2)
     whole = edsr(picture(), scale=2)
     if name.endswith("zarr"):
         import zarr
 
-        found = zarr.open(tmp_path / name, mode="r")
+        found: Any = zarr.open(tmp_path / name, mode="r")
         found = found["0"] if name == "out.ome.zarr" else found
         assert np.array_equal(np.squeeze(np.asarray(found[:])), whole) or np.array_equal(
             np.moveaxis(np.squeeze(np.asarray(found[:])), 0, -1), whole
@@ -182,7 +200,7 @@ def test_every_format_holds_the_pixels(edsr, tmp_path, monkeypatch, name):
 
 
 @pytest.mark.parametrize("hr", [(37, 41), (9, 5), (30, 5)])
-def test_windows_of_alpha_are_bitwise_the_whole(hr, seed):
+def test_windows_of_alpha_are_bitwise_the_whole(hr: tuple[int, int], seed: random.Random) -> None:
     alpha = torch.rand(1, 13, 17)
     whole = resize_bicubic(alpha, hr, Window(0, hr[0], 0, hr[1]))
     for _ in range(10):
@@ -194,7 +212,7 @@ def test_windows_of_alpha_are_bitwise_the_whole(hr, seed):
 
 
 @pytest.mark.parametrize("length", [1 << 17, 3 << 16])
-def test_far_corner_of_an_output_of_more_than_2_to_the_31_and_32_elements(length):
+def test_far_corner_of_an_output_of_more_than_2_to_the_31_and_32_elements(length: int) -> None:
     """From a tile of the features, against the definition."""
     decoder = make_decoder(3, width=64)
     lr = (1 << 13, 1 << 13)
@@ -214,7 +232,12 @@ def test_far_corner_of_an_output_of_more_than_2_to_the_31_and_32_elements(length
     torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-4)
 
 
-def test_a_smaller_halo_is_close_and_says_how_far_off(edsr, tmp_path, monkeypatch, caplog):
+def test_a_smaller_halo_is_close_and_says_how_far_off(
+    edsr: Upscaler,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with_plan(monkeypatch)
     np.save(tmp_path / "in.npy", picture())
     render(edsr, tmp_path / "in.npy", tmp_path / "out.npy", scale=2, halo=2)
@@ -247,7 +270,7 @@ CHILD = """
 """
 
 
-def child(tmp_path: Path, out: Path, extra: str = "", **options) -> subprocess.Popen:
+def child(tmp_path: Path, out: Path, extra: str = "", **options: Any) -> subprocess.Popen[str]:
     """A process that renders in 45 blocks, each recorded at once, resuming what is there."""
     code = textwrap.dedent(CHILD).format(
         root=str(Path(__file__).parents[2]),
@@ -292,7 +315,9 @@ FORK = """
 
 
 @pytest.mark.parametrize("name", ["out.npy", "out.tif"])
-def test_twenty_kills_at_random_moments_and_the_file_is_bitwise_right(edsr, tmp_path, name):
+def test_twenty_kills_at_random_moments_and_the_file_is_bitwise_right(
+    edsr: Upscaler, tmp_path: Path, name: str
+) -> None:
     """One render, killed (SIGKILL) by its parent twenty times, each time resumed."""
     np.save(tmp_path / "in.npy", picture(50, 60))
     render(edsr, tmp_path / "in.npy", tmp_path / f"whole{Path(name).suffix}", scale=2)
@@ -325,7 +350,9 @@ STOP = """
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_keeps_all_that_was_done(edsr, tmp_path, number):
+def test_an_interrupt_keeps_all_that_was_done(
+    edsr: Upscaler, tmp_path: Path, number: signal.Signals
+) -> None:
     np.save(tmp_path / "in.npy", picture(50, 60))
     out = tmp_path / "out.npy"
     process = child(
@@ -346,7 +373,7 @@ def test_an_interrupt_keeps_all_that_was_done(edsr, tmp_path, number):
 
 
 @pytest.fixture
-def small_disk(tmp_path) -> Iterator[Path]:
+def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KiB; where the tests may not mount one, a folder in whose files the
     system refuses more.
     """
@@ -373,7 +400,9 @@ FULL = """
 """
 
 
-def test_a_full_disk_keeps_all_that_was_done(edsr, tmp_path, small_disk):
+def test_a_full_disk_keeps_all_that_was_done(
+    edsr: Upscaler, tmp_path: Path, small_disk: Path
+) -> None:
     np.save(tmp_path / "in.npy", picture(120, 150))  # 216 KB of output
     render(edsr, tmp_path / "in.npy", tmp_path / "whole.npy", scale=2)
     out = small_disk / "out.npy"
@@ -391,14 +420,18 @@ def test_a_full_disk_keeps_all_that_was_done(edsr, tmp_path, small_disk):
     np.testing.assert_array_equal(np.load(out), np.load(tmp_path / "whole.npy"))
 
 
-def test_too_little_disk_is_refused_before_the_work(edsr, tmp_path, monkeypatch):
+def test_too_little_disk_is_refused_before_the_work(
+    edsr: Upscaler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(UpscaleError, match=r"needs up to .* of disk and 1000 B are free"):
         render(edsr, picture(), tmp_path / "out.tif", scale=2)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_vanished_picture_keeps_all_that_was_done(edsr, tmp_path, monkeypatch):
+def test_a_vanished_picture_keeps_all_that_was_done(
+    edsr: Upscaler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with_plan(monkeypatch)
     np.save(tmp_path / "in.npy", picture())
     out = tmp_path / "out.npy"
@@ -406,7 +439,7 @@ def test_a_vanished_picture_keeps_all_that_was_done(edsr, tmp_path, monkeypatch)
     real = spec.source.read
     reads = []
 
-    def read(*window):
+    def read(*window: Any) -> Any:
         reads.append(window)
         if len(reads) > 2:
             os.truncate(tmp_path / "in.npy", 500)
@@ -419,7 +452,9 @@ def test_a_vanished_picture_keeps_all_that_was_done(edsr, tmp_path, monkeypatch)
     assert state is not None and state.done and not out.exists()
 
 
-def test_nan_in_the_output_keeps_all_that_was_done(tmp_path, monkeypatch):
+def test_nan_in_the_output_keeps_all_that_was_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     upscaler = Upscaler(small_model(), device="cpu")
     with_plan(monkeypatch)
     with torch.no_grad():
@@ -429,12 +464,17 @@ def test_nan_in_the_output_keeps_all_that_was_done(tmp_path, monkeypatch):
         render(upscaler, picture(), tmp_path / "out.npy", scale=2)
 
 
-def test_out_of_memory_is_retried_once_with_half_the_tile(edsr, tmp_path, monkeypatch, caplog):
+def test_out_of_memory_is_retried_once_with_half_the_tile(
+    edsr: Upscaler,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with_plan(monkeypatch)
     real = edsr.encode
-    largest = []
+    largest: list[int] = []
 
-    def encode(rgb, work=None):
+    def encode(rgb: Any, work: Any = None) -> Any:
         if largest and rgb[0].numel() >= max(largest):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
         largest.append(rgb[0].numel()) if not largest else None
@@ -457,14 +497,14 @@ def test_out_of_memory_is_retried_once_with_half_the_tile(edsr, tmp_path, monkey
 
 
 @pytest.fixture
-def interrupted(edsr, tmp_path, monkeypatch) -> Path:
+def interrupted(edsr: Upscaler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An output whose render has stopped after a few blocks, each recorded."""
     with_plan(monkeypatch)
     monkeypatch.setattr(writer, "FLUSH_SECONDS", 0.0)
     real = loop.render_block
     count = 0
 
-    def block(*arguments):
+    def block(*arguments: Any) -> Any:
         nonlocal count
         count += 1
         if count > 5:
@@ -478,7 +518,7 @@ def interrupted(edsr, tmp_path, monkeypatch) -> Path:
     return tmp_path / "out.png"
 
 
-def test_a_finished_job_is_resumed_by_doing_nothing(edsr, tmp_path):
+def test_a_finished_job_is_resumed_by_doing_nothing(edsr: Upscaler, tmp_path: Path) -> None:
     for name in ("out.png", "out.tif", "out.zarr"):
         assert render(edsr, picture(), tmp_path / name, scale=2)
         assert not render(edsr, picture(), tmp_path / name, scale=2, resume=True)
@@ -489,7 +529,9 @@ def test_a_finished_job_is_resumed_by_doing_nothing(edsr, tmp_path):
         assert render(edsr, picture(), tmp_path / name, scale=3, resume=True, overwrite=True)
 
 
-def test_only_what_is_missing_is_made(edsr, interrupted, monkeypatch):
+def test_only_what_is_missing_is_made(
+    edsr: Upscaler, interrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = loop.render_block
     made = []
     monkeypatch.setattr(loop, "render_block", lambda *a: made.append(a[-1]) or real(*a))
@@ -504,7 +546,9 @@ def test_only_what_is_missing_is_made(edsr, interrupted, monkeypatch):
     )
 
 
-def test_an_interrupted_job_is_neither_replaced_nor_mixed_unasked(edsr, interrupted):
+def test_an_interrupted_job_is_neither_replaced_nor_mixed_unasked(
+    edsr: Upscaler, interrupted: Path
+) -> None:
     with pytest.raises(
         UpscaleError, match=r"pass --resume to continue it or --overwrite to begin anew"
     ):
@@ -525,7 +569,7 @@ def test_an_interrupted_job_is_neither_replaced_nor_mixed_unasked(edsr, interrup
     assert render(edsr, picture(seed=1), interrupted, scale=2, overwrite=True)
 
 
-def test_a_torn_line_does_not_count(edsr, interrupted):
+def test_a_torn_line_does_not_count(edsr: Upscaler, interrupted: Path) -> None:
     journal = Path(f"{interrupted}.part") / "journal-0.jsonl"
     whole = journal.read_bytes()
     for torn in (whole + b'{"done":[[1,', whole[:-3], whole + b"\0\0\0\n{}"):
@@ -539,7 +583,7 @@ def test_a_torn_line_does_not_count(edsr, interrupted):
     assert render(edsr, picture(), interrupted, scale=2, resume=True), "it begins anew"
 
 
-def test_what_is_not_ours_is_left_alone(edsr, tmp_path):
+def test_what_is_not_ours_is_left_alone(edsr: Upscaler, tmp_path: Path) -> None:
     other = tmp_path / "out.png.part"
     other.mkdir()
     (other / "thesis.tex").write_text("years of work")
@@ -548,7 +592,7 @@ def test_what_is_not_ours_is_left_alone(edsr, tmp_path):
     assert (other / "thesis.tex").exists()
 
 
-def test_refusals(edsr, tmp_path):
+def test_refusals(edsr: Upscaler, tmp_path: Path) -> None:
     with pytest.raises(UpscaleError, match=r"cannot be written piece by piece: name it"):
         render(edsr, picture(), tmp_path / "out.jpg", scale=2)
     with pytest.raises(UpscaleError, match=r"self-ensemble needs the whole picture"):
@@ -565,7 +609,7 @@ def test_refusals(edsr, tmp_path):
         render(edsr, picture(), tmp_path / "out.png", max_memory="100MiB")
 
 
-def test_the_public_function(tmp_path):
+def test_the_public_function(tmp_path: Path) -> None:
     out = render_public(
         picture(),
         tmp_path / "out.npy",
@@ -579,7 +623,7 @@ def test_the_public_function(tmp_path):
     )
 
 
-def test_pyramid_and_compression_are_plain_arguments(edsr, tmp_path):
+def test_pyramid_and_compression_are_plain_arguments(edsr: Upscaler, tmp_path: Path) -> None:
     import tifffile
 
     small = edsr.render(picture(), tmp_path / "a.tif", scale=6, pyramid=True)
@@ -590,7 +634,7 @@ def test_pyramid_and_compression_are_plain_arguments(edsr, tmp_path):
         assert len(file.series[0].levels) == 1 and file.pages[0].compression == 1
 
 
-def test_the_three_verbs_give_the_same_pixels(edsr, tmp_path):
+def test_the_three_verbs_give_the_same_pixels(edsr: Upscaler, tmp_path: Path) -> None:
     whole = edsr(picture(), scale=1.5)
     rendered = np.load(edsr.render(picture(), tmp_path / "out.npy", scale=1.5))
     with edsr.open(picture()) as view:
@@ -598,6 +642,6 @@ def test_the_three_verbs_give_the_same_pixels(edsr, tmp_path):
     np.testing.assert_array_equal(rendered, whole)
 
 
-def test_parts_of_an_axis_begin_at_multiples_of_the_unit():
+def test_parts_of_an_axis_begin_at_multiples_of_the_unit() -> None:
     assert cuts(100, 16, 3) == [0, 32, 64, 100]
     assert cuts(7, 1, 2) == [0, 3, 7]

@@ -18,6 +18,7 @@ import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -54,10 +55,11 @@ def picture(channels: int, dtype: str, height: int, width: int) -> np.ndarray:
         return np.random.default_rng(0).random((height, width, channels), np.float32)
     y, x = np.mgrid[:height, :width]
     ramps = np.stack([x * 3 + y, y * 5, x + y * 2, x * y // 7], -1)[..., :channels]
-    return (ramps + noise(channels, 8, height, width) // 16).astype(dtype)
+    result: np.ndarray = (ramps + noise(channels, 8, height, width) // 16).astype(dtype)
+    return result
 
 
-def layout_of(samples: np.ndarray, **fields) -> Layout:
+def layout_of(samples: np.ndarray, **fields: Any) -> Layout:
     height, width, channels = samples.shape
     job = fields.pop("job", "")
     return Layout(height, width, channels, samples.dtype.name, said(**fields), job)
@@ -69,7 +71,7 @@ def make_part(path: Path) -> Path:
     return part
 
 
-def write_all(sink, samples: np.ndarray, rows: int = 512, columns: int = 512) -> None:
+def write_all(sink: Any, samples: np.ndarray, rows: int = 512, columns: int = 512) -> None:
     """All windows of a grid, the last first."""
     height, width, _ = samples.shape
     for y in reversed(range(0, height, rows)):
@@ -77,7 +79,9 @@ def write_all(sink, samples: np.ndarray, rows: int = 512, columns: int = 512) ->
             sink.write(y, x, samples[y : y + rows, x : x + columns])
 
 
-def save(path: Path, samples: np.ndarray, rows: int = 512, columns: int = 512, **fields) -> Layout:
+def save(
+    path: Path, samples: np.ndarray, rows: int = 512, columns: int = 512, **fields: Any
+) -> Layout:
     options = {name: fields.pop(name) for name in ("options", "overwrite") if name in fields}
     layout = layout_of(samples, **fields)
     part = make_part(path)
@@ -105,10 +109,11 @@ def contents(path: Path) -> dict[str, bytes]:
 # -- what readers see ------------------------------------------------------------------------------
 
 
-def by_vips(path: Path, **options) -> np.ndarray:
+def by_vips(path: Path, **options: Any) -> np.ndarray:
     pyvips = pytest.importorskip("pyvips")
     image = pyvips.Image.new_from_file(str(path), **options)
-    return image.numpy().reshape(image.height, image.width, image.bands)
+    result: np.ndarray = image.numpy().reshape(image.height, image.width, image.bands)
+    return result
 
 
 def by_pillow(path: Path) -> np.ndarray:
@@ -119,24 +124,28 @@ def by_pillow(path: Path) -> np.ndarray:
 
 def by_imagecodecs(path: Path) -> np.ndarray:
     samples = pytest.importorskip("imagecodecs").png_decode(path.read_bytes())
-    return samples if samples.ndim == 3 else samples[..., None]
+    result: np.ndarray = samples if samples.ndim == 3 else samples[..., None]
+    return result
 
 
 def by_tifffile(path: Path) -> np.ndarray:
     samples = pytest.importorskip("tifffile").imread(path)
-    return samples if samples.ndim == 3 else samples[..., None]
+    result: np.ndarray = samples if samples.ndim == 3 else samples[..., None]
+    return result
 
 
 def by_zarr(path: Path) -> np.ndarray:
     samples = pytest.importorskip("zarr").open_array(path, mode="r")[:]
-    return samples if samples.ndim == 3 else samples[..., None]
+    result: np.ndarray = samples if samples.ndim == 3 else samples[..., None]
+    return result
 
 
 def by_tensorstore(path: Path) -> np.ndarray:
     tensorstore = pytest.importorskip("tensorstore")
     store = {"driver": "file", "path": str(path)}
     samples = tensorstore.open({"driver": "zarr3", "kvstore": store}).result().read().result()
-    return samples if samples.ndim == 3 else samples[..., None]
+    result: np.ndarray = samples if samples.ndim == 3 else samples[..., None]
+    return result
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -147,7 +156,9 @@ def by_tensorstore(path: Path) -> np.ndarray:
     ("x.zarr", [by_zarr, by_tensorstore]),
     ("x.npy", [lambda path: np.atleast_3d(np.load(path, mmap_mode="r", allow_pickle=False))]),
 ])  # fmt: skip
-def test_independent_readers_see_the_samples(tmp_path, name, readers, height, width, kind):
+def test_independent_readers_see_the_samples(
+    tmp_path: Path, name: str, readers: Any, height: Any, width: Any, kind: str
+) -> None:
     samples = picture(*KINDS[kind], height, width)
     path = tmp_path / name
     save(path, samples)
@@ -160,7 +171,7 @@ def test_independent_readers_see_the_samples(tmp_path, name, readers, height, wi
 
 @pytest.mark.parametrize("kind", ["grey", "rgb"])
 @pytest.mark.parametrize("name", ["x.png", "x.tif"])
-def test_pillow_sees_8_bit_samples(tmp_path, name, kind):
+def test_pillow_sees_8_bit_samples(tmp_path: Path, name: str, kind: str) -> None:
     samples = picture(*KINDS[kind], *TILED)
     save(tmp_path / name, samples)
     np.testing.assert_array_equal(by_pillow(tmp_path / name), samples)
@@ -170,14 +181,14 @@ def test_pillow_sees_8_bit_samples(tmp_path, name, kind):
     ("x.tif", by_tifffile), ("x.tif", by_vips), ("x.zarr", by_zarr), ("x.zarr", by_tensorstore),
     ("x.npy", lambda path: np.load(path, allow_pickle=False)),
 ])  # fmt: skip
-def test_floats_are_kept(tmp_path, name, reader):
+def test_floats_are_kept(tmp_path: Path, name: str, reader: Any) -> None:
     samples = picture(3, "float32", *TILED)
     save(tmp_path / name, samples)
     np.testing.assert_array_equal(reader(tmp_path / name), samples)
 
 
 @pytest.mark.parametrize("name", ["x.tif", "x.zarr", "x.ome.zarr"])
-def test_without_compression(tmp_path, name):
+def test_without_compression(tmp_path: Path, name: str) -> None:
     samples = picture(3, "uint8", *TILED)
     save(tmp_path / name, samples, options=SinkOptions(compress=False))
     assert sum(len(data) for data in contents(tmp_path / name).values()) > samples.nbytes
@@ -185,7 +196,7 @@ def test_without_compression(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", NAMES[1:])
-def test_profile_resolution_and_alpha_come_back(tmp_path, name):
+def test_profile_resolution_and_alpha_come_back(tmp_path: Path, name: str) -> None:
     samples = picture(4, "uint16", 40, 30)
     save(tmp_path / name, samples, icc=SRGB, dpi=(300.0, 72.0), job="0123abcd")
     source = open_source(tmp_path / name)
@@ -195,7 +206,7 @@ def test_profile_resolution_and_alpha_come_back(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.tif"])
-def test_libvips_finds_the_metadata(tmp_path, name):
+def test_libvips_finds_the_metadata(tmp_path: Path, name: str) -> None:
     pyvips = pytest.importorskip("pyvips")
     save(tmp_path / name, picture(4, "uint8", 40, 30), icc=SRGB, dpi=(300.0, 72.0))
     image = pyvips.Image.new_from_file(str(tmp_path / name))
@@ -204,7 +215,7 @@ def test_libvips_finds_the_metadata(tmp_path, name):
     assert image.interpretation == "srgb" and image.hasalpha()
 
 
-def test_tags_of_a_tiff(tmp_path):
+def test_tags_of_a_tiff(tmp_path: Path) -> None:
     tifffile = pytest.importorskip("tifffile")
     save(tmp_path / "x.tif", picture(4, "uint8", *TILED), job="0123abcd")
     with tifffile.TiffFile(tmp_path / "x.tif") as tiff:
@@ -223,7 +234,9 @@ def test_tags_of_a_tiff(tmp_path):
         assert not tiff.is_bigtiff and len(tiff.pages) == 1
 
 
-def test_a_tiff_that_32_bits_do_not_reach_is_a_bigtiff(tmp_path, monkeypatch):
+def test_a_tiff_that_32_bits_do_not_reach_is_a_bigtiff(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tifffile = pytest.importorskip("tifffile")
     samples = picture(3, "uint8", *TILED)
     assert samples.nbytes < 5 * 3 * 256 * 256 * 3
@@ -237,7 +250,7 @@ def test_a_tiff_that_32_bits_do_not_reach_is_a_bigtiff(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.tif", "x.zarr"])
-def test_a_profile_for_grey_does_not_enter_an_rgb_file(tmp_path, name):
+def test_a_profile_for_grey_does_not_enter_an_rgb_file(tmp_path: Path, name: str) -> None:
     save(tmp_path / name, picture(3, "uint8", 9, 9), icc=GREY_PROFILE, dpi=(float("nan"), 1.0))
     source = open_source(tmp_path / name)
     assert source.metadata.icc is None and source.metadata.dpi is None
@@ -246,7 +259,7 @@ def test_a_profile_for_grey_does_not_enter_an_rgb_file(tmp_path, name):
 # -- pyramids --------------------------------------------------------------------------------------
 
 
-def test_halving_rounds_half_up_and_repeats_an_odd_border():
+def test_halving_rounds_half_up_and_repeats_an_odd_border() -> None:
     samples = np.array([[[0], [1], [9]], [[1], [0], [8]], [[255], [254], [255]]], np.uint8)
     assert halve(samples)[..., 0].tolist() == [[1, 9], [255, 255]]  # 2/4, 34/4, 1018/4, 255
     assert halve(np.full((2, 2, 1), 65535, np.uint16))[0, 0, 0] == 65535
@@ -264,7 +277,7 @@ def halvings(samples: np.ndarray) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_tiff_pyramid(tmp_path, kind):
+def test_tiff_pyramid(tmp_path: Path, kind: str) -> None:
     tifffile = pytest.importorskip("tifffile")
     samples = picture(*KINDS[kind], *TILED)
     save(tmp_path / "x.tif", samples, options=SinkOptions(pyramid=True))
@@ -281,7 +294,7 @@ def test_tiff_pyramid(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ome_zarr_follows_the_specification(tmp_path, kind):
+def test_ome_zarr_follows_the_specification(tmp_path: Path, kind: str) -> None:
     """The rules of OME-Zarr 0.5 for an image: axes, order of levels, transformations, omero."""
     zarr = pytest.importorskip("zarr")
     samples = picture(*KINDS[kind], *TILED)
@@ -321,7 +334,7 @@ def test_ome_zarr_follows_the_specification(tmp_path, kind):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_file_does_not_depend_on_the_windows(tmp_path, name):
+def test_the_file_does_not_depend_on_the_windows(tmp_path: Path, name: str) -> None:
     samples = picture(3, "uint8", *TILED)
     options = SinkOptions(pyramid=True)
     (tmp_path / "a").mkdir()
@@ -331,7 +344,9 @@ def test_the_file_does_not_depend_on_the_windows(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.tif"])
-def test_the_file_does_not_depend_on_the_number_of_threads(tmp_path, monkeypatch, name):
+def test_the_file_does_not_depend_on_the_number_of_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     samples = picture(3, "uint16", *TILED)
     save(tmp_path / name, samples)
     before = contents(tmp_path / name)
@@ -341,7 +356,7 @@ def test_the_file_does_not_depend_on_the_number_of_threads(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_threads_may_share_a_sink(tmp_path, name):
+def test_threads_may_share_a_sink(tmp_path: Path, name: str) -> None:
     samples = picture(3, "uint8", *TILED)
     part = make_part(tmp_path / name)
     sink = open_sink(tmp_path / name, layout_of(samples), part=part, resume=False)
@@ -361,7 +376,7 @@ def test_threads_may_share_a_sink(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_processes_may_share_the_part(tmp_path, name):
+def test_processes_may_share_the_part(tmp_path: Path, name: str) -> None:
     """Each opens it for itself and writes whole units; here one after the other, in one process."""
     samples = picture(3, "uint8", *TILED)
     layout = layout_of(samples)
@@ -378,7 +393,7 @@ def test_processes_may_share_the_part(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_window_that_does_not_fit_is_a_mistake_of_the_program(tmp_path, name):
+def test_a_window_that_does_not_fit_is_a_mistake_of_the_program(tmp_path: Path, name: str) -> None:
     samples = picture(3, "uint8", 20, 30)
     sink = open_sink(
         tmp_path / name, layout_of(samples), part=make_part(tmp_path / name), resume=False
@@ -397,7 +412,7 @@ def test_a_window_that_does_not_fit_is_a_mistake_of_the_program(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_resuming_keeps_what_was_written(tmp_path, name):
+def test_resuming_keeps_what_was_written(tmp_path: Path, name: str) -> None:
     samples = picture(3, "uint8", *TILED)
     layout = layout_of(samples, job="j")
     part = make_part(tmp_path / name)
@@ -421,7 +436,7 @@ def test_resuming_keeps_what_was_written(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_only_the_same_output_is_resumed(tmp_path, name):
+def test_only_the_same_output_is_resumed(tmp_path: Path, name: str) -> None:
     samples = picture(3, "uint8", 20, 30)
     part = make_part(tmp_path / name)
     refused(
@@ -434,7 +449,7 @@ def test_only_the_same_output_is_resumed(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_existing_output_is_kept_unless_told_otherwise(tmp_path, name):
+def test_an_existing_output_is_kept_unless_told_otherwise(tmp_path: Path, name: str) -> None:
     samples = picture(3, "uint8", 20, 30)
     path = tmp_path / name
     save(path, samples, job="old")
@@ -450,7 +465,7 @@ def test_an_existing_output_is_kept_unless_told_otherwise(tmp_path, name):
     np.testing.assert_array_equal(open_source(path).samples(0, 20, 0, 30), 255 - samples)
 
 
-def test_a_folder_that_is_no_zarr_store_is_not_replaced(tmp_path):
+def test_a_folder_that_is_no_zarr_store_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "x.zarr"
     path.mkdir()
     (path / "precious").touch()
@@ -461,8 +476,10 @@ def test_a_folder_that_is_no_zarr_store_is_not_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x.npy", "x.png"])
-def test_a_file_system_without_hard_links(tmp_path, monkeypatch, name):
-    def no_links(source, target):
+def test_a_file_system_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def no_links(source: Any, target: Any) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", no_links)
@@ -478,7 +495,7 @@ def test_a_file_system_without_hard_links(tmp_path, monkeypatch, name):
     np.testing.assert_array_equal(open_source(tmp_path / name).samples(0, 20, 0, 30), samples)
 
 
-def test_symbolic_links_are_written_through(tmp_path):
+def test_symbolic_links_are_written_through(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     link = tmp_path / "x.png"
     link.symlink_to(tmp_path / "elsewhere/real.png")
@@ -531,7 +548,7 @@ sys.exit(status)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("name", NAMES)
-def test_finishing_survives_being_killed_at_any_step(tmp_path, name):
+def test_finishing_survives_being_killed_at_any_step(tmp_path: Path, name: str) -> None:
     """Killed before the first, second, ... step on the disk, then called again: the very file of no
     kill at all.
     """
@@ -582,7 +599,7 @@ def small_disk(folder: Path, size: int) -> Iterator[str]:
 
 @pytest.mark.skipif(os.name == "nt", reason="no small disk")
 @pytest.mark.parametrize("name", NAMES)
-def test_a_full_disk_while_writing(tmp_path, name):
+def test_a_full_disk_while_writing(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "disk"
     folder.mkdir()
     samples = noise(3, 8, 1024, 1024)  # 3 MiB that cannot be compressed
@@ -606,7 +623,7 @@ def test_a_full_disk_while_writing(tmp_path, name):
 
 @pytest.mark.skipif(os.name == "nt", reason="no small disk")
 @pytest.mark.parametrize("name", ["x.png", "x.tif", "x.ome.zarr"])
-def test_a_full_disk_while_finishing(tmp_path, name):
+def test_a_full_disk_while_finishing(tmp_path: Path, name: str) -> None:
     """Nothing bears the name, the samples are kept; with room the same sink finishes."""
     folder = tmp_path / "disk"
     folder.mkdir()
@@ -642,7 +659,7 @@ def test_a_full_disk_while_finishing(tmp_path, name):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", NAMES)
-def test_the_disk_check_is_an_upper_bound(tmp_path, name, kind):
+def test_the_disk_check_is_an_upper_bound(tmp_path: Path, name: str, kind: str) -> None:
     """Noise, which compression makes larger."""
     channels, dtype = KINDS[kind]
     samples = noise(channels, 16 if dtype == "uint16" else 8, *TILED)
@@ -662,7 +679,7 @@ def test_the_disk_check_is_an_upper_bound(tmp_path, name, kind):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_finishing_takes_the_memory_that_it_announces(tmp_path, name):
+def test_finishing_takes_the_memory_that_it_announces(tmp_path: Path, name: str) -> None:
     samples = np.tile(picture(4, "uint16", 128, 128), (24, 12, 1))  # 36 MiB
     layout = layout_of(samples)
     options = SinkOptions(pyramid=True)
@@ -682,7 +699,7 @@ def test_finishing_takes_the_memory_that_it_announces(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.tif", "x.ome.zarr"])
-def test_progress_goes_up_to_the_end(tmp_path, name):
+def test_progress_goes_up_to_the_end(tmp_path: Path, name: str) -> None:
     samples = picture(3, "uint8", *TILED)
     part = make_part(tmp_path / name)
     sink = open_sink(
@@ -702,7 +719,7 @@ def test_progress_goes_up_to_the_end(tmp_path, name):
 # -- names, refusals -------------------------------------------------------------------------------
 
 
-def test_the_file_name_picks_the_format():
+def test_the_file_name_picks_the_format() -> None:
     names = {
         "a.png": "png",
         "A.TIF": "tiff",
@@ -719,7 +736,7 @@ def test_the_file_name_picks_the_format():
     )
 
 
-def test_what_no_format_takes_is_refused(tmp_path):
+def test_what_no_format_takes_is_refused(tmp_path: Path) -> None:
     layout = Layout(8, 8, 3, "float32")
     refused(
         lambda: open_sink(tmp_path / "x.png", layout, part=tmp_path, resume=False), "x.png", ".tif"
@@ -732,14 +749,16 @@ def test_what_no_format_takes_is_refused(tmp_path):
     refused(lambda: Layout(8, 8, 3, "int16"), "int16")
 
 
-def test_zarr_is_asked_for_only_where_it_is_needed(tmp_path, monkeypatch):
+def test_zarr_is_asked_for_only_where_it_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "zarr", None)
     samples = picture(3, "uint8", 20, 30)
     save(tmp_path / "x.tif", samples)
     refused(lambda: save(tmp_path / "x.zarr", samples), "zarr", "pip install 'diinn_fast[big]'")
 
 
-def test_no_job_is_found_where_none_is(tmp_path):
+def test_no_job_is_found_where_none_is(tmp_path: Path) -> None:
     for name in NAMES:
         assert read_job(tmp_path / name) is None
         save(tmp_path / name, picture(3, "uint8", 20, 30))
@@ -749,7 +768,7 @@ def test_no_job_is_found_where_none_is(tmp_path):
         assert read_job(tmp_path / name) is None
 
 
-def test_an_unfinished_store_says_so(tmp_path):
+def test_an_unfinished_store_says_so(tmp_path: Path) -> None:
     path = tmp_path / "x.zarr"
     part = make_part(path)
     open_sink(path, Layout(8, 8, 3, "uint8", job="j"), part=part, resume=False).close()

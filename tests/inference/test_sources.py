@@ -5,7 +5,10 @@ promised.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -15,7 +18,7 @@ import torch
 from diinn_fast.errors import ImageError, UpscaleError
 from diinn_fast.formats import Image, read_image, write_image
 from diinn_fast.formats import tiff_source as tiff_module
-from diinn_fast.formats.sources import RowsSource
+from diinn_fast.formats.sources import RowsSource, Source
 from diinn_fast.formats.tiff_source import TiffSource
 from diinn_fast.inference import sources as sources_module
 from diinn_fast.inference.sources import open_source
@@ -27,7 +30,7 @@ HEIGHT = 101
 WIDTH = 83
 
 
-def assert_same(source, image: Image) -> None:
+def assert_same(source: Source, image: Image) -> None:
     """Every kind of window of the source equals the same window of the whole, bitwise."""
     height, width = image.rgb.shape[1:]
     assert (source.height, source.width) == (height, width)
@@ -77,9 +80,9 @@ STORAGE = {
 }
 
 
-def save_tiff(path: Path, samples: np.ndarray, **options) -> None:
+def save_tiff(path: Path, samples: np.ndarray, **options: Any) -> None:
     channels = samples.shape[2]
-    extra = {"extrasamples": ["UNASSALPHA"]} if channels in (2, 4) else {}
+    extra: dict[str, Any] = {"extrasamples": ["UNASSALPHA"]} if channels in (2, 4) else {}
     bigtiff = options.pop("bigtiff", False)
     order = options.pop("byteorder", "<")
     if channels > 1:
@@ -102,7 +105,9 @@ def save_tiff(path: Path, samples: np.ndarray, **options) -> None:
     "channels,bits", [(1, 8), (2, 8), (3, 8), (4, 8), (1, 16), (3, 16), (4, 16)]
 )
 @pytest.mark.parametrize("storage", STORAGE)
-def test_regions_of_a_tiff_are_those_of_the_whole(tmp_path, storage, channels, bits):
+def test_regions_of_a_tiff_are_those_of_the_whole(
+    tmp_path: Path, storage: str, channels: int, bits: int
+) -> None:
     samples = noise(channels, bits, HEIGHT, WIDTH)
     save_tiff(tmp_path / "x.tif", samples, **STORAGE[storage])
     source = open_source(tmp_path / "x.tif")
@@ -118,7 +123,7 @@ def test_regions_of_a_tiff_are_those_of_the_whole(tmp_path, storage, channels, b
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("storage", ["tiles", "raw strips"])
-def test_orientation_is_applied_to_regions(tmp_path, storage, orientation):
+def test_orientation_is_applied_to_regions(tmp_path: Path, storage: str, orientation: int) -> None:
     save_tiff(
         tmp_path / "x.tif",
         noise(3, 8, HEIGHT, WIDTH),
@@ -128,7 +133,7 @@ def test_orientation_is_applied_to_regions(tmp_path, storage, orientation):
     assert_same(open_source(tmp_path / "x.tif"), read_image(tmp_path / "x.tif"))
 
 
-def test_a_pyramid_is_read_at_full_size(tmp_path):
+def test_a_pyramid_is_read_at_full_size(tmp_path: Path) -> None:
     samples = noise(3, 8, HEIGHT, WIDTH)
     with tifffile.TiffWriter(tmp_path / "pages.tif") as writer:
         writer.write(samples, tile=(16, 16), photometric="RGB")
@@ -137,7 +142,7 @@ def test_a_pyramid_is_read_at_full_size(tmp_path):
     assert_same(open_source(tmp_path / "pages.tif"), read_image(tmp_path / "pages.tif"))
 
 
-def test_only_what_a_window_touches_is_decoded(tmp_path):
+def test_only_what_a_window_touches_is_decoded(tmp_path: Path) -> None:
     save_tiff(tmp_path / "x.tif", noise(3, 8, 256, 256), tile=(32, 32), compression="zlib")
     source = open_source(tmp_path / "x.tif")
     source.read(40, 90, 33, 60)
@@ -145,7 +150,7 @@ def test_only_what_a_window_touches_is_decoded(tmp_path):
     assert source._held() == 2 * 32 * 32 * 3
 
 
-def test_decoded_tiles_stay_within_the_bound(tmp_path):
+def test_decoded_tiles_stay_within_the_bound(tmp_path: Path) -> None:
     save_tiff(tmp_path / "x.tif", noise(3, 8, 256, 256), tile=(32, 32), compression="zlib")
     tile = 32 * 32 * 3
     source = open_source(tmp_path / "x.tif", max_bytes=7 * tile)
@@ -154,7 +159,7 @@ def test_decoded_tiles_stay_within_the_bound(tmp_path):
     assert 0 < source._held() <= 5 * tile
 
 
-def test_many_threads_read_one_source(tmp_path):
+def test_many_threads_read_one_source(tmp_path: Path) -> None:
     save_tiff(tmp_path / "x.tif", noise(3, 16, HEIGHT, WIDTH), **STORAGE["predicted tiles"])
     source = open_source(tmp_path / "x.tif", max_bytes=2**14)
     whole = read_image(tmp_path / "x.tif")
@@ -185,7 +190,7 @@ def save_palette(path: Path) -> None:
     PIL.Image.fromarray(noise(3, 8, HEIGHT, WIDTH)).quantize(16).save(path)
 
 
-WHOLE = {
+WHOLE: dict[str, Callable[..., Any]] = {
     "8-bit.png": lambda path: write_image(
         path, to_image(noise(4, 8, HEIGHT, WIDTH), icc=SRGB, dpi=(300.0, 72.0))
     ),
@@ -208,7 +213,7 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_other_files_are_held_as_integers(tmp_path, name):
+def test_other_files_are_held_as_integers(tmp_path: Path, name: str) -> None:
     WHOLE[name](tmp_path / name)
     source = open_source(tmp_path / name)
     image = read_image(tmp_path / name)
@@ -217,7 +222,9 @@ def test_other_files_are_held_as_integers(tmp_path, name):
     assert source.resident_bytes == HEIGHT * WIDTH * channels * image.bits // 8
 
 
-def test_without_codecs_an_lzw_tiff_is_decoded_whole(tmp_path, monkeypatch):
+def test_without_codecs_an_lzw_tiff_is_decoded_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_tiff(tmp_path / "x.tif", noise(3, 8, HEIGHT, WIDTH), tile=(16, 16), compression="lzw")
     monkeypatch.setattr(tiff_module, "_has_imagecodecs", lambda: False)
     assert_same(open_source(tmp_path / "x.tif"), read_image(tmp_path / "x.tif"))
@@ -228,7 +235,7 @@ def test_without_codecs_an_lzw_tiff_is_decoded_whole(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("channels,bits", [(1, 8), (2, 16), (3, 8), (4, 16)])
-def test_integer_arrays_are_not_copied(channels, bits):
+def test_integer_arrays_are_not_copied(channels: int, bits: int) -> None:
     samples = noise(channels, bits, HEIGHT, WIDTH)
     source = open_source(samples)
     assert_same(source, to_image(samples))
@@ -236,7 +243,7 @@ def test_integer_arrays_are_not_copied(channels, bits):
     assert source.dtype == f"uint{bits}"
 
 
-def test_float_arrays_tensors_images_and_pil_pictures():
+def test_float_arrays_tensors_images_and_pil_pictures() -> None:
     samples = noise(3, 8, HEIGHT, WIDTH)
     image = to_image(samples)
     floats = image.rgb.permute(1, 2, 0).numpy()
@@ -253,7 +260,7 @@ def test_float_arrays_tensors_images_and_pil_pictures():
 
 @pytest.mark.parametrize("dtype", ["uint8", ">u2", "float32", "float16"])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_npy_by_region(tmp_path, dtype, channels):
+def test_npy_by_region(tmp_path: Path, dtype: str, channels: int) -> None:
     samples = noise(channels, 16 if dtype == ">u2" else 8, HEIGHT, WIDTH)
     stored = (samples / 255).astype(dtype) if "float" in dtype else samples.astype(dtype)
     np.save(tmp_path / "x.npy", stored if channels > 1 else stored[..., 0])
@@ -268,7 +275,7 @@ def test_npy_by_region(tmp_path, dtype, channels):
     assert source.dtype == {"uint8": "uint8", ">u2": "uint16"}.get(dtype, "float32")
 
 
-def test_npy_files_that_are_no_pictures_are_refused(tmp_path):
+def test_npy_files_that_are_no_pictures_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.npy"
 
     def check(array: np.ndarray, *words: str) -> None:
@@ -289,7 +296,7 @@ def test_npy_files_that_are_no_pictures_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 255.0])
-def test_bad_floats_are_refused_where_they_are_read(tmp_path, poison):
+def test_bad_floats_are_refused_where_they_are_read(tmp_path: Path, poison: float) -> None:
     values = np.zeros((20, 20), np.float32)
     values[15, 15] = poison
     np.save(tmp_path / "x.npy", values)
@@ -303,7 +310,7 @@ def test_bad_floats_are_refused_where_they_are_read(tmp_path, poison):
 
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("axes", ["yx", "yxc", "cyx"])
-def test_zarr_by_region(tmp_path, version, axes):
+def test_zarr_by_region(tmp_path: Path, version: int, axes: str) -> None:
     zarr = pytest.importorskip("zarr")
     samples = noise(1 if axes == "yx" else 3, 16, HEIGHT, WIDTH)
     values = (
@@ -328,7 +335,7 @@ def test_zarr_by_region(tmp_path, version, axes):
     assert_same(open_source(tmp_path / "x.zarr"), to_image(samples))
 
 
-def test_the_largest_level_of_an_ome_zarr_is_read(tmp_path):
+def test_the_largest_level_of_an_ome_zarr_is_read(tmp_path: Path) -> None:
     zarr = pytest.importorskip("zarr")
     samples = noise(3, 8, HEIGHT, WIDTH)
     for version, name in [(2, "0.4.ome.zarr"), (3, "0.5.ome.zarr")]:
@@ -342,7 +349,7 @@ def test_the_largest_level_of_an_ome_zarr_is_read(tmp_path):
         assert_same(open_source(tmp_path / name), to_image(samples))
 
 
-def test_zarr_stores_that_are_no_pictures_are_refused(tmp_path):
+def test_zarr_stores_that_are_no_pictures_are_refused(tmp_path: Path) -> None:
     zarr = pytest.importorskip("zarr")
     zarr.create_group(tmp_path / "group.zarr")
     refused(lambda: open_source(tmp_path / "group.zarr"), "group of arrays")
@@ -375,33 +382,33 @@ def test_zarr_stores_that_are_no_pictures_are_refused(tmp_path):
      compression="zlib"))],
 )  # fmt: skip
 def test_what_exceeds_the_bound_is_refused_before_it_is_decoded(
-    tmp_path, monkeypatch, name, declare
-):
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, declare: Callable[[Path], Any]
+) -> None:
     declare(tmp_path / name)
     monkeypatch.setattr(PIL.Image.Image, "load", lambda self: pytest.fail("decoded"))
     refused(lambda: open_source(tmp_path / name, max_bytes=10**6), name, "tiled TIFF")
 
 
-def test_a_file_that_gets_shorter_while_it_is_read(tmp_path):
+def test_a_file_that_gets_shorter_while_it_is_read(tmp_path: Path) -> None:
     for name, options in [("tiled.tif", STORAGE["tiles"]), ("raw.tif", {})]:
         save_tiff(tmp_path / name, noise(3, 8, HEIGHT, WIDTH), **options)
         source = open_source(tmp_path / name)
         with open(tmp_path / name, "r+b") as file:
             file.truncate(5000)
-        refused(lambda source=source: source.read(0, HEIGHT, 0, WIDTH), name, "restore")
+        refused(partial(source.read, 0, HEIGHT, 0, WIDTH), name, "restore")
 
 
-def test_a_file_that_is_cut_off_before_it_is_opened(tmp_path):
+def test_a_file_that_is_cut_off_before_it_is_opened(tmp_path: Path) -> None:
     for number, options in enumerate([*STORAGE.values()]):
         path = tmp_path / f"{number}.tif"
         save_tiff(path, noise(3, 8, HEIGHT, WIDTH), **options)
         data = path.read_bytes()
         for part in (1, 30, 70, 95):
             path.write_bytes(data[: len(data) * part // 100])
-            refused(lambda path=path: open_source(path), path.name)
+            refused(partial(open_source, path), path.name)
 
 
-def test_damaged_tiles_are_noticed_when_they_are_read(tmp_path):
+def test_damaged_tiles_are_noticed_when_they_are_read(tmp_path: Path) -> None:
     save_tiff(tmp_path / "x.tif", noise(3, 8, HEIGHT, WIDTH), **STORAGE["tiles"])
     with tifffile.TiffFile(tmp_path / "x.tif") as tiff:
         offset = tiff.pages.first.dataoffsets[0]
@@ -413,7 +420,7 @@ def test_damaged_tiles_are_noticed_when_they_are_read(tmp_path):
     refused(lambda: source.read(0, 60, 0, 60), "x.tif")
 
 
-def test_a_zarr_store_that_vanishes_is_not_read_as_black(tmp_path):
+def test_a_zarr_store_that_vanishes_is_not_read_as_black(tmp_path: Path) -> None:
     zarr = pytest.importorskip("zarr")
     zarr.create_array(tmp_path / "x.zarr", data=noise(3, 8, HEIGHT, WIDTH), chunks=(16, 16, 3))
     source = open_source(tmp_path / "x.zarr")
@@ -422,7 +429,7 @@ def test_a_zarr_store_that_vanishes_is_not_read_as_black(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.tif", "x.npy"])
-def test_identity_follows_the_file(tmp_path, name):
+def test_identity_follows_the_file(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
 
     def write(seed: int) -> str:
@@ -437,7 +444,7 @@ def test_identity_follows_the_file(tmp_path, name):
     assert write(1) != first
 
 
-def test_identity_of_arrays_is_a_digest():
+def test_identity_of_arrays_is_a_digest() -> None:
     samples = noise(3)
     assert open_source(samples).identity == open_source(samples.copy()).identity
     assert open_source(samples).identity != open_source(samples[::-1]).identity
@@ -447,7 +454,7 @@ def test_identity_of_arrays_is_a_digest():
     )
 
 
-def test_missing_files_and_other_formats(tmp_path):
+def test_missing_files_and_other_formats(tmp_path: Path) -> None:
     refused(lambda: open_source(tmp_path / "none.png"), "does not exist")
     (tmp_path / "x.txt").write_text("hello")
     refused(lambda: open_source(tmp_path / "x.txt"), "none of the pictures")
@@ -459,7 +466,7 @@ def test_missing_files_and_other_formats(tmp_path):
     refused(lambda: open_source(tmp_path / "pages.tif"), "several pages")
 
 
-def test_a_window_outside_is_a_mistake_of_the_program():
+def test_a_window_outside_is_a_mistake_of_the_program() -> None:
     source = open_source(noise(3))
     for window in [(0, 24, 0, 5), (-1, 5, 0, 5), (5, 5, 0, 5)]:
         with pytest.raises(IndexError):

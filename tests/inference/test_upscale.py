@@ -9,8 +9,10 @@ from __future__ import annotations
 import copy
 import io
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -53,7 +55,9 @@ def repeated(samples: np.ndarray, times: int = 2) -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3), (1, 1, 3)])
-def test_integer_arrays_keep_dtype_and_channels(nearest, shape, dtype):
+def test_integer_arrays_keep_dtype_and_channels(
+    nearest: Upscaler, shape: tuple[int, int] | tuple[int, int, int], dtype: type
+) -> None:
     samples = noise(*shape, dtype=dtype)
     result = nearest(samples, scale=2)
     assert result.dtype == dtype
@@ -61,8 +65,8 @@ def test_integer_arrays_keep_dtype_and_channels(nearest, shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_float_arrays_keep_their_dtype(nearest, dtype):
-    samples = np.random.default_rng(0).random((5, 7, 3)).astype(dtype)
+def test_float_arrays_keep_their_dtype(nearest: Upscaler, dtype: type) -> None:
+    samples: np.ndarray = np.random.default_rng(0).random((5, 7, 3)).astype(dtype)
     result = nearest(samples, scale=2)
     assert result.dtype == dtype
     np.testing.assert_allclose(result, repeated(samples), atol=1e-6)
@@ -70,7 +74,9 @@ def test_float_arrays_keep_their_dtype(nearest, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(3, 5, 7), (1, 3, 5, 7), (2, 3, 5, 7)])
-def test_tensors_keep_shape_and_dtype(nearest, shape, dtype):
+def test_tensors_keep_shape_and_dtype(
+    nearest: Upscaler, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
     image = torch.rand(shape, dtype=torch.float32).to(dtype).requires_grad_()
     result = nearest(image, scale=2)
     assert result.dtype == dtype and not result.requires_grad and not result.is_inference()
@@ -90,7 +96,7 @@ def test_tensors_keep_shape_and_dtype(nearest, shape, dtype):
         ("I;16", "I;16"),
     ],
 )
-def test_pil_images_keep_their_mode(nearest, mode, expected):
+def test_pil_images_keep_their_mode(nearest: Upscaler, mode: str, expected: str) -> None:
     if mode == "I;16":
         picture = PIL.Image.fromarray(noise(5, 7, dtype=np.uint16))
     else:
@@ -104,7 +110,7 @@ def test_pil_images_keep_their_mode(nearest, mode, expected):
         np.testing.assert_array_equal(np.array(result), repeated(np.array(picture)))
 
 
-def test_pil_transparent_colour_becomes_alpha(nearest):
+def test_pil_transparent_colour_becomes_alpha(nearest: Upscaler) -> None:
     picture = PIL.Image.new("P", (4, 4))
     picture.putpalette([0, 0, 0, 200, 100, 50])
     picture.putpixel((0, 0), 1)
@@ -114,7 +120,7 @@ def test_pil_transparent_colour_becomes_alpha(nearest):
     assert result.getpixel((0, 0)) == (200, 100, 50, 255) and result.getpixel((7, 7))[3] == 0
 
 
-def test_pil_orientation_is_applied(nearest):
+def test_pil_orientation_is_applied(nearest: Upscaler) -> None:
     samples = noise(4, 6, 3)
     picture = PIL.Image.fromarray(samples)
     exif = PIL.Image.Exif()
@@ -125,7 +131,7 @@ def test_pil_orientation_is_applied(nearest):
     np.testing.assert_array_equal(np.array(result), repeated(np.rot90(samples, -1)))
 
 
-def test_all_kinds_agree(mixing, tmp_path):
+def test_all_kinds_agree(mixing: Upscaler, tmp_path: Path) -> None:
     samples = noise(6, 5, 3)
     planes = torch.from_numpy(samples).permute(2, 0, 1).float() / 255
     write_image(tmp_path / "in.png", Image(planes))
@@ -142,7 +148,7 @@ def test_all_kinds_agree(mixing, tmp_path):
     assert torch.equal(batch[0], tensor) and not torch.equal(batch[1], tensor)
 
 
-def test_the_network_sees_normalised_values_and_the_output_is_clamped(mixing):
+def test_the_network_sees_normalised_values_and_the_output_is_clamped(mixing: Upscaler) -> None:
     image = torch.rand(1, 3, 6, 5)
     with torch.no_grad():
         raw = mixing.model((image - 0.5) / 0.5, scale=3)
@@ -161,7 +167,9 @@ def test_the_network_sees_normalised_values_and_the_output_is_clamped(mixing):
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("grey", [False, True])
 @pytest.mark.parametrize("has_alpha", [False, True])
-def test_files_keep_bits_grey_alpha_profile_and_dpi(nearest, tmp_path, bits, grey, has_alpha):
+def test_files_keep_bits_grey_alpha_profile_and_dpi(
+    nearest: Upscaler, tmp_path: Path, bits: int, grey: bool, has_alpha: bool
+) -> None:
     levels = torch.randint(0, 2**bits, (4, 4, 6)) / (2**bits - 1)
     rgb = levels[:1].repeat(3, 1, 1) if grey else levels[:3]
     icc = (
@@ -189,7 +197,7 @@ def test_files_keep_bits_grey_alpha_profile_and_dpi(nearest, tmp_path, bits, gre
         assert bool((again.alpha == 1).all())
 
 
-def test_grey_is_the_mean_of_the_three_outputs(mixing):
+def test_grey_is_the_mean_of_the_three_outputs(mixing: Upscaler) -> None:
     grey = torch.rand(1, 5, 6).repeat(3, 1, 1)
     with torch.no_grad():
         colour = (mixing.model(grey[None] * 2 - 1, (10, 12))[0] * 0.5 + 0.5).clamp(0, 1)
@@ -199,7 +207,7 @@ def test_grey_is_the_mean_of_the_three_outputs(mixing):
         torch.testing.assert_close(plane, colour.mean(0), atol=1e-6, rtol=0)
 
 
-def test_hidden_colour_does_not_bleed_into_the_visible(mixing):
+def test_hidden_colour_does_not_bleed_into_the_visible(mixing: Upscaler) -> None:
     """A hard alpha edge: whatever lies under the transparent half, the output is that of the
     visible colour alone.
     """
@@ -218,7 +226,7 @@ def test_hidden_colour_does_not_bleed_into_the_visible(mixing):
 
 
 @pytest.mark.skipif(not bundled_names(), reason="no bundled model in this checkout")
-def test_no_dark_fringe_with_the_bundled_model():
+def test_no_dark_fringe_with_the_bundled_model() -> None:
     colour = torch.tensor([0.9, 0.8, 0.3]).view(3, 1, 1)
     alpha = (torch.arange(24) < 12).float().view(1, 1, 24).repeat(1, 24, 1)
     result = run_upscale(Image(colour * alpha, alpha), scale=3, device="cpu")
@@ -231,7 +239,9 @@ def test_no_dark_fringe_with_the_bundled_model():
 
 
 @pytest.mark.parametrize("hr", [(20, 24), (5, 6), (5, 24)])
-def test_alpha_is_bicubic_and_antialiased_only_downwards(nearest, hr):
+def test_alpha_is_bicubic_and_antialiased_only_downwards(
+    nearest: Upscaler, hr: tuple[int, int]
+) -> None:
     alpha = torch.rand(1, 10, 12)
     result = nearest(Image(torch.rand(3, 10, 12), alpha), size=hr).alpha
     small = min(10, hr[0]), min(12, hr[1])
@@ -257,7 +267,7 @@ def test_alpha_is_bicubic_and_antialiased_only_downwards(nearest, hr):
         ({"long_side": 3}, (3, 2)),
     ],
 )
-def test_target_size(wanted, expected):
+def test_target_size(wanted: dict[str, Any], expected: tuple[int, int]) -> None:
     assert target_size((10, 7), **wanted) == expected
 
 
@@ -282,11 +292,13 @@ def test_target_size(wanted, expected):
         {"scale": 2, "size": (7, 7)},
     ],
 )
-def test_impossible_sizes_are_refused(wanted):
+def test_impossible_sizes_are_refused(wanted: dict[str, Any]) -> None:
     refused(lambda: target_size((10, 7), **wanted))
 
 
-def test_scale_beyond_training_warns_once_per_picture(nearest, caplog):
+def test_scale_beyond_training_warns_once_per_picture(
+    nearest: Upscaler, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING, "diinn_fast"):
         nearest(noise(4, 4), scale=4)
         assert not caplog.records
@@ -300,7 +312,7 @@ def test_scale_beyond_training_warns_once_per_picture(nearest, caplog):
 
 @pytest.mark.parametrize("mode", [1, 3, 4])
 @pytest.mark.parametrize("hr", [(19, 17), (5, 4)])
-def test_bands_equal_the_whole_bitwise(mode, hr):
+def test_bands_equal_the_whole_bitwise(mode: int, hr: tuple[int, int]) -> None:
     upscaler = Upscaler(random_model(mode), device="cpu")
     rgb = torch.rand(3, 6, 5)
     ((_, whole),) = upscaler.bands(rgb, hr, rows=hr[0])
@@ -310,7 +322,9 @@ def test_bands_equal_the_whole_bitwise(mode, hr):
         assert torch.equal(torch.cat([band for _, band in parts], dim=1), whole)
 
 
-def test_large_outputs_are_decoded_in_bands(mixing, monkeypatch):
+def test_large_outputs_are_decoded_in_bands(
+    mixing: Upscaler, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image = torch.rand(3, 6, 5)
     whole = mixing(image, scale=3)
     monkeypatch.setattr("diinn_fast.inference.upscaler.BAND_PIXELS", 40)
@@ -318,7 +332,9 @@ def test_large_outputs_are_decoded_in_bands(mixing, monkeypatch):
 
 
 @pytest.mark.parametrize("hr", [(14, 10), (15, 7)])
-def test_self_ensemble_is_the_mean_over_eight_symmetries(hr, monkeypatch):
+def test_self_ensemble_is_the_mean_over_eight_symmetries(
+    hr: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("diinn_fast.inference.upscaler.BAND_PIXELS", 40)  # several bands
     model = random_model()
     image = torch.rand(3, 7, 5)
@@ -344,7 +360,9 @@ def test_self_ensemble_is_the_mean_over_eight_symmetries(hr, monkeypatch):
 @pytest.mark.parametrize(
     ("precision", "tolerance"), [("bf16", 0.05), ("fp16", 0.01), ("int8", 0.05)]
 )
-def test_coarser_precision_is_close_and_different(mixing, precision, tolerance):
+def test_coarser_precision_is_close_and_different(
+    mixing: Upscaler, precision: str, tolerance: float
+) -> None:
     image = torch.rand(3, 6, 5)
     exact = mixing(image, scale=2)
     result = run_upscale(image, scale=2, model=mixing.model, device="cpu", precision=precision)
@@ -352,7 +370,7 @@ def test_coarser_precision_is_close_and_different(mixing, precision, tolerance):
     assert 0 < float((result - exact).abs().max()) < tolerance
 
 
-def test_int8_is_a_precision_of_one_backend():
+def test_int8_is_a_precision_of_one_backend() -> None:
     upscaler = Upscaler(random_model(), device="cpu", precision="int8")
     upscaler(torch.rand(3, 6, 5), scale=2)
     assert upscaler.used_backend == "int8"
@@ -360,7 +378,7 @@ def test_int8_is_a_precision_of_one_backend():
         Upscaler(random_model(), device="cpu", precision="int8", backend="eager")
 
 
-def test_fp32_on_cuda_is_float32_for_convolutions_too():
+def test_fp32_on_cuda_is_float32_for_convolutions_too() -> None:
     conv = torch.backends.cudnn.conv
     before = conv.fp32_precision
     upscaler = Upscaler()
@@ -370,7 +388,7 @@ def test_fp32_on_cuda_is_float32_for_convolutions_too():
     assert conv.fp32_precision == before
 
 
-def test_overflow_names_the_remedy():
+def test_overflow_names_the_remedy() -> None:
     model = nearest_model()
     with torch.no_grad():
         model.decoder.last_layer.weight.mul_(1e6)  # beyond fp16
@@ -384,14 +402,14 @@ def test_overflow_names_the_remedy():
         run_upscale(image, model=model, device="cpu")
 
 
-def test_autocast_around_it_changes_nothing(mixing):
+def test_autocast_around_it_changes_nothing(mixing: Upscaler) -> None:
     image = torch.rand(3, 6, 5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = mixing(image, scale=2)
     assert torch.equal(inside, mixing(image, scale=2))
 
 
-def test_the_callers_model_is_left_as_it_is():
+def test_the_callers_model_is_left_as_it_is() -> None:
     model = random_model().half().train()
     run_upscale(torch.rand(3, 4, 4), scale=1, model=model, device="cpu")
     assert model.training and all(p.dtype == torch.float16 for p in model.parameters())
@@ -400,7 +418,7 @@ def test_the_callers_model_is_left_as_it_is():
 # -- weights ---------------------------------------------------------------------------------------
 
 
-def test_weights_by_folder_and_by_file(tmp_path):
+def test_weights_by_folder_and_by_file(tmp_path: Path) -> None:
     model = random_model()
     image = torch.rand(3, 4, 4)
     expected = run_upscale(image, scale=2, model=model, device="cpu")
@@ -411,20 +429,20 @@ def test_weights_by_folder_and_by_file(tmp_path):
 
 
 @pytest.mark.skipif(not bundled_names(), reason="no bundled model in this checkout")
-def test_the_bundled_model_is_the_default():
+def test_the_bundled_model_is_the_default() -> None:
     image = torch.rand(3, 6, 6)
     assert torch.equal(
         run_upscale(image, device="cpu"), run_upscale(image, model=bundled_names()[0], device="cpu")
     )
 
 
-def test_unknown_weights_name_the_bundled_ones(tmp_path):
+def test_unknown_weights_name_the_bundled_ones(tmp_path: Path) -> None:
     for name in ("no-such-model", "", str(tmp_path / "missing.pt"), "someone/something"):
         with pytest.raises(UpscaleError, match="bundled"):
             load_weights(name)
 
 
-def test_model_folders_are_checked(tmp_path):
+def test_model_folders_are_checked(tmp_path: Path) -> None:
     folder = save(random_model(), tmp_path / "model")
     config = (folder / "config.json").read_text()
     for text in ("{", "[]", '{"mode": 9}', '{"encoder": "vgg"}'):
@@ -442,7 +460,7 @@ def test_model_folders_are_checked(tmp_path):
         load_weights(tmp_path)
 
 
-def test_nan_weights_are_refused(tmp_path):
+def test_nan_weights_are_refused(tmp_path: Path) -> None:
     model = random_model()
     with torch.no_grad():
         model.encoder.head[0].bias[0] = float("nan")
@@ -453,7 +471,7 @@ def test_nan_weights_are_refused(tmp_path):
 # -- refusals --------------------------------------------------------------------------------------
 
 
-def refused(action, *words: str, error: type[Exception] = UpscaleError) -> None:
+def refused(action: Callable[[], Any], *words: str, error: type[Exception] = UpscaleError) -> None:
     with pytest.raises(error) as caught:
         action()
     message = str(caught.value)
@@ -486,21 +504,25 @@ def refused(action, *words: str, error: type[Exception] = UpscaleError) -> None:
         (None, "NoneType"),
     ],
 )
-def test_unusable_pictures_are_refused(nearest, image, word):
+def test_unusable_pictures_are_refused(nearest: Upscaler, image: Any, word: str) -> None:
     refused(lambda: nearest(image, size=(4, 4)), word)
 
 
-def test_missing_files_are_refused(nearest):
+def test_missing_files_are_refused(nearest: Upscaler) -> None:
     refused(lambda: nearest(Path("no such file.png")), "no such file.png", error=ImageError)
 
 
-def test_too_large_for_memory_is_refused_before_the_work(nearest, monkeypatch):
+def test_too_large_for_memory_is_refused_before_the_work(
+    nearest: Upscaler, monkeypatch: pytest.MonkeyPatch
+) -> None:
     refused(lambda: nearest(noise(4, 4, 3), size=(16_000_000, 16_000_000)), "GiB", "smaller")
     monkeypatch.setattr(memory, "available_bytes", lambda device: 1 << 20)
     refused(lambda: nearest(noise(4, 4, 3)), "GiB")
 
 
-def test_memory_estimate_counts_every_output_sample(nearest, monkeypatch):
+def test_memory_estimate_counts_every_output_sample(
+    nearest: Upscaler, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Output of 1e9 pixels: one byte for 8-bit grey, up to 16 for float RGB with alpha."""
     asked = []
     monkeypatch.setattr(memory, "_compare", lambda needed, *_: asked.append(needed))
@@ -518,14 +540,14 @@ def test_memory_estimate_counts_every_output_sample(nearest, monkeypatch):
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "mps:7", "meta", ""])
-def test_unknown_devices_are_refused(device):
+def test_unknown_devices_are_refused(device: str) -> None:
     refused(lambda: Upscaler(nearest_model(), device=device), "device")
 
 
-def test_unknown_precision_is_refused():
+def test_unknown_precision_is_refused() -> None:
     refused(lambda: Upscaler(nearest_model(), precision="fp8"), "fp32, bf16, fp16")
 
 
-def test_mode_4_needs_two_pixels():
+def test_mode_4_needs_two_pixels() -> None:
     upscaler = Upscaler(random_model(4), device="cpu")
     refused(lambda: upscaler(noise(1, 4), size=(1, 8)), "mode 4")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import random
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -25,16 +27,18 @@ def upscaler() -> Upscaler:
 
 
 @pytest.fixture
-def tiles(monkeypatch) -> None:
+def tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of 40 LR pixels: six of them for the picture."""
     monkeypatch.setattr(features, "TILE", 40)
 
 
-def opened(image, **options) -> View:
+def opened(image: Any, **options: Any) -> View:
     return diinn_fast.open(image, small_model(), device="cpu", **options)
 
 
-def test_any_window_at_any_size_is_that_of_the_whole(upscaler, tiles, seed):
+def test_any_window_at_any_size_is_that_of_the_whole(
+    upscaler: Upscaler, tiles: None, seed: random.Random
+) -> None:
     image = picture(80, 110)
     shown = opened(image)
     for size in ((80, 110), (173, 301), (33, 50), (400, 123)):
@@ -45,20 +49,20 @@ def test_any_window_at_any_size_is_that_of_the_whole(upscaler, tiles, seed):
             np.testing.assert_array_equal(shown.render((y0, y1, x0, x1), size), whole[y0:y1, x0:x1])
 
 
-def test_tiles_of_a_narrow_picture(upscaler, tiles):
+def test_tiles_of_a_narrow_picture(upscaler: Upscaler, tiles: None) -> None:
     whole = upscaler(picture(4, 290), scale=2)
     np.testing.assert_array_equal(opened(picture(4, 290)).render(None, whole.shape[:2]), whole)
 
 
 @pytest.mark.parametrize("mode", [1, 4])
-def test_other_modes(mode, tiles):
+def test_other_modes(mode: int, tiles: None) -> None:
     shown = diinn_fast.open(picture(), small_model(mode=mode), device="cpu")
     for size in ((201, 170), (41, 60)):
         whole = Upscaler(small_model(mode=mode), device="cpu")(picture(), size=size)
         np.testing.assert_array_equal(shown.render((30, 41, 20, 60), size), whole[30:41, 20:60])
 
 
-def test_each_tile_is_encoded_once_whatever_the_sizes(tiles):
+def test_each_tile_is_encoded_once_whatever_the_sizes(tiles: None) -> None:
     with opened(picture(80, 110)) as shown:
         shown.render((0, 10, 0, 10), (160, 220))
         assert shown.encoded == 1
@@ -69,7 +73,7 @@ def test_each_tile_is_encoded_once_whatever_the_sizes(tiles):
         assert shown.encoded == 6
 
 
-def test_a_tile_is_encoded_once_however_many_threads_ask(upscaler, tiles):
+def test_a_tile_is_encoded_once_however_many_threads_ask(upscaler: Upscaler, tiles: None) -> None:
     image = picture(80, 110)
     whole = upscaler(image, size=(160, 220))
     windows = [(y, y + 40, x, x + 44) for y in range(0, 160, 40) for x in range(0, 220, 44)]
@@ -80,7 +84,7 @@ def test_a_tile_is_encoded_once_however_many_threads_ask(upscaler, tiles):
         assert shown.encoded == 6
 
 
-def test_zooming_in_takes_smaller_tiles_and_uses_those_of_smaller_scales(tiles):
+def test_zooming_in_takes_smaller_tiles_and_uses_those_of_smaller_scales(tiles: None) -> None:
     size = (80 * 32, 110 * 32)
     with opened(picture(80, 110)) as shown:
         shown.render((0, 8, 0, 8), size)
@@ -91,7 +95,7 @@ def test_zooming_in_takes_smaller_tiles_and_uses_those_of_smaller_scales(tiles):
         assert shown.encoded == 2, "the tile of the smaller scale holds it"
 
 
-def test_spans_follow_one_another_within_the_reach_of_their_tiles():
+def test_spans_follow_one_another_within_the_reach_of_their_tiles() -> None:
     for length, side in ((23, 5), (10, 10), (11, 5), (40, 10)):
         for start in range(length):
             for stop in range(start + 1, length + 1):
@@ -103,7 +107,7 @@ def test_spans_follow_one_another_within_the_reach_of_their_tiles():
                     assert 0 <= index * side < length
 
 
-def test_the_features_kept_are_bounded_and_the_last_used_stay(tiles):
+def test_the_features_kept_are_bounded_and_the_last_used_stay(tiles: None) -> None:
     shown = opened(picture(80, 110), max_features=2 * 44 * 44 * 32 * 4)  # two tiles
     corner = (0, 5, 0, 5)
     for window in (corner, (0, 5, 50, 60), corner, (0, 5, 90, 95)):
@@ -116,7 +120,7 @@ def test_the_features_kept_are_bounded_and_the_last_used_stay(tiles):
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_grey_and_alpha(upscaler, channels):
+def test_grey_and_alpha(upscaler: Upscaler, channels: int) -> None:
     image = picture(channels=channels)
     image = image[..., 0] if channels == 1 else image
     whole = upscaler(image, scale=1.7)
@@ -124,7 +128,7 @@ def test_grey_and_alpha(upscaler, channels):
     np.testing.assert_array_equal(part, whole[40:90, 30:120])
 
 
-def test_slices_like_an_array(upscaler):
+def test_slices_like_an_array(upscaler: Upscaler) -> None:
     whole = upscaler(picture(), scale=2)
     lazy = opened(picture()).at(whole.shape[:2])
     assert (lazy.shape, lazy.dtype, lazy.ndim) == (whole.shape, whole.dtype, 3)
@@ -139,13 +143,13 @@ def test_slices_like_an_array(upscaler):
         lazy[1000]
 
 
-def test_nothing_is_encoded_for_an_empty_slice():
+def test_nothing_is_encoded_for_an_empty_slice() -> None:
     shown = opened(picture())
     assert shown.at((50, 60))[3:3, :].shape == (0, 60, 3)
     assert shown.encoded == 0
 
 
-def test_windows_outside_are_refused():
+def test_windows_outside_are_refused() -> None:
     shown = opened(picture())
     for window, size in (((0, 5, 0, 500), (90, 110)), ((5, 5, 0, 1), (90, 110)), (None, (0, 10))):
         with pytest.raises(UpscaleError):
@@ -155,7 +159,7 @@ def test_windows_outside_are_refused():
 # -- a first paint -----------------------------------------------------------------------------
 
 
-def test_bicubic_is_that_of_pillow_where_the_picture_gets_smaller():
+def test_bicubic_is_that_of_pillow_where_the_picture_gets_smaller() -> None:
     image = picture(90, 110)
     small = opened(image).bicubic((5, 20, 3, 27), (30, 40)).astype(int)
     resized = PIL.Image.fromarray(image).resize((40, 30), PIL.Image.Resampling.BICUBIC)
@@ -163,7 +167,7 @@ def test_bicubic_is_that_of_pillow_where_the_picture_gets_smaller():
     assert abs(small - np.asarray(resized).astype(int)[5:20, 3:27]).max() <= 2
 
 
-def test_bicubic_waits_for_no_network_and_the_sharp_one_follows():
+def test_bicubic_waits_for_no_network_and_the_sharp_one_follows() -> None:
     shown = opened(picture())
     window, size = (10, 40, 20, 60), (180, 220)
     first = shown.bicubic(window, size)
@@ -184,7 +188,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "in.png", save(random_model(), tmp_path / "weights")
 
 
-def test_a_view_is_sent_by_the_names_of_picture_and_model(files):
+def test_a_view_is_sent_by_the_names_of_picture_and_model(files: tuple[Path, Path]) -> None:
     shown = diinn_fast.open(files[0], files[1], device="cpu", max_features="8MiB")
     expected = shown.render(None, (40, 60))
     sent = pickle.dumps(shown)
@@ -196,13 +200,13 @@ def test_a_view_is_sent_by_the_names_of_picture_and_model(files):
     np.testing.assert_array_equal(scaled[3:9], expected[3:9])
 
 
-def test_an_array_is_sent_with_it(files):
+def test_an_array_is_sent_with_it(files: tuple[Path, Path]) -> None:
     shown = diinn_fast.open(picture(20, 30), files[1], device="cpu")
     again = pickle.loads(pickle.dumps(shown))
     np.testing.assert_array_equal(again.render(None, (25, 30)), shown.render(None, (25, 30)))
 
 
-def test_what_has_no_name_is_not_sent(files):
+def test_what_has_no_name_is_not_sent(files: tuple[Path, Path]) -> None:
     with pytest.raises(UpscaleError, match="save it and give its file"):
         pickle.dumps(opened(files[0]))
     with open(files[0], "rb") as file:
@@ -211,7 +215,7 @@ def test_what_has_no_name_is_not_sent(files):
             pickle.dumps(shown)
 
 
-def test_other_pixels_or_weights_than_were_sent_are_refused(files):
+def test_other_pixels_or_weights_than_were_sent_are_refused(files: tuple[Path, Path]) -> None:
     sent = pickle.dumps(diinn_fast.open(files[0], files[1], device="cpu"))
     PIL.Image.fromarray(picture(20, 30, seed=1)).save(files[0])
     with pytest.raises(UpscaleError, match="not those that were opened"):
@@ -226,7 +230,9 @@ def test_other_pixels_or_weights_than_were_sent_are_refused(files):
     ("size", "chunks"),
     [((40, 60), (40, 60)), ((2048, 3000), (2048, 2048)), ((70_000, 110_000), (1094, 1174))],
 )
-def test_chunks_are_whole_tiles_or_even_parts_of_one(size, chunks):
+def test_chunks_are_whole_tiles_or_even_parts_of_one(
+    size: tuple[int, int], chunks: tuple[int, int]
+) -> None:
     lazy = opened(picture(1024, 1500)).at(size)
     assert (len(lazy), lazy.size) == (size[0], size[0] * size[1] * 3)
     assert lazy.chunks == (*chunks, 3)

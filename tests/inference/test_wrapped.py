@@ -24,7 +24,7 @@ def upscaler() -> Upscaler:
 
 
 @pytest.fixture
-def tiles(monkeypatch) -> None:
+def tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every render in six tiles."""
 
     def made(task: Task, base: int, bound: int) -> Plan:
@@ -55,7 +55,9 @@ def texture(kind: str) -> np.ndarray:
 @pytest.mark.parametrize(
     "hr", [(60, 48), (81, 90), (15, 12), (20, 60), (30, 24)], ids=lambda hr: f"{hr[1]}x{hr[0]}"
 )
-def test_it_is_the_middle_of_nine_copies(upscaler, kind, hr):
+def test_it_is_the_middle_of_nine_copies(
+    upscaler: Upscaler, kind: str, hr: tuple[int, int]
+) -> None:
     """Enlarged, reduced, and one of each."""
     given = texture(kind)
     out = upscaler(given, size=hr, wrap=True)
@@ -64,7 +66,9 @@ def test_it_is_the_middle_of_nine_copies(upscaler, kind, hr):
 
 @pytest.mark.parametrize("kind", ["rgb", "alpha"])
 @pytest.mark.parametrize("hr", [(81, 90), (15, 12), (20, 60)])
-def test_in_pieces(upscaler, tiles, tmp_path, kind, hr):
+def test_in_pieces(
+    upscaler: Upscaler, tiles: None, tmp_path: Path, kind: str, hr: tuple[int, int]
+) -> None:
     given = texture(kind)
     np.save(tmp_path / "in.npy", given)
     upscaler.render(tmp_path / "in.npy", tmp_path / "out.npy", size=hr, wrap=True)
@@ -72,7 +76,7 @@ def test_in_pieces(upscaler, tiles, tmp_path, kind, hr):
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected)
 
 
-def test_of_mode_4(tmp_path):
+def test_of_mode_4(tmp_path: Path) -> None:
     """Whose decoder looks at the grid around a pixel."""
     upscaler = Upscaler(small_model(mode=4), device="cpu")
     given = texture("rgb")
@@ -80,7 +84,7 @@ def test_of_mode_4(tmp_path):
     np.testing.assert_array_equal(out, middle_of_nine(upscaler, given, (60, 48)))
 
 
-def test_a_picture_smaller_than_what_the_network_sees(upscaler):
+def test_a_picture_smaller_than_what_the_network_sees(upscaler: Upscaler) -> None:
     """It repeats more than three times: the same as of a repeated picture."""
     given = picture(3, 5)
     more = np.tile(given, (11, 7, 1))
@@ -90,7 +94,7 @@ def test_a_picture_smaller_than_what_the_network_sees(upscaler):
     )
 
 
-def test_without_it_edges_do_not_meet(upscaler):
+def test_without_it_edges_do_not_meet(upscaler: Upscaler) -> None:
     given = texture("rgb")
     plain = upscaler(given, size=(60, 48))
     expected = middle_of_nine(upscaler, given, (60, 48))
@@ -98,7 +102,7 @@ def test_without_it_edges_do_not_meet(upscaler):
     np.testing.assert_array_equal(plain[28:32, 22:26], expected[28:32, 22:26])
 
 
-def test_a_smaller_halo_and_a_bound(upscaler, tmp_path):
+def test_a_smaller_halo_and_a_bound(upscaler: Upscaler, tmp_path: Path) -> None:
     given = texture("rgb")
     np.save(tmp_path / "in.npy", given)
     out = tmp_path / "out.npy"
@@ -109,7 +113,7 @@ def test_a_smaller_halo_and_a_bound(upscaler, tmp_path):
     assert np.load(out).shape == (60, 48, 3)
 
 
-def test_it_is_part_of_the_job(upscaler, tmp_path):
+def test_it_is_part_of_the_job(upscaler: Upscaler, tmp_path: Path) -> None:
     np.save(tmp_path / "in.npy", texture("rgb"))
     out = tmp_path / "out.png"
     upscaler.render(tmp_path / "in.npy", out, scale=2, wrap=True)
@@ -120,7 +124,7 @@ def test_it_is_part_of_the_job(upscaler, tmp_path):
     assert out.read_bytes() == before
 
 
-def test_refusals(upscaler):
+def test_refusals(upscaler: Upscaler) -> None:
     given = texture("rgb")
     with pytest.raises(UpscaleError, match="self_ensemble"):
         Upscaler(small_model(), device="cpu", self_ensemble=True)(given, wrap=True)

@@ -22,7 +22,8 @@ def call(image: torch.Tensor, weights: str, **options: float) -> torch.Tensor:
     default = {name: kind[1]["default"] for name, kind in inputs.items() if len(kind) > 1}
     arguments = {**default, "weights": weights, **options, "image": image}
     (found,) = getattr(node(), node.FUNCTION)(**arguments)
-    return found
+    result: torch.Tensor = found
+    return result
 
 
 def test_every_image_of_a_batch_is_enlarged_by_the_factor(weights: str) -> None:

@@ -4,6 +4,8 @@ sines, warnings.
 python tests/kernels/test_cuda_codegen.py            # prints the figures as a table
 """
 
+from __future__ import annotations
+
 import ctypes
 import importlib.util
 import os
@@ -13,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,7 +100,7 @@ def disassembler() -> Path | None:
 
 
 @pytest.fixture(scope="module", params=_nvcc.ARCHITECTURES)
-def code(request, tmp_path_factory):
+def code(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     known = subprocess.run(
         [_nvcc.nvcc() or "", "--list-gpu-code"], capture_output=True, text=True
     ).stdout
@@ -106,12 +109,13 @@ def code(request, tmp_path_factory):
     return request.param, *compile_for(request.param, tmp_path_factory.mktemp("cuda"))
 
 
-def named(figures: dict, part: str) -> dict[str, int]:
+def named(figures: dict[str, dict[str, int]], part: str) -> dict[str, int]:
     (found,) = [name for name in figures if part in name]
-    return figures[found]
+    result: dict[str, int] = figures[found]
+    return result
 
 
-def test_no_spills_no_stack_no_warnings(code):
+def test_no_spills_no_stack_no_warnings(code: Any) -> None:
     _, _, figures, said = code
     assert all(f["spilled"] == f["stack"] == 0 for f in figures.values()), figures
     # C7508: setmaxnreg ignored; C7510, C7514, C7519, C7520: wgmma serialised, or registers moved
@@ -119,7 +123,7 @@ def test_no_spills_no_stack_no_warnings(code):
     assert not re.search(r"warning|C7\d\d\d|Potential Performance Loss|serialized", said), said
 
 
-def test_registers_fit_the_threads_of_a_block(code):
+def test_registers_fit_the_threads_of_a_block(code: Any) -> None:
     arch, _, figures, _ = code
     for name in FORWARD + KEEPING + CHAINS:
         assert named(figures, name)["registers"] <= 255  # 256 threads of 65,536
@@ -128,7 +132,7 @@ def test_registers_fit_the_threads_of_a_block(code):
             assert named(figures, name)["registers"] <= 168
 
 
-def test_matrix_and_sine_instructions(code):
+def test_matrix_and_sine_instructions(code: Any) -> None:
     """Counts follow from the loops: none is lost, none is on a slow path."""
     arch, _, figures, _ = code
     if disassembler() is None:
@@ -159,7 +163,7 @@ def test_matrix_and_sine_instructions(code):
             )  # the cluster's barriers at the beginning and the end
 
 
-def test_the_library_loads_without_a_driver_and_says_what_is_missing(code):
+def test_the_library_loads_without_a_driver_and_says_what_is_missing(code: Any) -> None:
     _, path, _, _ = code
     library = cuda.interface(path)  # checks the struct's size, too
     if torch.cuda.is_available():
@@ -173,7 +177,7 @@ def test_the_library_loads_without_a_driver_and_says_what_is_missing(code):
     assert b"failed: " in message.value
 
 
-def test_compiled_once_then_found(tmp_path, monkeypatch):
+def test_compiled_once_then_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     calls = []
     monkeypatch.setenv("DIINN_FAST_NVCC_FLAGS", "-DTEST")  # not what a build of the package left
@@ -186,19 +190,19 @@ def test_compiled_once_then_found(tmp_path, monkeypatch):
     assert calls == ["86"]
 
 
-def test_other_flags_make_another_library(monkeypatch):
+def test_other_flags_make_another_library(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = _nvcc.name("90a")
     monkeypatch.setenv("DIINN_FAST_NVCC_FLAGS", "-DDIINN_CLUSTER=4 -DDIINN_AHEAD=1")
     assert _nvcc.name("90a") != plain
     assert {"-DDIINN_CLUSTER=4", "-DDIINN_AHEAD=1"} <= set(_nvcc.command("90a"))
 
 
-def fake_compiler(command, **_):
+def fake_compiler(command: list[str], **_: Any) -> Any:
     Path(command[-1]).write_text("library")
     return subprocess.CompletedProcess(command, 0, "", "")
 
 
-def test_a_failing_compiler_is_quoted(tmp_path, monkeypatch):
+def test_a_failing_compiler_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "bin" / "nvcc"
     script.parent.mkdir()
     script.write_text(

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import copy
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,22 +31,22 @@ LARGEST = 127
 
 
 @pytest.fixture(params=SETS)
-def isa(request, monkeypatch) -> str:
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("DIINN_FAST_CPU_ISA", request.param)
     assert int8.unavailable() is None
     assert int8.instruction_set() == request.param
-    return request.param
+    return str(request.param)
 
 
 @pytest.fixture(autouse=True)
-def some_set(monkeypatch) -> None:
+def some_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU without the instructions, the portable kernels."""
     if int8.instruction_set() is None:
         monkeypatch.setenv("DIINN_FAST_CPU_ISA", int8.SLOW)
 
 
 @pytest.fixture(autouse=True)
-def threads():
+def threads() -> Any:
     """Sets the thread count: one unless a test says otherwise."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -87,6 +89,7 @@ def first_layer(k: Tensor, position: Tensor, names: Weights) -> Tensor:
 def queries(problem: Problem, source: Tensor) -> tuple[Tensor, Tensor]:
     """LR pixel [B, N] and (dy, dx) [B, N, 2] of every query."""
     if problem.window is None:
+        assert problem.index is not None and problem.offset is not None
         return problem.index, problem.offset
     y0, y1, x0, x1 = problem.window
     (h, w), (height, width) = problem.lr, problem.size
@@ -140,7 +143,9 @@ CASES = [
 
 @pytest.mark.usefixtures("poison")
 @pytest.mark.parametrize("shape", CASES, ids=str)
-def test_values_are_those_of_the_quantised_formula(shape, isa):
+def test_values_are_those_of_the_quantised_formula(
+    shape: tuple[str, int, int, int, int], isa: str
+) -> None:
     problem, source, weights = case(*shape)
     got = flat(problem, int8.forward(problem, source, weights))
     want = model(problem, source, weights)
@@ -160,13 +165,15 @@ def errors(decoder: ImplicitDecoder, features: Tensor, size: tuple[int, int]) ->
 
 
 @pytest.mark.parametrize("mode", [1, 2, 3, 4])
-def test_error_with_random_weights_is_at_most_twice_bfloat16s(mode):
+def test_error_with_random_weights_is_at_most_twice_bfloat16s(mode: int) -> None:
     decoder = make_decoder(mode, width=128, channels=8).requires_grad_(False)
     ours, bf16 = errors(decoder, torch.randn(1, 8, 9, 10), (31, 43))
     assert ours <= 2 * bf16
 
 
-def test_error_of_the_bundled_model_on_a_picture_is_at_most_one_and_a_half_times_bfloat16s():
+def test_error_of_the_bundled_model_on_a_picture_is_at_most_one_and_a_half_times_bfloat16s() -> (
+    None
+):
     y, x = torch.meshgrid(torch.linspace(0, 1, 20), torch.linspace(0, 1, 22), indexing="ij")
     edge = (x > y).float() * 1.6 - 0.8
     picture = torch.stack([torch.sin(9 * x + 5 * y), torch.cos(7 * x * y), edge])
@@ -176,14 +183,14 @@ def test_error_of_the_bundled_model_on_a_picture_is_at_most_one_and_a_half_times
 
 
 @pytest.mark.parametrize("shape", CASES[:5], ids=str)
-def test_every_instruction_set_gives_the_same_bits(shape, isa):
+def test_every_instruction_set_gives_the_same_bits(shape: Any, isa: str) -> None:
     problem, source, weights = case(*shape)
     got = int8.forward(problem, source, weights)
     assert torch.equal(got, int8._decode("portable", problem, source, weights))
 
 
 @pytest.mark.parametrize("mode", [2, 3, 4])
-def test_windows_batches_and_threads_give_the_same_bits(mode, threads):
+def test_windows_batches_and_threads_give_the_same_bits(mode: int, threads: Any) -> None:
     decoder = make_decoder(mode, width=64, channels=5).requires_grad_(False)
     features = torch.randn(3, 5, 7, 8)
     size = (29, 41)
@@ -199,7 +206,7 @@ def test_windows_batches_and_threads_give_the_same_bits(mode, threads):
         assert torch.equal(decoder(features[b : b + 1], size, backend="int8"), whole[b : b + 1])
 
 
-def test_points_are_the_pixels_of_the_whole():
+def test_points_are_the_pixels_of_the_whole() -> None:
     decoder = make_decoder(3, width=64, channels=5).requires_grad_(False)
     features = torch.randn(2, 5, 6, 7)
     size = (25, 31)
@@ -211,7 +218,7 @@ def test_points_are_the_pixels_of_the_whole():
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_the_largest_sums_at_width_1024_are_exact(sign, isa):
+def test_the_largest_sums_at_width_1024_are_exact(sign: int, isa: str) -> None:
     """All integers 127 or -127: sums of 127 * 127 * 1024, with the offset of VNNI twice that."""
     problem, source, weights = case("content", 1024, 2, 3, points=5)
     names = query_weights(weights)
@@ -225,7 +232,7 @@ def test_the_largest_sums_at_width_1024_are_exact(sign, isa):
     assert rms(got - want) <= 1e-5 * rms(want)
 
 
-def test_rows_of_zeros_and_tiny_numbers(isa):
+def test_rows_of_zeros_and_tiny_numbers(isa: str) -> None:
     problem, source, weights = case("content", points=50)
     source[:, 0] = 0.0
     source[:, 1] *= 1e-35
@@ -237,7 +244,9 @@ def test_rows_of_zeros_and_tiny_numbers(isa):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("unit", [3, 70, 200])
-def test_nan_and_infinity_come_out_where_they_do_from_eager(unit, bad, isa):
+def test_nan_and_infinity_come_out_where_they_do_from_eager(
+    unit: int, bad: float, isa: str
+) -> None:
     problem, source, weights = case("content")
     source[0, 1, 2, unit] = bad
     got = int8.forward(problem, source, weights)
@@ -247,7 +256,7 @@ def test_nan_and_infinity_come_out_where_they_do_from_eager(unit, bad, isa):
     assert int8.forward(problem, source, weights).isnan().all()
 
 
-def test_sine_is_within_its_stated_error(isa):
+def test_sine_is_within_its_stated_error(isa: str) -> None:
     """Every 499th float32 up to 10,000 and the neighbourhood of the multiples of pi/2."""
     bits = torch.arange(0, torch.tensor(1e4).view(torch.int32).item(), 499, dtype=torch.int32)
     near = (torch.arange(0, 6366, dtype=torch.float64) * (torch.pi / 2)).float().clamp(max=1e4)
@@ -270,7 +279,7 @@ def sine(isa: str, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("init_q", [False, True])
-def test_the_direct_form_is_float32(init_q):
+def test_the_direct_form_is_float32(init_q: bool) -> None:
     decoder = make_decoder(3, init_q, width=64, channels=5).requires_grad_(False)
     features = torch.randn(1, 5, 9, 8)
     size = (20, 17) if init_q else (4, 5)
@@ -278,7 +287,7 @@ def test_the_direct_form_is_float32(init_q):
     assert torch.equal(got, decoder(features, size, backend="cpu"))
 
 
-def test_sixteen_bits_are_taken_by_way_of_float32():
+def test_sixteen_bits_are_taken_by_way_of_float32() -> None:
     problem, source, weights = case("content")
     half = [v.half() for v in weights]
     got = int8.forward(problem, source.half(), half)
@@ -286,26 +295,28 @@ def test_sixteen_bits_are_taken_by_way_of_float32():
     assert torch.equal(got, want.half())
 
 
-def test_gradients_are_refused_in_a_sentence():
+def test_gradients_are_refused_in_a_sentence() -> None:
     decoder = make_decoder(3, width=64, channels=5)
     out = decoder(torch.randn(1, 5, 4, 4), (9, 9), backend="int8")
     with pytest.raises(BackendError, match="has no gradients: train with the backend auto"):
         out.sum().backward()
 
 
-def test_auto_does_not_take_it():
+def test_auto_does_not_take_it() -> None:
     assert "int8" not in backends.ORDER
     assert any(row["backend"] == "int8" for row in backends.table())
 
 
-def test_a_cpu_without_the_instructions_is_refused(monkeypatch):
+def test_a_cpu_without_the_instructions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DIINN_FAST_CPU_ISA", raising=False)
     monkeypatch.setattr(cpu, "int8_instruction_sets", lambda: {"portable": "portable"})
     with pytest.raises(BackendError, match="needs AVX2, AVX-VNNI, AVX512_VNNI or AArch64"):
         use_backend("int8")
 
 
-def test_a_name_of_the_float32_kernels_stands_for_the_same_cpus(monkeypatch):
+def test_a_name_of_the_float32_kernels_stands_for_the_same_cpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     sets = {"avx512_vnni": "avx512", "avx_vnni": "avx2", "avx2": "avx2", "portable": "portable"}
     monkeypatch.setattr(cpu, "int8_instruction_sets", lambda: sets)
     expected = {"avx512": "avx512_vnni", "avx2": "avx2", "avx_vnni": "avx_vnni", "": "avx512_vnni"}
@@ -316,13 +327,13 @@ def test_a_name_of_the_float32_kernels_stands_for_the_same_cpus(monkeypatch):
     assert cpu.instruction_set() == "avx2"
 
 
-def test_kernels_built_before_there_was_int8_are_named(monkeypatch):
+def test_kernels_built_before_there_was_int8_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "int8_instruction_sets", dict)
     with pytest.raises(BackendError, match="older than the package: reinstall"):
         use_backend("int8")
 
 
-def test_kernels_that_give_other_bits_are_refused(monkeypatch):
+def test_kernels_that_give_other_bits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int8, "_checked", {})
     decode = int8._decode
     wrong = lambda name, *rest: decode(name, *rest) + (name != "portable") * 1e-6  # noqa: E731
@@ -335,10 +346,12 @@ def test_kernels_that_give_other_bits_are_refused(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def portable_bits(tmp_path_factory) -> str:
+def portable_bits(tmp_path_factory: pytest.TempPathFactory) -> str:
     return run_int8_bits.native()[0].output(tmp_path_factory.mktemp("portable"))
 
 
 @pytest.mark.parametrize("variant", run_int8_bits.native()[1:], ids=lambda v: v.name)
-def test_templates_with_emulated_products_give_the_same_bits(variant, portable_bits, tmp_path):
+def test_templates_with_emulated_products_give_the_same_bits(
+    variant: Any, portable_bits: str, tmp_path: Path
+) -> None:
     assert run_int8_bits.first_difference(portable_bits, variant.output(tmp_path)) is None

@@ -7,6 +7,8 @@ In a process of its own, because the interpreter of the other tests excludes cod
     python tests/kernels/test_triton_codegen.py            # prints the figures as a table
 """
 
+from __future__ import annotations
+
 import importlib.util
 import json
 import os
@@ -16,7 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -82,18 +84,19 @@ SECONDS = 60
 
 
 @pytest.fixture(scope="module")
-def figures() -> dict[str, dict]:
+def figures() -> dict[str, dict[str, Any]]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     root = Path(__file__).parents[2]
     environment["PYTHONPATH"] = os.pathsep.join([str(root), environment.get("PYTHONPATH", "")])
     command = [sys.executable, __file__, "--json"]
     run = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    result: dict[str, dict[str, Any]] = json.loads(run.stdout)
+    return result
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_code(case, figures):
+def test_code(case: Any, figures: dict[str, dict[str, Any]]) -> None:
     code = figures[case.name]
     assert code["registers"] <= 255
     assert code["stack"] <= case.spilled
@@ -119,7 +122,7 @@ def test_code(case, figures):
 # -- the child process -----------------------------------------------------------------------------
 
 
-def signature(case: Case) -> tuple:
+def signature(case: Case) -> tuple[Any, ...]:
     """The jitted function, constants, compiler options and pointer types of a case, as ``launch``
     passes them.
     """
@@ -229,7 +232,10 @@ def measure(case: Case) -> dict[str, float]:
         )
         sass = subprocess.check_output([tools / "nvdisasm", "-c", file.name], text=True)
     resources = dict(re.findall(r"(REG|STACK):(\d+)", usage))
-    figures = {"registers": int(resources["REG"]), "stack": int(resources["STACK"])}
+    figures: dict[str, float] = {
+        "registers": int(resources["REG"]),
+        "stack": int(resources["STACK"]),
+    }
     figures |= {"shared": compiled.metadata.shared, "seconds": round(seconds, 1)}
     for name, pattern in {
         **{

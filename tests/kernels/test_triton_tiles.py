@@ -6,6 +6,9 @@ import importlib.util
 import itertools
 import json
 import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,14 +25,14 @@ FORMS = ("content", "modulation", "direct")
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("DIINN_FAST_CACHE", str(tmp_path / "new"))
     tuned.forget()
     yield tmp_path / "new"
     tuned.forget()
 
 
-def test_candidates_sum_in_the_order_of_the_default():
+def test_candidates_sum_in_the_order_of_the_default() -> None:
     for form, architecture, dtype, width, keep in itertools.product(
         FORMS, (0, 80, 86, 89, 90, 120), (torch.float16, torch.float32), (256, 48), (False, True)
     ):
@@ -46,11 +49,13 @@ def test_candidates_sum_in_the_order_of_the_default():
             )  # fewer queries: another instruction
 
 
-def launched(form="content", dtype=torch.float16):
+def launched(form: str = "content", dtype: torch.dtype = torch.float16) -> Any:
     return tuned.tile(form, CPU, dtype, 256)
 
 
-def test_tuned_tiles_are_used_where_they_were_tuned(cache, caplog):
+def test_tuned_tiles_are_used_where_they_were_tuned(
+    cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     default, other = tiles.candidates("content", 0, torch.float16, 256)
     assert launched() == default and not cache.exists()  # nothing is tuned, or written, by itself
     tuned.write(CPU, {"content-float16-256": other})
@@ -75,7 +80,9 @@ def test_tuned_tiles_are_used_where_they_were_tuned(cache, caplog):
         ),
     ],
 )
-def test_a_damaged_or_old_file_is_ignored_with_one_line(damage, cache, caplog):
+def test_a_damaged_or_old_file_is_ignored_with_one_line(
+    damage: Any, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     default, other = tiles.candidates("content", 0, torch.float16, 256)
     file = tuned.write(CPU, {"content-float16-256": other})
     file.write_text(damage(file.read_text()))
@@ -87,19 +94,19 @@ def test_a_damaged_or_old_file_is_ignored_with_one_line(damage, cache, caplog):
     assert launched() == other
 
 
-def test_a_tile_that_sums_differently_is_not_taken_from_a_file():
+def test_a_tile_that_sums_differently_is_not_taken_from_a_file() -> None:
     tuned.write(CPU, {"content-float16-256": tiles.INTERPRETER._replace(bn=16)})
     assert launched() == tiles.INTERPRETER
 
 
-def fake(monkeypatch, milliseconds, results):
+def fake(monkeypatch: pytest.MonkeyPatch, milliseconds: Any, results: Any) -> Any:
     """Kernels whose time and result depend on the tile alone."""
 
     class Network:
-        def __init__(self, problem, source, weights, tile):
+        def __init__(self, problem: Any, source: Any, weights: Any, tile: Any) -> None:
             self.tile = tile
 
-        def forward(self, problem):
+        def forward(self, problem: Any) -> Any:
             if isinstance(results[self.tile], Exception):
                 raise results[self.tile]
             return torch.tensor(results[self.tile])
@@ -111,7 +118,7 @@ def fake(monkeypatch, milliseconds, results):
     return tune.compare("content", torch.float16, False, CPU, 2, 2, rounds=3)
 
 
-def test_the_fastest_tile_with_the_same_bits_wins(monkeypatch):
+def test_the_fastest_tile_with_the_same_bits_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     default, other = tiles.candidates("content", 0, torch.float16, 256)
     wrong = other._replace(ty=4)
     large = other._replace(ty=2)
@@ -134,7 +141,9 @@ def test_the_fastest_tile_with_the_same_bits_wins(monkeypatch):
     )  # noise
 
 
-def test_tuning_stores_what_it_finds_until_its_time_is_spent(monkeypatch, capsys):
+def test_tuning_stores_what_it_finds_until_its_time_is_spent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     default, other = tiles.candidates("content", 0, torch.float16, 256)
     found = {"best": other, "default": default, "tried": {default: 2.0, other: 1.0}}
     monkeypatch.setattr(tune, "compare", lambda *arguments: found)
@@ -151,7 +160,9 @@ def test_tuning_stores_what_it_finds_until_its_time_is_spent(monkeypatch, capsys
     assert launched() == other and launched(dtype=torch.float32) == default
 
 
-def test_without_rounds_everything_is_compiled_and_nothing_stored(monkeypatch, cache):
+def test_without_rounds_everything_is_compiled_and_nothing_stored(
+    monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
     default, other = tiles.candidates("content", 0, torch.float16, 256)
     monkeypatch.setattr(
         tune, "compare", lambda *arguments: {"best": other, "default": default, "tried": {}}
@@ -160,15 +171,19 @@ def test_without_rounds_everything_is_compiled_and_nothing_stored(monkeypatch, c
     assert launched() == default and not cache.exists()
 
 
-def test_tuning_needs_a_gpu(monkeypatch, capsys):
+def test_tuning_needs_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert tune.main([]) == 2
     assert "no CUDA device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("asked", "index"), [("cuda", 3), ("cuda:1", 1)])
-def test_tuning_works_on_the_device_that_was_asked_for(asked, index, monkeypatch):
-    chosen = []
+def test_tuning_works_on_the_device_that_was_asked_for(
+    asked: str, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[Any] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -34,7 +35,7 @@ def literal(state: dict[str, Tensor], x: Tensor) -> Tensor:
         inner = torch.relu(conv(f"{name}.body.0", value))
         return torch.relu(conv(f"{name}.body.2", inner) + value)
 
-    def cascade(name: str, value: Tensor, block) -> Tensor:
+    def cascade(name: str, value: Tensor, block: Any) -> Tensor:
         gathered = value
         for n in (1, 2, 3):
             gathered = torch.cat([gathered, block(f"{name}b{n}", value)], dim=1)

@@ -3,9 +3,13 @@
 Its values and gradients are tested for every backend in tests/contract.
 """
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +20,11 @@ from tests.helpers.problems import MODES, make_decoder
 from tests.helpers.threads import one_thread
 
 
-def gradcheck(decoder, size, channels, fast):
+def gradcheck(decoder: ImplicitDecoder, size: tuple[int, int], channels: int, fast: bool) -> bool:
     features = torch.randn(2, channels, 2, 3, dtype=torch.float64, requires_grad=True)
     names = [name for name, _ in decoder.named_parameters()]
 
-    def run(features, *parameters):
+    def run(features: Any, *parameters: Any) -> Any:
         return torch.func.functional_call(
             decoder, dict(zip(names, parameters, strict=True)), (features, size)
         )
@@ -30,7 +34,7 @@ def gradcheck(decoder, size, channels, fast):
 
 
 @pytest.fixture
-def threads():
+def threads() -> Iterator[None]:
     """Thousands of tiny products."""
     with one_thread():
         yield
@@ -38,7 +42,7 @@ def threads():
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize(("mode", "init_q"), MODES)
-def test_gradcheck(mode, init_q):
+def test_gradcheck(mode: int, init_q: bool) -> None:
     assert gradcheck(
         make_decoder(mode, init_q, width=8, channels=1).double(), (5, 4), 1, fast=False
     )
@@ -48,7 +52,7 @@ def test_gradcheck(mode, init_q):
     )  # down-scaling
 
 
-def test_frozen_parts_get_no_gradient():
+def test_frozen_parts_get_no_gradient() -> None:
     decoder = make_decoder(3)
     features = torch.randn(1, 64, 4, 4)
     decoder(features, (9, 9)).sum().backward()  # frozen encoder
@@ -60,7 +64,7 @@ def test_frozen_parts_get_no_gradient():
 
 
 @pytest.mark.parametrize("mode", [2, 3, 4])
-def test_bands_of_rows_are_bitwise_the_whole(mode, monkeypatch):
+def test_bands_of_rows_are_bitwise_the_whole(mode: int, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = make_decoder(mode)
     features = torch.randn(2, 64, 9, 6)
     with torch.no_grad():
@@ -69,7 +73,7 @@ def test_bands_of_rows_are_bitwise_the_whole(mode, monkeypatch):
         assert torch.equal(decoder(features, (31, 20)), whole)
 
 
-def test_a_tile_that_lacks_a_border_is_refused():
+def test_a_tile_that_lacks_a_border_is_refused() -> None:
     decoder = make_decoder(3, width=64)
     with (
         torch.no_grad(),
@@ -81,7 +85,7 @@ def test_a_tile_that_lacks_a_border_is_refused():
 @pytest.mark.parametrize(
     "points", [9, 60]
 )  # fewer and more than LR pixels: direct and projected form
-def test_sample_at_pixel_centres_equals_decode(points):
+def test_sample_at_pixel_centres_equals_decode(points: int) -> None:
     decoder = make_decoder(3).double()
     features = torch.randn(2, 64, 5, 6, dtype=torch.float64, requires_grad=True)
     y = torch.randint(0, 22, (2, points))
@@ -99,14 +103,14 @@ def test_sample_at_pixel_centres_equals_decode(points):
     assert max(relative(g, e) for g, e in pairs) < 1e-5
 
 
-def test_sample_clamps_to_the_border_pixels():
+def test_sample_clamps_to_the_border_pixels() -> None:
     decoder = make_decoder(3).double()
     features = torch.randn(1, 64, 3, 3, dtype=torch.float64)
     out = decoder.sample(features, torch.tensor([[[-1.0, -1.0], [1.0, 1.0]]]).double(), (6, 6))
     assert out.shape == (1, 2, 3) and out.isfinite().all()
 
 
-def test_bsize_bounds_memory_and_ends():
+def test_bsize_bounds_memory_and_ends() -> None:
     decoder = make_decoder(3)
     with torch.no_grad():
         assert decoder(torch.randn(1, 64, 4, 4), (64, 64), bsize=1000).shape == (1, 3, 64, 64)
@@ -133,12 +137,12 @@ def test_bsize_bounds_memory_and_ends():
         ),
     ],
 )
-def test_refusals_name_what_is_wrong(call, message):
+def test_refusals_name_what_is_wrong(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(make_decoder(3))
 
 
-def test_mode_4_refuses_points_and_single_pixels():
+def test_mode_4_refuses_points_and_single_pixels() -> None:
     decoder = make_decoder(4)
     with pytest.raises(ValueError, match="mode 4 cannot be sampled"):
         decoder.sample(torch.randn(1, 64, 4, 4), torch.zeros(1, 5, 2), (8, 8))
@@ -146,7 +150,7 @@ def test_mode_4_refuses_points_and_single_pixels():
         decoder(torch.randn(1, 64, 4, 4), (1, 8))
 
 
-def test_bad_configurations_are_refused():
+def test_bad_configurations_are_refused() -> None:
     with pytest.raises(ValueError, match="mode must be"):
         ImplicitDecoder(mode=5)
     with pytest.raises(ValueError, match="equal widths"):
@@ -175,7 +179,7 @@ print(status("VmHWM") - before - out.nbytes - 48 * 48 * 4096)
     not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux to reset a process's peak"
 )
 @pytest.mark.parametrize("backend", ["auto", "eager"])
-def test_decode_needs_only_a_constant_beyond_output_and_content(backend):
+def test_decode_needs_only_a_constant_beyond_output_and_content(backend: str) -> None:
     """Peak resident memory of a megapixel decode, whose 576-channel input alone would be 2.4 GB at
     HR size.
     """

@@ -19,7 +19,8 @@ SIZES = [(4, 4), (8, 12), (1, 1), (5, 7), (3, 9)]
 
 def modules(block: RDB, x: Tensor) -> Tensor:
     """The block as its authors' code runs it."""
-    return block.LFF(block.convs(x)) + x
+    result: Tensor = block.LFF(block.convs(x)) + x
+    return result
 
 
 def saved_bytes(encoder: RDN, run: Callable[[Tensor], Tensor]) -> int:
@@ -104,7 +105,8 @@ def test_first_and_second_derivatives_by_differences() -> None:
     parameters = list(block.parameters())
 
     def run(x: Tensor, *_: Tensor) -> Tensor:
-        return block(x)
+        result: Tensor = block(x)
+        return result
 
     assert torch.autograd.gradcheck(run, (x, *parameters))
     assert torch.autograd.gradgradcheck(run, (x, *parameters))
@@ -155,7 +157,7 @@ def test_elsewhere_the_modules_are_called(case: str, monkeypatch: pytest.MonkeyP
     block = RDB(6, 4, 3)
     x = torch.randn(1, 6, 5, 7)
     if case == "edited":
-        block.convs[1].conv[1] = nn.Tanh()
+        block.convs[1].conv[1] = nn.Tanh()  # type: ignore[assignment]
     if case == "16 bit":
         block, x = block.bfloat16(), x.bfloat16()
     with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):

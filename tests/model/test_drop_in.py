@@ -1,8 +1,12 @@
 """Small things that the published class does and ours must do alike."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diinn_fast import DIINN, ImplicitDecoder
 from diinn_fast.geometry import check_size
@@ -12,7 +16,9 @@ from tests.helpers.problems import MODES, make_decoder
 @pytest.mark.parametrize("mode", [1, 3, 4])
 @pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize("size", [(9, 14), (3, 4)])
-def test_any_number_of_output_channels(mode, channels, size, monkeypatch):
+def test_any_number_of_output_channels(
+    mode: int, channels: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("diinn_fast.fused.BAND_BYTES", 8000)
     decoder = make_decoder(mode, width=32, channels=8, layers=3)
     old = decoder.last_layer
@@ -28,7 +34,7 @@ def test_any_number_of_output_channels(mode, channels, size, monkeypatch):
 
 
 @pytest.mark.parametrize(("mode", "init_q"), MODES)
-def test_layers_without_bias(mode, init_q):
+def test_layers_without_bias(mode: int, init_q: bool) -> None:
     decoder = make_decoder(mode, init_q, width=32, channels=8, layers=3)
     for layer in decoder.modules():
         if isinstance(layer, nn.Conv2d):
@@ -42,14 +48,14 @@ def test_layers_without_bias(mode, init_q):
 
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("backend", ["auto", "eager", "plain"])
-def test_a_batch_of_no_images(grad, backend):
+def test_a_batch_of_no_images(grad: bool, backend: str) -> None:
     decoder = make_decoder(3, width=32, channels=8, layers=3)
     with torch.set_grad_enabled(grad):
         assert decoder(torch.randn(0, 8, 5, 6), (9, 14), backend=backend).shape == (0, 3, 9, 14)
 
 
 @pytest.mark.parametrize("init_q", [False, True])
-def test_the_same_seed_gives_the_weights_of_the_published_class(init_q):
+def test_the_same_seed_gives_the_weights_of_the_published_class(init_q: bool) -> None:
     """It makes K_i and Q_i in turn, then the last layer."""
     torch.manual_seed(123)
     expected = {}
@@ -67,7 +73,7 @@ def test_the_same_seed_gives_the_weights_of_the_published_class(init_q):
 
 
 @pytest.mark.parametrize("mode", [1, 3])
-def test_gradients_have_the_strides_of_their_parameters(mode):
+def test_gradients_have_the_strides_of_their_parameters(mode: int) -> None:
     """Distributed training warns and copies otherwise."""
     decoder = make_decoder(mode, width=32, channels=8, layers=3)
     decoder(torch.randn(1, 8, 5, 6), (9, 14)).sum().backward()
@@ -76,18 +82,18 @@ def test_gradients_have_the_strides_of_their_parameters(mode):
 
 
 @pytest.mark.parametrize("value", [7, 7.0, 6.9997, torch.tensor(7), torch.tensor(7.0001)])
-def test_sizes_near_an_integer_are_that_integer(value):
+def test_sizes_near_an_integer_are_that_integer(value: float | Tensor) -> None:
     assert check_size((value, 9), (3, 3)) == (7, 9)
 
 
 @pytest.mark.parametrize("n", [7, 13, 26, 435])
-def test_the_size_of_a_cell_is_the_size_it_came_from(n):
+def test_the_size_of_a_cell_is_the_size_it_came_from(n: int) -> None:
     cell = torch.tensor([2 / n, 2 / n])
     assert check_size(2 / cell, (3, 3)) == (n, n)
 
 
 @pytest.mark.parametrize("value", [6.7, 7.002, float("nan"), float("inf"), torch.tensor(6.5)])
-def test_other_sizes_are_refused_and_never_cut(value):
+def test_other_sizes_are_refused_and_never_cut(value: float | Tensor) -> None:
     with pytest.raises(ValueError, match="whole number of pixels"):
         check_size((value, 9), (3, 3))
     with pytest.raises(ValueError, match="whole number of pixels"):
@@ -95,11 +101,11 @@ def test_other_sizes_are_refused_and_never_cut(value):
 
 
 @pytest.mark.parametrize("grad", [False, True])
-def test_two_graphs_serve_images_of_all_sizes(grad):
+def test_two_graphs_serve_images_of_all_sizes(grad: bool) -> None:
     torch._dynamo.reset()
     graphs = []
 
-    def count(graph, _):
+    def count(graph: Any, _: Any) -> Any:
         graphs.append(graph)
         return graph.forward
 

@@ -4,7 +4,9 @@ whole.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,7 +67,7 @@ def literal(encoder: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 # Small ones, and an RDN whose dense blocks are wide enough to be summed in several groups.
-SMALL = {
+SMALL: dict[str, Callable[..., Any]] = {
     "rdn": lambda: RDN(channels=24, growth=8, blocks=2, convs=3),
     "wide rdn": lambda: RDN(channels=48, growth=80, blocks=2, convs=5),
     "edsr": lambda: EDSR(channels=16, blocks=3),
@@ -74,7 +76,7 @@ SMALL = {
 
 @pytest.fixture(params=SMALL)
 def encoder(request: pytest.FixtureRequest) -> nn.Module:
-    encoder = SMALL[request.param]()
+    encoder: nn.Module = SMALL[request.param]()
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.mul_(1.5)  # so that every layer matters in the output
@@ -218,7 +220,7 @@ def test_pieces_hold_what_they_say() -> None:
         most = max(most, x[0, 0].numel() * block.dense_floats * 4)
         return infer(x)
 
-    block._infer = counted
+    block._infer = counted  # type: ignore[method-assign]
     with torch.inference_mode():
         block.in_pieces(fast_layout(torch.rand(1, 64, 90, 70)), 3 << 20)
     assert 1 << 20 < most <= 3 << 20

@@ -19,17 +19,17 @@ from diinn_fast.training.ablation import VARIANTS
         (3, True, 99, "direct"),  # nothing can be projected
     ],
 )
-def test_form_of_a_4x5_image(mode, init_q, queries, form):
+def test_form_of_a_4x5_image(mode: int, init_q: bool, queries: int, form: str) -> None:
     assert formulation(mode, init_q).form((4, 5), queries) == form
 
 
-def test_an_unknown_mode_names_the_known_ones():
+def test_an_unknown_mode_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match="mode must be 1, 2, 3 or 4, got 5"):
         formulation(5)
 
 
 @pytest.mark.parametrize("mode", FORMULATIONS)
-def test_modes_are_recognised_by_the_shapes_of_their_tensors(mode):
+def test_modes_are_recognised_by_the_shapes_of_their_tensors(mode: int) -> None:
     decoder = ImplicitDecoder(8, [32, 32], mode=mode)
     hidden = decoder.K[1][0].weight.shape
     kernel = decoder.last_layer.weight.shape[-1]
@@ -38,7 +38,7 @@ def test_modes_are_recognised_by_the_shapes_of_their_tensors(mode):
     assert found in ([1], [2, 3], [4])  # modes 2 and 3 have the same tensors
 
 
-def test_the_ablation_trains_every_formulation():
+def test_the_ablation_trains_every_formulation() -> None:
     assert VARIANTS == [
         (1, False), (1, True), (2, False), (2, True), (3, False), (3, True), (4, False),
     ]  # fmt: skip

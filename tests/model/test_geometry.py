@@ -2,7 +2,11 @@
 arithmetic.
 """
 
+from __future__ import annotations
+
+import random
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -26,13 +30,13 @@ def check_pair(n_in: int, n_out: int) -> None:
     assert torch.equal(index, torch_nearest(n_in, n_out)), (n_in, n_out)
 
 
-def test_index_is_torchs_nearest_exact_for_small_sizes():
+def test_index_is_torchs_nearest_exact_for_small_sizes() -> None:
     for n_in in range(1, 71):
         for n_out in range(1, 101):
             check_pair(n_in, n_out)
 
 
-def test_index_is_torchs_nearest_exact_for_large_sizes(seed):
+def test_index_is_torchs_nearest_exact_for_large_sizes(seed: random.Random) -> None:
     for _ in range(3000):
         check_pair(int(2 ** seed.uniform(0, 12)), int(2 ** seed.uniform(0, 13)))
     for _ in range(60):
@@ -40,11 +44,11 @@ def test_index_is_torchs_nearest_exact_for_large_sizes(seed):
 
 
 @pytest.mark.parametrize(("n_in", "n_out"), [(4, 166), (2, 41), (4, 82)])
-def test_index_where_torchs_contiguous_path_rounds_differently(n_in, n_out):
+def test_index_where_torchs_contiguous_path_rounds_differently(n_in: int, n_out: int) -> None:
     check_pair(n_in, n_out)
 
 
-def test_ranges_are_parts_of_the_whole(seed):
+def test_ranges_are_parts_of_the_whole(seed: random.Random) -> None:
     for _ in range(300):
         n_in = seed.randint(1, 500)
         n_out = seed.randint(1, 3000)
@@ -60,7 +64,7 @@ def test_ranges_are_parts_of_the_whole(seed):
         )
 
 
-def test_offset_is_the_exact_distance_of_pixel_centres(seed):
+def test_offset_is_the_exact_distance_of_pixel_centres(seed: random.Random) -> None:
     for _ in range(200):
         n_in = seed.randint(1, 3000)
         n_out = seed.randint(1, 16384)
@@ -76,7 +80,7 @@ def test_offset_is_the_exact_distance_of_pixel_centres(seed):
         assert abs(exact) <= 1 + 1e-3
 
 
-def test_float32_rounding_in_plain_python(seed):
+def test_float32_rounding_in_plain_python(seed: random.Random) -> None:
     for _ in range(2000):
         value = seed.uniform(0, 1) * 2 ** seed.randint(-20, 24)
         assert geometry.round_float32(value) == torch.tensor(value, dtype=torch.float32).item()
@@ -91,12 +95,14 @@ def test_float32_rounding_in_plain_python(seed):
         ((4, 6), (2, 0.5), (8, 3)),
     ],
 )
-def test_size_for_scale_rounds_half_up_and_keeps_a_pixel(lr, scale, size):
+def test_size_for_scale_rounds_half_up_and_keeps_a_pixel(
+    lr: tuple[int, int], scale: float | tuple[int, float], size: tuple[int, int]
+) -> None:
     assert geometry.size_for_scale(lr, scale) == size
 
 
 @pytest.mark.parametrize("scale", [0, -1, float("nan"), float("inf"), (2, 0), (1, 2, 3)])
-def test_size_for_scale_refuses(scale):
+def test_size_for_scale_refuses(scale: float | tuple[int, int] | tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="scale must be"):
         geometry.size_for_scale((4, 4), scale)
 
@@ -104,31 +110,35 @@ def test_size_for_scale_refuses(scale):
 @pytest.mark.parametrize(
     "window", [(0, 0, 0, 4), (-1, 2, 0, 4), (0, 9, 0, 4), (0, 4, 3, 3), (0, 4, 0)]
 )
-def test_windows_outside_the_output_are_refused(window):
+def test_windows_outside_the_output_are_refused(
+    window: tuple[int, int, int, int] | tuple[int, int, int],
+) -> None:
     with pytest.raises(ValueError, match="window"):
         geometry.check_window(window, (8, 8))
 
 
-def test_sizes_that_cannot_be_exact_are_refused():
+def test_sizes_that_cannot_be_exact_are_refused() -> None:
     with pytest.raises(ValueError, match="HR height"):
         geometry.check_size((geometry.MAX_LENGTH + 1, 4), (4, 4))
     with pytest.raises(ValueError, match="HR width"):
         geometry.check_size((4, 0), (4, 4))
 
 
-def test_offsets_are_divided_by_tensors():
+def test_offsets_are_divided_by_tensors() -> None:
     """By a Python number, PyTorch's CUDA kernel multiplies with the rounded reciprocal: another
     last bit.
     """
     divisors = []
 
     class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             if func is torch.ops.aten.div.Tensor:
                 divisors.append(args[1])
             return func(*args, **(kwargs or {}))
 
     index = geometry.nearest_index(0, 9, 4, 9)
-    with Watch():
+    with Watch():  # type: ignore[no-untyped-call]
         got = geometry.local_offset(0, 9, index, 4, 9, torch.float32)
     assert [d.shape for d in divisors] == [got.shape]

@@ -25,11 +25,11 @@ WAITS = ("_local_scalar_dense", "nonzero", "item", "equal")
 
 class Operators(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Any, tuple, dict, Any]] = []
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: Any = None
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func.overloadpacket.__name__ in WAITS:
             raise RuntimeError("operation not permitted when stream is capturing")
@@ -69,13 +69,13 @@ class Event:
 
 
 @contextlib.contextmanager
-def recording(graph: EmulatedGraph, *, stream: Stream, capture_error_mode: str):
+def recording(graph: EmulatedGraph, *, stream: Stream, capture_error_mode: str) -> Any:
     with graph.operators:
         yield
 
 
 @pytest.fixture(autouse=True)
-def emulation(monkeypatch):
+def emulation(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "Stream": Stream,
         "Event": Event,
@@ -96,7 +96,7 @@ def image(*shape: int) -> Tensor:
 
 @pytest.mark.parametrize("mode", [1, 2, 3, 4])
 @pytest.mark.parametrize("backend", ["eager", "auto"])
-def test_replays_what_the_model_gives(mode, backend):
+def test_replays_what_the_model_gives(mode: int, backend: str) -> None:
     model = small_model(mode=mode)
     fast = Graphed(model)
     for _ in range(3):
@@ -108,7 +108,9 @@ def test_replays_what_the_model_gives(mode, backend):
     assert EmulatedGraph.replays == 3
 
 
-def test_records_a_shape_once_and_forgets_the_one_used_least_recently(monkeypatch):
+def test_records_a_shape_once_and_forgets_the_one_used_least_recently(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     made = []
     original = graphed.record
     monkeypatch.setattr(graphed, "record", lambda call: made.append(1) or original(call))
@@ -126,7 +128,7 @@ def test_records_a_shape_once_and_forgets_the_one_used_least_recently(monkeypatc
     assert len(made) == 6
 
 
-def test_large_batches_are_not_recorded():
+def test_large_batches_are_not_recorded() -> None:
     fast = Graphed(small_model(), largest=59)
     x = image(2, 3, 6, 5)
     fast(x, (9, 9))
@@ -135,7 +137,7 @@ def test_large_batches_are_not_recorded():
     assert EmulatedGraph.replays == 1
 
 
-def test_results_are_the_callers_own():
+def test_results_are_the_callers_own() -> None:
     fast = Graphed(small_model())
     x = image()
     first = fast(x, (9, 9))
@@ -146,7 +148,7 @@ def test_results_are_the_callers_own():
     assert torch.equal(fast(x, (9, 9)), kept)
 
 
-def test_holds_a_copy_of_the_model_and_leaves_the_model_alone():
+def test_holds_a_copy_of_the_model_and_leaves_the_model_alone() -> None:
     model = small_model()
     x = image()
     before = {name: (v.dtype, v.stride(), v.clone()) for name, v in model.state_dict().items()}
@@ -161,7 +163,9 @@ def test_holds_a_copy_of_the_model_and_leaves_the_model_alone():
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 0.03), (torch.float64, 1e-5)])
-def test_dtype_is_that_of_the_products_and_the_output_has_the_inputs(dtype, limit):
+def test_dtype_is_that_of_the_products_and_the_output_has_the_inputs(
+    dtype: torch.dtype, limit: float
+) -> None:
     model = small_model()
     x = image()
     out = Graphed(model, dtype=dtype)(x, (9, 9))
@@ -171,7 +175,7 @@ def test_dtype_is_that_of_the_products_and_the_output_has_the_inputs(dtype, limi
     assert (out - exact).norm() <= limit * exact.norm()
 
 
-def test_what_surrounds_the_call_does_not_matter():
+def test_what_surrounds_the_call_does_not_matter() -> None:
     fast = Graphed(small_model())
     x = image()
     want = fast(x, (9, 9))
@@ -188,9 +192,9 @@ def test_what_surrounds_the_call_does_not_matter():
         )
 
 
-def test_compiled_encoder(monkeypatch):
+def test_compiled_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.compile is asked for, once per Graphed, for the copy alone."""
-    asked: list[tuple[nn.Module, dict]] = []
+    asked: list[tuple[nn.Module, dict[str, Any]]] = []
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: asked.append((self, options)))
     model = small_model()
     fast = Graphed(model, compile=True)
@@ -211,14 +215,14 @@ class Waits(nn.Module):
         return x.mean(1, keepdim=True) * self.gain * x.mean().item()
 
 
-def test_an_encoder_that_waits_for_the_gpu_is_refused_in_one_sentence():
+def test_an_encoder_that_waits_for_the_gpu_is_refused_in_one_sentence() -> None:
     fast = Graphed(DIINN(encoder=Waits()))
     for _ in range(2):  # and nothing half-made is kept
         with pytest.raises(RuntimeError, match="cannot be recorded in a CUDA graph"):
             fast(image(), (9, 9))
 
 
-def test_refusals():
+def test_refusals() -> None:
     model = small_model()
     with pytest.raises(ValueError, match="at least 1 graph"):
         Graphed(model, most=0)

@@ -4,12 +4,16 @@ from what was built.
 Each edit is judged by the literal definition of calling every layer, written here.
 """
 
+from __future__ import annotations
+
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
 from diinn_fast import DIINN, ImplicitDecoder, guard, reference
@@ -20,7 +24,7 @@ SIZE = (9, 13)
 LR = (5, 6)
 
 
-def by_calls(decoder: ImplicitDecoder, features, size=SIZE):
+def by_calls(decoder: ImplicitDecoder, features: Tensor, size: tuple[int, int] = SIZE) -> Tensor:
     """The published class's forward in mode 3: every layer is called on the whole grid."""
     h, w = features.shape[-2:]
     rows, columns = torch.arange(size[0]), torch.arange(size[1])
@@ -31,70 +35,72 @@ def by_calls(decoder: ImplicitDecoder, features, size=SIZE):
     for n in range(1, len(decoder.K)):
         k = decoder.K[n](torch.cat([q, x], dim=1))
         q = k * decoder.Q[n](q)
-    return decoder.last_layer(q)
+    result: Tensor = decoder.last_layer(q)
+    return result
 
 
 class FastSine(nn.Module):
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return torch.sin(30 * x)
 
 
 class Adapter(nn.Module):
     """A low-rank adapter around a convolution, as adapter libraries make them."""
 
-    def __init__(self, base):
+    def __init__(self, base: Any) -> None:
         super().__init__()
         self.base = base
         self.down = nn.Conv2d(base.in_channels, 2, 1)
         self.up = nn.Conv2d(2, base.out_channels, 1)
 
-    def forward(self, x):
-        return self.base(x) + self.up(self.down(x))
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.base(x) + self.up(self.down(x))
+        return result
 
 
 class Doubled(nn.Conv2d):
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return 2 * super().forward(x)
 
 
-def own_forward(layer):
+def own_forward(layer: Any) -> None:
     forward = layer.forward
     layer.forward = lambda x: 2 * forward(x)
 
 
-def replace(layers, n, m, module):
+def replace(layers: Any, n: int, m: int, module: Any) -> None:
     layers[n][m] = module
 
 
-def adapt(decoder):
+def adapt(decoder: ImplicitDecoder) -> None:
     for layers in (decoder.K, decoder.Q):
         for layer in layers:
             layer[0] = Adapter(layer[0])
 
 
-def double(decoder):
+def double(decoder: ImplicitDecoder) -> None:
     old = decoder.K[1][0]
     decoder.K[1][0] = Doubled(old.in_channels, old.out_channels, 1)
 
 
-def offload(decoder):
+def offload(decoder: ImplicitDecoder) -> None:
     """Weights that are there during a layer's call alone."""
     for layer in decoder.modules():
         if isinstance(layer, nn.Conv2d):
             weight = layer.weight.data.clone()
             layer.weight = nn.Parameter(torch.empty_like(weight, device="meta"))
 
-            def fetch(layer, _, weight=weight):
+            def fetch(layer: Any, _: Any, weight: Any = weight) -> None:
                 layer.weight = nn.Parameter(weight)
 
-            def drop(layer, *_):
+            def drop(layer: Any, *_: Any) -> None:
                 layer.weight = nn.Parameter(torch.empty_like(layer.weight, device="meta"))
 
             layer.register_forward_pre_hook(fetch)
             layer.register_forward_hook(drop)
 
 
-EDITS = {
+EDITS: dict[str, Callable[..., Any]] = {
     "activation": lambda d: replace(d.K, 1, 1, nn.GELU()),
     "sine": lambda d: replace(d.Q, 0, 1, FastSine()),
     "extra module": lambda d: d.K[1].append(nn.Tanh()),
@@ -117,12 +123,12 @@ EDITS = {
 
 
 @pytest.fixture
-def features():
+def features() -> Tensor:
     torch.manual_seed(1)
     return torch.randn(2, 8, *LR)
 
 
-def decoder_with(edit):
+def decoder_with(edit: Any) -> Any:
     torch.manual_seed(0)
     decoder = make_decoder(3, width=32, channels=8, layers=3)
     EDITS[edit](decoder)
@@ -131,7 +137,7 @@ def decoder_with(edit):
 
 @pytest.mark.parametrize("edit", EDITS)
 @pytest.mark.parametrize("grad", [False, True])
-def test_an_edit_of_the_decoder_has_its_effect(edit, grad, features):
+def test_an_edit_of_the_decoder_has_its_effect(edit: str, grad: bool, features: Tensor) -> None:
     decoder = decoder_with(edit)
     with torch.set_grad_enabled(grad):
         want = by_calls(decoder, features)
@@ -140,7 +146,7 @@ def test_an_edit_of_the_decoder_has_its_effect(edit, grad, features):
 
 
 @pytest.mark.parametrize("edit", ["adapter", "old weight_norm", "activation", "pruned"])
-def test_an_edited_decoder_trains(edit, features):
+def test_an_edited_decoder_trains(edit: str, features: Tensor) -> None:
     decoder = decoder_with(edit)
     for _ in range(2):
         decoder(features, SIZE).square().mean().backward()
@@ -148,7 +154,7 @@ def test_an_edited_decoder_trains(edit, features):
 
 
 @pytest.mark.parametrize("edit", ["hook", "3x3 inside", "last layer of 3x3", "adapter"])
-def test_windows_chunks_and_points_of_an_edited_decoder(edit, features):
+def test_windows_chunks_and_points_of_an_edited_decoder(edit: str, features: Tensor) -> None:
     decoder = decoder_with(edit)
     with torch.no_grad():
         whole = by_calls(decoder, features)
@@ -163,7 +169,7 @@ def test_windows_chunks_and_points_of_an_edited_decoder(edit, features):
             torch.testing.assert_close(points, want)
 
 
-def test_hooks_that_watch_see_every_layer_once_with_the_whole_image(features):
+def test_hooks_that_watch_see_every_layer_once_with_the_whole_image(features: Tensor) -> None:
     decoder = make_decoder(3, width=32, channels=8, layers=3)
     seen = []
     for layer in [*decoder.K, *decoder.Q, decoder.last_layer]:
@@ -173,7 +179,7 @@ def test_hooks_that_watch_see_every_layer_once_with_the_whole_image(features):
     assert [tuple(shape[2:]) for shape in seen] == [SIZE] * 7
 
 
-def test_hooks_for_all_modules_see_every_layer(features):
+def test_hooks_for_all_modules_see_every_layer(features: Tensor) -> None:
     decoder = make_decoder(3, width=32, channels=8, layers=3)
     seen = []
     hook = nn.modules.module.register_module_forward_hook(lambda m, x, y: seen.append(m))
@@ -187,13 +193,15 @@ def test_hooks_for_all_modules_see_every_layer(features):
 class Counted(nn.Module):
     calls = 0
 
-    def forward(self, weight):
+    def forward(self, weight: Tensor) -> Tensor:
         Counted.calls += 1
         return 2 * weight
 
 
 @pytest.mark.parametrize("norm", [parametrizations.weight_norm, parametrizations.spectral_norm])
-def test_parametrizations_are_taken_by_the_operator(norm, features, caplog):
+def test_parametrizations_are_taken_by_the_operator(
+    norm: Any, features: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
     decoder = make_decoder(3, width=32, channels=8, layers=3)
     for layer in decoder.K:
         norm(layer[0])
@@ -203,7 +211,9 @@ def test_parametrizations_are_taken_by_the_operator(norm, features, caplog):
 
 @pytest.mark.parametrize("mode", [1, 2, 3, 4])
 @pytest.mark.parametrize("size", [SIZE, (3, 4)])
-def test_a_parametrization_is_evaluated_once_per_forward(mode, size, features, monkeypatch):
+def test_a_parametrization_is_evaluated_once_per_forward(
+    mode: int, size: tuple[int, int], features: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("diinn_fast.fused.BAND_BYTES", 8000)  # several bands
     decoder = make_decoder(mode, width=32, channels=8, layers=3)
     convolutions = [layer[0] for layer in [*decoder.K, *decoder.Q]]
@@ -215,7 +225,9 @@ def test_a_parametrization_is_evaluated_once_per_forward(mode, size, features, m
     assert Counted.calls == len(convolutions)
 
 
-def test_the_log_says_once_why_it_is_slow(features, caplog, monkeypatch):
+def test_the_log_says_once_why_it_is_slow(
+    features: Tensor, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(guard, "_said", set())
     decoder = decoder_with("activation")
     with caplog.at_level(logging.WARNING, "diinn_fast"):
@@ -227,25 +239,25 @@ def test_the_log_says_once_why_it_is_slow(features, caplog, monkeypatch):
 
 @pytest.mark.parametrize("mode", [1, 2, 3, 4])
 @pytest.mark.parametrize("init_q", [False, True])
-def test_a_decoder_as_built_needs_no_calls(mode, init_q):
+def test_a_decoder_as_built_needs_no_calls(mode: int, init_q: bool) -> None:
     assert make_decoder(mode, init_q, width=32, channels=8, layers=3).edit() is None
 
 
 # -- the encoder -----------------------------------------------------------------------------------
 
 
-def small_rdn():
+def small_rdn() -> RDN:
     torch.manual_seed(0)
     return RDN(channels=8, growth=4, blocks=2, convs=3)
 
 
-def normalise(encoder):
+def normalise(encoder: Any) -> None:
     for module in encoder.RDBs.modules():
         if type(module) is nn.Conv2d:
             spectral_norm(module.eval())
 
 
-RDN_EDITS = {
+RDN_EDITS: dict[str, Callable[..., Any]] = {
     "activation": lambda e: setattr(e.RDBs[0].convs[1], "conv", _with(e.RDBs[0].convs[1].conv)),
     "hook on a convolution": lambda e: (
         e.RDBs[1].convs[0].conv[0].register_forward_hook(lambda m, x, y: y + 1)
@@ -260,12 +272,12 @@ RDN_EDITS = {
 }
 
 
-def _with(conv):
+def _with(conv: Any) -> Any:
     return nn.Sequential(conv[0], nn.Tanh())
 
 
 @pytest.mark.parametrize("edit", RDN_EDITS)
-def test_an_edit_of_the_encoder_has_its_effect_without_gradients_too(edit):
+def test_an_edit_of_the_encoder_has_its_effect_without_gradients_too(edit: str) -> None:
     encoder = small_rdn()
     RDN_EDITS[edit](encoder)
     encoder.eval()
@@ -276,13 +288,13 @@ def test_an_edit_of_the_encoder_has_its_effect_without_gradients_too(edit):
             assert (got - want).norm() <= 1e-5 * want.norm()
 
 
-def test_an_encoder_as_built_needs_no_calls():
+def test_an_encoder_as_built_needs_no_calls() -> None:
     encoder = small_rdn()
     assert encoder.edit() is None
     assert [block.edit() for block in encoder.RDBs] == [None, None]
 
 
-def test_a_whole_model_with_an_edit(features):
+def test_a_whole_model_with_an_edit(features: Tensor) -> None:
     model = DIINN(encoder=small_rdn())
     model.decoder.K[1][1] = nn.GELU()
     x = torch.randn(1, 3, *LR)

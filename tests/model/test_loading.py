@@ -7,6 +7,7 @@ import json
 import logging
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 # -- wrapping --------------------------------------------------------------------------------------
 
-WRAPPINGS = {
+WRAPPINGS: dict[str, Callable[..., Any]] = {
     "bare": lambda s: s,
     "DataParallel": lambda s: under("module.", s),
     "torch.compile": lambda s: under("_orig_mod.", s),

@@ -2,9 +2,13 @@
 processes.
 """
 
+from __future__ import annotations
+
 import copy
 import json
 import pickle
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,14 +62,14 @@ def small(mode: int = 3, init_q: bool = False) -> DIINN:
 
 
 @pytest.mark.parametrize(("mode", "init_q"), PARAMETERS)
-def test_keys_shapes_and_parameter_counts_are_the_official_ones(mode, init_q):
+def test_keys_shapes_and_parameter_counts_are_the_official_ones(mode: int, init_q: bool) -> None:
     with torch.device("meta"):
         model = DIINN(mode, init_q)
     assert {k: tuple(v.shape) for k, v in model.state_dict().items()} == official_keys(mode, init_q)
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[mode, init_q]
 
 
-def test_defaults_are_the_papers_final_model():
+def test_defaults_are_the_papers_final_model() -> None:
     with torch.device("meta"):
         model = DIINN()
     assert (model.decoder.mode, model.decoder.init_q, type(model.encoder).__name__) == (
@@ -77,7 +81,7 @@ def test_defaults_are_the_papers_final_model():
     assert sum(p.numel() for p in model.decoder.parameters()) == 986_627
 
 
-def test_forward_takes_size_bsize_or_scale():
+def test_forward_takes_size_bsize_or_scale() -> None:
     model = small().eval()
     x = torch.randn(2, 3, 6, 5)
     with torch.no_grad():
@@ -91,7 +95,7 @@ def test_forward_takes_size_bsize_or_scale():
             model(x, **arguments)
 
 
-def test_any_encoder_module():
+def test_any_encoder_module() -> None:
     class Wide(nn.Conv2d):  # an encoder states its channels
         pass
 
@@ -108,13 +112,13 @@ def test_any_encoder_module():
         DIINN(encoder="resnet")
 
 
-def test_save_pretrained_with_a_foreign_encoder_names_the_remedy(tmp_path):
+def test_save_pretrained_with_a_foreign_encoder_names_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="state_dict"):
         DIINN(encoder=nn.Conv2d(3, 64, 3, padding=1)).save_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_other_dtypes(dtype):
+def test_other_dtypes(dtype: torch.dtype) -> None:
     model = small().eval()
     x = torch.randn(1, 3, 6, 7)
     with torch.no_grad():
@@ -129,7 +133,7 @@ def test_other_dtypes(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_trains(dtype):
+def test_autocast_trains(dtype: torch.dtype) -> None:
     model = small()
     x = torch.randn(2, 3, 6, 7)
     with torch.autocast("cpu", dtype):
@@ -139,14 +143,14 @@ def test_autocast_trains(dtype):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_channels_last_batches_and_copies_agree():
+def test_channels_last_batches_and_copies_agree() -> None:
     model = small().eval()
     x = torch.randn(3, 3, 6, 7)
     with torch.no_grad():
         want = model(x, (13, 15))
         singles = torch.cat([model(v[None], (13, 15)) for v in x])
         torch.testing.assert_close(singles, want, rtol=1e-5, atol=1e-6)
-        last = model.to(memory_format=torch.channels_last)(
+        last = model.to(memory_format=torch.channels_last)(  # type: ignore[call-overload]
             x.contiguous(memory_format=torch.channels_last), (13, 15)
         )
         torch.testing.assert_close(last, want, rtol=1e-5, atol=1e-6)
@@ -157,7 +161,7 @@ def test_channels_last_batches_and_copies_agree():
         torch.testing.assert_close(twin.eval()(x, (13, 15)), want, rtol=1e-5, atol=1e-6)
 
 
-def test_writes_through_data_are_seen():
+def test_writes_through_data_are_seen() -> None:
     """EMA code writes parameters through ``.data``: nothing packed may be stale."""
     model = small().eval()
     x = torch.randn(1, 3, 4, 4)
@@ -172,7 +176,7 @@ def test_writes_through_data_are_seen():
     assert not torch.allclose(before, after)
 
 
-def test_compile_of_the_whole_model():
+def test_compile_of_the_whole_model() -> None:
     model = small()
     x = torch.randn(1, 3, 5, 6)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -194,7 +198,7 @@ def worker(rank: int, store: str, result: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_give_the_gradients_of_one(tmp_path):
+def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     store = str(tmp_path / "store")
     result = str(tmp_path / "grads.pt")
     torch.multiprocessing.spawn(worker, (store, result), nprocs=2)
@@ -212,7 +216,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
 # -- checkpoints -----------------------------------------------------------------------------------
 
 
-def lightning(model: DIINN, **declared) -> dict:
+def lightning(model: DIINN, **declared: Any) -> dict[str, Any]:
     """What the official training code writes."""
     state = {f"net.{k}": v for k, v in model.state_dict().items()}
     state |= {"sub": torch.full((1, 3, 1, 1), 0.5), "div": torch.full((1, 3, 1, 1), 0.5)}
@@ -234,7 +238,9 @@ def lightning(model: DIINN, **declared) -> dict:
     ("mode", "init_q"), [(1, False), (2, False), (3, False), (3, True), (4, False)]
 )
 @pytest.mark.parametrize("arch", ["diinn", "imsisr"])
-def test_official_lightning_checkpoints_load(mode, init_q, arch, tmp_path):
+def test_official_lightning_checkpoints_load(
+    mode: int, init_q: bool, arch: str, tmp_path: Path
+) -> None:
     model = small(mode, init_q)
     torch.save(lightning(model, arch=arch), tmp_path / "last.ckpt")
     loaded = DIINN.from_checkpoint(tmp_path / "last.ckpt")
@@ -243,13 +249,13 @@ def test_official_lightning_checkpoints_load(mode, init_q, arch, tmp_path):
         assert torch.equal(loaded.state_dict()[key], value)
 
 
-def test_an_official_rdn_checkpoint_loads(tmp_path):
+def test_an_official_rdn_checkpoint_loads(tmp_path: Path) -> None:
     model = DIINN()
     torch.save(lightning(model), tmp_path / "rdn.ckpt")
     assert type(DIINN.from_checkpoint(tmp_path / "rdn.ckpt").encoder).__name__ == "RDN"
 
 
-def test_plain_state_dicts_and_safetensors_load_and_train(tmp_path):
+def test_plain_state_dicts_and_safetensors_load_and_train(tmp_path: Path) -> None:
     model = small()
     x = torch.randn(1, 3, 4, 4)
     torch.save(model.state_dict(), tmp_path / "a.pt")
@@ -262,11 +268,11 @@ def test_plain_state_dicts_and_safetensors_load_and_train(tmp_path):
 
 
 class Evil:
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return (print, ("code from a checkpoint ran",))
 
 
-def broken(tmp_path, change) -> str:
+def broken(tmp_path: Path, change: Any) -> str:
     state = small().state_dict()
     change(state)
     torch.save(state, tmp_path / "x.pt")
@@ -292,12 +298,14 @@ def broken(tmp_path, change) -> str:
         ),
     ],
 )
-def test_checkpoints_that_do_not_fit_are_refused_by_the_first_key(change, message, tmp_path):
+def test_checkpoints_that_do_not_fit_are_refused_by_the_first_key(
+    change: Any, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(CheckpointError, match=message):
         DIINN.from_checkpoint(broken(tmp_path, change))
 
 
-def test_checkpoints_that_contradict_their_hyper_parameters_are_refused(tmp_path):
+def test_checkpoints_that_contradict_their_hyper_parameters_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.ckpt"
     for declared, message in (
         ({"mode": 1}, "mode=1"),
@@ -309,7 +317,7 @@ def test_checkpoints_that_contradict_their_hyper_parameters_are_refused(tmp_path
             DIINN.from_checkpoint(path)
 
 
-def test_code_in_a_checkpoint_never_runs(tmp_path, capfd):
+def test_code_in_a_checkpoint_never_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     torch.save({"state_dict": small().state_dict(), "hook": Evil()}, tmp_path / "evil.ckpt")
     with pytest.raises(CheckpointError, match="not loaded"):
         DIINN.from_checkpoint(tmp_path / "evil.ckpt")
@@ -317,7 +325,7 @@ def test_code_in_a_checkpoint_never_runs(tmp_path, capfd):
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_damaged_files_are_refused_by_name(tmp_path, suffix):
+def test_damaged_files_are_refused_by_name(tmp_path: Path, suffix: str) -> None:
     whole = tmp_path / f"whole{suffix}"
     if suffix == ".pt":
         torch.save(small().state_dict(), whole)
@@ -333,7 +341,7 @@ def test_damaged_files_are_refused_by_name(tmp_path, suffix):
         DIINN.from_checkpoint(tmp_path / "nowhere.pt")
 
 
-def test_save_and_from_pretrained_round_trip(tmp_path):
+def test_save_and_from_pretrained_round_trip(tmp_path: Path) -> None:
     model = small(2, True)
     model.save_pretrained(tmp_path / "folder")
     config = json.loads((tmp_path / "folder" / "config.json").read_text())
@@ -349,7 +357,7 @@ def test_save_and_from_pretrained_round_trip(tmp_path):
         assert torch.equal(loaded.state_dict()[key], value)
 
 
-def test_a_model_folder_that_is_incomplete_is_refused(tmp_path):
+def test_a_model_folder_that_is_incomplete_is_refused(tmp_path: Path) -> None:
     model = small()
     model.save_pretrained(tmp_path)
     state = model.state_dict()
@@ -359,13 +367,13 @@ def test_a_model_folder_that_is_incomplete_is_refused(tmp_path):
         DIINN.from_pretrained(tmp_path)
 
 
-def test_every_bundled_model_loads_by_name():
+def test_every_bundled_model_loads_by_name() -> None:
     for name in bundled_names():
         model = DIINN.from_pretrained(name)
         assert all(p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())
 
 
-def test_one_base_for_every_error_and_open_stays_the_built_in():
+def test_one_base_for_every_error_and_open_stays_the_built_in() -> None:
     import diinn_fast
     from diinn_fast import errors
 

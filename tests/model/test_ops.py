@@ -2,9 +2,12 @@
 backend.
 """
 
+from __future__ import annotations
+
 import logging
 import threading
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from diinn_fast import BackendError, backends, ops, use_backend
 from tests.helpers.problems import MODES, make_decoder
 
 
-def operator_arguments(mode: int, init_q: bool, points: bool):
+def operator_arguments(mode: int, init_q: bool, points: bool) -> Any:
     """Arguments of ``diinn_fast::decode`` as the decoder passes them."""
     decoder = make_decoder(mode, init_q, width=16, channels=4)
     seen = []
@@ -40,14 +43,14 @@ def operator_arguments(mode: int, init_q: bool, points: bool):
     ("mode", "init_q", "points"),
     [(*m, False) for m in MODES[:6]] + [(3, False, True), (1, True, True)],
 )
-def test_opcheck(mode, init_q, points):
+def test_opcheck(mode: int, init_q: bool, points: Any) -> None:
     torch.library.opcheck(
         torch.ops.diinn_fast.decode.default, operator_arguments(mode, init_q, points)
     )
 
 
 @pytest.mark.parametrize(("mode", "init_q"), [(1, False), (3, False), (3, True), (4, False)])
-def test_compile_fullgraph(mode, init_q):
+def test_compile_fullgraph(mode: int, init_q: bool) -> None:
     decoder = make_decoder(mode, init_q)
     features = torch.randn(1, 64, 4, 5, requires_grad=True)
     compiled = torch.compile(decoder, fullgraph=True, backend="aot_eager")
@@ -64,13 +67,13 @@ def test_compile_fullgraph(mode, init_q):
         torch.testing.assert_close(compiled(features, (9, 11)), want)
 
 
-def test_opcheck_conv3x3():
+def test_opcheck_conv3x3() -> None:
     arguments = (torch.randn(2, 5, 6, 4), torch.randn(32, 36), torch.randn(32), "auto")
     torch.library.opcheck(torch.ops.diinn_fast.conv3x3.default, arguments)
 
 
 @pytest.mark.parametrize("backend", ["auto", "eager"])
-def test_conv3x3_is_a_convolution_however_it_is_cut(backend):
+def test_conv3x3_is_a_convolution_however_it_is_cut(backend: str) -> None:
     padded = torch.randn(2, 9, 12, 64)
     weight = torch.randn(96, 576)
     bias = torch.randn(96)
@@ -85,7 +88,7 @@ def test_conv3x3_is_a_convolution_however_it_is_cut(backend):
 
 
 @pytest.mark.parametrize("backend", ["auto", "eager"])
-def test_autocast_does_not_reach_into_the_operators(backend):
+def test_autocast_does_not_reach_into_the_operators(backend: str) -> None:
     """Positions and sine arguments stay float32: the same inputs give the same bits with and
     without autocast.
     """
@@ -102,7 +105,7 @@ def test_autocast_does_not_reach_into_the_operators(backend):
     ]
     window = diinn_fast.geometry.Window(0, 7, 0, 9)
 
-    def run():
+    def run() -> Any:
         settings = {
             "form": "content",
             "mode": 3,
@@ -120,11 +123,11 @@ def test_autocast_does_not_reach_into_the_operators(backend):
     assert all(torch.equal(a, b) for a, b in zip(plain, cast, strict=True))
 
 
-def test_two_backwards_are_bitwise_equal():
+def test_two_backwards_are_bitwise_equal() -> None:
     decoder = make_decoder(3)
     features = torch.randn(2, 64, 6, 7, requires_grad=True)
 
-    def grads():
+    def grads() -> Any:
         return torch.autograd.grad(
             decoder(features, (25, 25)).square().sum(), [features, *decoder.parameters()]
         )
@@ -132,7 +135,7 @@ def test_two_backwards_are_bitwise_equal():
     assert all(torch.equal(a, b) for a, b in zip(grads(), grads(), strict=True))
 
 
-def test_backward_keeps_only_the_inputs():
+def test_backward_keeps_only_the_inputs() -> None:
     decoder = make_decoder(3)
     features = torch.randn(1, 64, 8, 8, requires_grad=True)
     saved = []
@@ -144,7 +147,7 @@ def test_backward_keeps_only_the_inputs():
     out.sum().backward()
 
 
-def test_use_backend_sets_and_restores():
+def test_use_backend_sets_and_restores() -> None:
     before = backends.requested()
     with use_backend("eager"):
         assert backends.requested() == "eager"
@@ -156,7 +159,7 @@ def test_use_backend_sets_and_restores():
     assert backends.requested() == "eager"
 
 
-def test_use_backend_holds_in_its_own_thread():
+def test_use_backend_holds_in_its_own_thread() -> None:
     seen = []
     with use_backend("eager"):
         thread = threading.Thread(target=lambda: seen.append(backends.requested()))
@@ -166,7 +169,7 @@ def test_use_backend_holds_in_its_own_thread():
 
 
 @pytest.mark.parametrize("call", ["decode", "conv3x3"])
-def test_tensors_on_two_devices_are_refused_before_a_kernel_sees_an_address(call):
+def test_tensors_on_two_devices_are_refused_before_a_kernel_sees_an_address(call: str) -> None:
     decoder = make_decoder(3, width=32, channels=8, layers=3)
     decoder.K[1][0].weight = torch.nn.Parameter(decoder.K[1][0].weight.to("meta"))
     grad = call == "decode"
@@ -174,14 +177,14 @@ def test_tensors_on_two_devices_are_refused_before_a_kernel_sees_an_address(call
         decoder(torch.randn(1, 8, 4, 4), (8, 8))
 
 
-def test_unknown_backends_are_refused():
+def test_unknown_backends_are_refused() -> None:
     with pytest.raises(BackendError, match="choose one of auto"):
         use_backend("abacus")
     with pytest.raises(BackendError, match="choose one of auto"):
         make_decoder(3)(torch.randn(1, 64, 2, 2), (4, 4), backend="abacus")
 
 
-def fake_backend(unavailable=None, unsupported=None):
+def fake_backend(unavailable: Any = None, unsupported: Any = None) -> Any:
     return SimpleNamespace(
         unavailable=lambda: unavailable,
         unsupported=lambda problem, source: unsupported,
@@ -190,7 +193,9 @@ def fake_backend(unavailable=None, unsupported=None):
     )
 
 
-def test_auto_falls_back_with_one_log_line_and_a_named_backend_refuses(monkeypatch, caplog):
+def test_auto_falls_back_with_one_log_line_and_a_named_backend_refuses(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     eager = backends.load("eager")
     broken = fake_backend(unavailable="it was not compiled: install a C++ compiler")
     monkeypatch.setattr(backends, "load", lambda name: eager if name == "eager" else broken)
@@ -205,7 +210,9 @@ def test_auto_falls_back_with_one_log_line_and_a_named_backend_refuses(monkeypat
     assert [r.getMessage().count("install a C++ compiler") for r in caplog.records] == [1]
 
 
-def test_auto_falls_back_silently_where_a_backend_does_not_apply(monkeypatch, caplog):
+def test_auto_falls_back_silently_where_a_backend_does_not_apply(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     eager = backends.load("eager")
     limited = fake_backend(unsupported="float64 is not supported")
     monkeypatch.setattr(backends, "load", lambda name: eager if name == "eager" else limited)
@@ -220,13 +227,13 @@ def test_auto_falls_back_silently_where_a_backend_does_not_apply(monkeypatch, ca
     assert not caplog.records
 
 
-def test_backend_table_names_every_backend():
+def test_backend_table_names_every_backend() -> None:
     rows = {row["backend"]: row for row in backends.table()}
     assert list(rows) == list(backends.NAMES)
     assert rows["eager"]["available"] == "yes"
 
 
-def test_auto_considers_only_measured_backends():
+def test_auto_considers_only_measured_backends() -> None:
     # Triton and CUDA have not yet run on hardware, int8 not on the CPUs that it is fastest on.
     assert set(backends.ORDER) == set(backends.NAMES) - {"triton", "cuda", "int8"}
     assert backends.load("triton").unavailable()  # in this process: no CUDA device, no interpreter

@@ -16,7 +16,9 @@ from tests.helpers.problems import MODES, make_decoder, oracle
 
 @pytest.mark.parametrize(("mode", "init_q"), MODES)
 @pytest.mark.parametrize("size", [(9, 14), (4, 3)])
-def test_it_is_the_definition_in_float64(mode, init_q, size, monkeypatch):
+def test_it_is_the_definition_in_float64(
+    mode: int, init_q: bool, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("diinn_fast.plain.CHUNK", 30)  # several bands, several chunks of points
     decoder = make_decoder(mode, init_q, width=32, channels=8, layers=3).double()
     features = torch.randn(2, 8, 5, 6, dtype=torch.float64)
@@ -32,7 +34,7 @@ def test_it_is_the_definition_in_float64(mode, init_q, size, monkeypatch):
 
 
 @pytest.mark.parametrize(("mode", "init_q"), MODES[:6])
-def test_points_are_the_operators(mode, init_q, monkeypatch):
+def test_points_are_the_operators(mode: int, init_q: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diinn_fast.plain.CHUNK", 9)
     decoder = make_decoder(mode, init_q, width=32, channels=8, layers=3).double()
     features = torch.randn(2, 8, 5, 6, dtype=torch.float64)
@@ -44,7 +46,7 @@ def test_points_are_the_operators(mode, init_q, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", [1, 3, 4])
-def test_gradients_are_the_operators(mode):
+def test_gradients_are_the_operators(mode: int) -> None:
     decoder = make_decoder(mode, width=32, channels=8, layers=3).double()
     features = torch.randn(1, 8, 5, 6, dtype=torch.float64, requires_grad=True)
     inputs = [features, *decoder.parameters()]
@@ -56,7 +58,7 @@ def test_gradients_are_the_operators(mode):
         torch.testing.assert_close(plain, fused)
 
 
-def test_16_bit_and_autocast():
+def test_16_bit_and_autocast() -> None:
     decoder = make_decoder(3, width=32, channels=8, layers=3)
     features = torch.randn(1, 8, 5, 6)
     want = decoder(features, (9, 14))
@@ -68,7 +70,7 @@ def test_16_bit_and_autocast():
         assert (got - want).norm() <= 0.05 * want.norm()
 
 
-def test_it_is_chosen_by_name_for_a_block_of_code():
+def test_it_is_chosen_by_name_for_a_block_of_code() -> None:
     decoder = make_decoder(3, width=32, channels=8, layers=3)
     seen = []
     features = torch.randn(1, 8, 5, 6)
@@ -81,7 +83,7 @@ def test_it_is_chosen_by_name_for_a_block_of_code():
     assert decoder.backend_for((5, 6), (9, 14), features, "plain") == "plain"
 
 
-def test_the_operator_itself_has_no_plain_backend():
+def test_the_operator_itself_has_no_plain_backend() -> None:
     with pytest.raises(BackendError, match="ImplicitDecoder"):
         decode(
             torch.zeros(1, 2, 2, 8), [torch.zeros(1)] * 6,
@@ -89,7 +91,7 @@ def test_the_operator_itself_has_no_plain_backend():
         )  # fmt: skip
 
 
-def test_flops_are_counted_as_of_the_published_class():
+def test_flops_are_counted_as_of_the_published_class() -> None:
     """Per query: K_0 of 72, K_i of 32 + 72, Q_0 of 3, Q_i of 32, and the last layer."""
     decoder = make_decoder(3, width=32, channels=8, layers=3)
     counter = FlopCounterMode(display=False)
@@ -99,7 +101,7 @@ def test_flops_are_counted_as_of_the_published_class():
     assert counter.get_total_flops() == 2 * 9 * 14 * per_query
 
 
-def test_modules_of_unknown_kind_see_the_whole_image():
+def test_modules_of_unknown_kind_see_the_whole_image() -> None:
     decoder = make_decoder(3, width=32, channels=8, layers=3)
     decoder.K[0].append(nn.InstanceNorm2d(32))
     shapes = []

@@ -1,8 +1,12 @@
 """PyTorch's transforms of a model: each is right, whatever the operator itself supports."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 
@@ -14,37 +18,40 @@ SIZE = (9, 8)
 
 
 @pytest.fixture(params=[1, 3, 4])
-def model(request):
+def model(request: pytest.FixtureRequest) -> DIINN:
     torch.manual_seed(0)
     net = DIINN(mode=request.param, encoder=RDN(channels=8, growth=4, blocks=2, convs=2))
     return net.double()
 
 
 @pytest.fixture
-def x():
+def x() -> Tensor:
     torch.manual_seed(1)
     return torch.rand(2, 3, 4, 5, dtype=torch.float64) - 0.5
 
 
-def loss(model, x):
-    return model(x, SIZE).square().sum()
+def loss(model: DIINN, x: Tensor) -> Tensor:
+    result: Tensor = model(x, SIZE).square().sum()
+    return result
 
 
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("no_grad", [False, True])
-def test_jvp_is_the_directional_derivative(model, x, frozen, no_grad):
+def test_jvp_is_the_directional_derivative(
+    model: DIINN, x: Tensor, frozen: bool, no_grad: bool
+) -> None:
     model.requires_grad_(not frozen)
     direction = torch.randn_like(x)
     step = 1e-6
     want = (model(x + step * direction, SIZE) - model(x - step * direction, SIZE)) / (2 * step)
     with torch.set_grad_enabled(not no_grad):
-        out, got = jvp(lambda v: model(v, SIZE), (x,), (direction,))
+        out, got = jvp(lambda v: model(v, SIZE), (x,), (direction,))[:2]
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(out, model(x, SIZE))
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_forward_mode_differentiation(model, x, frozen):
+def test_forward_mode_differentiation(model: DIINN, x: Tensor, frozen: bool) -> None:
     model.requires_grad_(not frozen)
     direction = torch.randn_like(x)
     want = jvp(lambda v: model(v, SIZE), (x,), (direction,))[1]
@@ -53,7 +60,7 @@ def test_forward_mode_differentiation(model, x, frozen):
         torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, want)
 
 
-def test_forward_mode_of_the_parameters(model, x):
+def test_forward_mode_of_the_parameters(model: DIINN, x: Tensor) -> None:
     names = dict(model.named_parameters())
     tangents = {name: torch.randn_like(p) for name, p in names.items()}
     got = jvp(lambda p: functional_call(model, p, (x, SIZE)), (names,), (tangents,))[1]
@@ -62,20 +69,20 @@ def test_forward_mode_of_the_parameters(model, x):
     torch.testing.assert_close(got.sum(), want)
 
 
-def test_grad_vjp_and_jacrev(model, x):
+def test_grad_vjp_and_jacrev(model: DIINN, x: Tensor) -> None:
     leaf = x.clone().requires_grad_()
     (want,) = torch.autograd.grad(loss(model, leaf), leaf)
     torch.testing.assert_close(grad(lambda v: loss(model, v))(x), want)
-    out, pull = vjp(lambda v: model(v, SIZE), x)
+    out, pull = vjp(lambda v: model(v, SIZE), x)[:2]
     torch.testing.assert_close(pull(2 * out)[0], want)
     jacobian = jacrev(lambda v: model(v, (3, 2)).mean(dim=(1, 2, 3)))(x)
     assert jacobian.shape == (2, *x.shape)
 
 
-def test_gradients_of_each_sample(model, x):
+def test_gradients_of_each_sample(model: DIINN, x: Tensor) -> None:
     parameters = dict(model.named_parameters())
 
-    def one(parameters, image):
+    def one(parameters: Any, image: Any) -> Any:
         return functional_call(model, parameters, (image[None], SIZE)).square().sum()
 
     got = vmap(grad(one), in_dims=(None, 0))(parameters, x)
@@ -84,7 +91,7 @@ def test_gradients_of_each_sample(model, x):
 
 
 @pytest.mark.parametrize("no_grad", [False, True])
-def test_vmap_over_images_and_over_models(model, x, no_grad):
+def test_vmap_over_images_and_over_models(model: DIINN, x: Tensor, no_grad: bool) -> None:
     with torch.set_grad_enabled(not no_grad):
         want = model(x, SIZE)
         got = vmap(lambda image: model(image[None], SIZE)[0])(x)
@@ -94,7 +101,7 @@ def test_vmap_over_images_and_over_models(model, x, no_grad):
     torch.testing.assert_close(both[0], want)
 
 
-def test_vmap_over_coordinates():
+def test_vmap_over_coordinates() -> None:
     decoder = make_decoder(3, width=32, channels=8, layers=3).double()
     features = torch.randn(1, 8, 5, 6, dtype=torch.float64)
     coords = torch.rand(4, 1, 7, 2, dtype=torch.float64)
@@ -103,7 +110,7 @@ def test_vmap_over_coordinates():
         torch.testing.assert_close(got[n], decoder.sample(features, coords[n], SIZE))
 
 
-def test_coordinates_have_a_gradient():
+def test_coordinates_have_a_gradient() -> None:
     decoder = make_decoder(3, width=32, channels=8, layers=3).double()
     features = torch.randn(1, 8, 5, 6, dtype=torch.float64)
     coords = (torch.rand(1, 7, 2, dtype=torch.float64) * 1.8 - 0.9).requires_grad_()
@@ -115,13 +122,13 @@ def test_coordinates_have_a_gradient():
 @pytest.mark.parametrize("mode", [1, 2, 3, 4])
 @pytest.mark.parametrize("size", [SIZE, (3, 4)])
 @pytest.mark.parametrize("backend", ["eager", "plain"])
-def test_second_derivatives(mode, size, backend):
+def test_second_derivatives(mode: int, size: tuple[int, int], backend: str) -> None:
     """A gradient penalty, and gradgradcheck of both."""
     decoder = make_decoder(mode, width=16, channels=2, layers=3).double()
     features = torch.rand(1, 2, 4, 5, dtype=torch.float64, requires_grad=True)
     weight = decoder.K[1][0].weight
 
-    def penalty(path):
+    def penalty(path: Any) -> Any:
         out = decoder(features, size, backend=path)
         (first,) = torch.autograd.grad(out.square().sum(), features, create_graph=True)
         return torch.autograd.grad(first.square().sum(), [features, weight])
@@ -130,7 +137,7 @@ def test_second_derivatives(mode, size, backend):
         torch.testing.assert_close(got, want)
 
 
-def test_a_gradient_penalty_in_float32_by_the_default_backend():
+def test_a_gradient_penalty_in_float32_by_the_default_backend() -> None:
     decoder = make_decoder(3, width=32, channels=8, layers=3)
     features = torch.rand(1, 8, 5, 6, requires_grad=True)
     penalties = []
@@ -141,7 +148,7 @@ def test_a_gradient_penalty_in_float32_by_the_default_backend():
     torch.testing.assert_close(*penalties, rtol=1e-3, atol=1e-4)
 
 
-def test_vectorised_jacobian():
+def test_vectorised_jacobian() -> None:
     decoder = make_decoder(3, width=32, channels=8, layers=3).double()
     features = torch.rand(1, 8, 3, 3, dtype=torch.float64)
     got, want = (
@@ -153,23 +160,24 @@ def test_vectorised_jacobian():
     torch.testing.assert_close(got, want)
 
 
-def test_meta_tensors_have_the_right_shape(model, x):
+def test_meta_tensors_have_the_right_shape(model: DIINN, x: Tensor) -> None:
     out = model.to("meta")(x.to("meta"), SIZE)
     assert out.is_meta
     assert out.shape == (2, 3, *SIZE)
 
 
 class AtFixedSize(nn.Module):
-    def __init__(self, net):
+    def __init__(self, net: DIINN) -> None:
         super().__init__()
         self.net = net
 
-    def forward(self, x):
-        return self.net(x, SIZE)
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.net(x, SIZE)
+        return result
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
-def test_a_trace_runs_at_another_input_size(model, x):
+def test_a_trace_runs_at_another_input_size(model: DIINN, x: Tensor) -> None:
     traced = torch.jit.trace(AtFixedSize(model), (x,))
     torch.testing.assert_close(traced(x), model(x, SIZE))
     other = torch.rand(1, 3, 6, 7, dtype=torch.float64)

@@ -216,11 +216,11 @@ def test_hostile_urls_are_refused_and_read_nothing(
     client: TestClient, folder: Path, url: str
 ) -> None:
     url = url.replace("FOLDER", quote(str(folder), safe=""))
-    made = client.app.state.tiles.made  # type: ignore[attr-defined]
+    made = client.app.state.tiles.made
     answer = client.get(url)
     assert 400 <= answer.status_code < 500, answer.status_code
     assert SECRET not in answer.content
-    assert client.app.state.tiles.made == made  # type: ignore[attr-defined]
+    assert client.app.state.tiles.made == made
 
 
 def test_only_reading_is_allowed(client: TestClient) -> None:

@@ -7,11 +7,15 @@ plain computation.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from diinn_fast import DIINN
 from diinn_fast.inference import load_weights
@@ -22,49 +26,51 @@ from tests.helpers.train_small import checkpoint, make_photos, run
 
 
 class DenseConv(nn.Module):
-    def __init__(self, channels):
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Sequential(nn.Conv2d(channels, 64, 3, padding=1), nn.ReLU())
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return torch.cat((x, self.conv(x)), 1)
 
 
 class Block(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.convs = nn.Sequential(*(DenseConv(64 + 64 * c) for c in range(8)))
         self.LFF = nn.Conv2d(64 + 64 * 8, 64, 1)
 
-    def forward(self, x):
-        return self.LFF(self.convs(x)) + x
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.LFF(self.convs(x)) + x
+        return result
 
 
 class RDN(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.SFENet1 = nn.Conv2d(3, 64, 3, padding=1)
         self.SFENet2 = nn.Conv2d(64, 64, 3, padding=1)
         self.RDBs = nn.ModuleList(Block() for _ in range(16))
         self.GFF = nn.Sequential(nn.Conv2d(16 * 64, 64, 1), nn.Conv2d(64, 64, 3, padding=1))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         shallow = self.SFENet1(x)
         x = self.SFENet2(shallow)
         outputs = []
         for block in self.RDBs:
             x = block(x)
             outputs.append(x)
-        return self.GFF(torch.cat(outputs, 1)) + shallow
+        result: Tensor = self.GFF(torch.cat(outputs, 1)) + shallow
+        return result
 
 
 class Sine(nn.Module):
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return torch.sin(x)
 
 
 class ImplicitDecoder(nn.Module):
-    def __init__(self, mode, init_q):
+    def __init__(self, mode: int, init_q: bool) -> None:
         super().__init__()
         self.mode = mode
         self.init_q = init_q
@@ -82,7 +88,7 @@ class ImplicitDecoder(nn.Module):
         else:
             self.last_layer = nn.Conv2d(256, 3, 1)
 
-    def forward(self, features, size):
+    def forward(self, features: Tensor, size: Any) -> Tensor:
         h, w = features.shape[-2:]
         content = F.interpolate(
             F.unfold(features, 3, padding=1).unflatten(2, (h, w)), size, mode="nearest-exact"
@@ -98,11 +104,12 @@ class ImplicitDecoder(nn.Module):
                 k if self.mode == 1 else torch.cat([k if self.mode == 2 else q, content], 1)
             )
             q = k * self.Q[i](q)
-        return self.last_layer(q)
+        result: Tensor = self.last_layer(q)
+        return result
 
     @staticmethod
-    def position(h, w, size):
-        def axis(n_in, n_out):
+    def position(h: int, w: int, size: Any) -> Tensor:
+        def axis(n_in: Any, n_out: Any) -> Any:
             lr = (2 * torch.arange(n_in) + 1) / n_in - 1
             hr = (2 * torch.arange(n_out) + 1) / n_out - 1
             return (hr - F.interpolate(lr[None, None], n_out, mode="nearest-exact")[0, 0]) * n_in
@@ -114,7 +121,7 @@ class ImplicitDecoder(nn.Module):
 class Official(nn.Module):
     """The official training module: network and normalisation."""
 
-    def __init__(self, arch, mode, init_q, encoder, **_):
+    def __init__(self, arch: str, mode: int, init_q: bool, encoder: Any, **_: Any) -> None:
         super().__init__()
         assert arch == "diinn"
         self.net = nn.Module()
@@ -124,25 +131,26 @@ class Official(nn.Module):
         self.register_buffer("div", torch.full((1, 1, 1, 1), 0.5))
 
     @classmethod
-    def load_from_checkpoint(cls, path):
+    def load_from_checkpoint(cls, path: Path) -> Any:
         content = torch.load(path, weights_only=True)
         module = cls(**content["hyper_parameters"])
         module.load_state_dict(content["state_dict"])  # strict
         return module
 
-    def forward(self, lr, size):
+    def forward(self, lr: tuple[int, int], size: Any) -> Tensor:
         sr = self.net.decoder(self.net.encoder((lr - self.sub) / self.div), size)
-        return (sr * self.div + self.sub).clamp(0, 1)
+        result: Tensor = (sr * self.div + self.sub).clamp(0, 1)
+        return result
 
 
 @pytest.fixture(scope="module", autouse=True)
-def threads():
+def threads() -> Iterator[None]:
     with one_thread():
         yield
 
 
 @torch.no_grad()
-def assert_same_pictures(path) -> None:
+def assert_same_pictures(path: Path) -> None:
     lr = torch.rand(1, 3, 9, 10)
     size = (22, 31)
     official = Official.load_from_checkpoint(path)(lr, size)
@@ -152,7 +160,7 @@ def assert_same_pictures(path) -> None:
     assert official.std() > 1e-3
 
 
-def test_a_trained_checkpoint_is_official(tmp_path):
+def test_a_trained_checkpoint_is_official(tmp_path: Path) -> None:
     photos = make_photos(tmp_path / "photos")
     run(photos, tmp_path, "--trainer.max_steps=2", "--model.lr=1e-3")
     assert_same_pictures(tmp_path / "last.ckpt")
@@ -164,7 +172,7 @@ def test_a_trained_checkpoint_is_official(tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "init_q"), [(3, False), (1, True), (4, False)])
-def test_the_papers_models_are_official(mode, init_q, tmp_path):
+def test_the_papers_models_are_official(mode: int, init_q: bool, tmp_path: Path) -> None:
     trainer = L.Trainer(
         accelerator="cpu", logger=False, plugins=[AtomicCheckpointIO()], default_root_dir=tmp_path
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,12 +27,12 @@ from tests.helpers.train_small import make_photos
 
 
 @pytest.fixture
-def photos(tmp_path):
+def photos(tmp_path: Path) -> Path:
     return make_photos(tmp_path / "photos")
 
 
 @pytest.fixture
-def pixels(photos, tmp_path):
+def pixels(photos: Path, tmp_path: Path) -> Any:
     return decode_all(list_photos(photos), 1, 1 << 30, tmp_path / "cache")
 
 
@@ -88,13 +89,13 @@ def touch(root: Path, *names: str) -> None:
         ),
     ],
 )
-def test_layouts(files, train, valid, tmp_path):
+def test_layouts(files: list[str], train: list[str], valid: list[str], tmp_path: Path) -> None:
     touch(tmp_path, *files)
     assert find_images(tmp_path) == [tmp_path / name for name in train]
     assert find_images(tmp_path, "valid") == [tmp_path / name for name in valid]
 
 
-def test_folders_without_images_are_refused(tmp_path):
+def test_folders_without_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no images in"):
         find_images(tmp_path)
     with pytest.raises(DataError, match="not a folder"):
@@ -104,7 +105,7 @@ def test_folders_without_images_are_refused(tmp_path):
 # -- decoding --------------------------------------------------------------------------------------
 
 
-def test_all_kinds_of_8_bit_images_become_rgb(tmp_path):
+def test_all_kinds_of_8_bit_images_become_rgb(tmp_path: Path) -> None:
     rgb = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
     Image.fromarray(rgb).save(tmp_path / "a.png")
     Image.fromarray(rgb[..., 0]).save(tmp_path / "grey.png")
@@ -117,7 +118,27 @@ def test_all_kinds_of_8_bit_images_become_rgb(tmp_path):
     assert np.array_equal(images["grey.png"], np.broadcast_to(rgb[..., 0], (3, 9, 7)))
 
 
-def test_bad_images_are_named_all_together(photos, tmp_path):
+@pytest.mark.parametrize("suffix", ["bmp", "gif", "jp2", "avif", "heic"])
+def test_photos_are_found_and_read_in_every_format_of_images(suffix: str, tmp_path: Path) -> None:
+    rgb = np.full((20, 30, 3), 90, np.uint8)
+    image = Image.fromarray(rgb)
+    if suffix == "heic":
+        pytest.importorskip("pillow_heif").from_pillow(image).save(tmp_path / "photo.heic")
+    else:
+        image.save(tmp_path / f"photo.{suffix}")
+    (photo,) = load_photos(tmp_path).values()
+    assert photo.shape == (3, 20, 30)
+    assert (photo.int() - 90).abs().max() <= 3
+
+
+def test_a_file_of_numbers_is_no_photo(tmp_path: Path) -> None:
+    np.save(tmp_path / "numbers.npy", np.zeros((9, 9, 3), np.uint8))
+    (tmp_path / "numbers.npy").rename(tmp_path / "photo.png")
+    with pytest.raises(DataError, match=r"photo\.png holds .*convert it"):
+        load_photos(tmp_path)
+
+
+def test_bad_images_are_named_all_together(photos: Path, tmp_path: Path) -> None:
     (photos / "broken.png").write_bytes((photos / "0.png").read_bytes()[:3000])
     with pytest.raises(DataError, match=r"broken\.png cannot be decoded"):
         decode_all(list_photos(photos), 1, 1 << 30, tmp_path)
@@ -138,7 +159,9 @@ def test_bad_images_are_named_all_together(photos, tmp_path):
         decode_all(list_photos(photos), 100, 1 << 30, tmp_path)
 
 
-def test_photos_beyond_the_memory_come_from_a_file_made_once(photos, pixels, tmp_path, monkeypatch):
+def test_photos_beyond_the_memory_come_from_a_file_made_once(
+    photos: Path, pixels: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = tmp_path / "mapped"
     for _ in range(2):
         mapped = decode_all(list_photos(photos), 1, 1000, cache)
@@ -159,7 +182,7 @@ def test_photos_beyond_the_memory_come_from_a_file_made_once(photos, pixels, tmp
 # -- degrading and cropping ------------------------------------------------------------------------
 
 
-def test_degrade_is_pillows_antialiased_bicubic():
+def test_degrade_is_pillows_antialiased_bicubic() -> None:
     hr = torch.rand(3, 37, 50)
     lr = degrade(hr, (12, 17))
     pil = Image.fromarray((hr.permute(1, 2, 0).numpy() * 255 + 0.5).astype(np.uint8))
@@ -173,7 +196,7 @@ def codes(image: torch.Tensor) -> torch.Tensor:
     return (image.long() * torch.tensor([65536, 256, 1])).sum(-1)
 
 
-def test_pairs_are_the_crop_its_degradation_and_its_pixels(pixels):
+def test_pairs_are_the_crop_its_degradation_and_its_pixels(pixels: Any) -> None:
     sampler = CropSampler(pixels, lr_size=12, batch=3, groups=4, samples=50, seed=1)
     for crops in sampler.step(7):
         pairs = make_pairs(crops)
@@ -191,7 +214,7 @@ def test_pairs_are_the_crop_its_degradation_and_its_pixels(pixels):
             assert torch.equal((rgb * 255).round(), hr[:, yx[:, 0], yx[:, 1]].T.float())
 
 
-def test_a_crop_is_a_square_of_a_photo_flipped_or_transposed(pixels):
+def test_a_crop_is_a_square_of_a_photo_flipped_or_transposed(pixels: Any) -> None:
     photo = pixels[0]
     photo[..., 0] = np.arange(photo.shape[0])[:, None] % 256  # red and green say where a pixel was
     photo[..., 1] = np.arange(photo.shape[1])[None] % 256
@@ -208,7 +231,7 @@ def test_a_crop_is_a_square_of_a_photo_flipped_or_transposed(pixels):
     assert len(seen) == 8
 
 
-def test_the_papers_steps_have_every_scale(pixels):
+def test_the_papers_steps_have_every_scale(pixels: Any) -> None:
     groups = CropSampler(pixels, lr_size=12, batch=2, scales=(2, 3, 4)).step(0)
     assert [group.hr.shape[-1] for group in groups] == [24, 36, 48] and all(
         group.yx is None for group in groups
@@ -217,8 +240,8 @@ def test_the_papers_steps_have_every_scale(pixels):
     assert torch.equal((pairs.target * 255).round().byte(), groups[2].hr)
 
 
-def test_crops_depend_on_seed_and_step_alone_however_many_ranks_there_are(pixels):
-    def step(n, seed=0, rank=0, ranks=1):
+def test_crops_depend_on_seed_and_step_alone_however_many_ranks_there_are(pixels: Any) -> None:
+    def step(n: Any, seed: int = 0, rank: int = 0, ranks: int = 1) -> Any:
         sampler = CropSampler(
             pixels, lr_size=12, batch=4, groups=2, samples=9, candidates=2, seed=seed
         )
@@ -235,7 +258,7 @@ def test_crops_depend_on_seed_and_step_alone_however_many_ranks_there_are(pixels
         assert torch.equal(torch.cat([part.yx for part in parts]), group.yx)
 
 
-def test_more_candidates_have_more_texture(pixels):
+def test_more_candidates_have_more_texture(pixels: Any) -> None:
     half = pixels[0].copy()
     half[:, :90] = 128  # smooth, as skies are
     means = []
@@ -250,7 +273,7 @@ def test_more_candidates_have_more_texture(pixels):
 # -- packs -----------------------------------------------------------------------------------------
 
 
-def test_a_pack_keeps_its_size_and_is_read_like_a_folder(photos, tmp_path):
+def test_a_pack_keeps_its_size_and_is_read_like_a_folder(photos: Path, tmp_path: Path) -> None:
     large = tmp_path / "large.tar"
     small = tmp_path / "small.tar"
     size = write_pack(photos, large, 1 << 20)
@@ -268,7 +291,7 @@ def test_a_pack_keeps_its_size_and_is_read_like_a_folder(photos, tmp_path):
     assert write_pack(large, tmp_path / "again.tar", 1 << 20) > 0  # a pack can be packed again
 
 
-def test_packs_that_cannot_be_are_refused(photos, tmp_path):
+def test_packs_that_cannot_be_are_refused(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="do not fit"):
         write_pack(photos, tmp_path / "x.tar", 9000)
     with pytest.raises(DataError, match=r"\.tar file"):

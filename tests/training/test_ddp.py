@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,12 +34,14 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-def test_two_processes_give_the_gradients_of_one(tmp_path, monkeypatch):
+def test_two_processes_give_the_gradients_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     photos = make_photos(tmp_path / "photos")
     script = tmp_path / "worker.py"
     gradients = {}
 
-    def on_before_optimizer_step(self, optimizer):
+    def on_before_optimizer_step(self: Any, optimizer: Any) -> None:
         gradients[self.global_step] = {name: p.grad.clone() for name, p in self.named_parameters()}
 
     monkeypatch.setattr(SRModule, "on_before_optimizer_step", on_before_optimizer_step)

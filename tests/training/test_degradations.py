@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -17,10 +19,10 @@ NOTHING = Degradations(clean=0, blur=0, resized=0, sharpen=0, noise=0, jpeg=0)
 
 def one(**only: object) -> Degradations:
     """Degradations of which only those named are applied, always."""
-    return Degradations(**{**vars(NOTHING), **only})  # type: ignore[arg-type]
+    return Degradations(**{**vars(NOTHING), **only})
 
 
-def test_equal_seeds_give_equal_images_and_others_do_not():
+def test_equal_seeds_give_equal_images_and_others_do_not() -> None:
     spoil = Degradations(clean=0)
     first = spoil(IMAGE, (1, 2, 3))
     assert first.shape == IMAGE.shape and first.dtype == np.uint8
@@ -28,7 +30,7 @@ def test_equal_seeds_give_equal_images_and_others_do_not():
     assert (first != spoil(IMAGE, (1, 2, 4))).any()
 
 
-def test_clean_images_stay_as_they_are():
+def test_clean_images_stay_as_they_are() -> None:
     np.testing.assert_array_equal(Degradations(clean=1)(IMAGE, (0,)), IMAGE)
     np.testing.assert_array_equal(NOTHING(IMAGE, (0,)), IMAGE)
 
@@ -45,7 +47,7 @@ def test_clean_images_stay_as_they_are():
     ],
     ids=lambda only: "+".join(only),
 )
-def test_each_step_changes_the_image_and_keeps_its_place(only):
+def test_each_step_changes_the_image_and_keeps_its_place(only: dict[str, int]) -> None:
     smooth = np.zeros((48, 48, 3), np.uint8) + np.linspace(40, 210, 48).astype(np.uint8)[:, None]
     smooth[20:30, 10:40] = 90
     spoiled = one(**only)(smooth, (7,))
@@ -54,13 +56,13 @@ def test_each_step_changes_the_image_and_keeps_its_place(only):
     assert abs(error.mean()) < 3 and np.abs(error).mean() < 12
 
 
-def test_noise_has_the_strength_that_was_asked_for():
+def test_noise_has_the_strength_that_was_asked_for() -> None:
     grey = np.full((128, 128, 3), 128, np.uint8)
     noisy = one(noise=1, noise_sigma=(6.0, 6.0))(grey, (3,))
     assert abs((noisy.astype(float) - 128).std() - 6) < 0.3
 
 
-def test_lower_quality_is_farther_from_the_image():
+def test_lower_quality_is_farther_from_the_image() -> None:
     errors = [
         np.abs(one(jpeg=1, jpeg_quality=(q, q))(IMAGE, (5,)).astype(float) - IMAGE).mean()
         for q in (95, 70, 30)
@@ -68,7 +70,7 @@ def test_lower_quality_is_farther_from_the_image():
     assert errors[0] < errors[1] < errors[2]
 
 
-def test_crops_of_training_are_spoiled_and_targets_are_not():
+def test_crops_of_training_are_spoiled_and_targets_are_not() -> None:
     photos = [
         np.random.default_rng(n).integers(0, 256, (80, 90, 3)).astype(np.uint8) for n in (1, 2)
     ]
@@ -83,7 +85,7 @@ def test_crops_of_training_are_spoiled_and_targets_are_not():
     assert torch.equal(again.lr, spoiled.lr)
 
 
-def test_a_frozen_encoder_stays_as_it_was_and_the_decoder_learns(tmp_path):
+def test_a_frozen_encoder_stays_as_it_was_and_the_decoder_learns(tmp_path: Path) -> None:
     photos = make_photos(tmp_path / "photos")
     options = ["--trainer.max_steps=2", "--checkpoints.every=1", "--trainer.val_check_interval=2"]
     options += ["--model.frozen_encoder=true", "--data.degradations.noise=1"]

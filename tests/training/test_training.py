@@ -12,7 +12,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,32 +38,32 @@ MIB = 2**20
 
 
 @pytest.fixture(scope="module", autouse=True)
-def threads():
+def threads() -> Iterator[None]:
     with one_thread():
         yield
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_photos(tmp_path_factory.mktemp("training") / "photos")
 
 
 @pytest.fixture(scope="module")
-def whole(photos):
+def whole(photos: Path) -> Path:
     """A run of six steps without any incident."""
     out = photos.parent / "whole"
     assert run(photos, out) == (6, "")
     return out
 
 
-def rows(out: Path) -> list[dict]:
+def rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
-def interrupt_at(monkeypatch, step: int) -> None:
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     original = SRModule.training_step
 
-    def training_step(self, batch, batch_idx):
+    def training_step(self: Any, batch: Any, batch_idx: Any) -> Any:
         if self.global_step == step:
             os.kill(os.getpid(), signal.SIGINT)  # the step ends all the same
         return original(self, batch, batch_idx)
@@ -69,7 +71,9 @@ def interrupt_at(monkeypatch, step: int) -> None:
     monkeypatch.setattr(SRModule, "training_step", training_step)
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bits(photos, whole, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_to_the_same_bits(
+    photos: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         interrupt_at(patch, 3)  # not where a checkpoint is due
         assert run(photos, tmp_path) == (4, "interrupted")
@@ -86,7 +90,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(photos, whole, tmp_path, mo
     ]
 
 
-def test_loader_processes_change_nothing(photos, whole, tmp_path):
+def test_loader_processes_change_nothing(photos: Path, whole: Path, tmp_path: Path) -> None:
     assert run(
         photos, tmp_path, "--data.workers=1", "--trainer.max_steps=3", "--model.schedule=constant"
     ) == (3, "")
@@ -99,7 +103,9 @@ def test_loader_processes_change_nothing(photos, whole, tmp_path):
     )
 
 
-def test_validation_photos_of_ones_own_are_all_that_is_validated_on(photos, tmp_path):
+def test_validation_photos_of_ones_own_are_all_that_is_validated_on(
+    photos: Path, tmp_path: Path
+) -> None:
     own = make_photos(tmp_path / "own", count=2)
     run(
         photos,
@@ -120,7 +126,7 @@ def test_validation_photos_of_ones_own_are_all_that_is_validated_on(photos, tmp_
     assert rows(tmp_path / "run")[-1]["val/psnr_x2"] == pytest.approx(sum(scores) / 2, abs=1e-3)
 
 
-def test_a_run_can_start_from_trained_weights(photos, whole, tmp_path):
+def test_a_run_can_start_from_trained_weights(photos: Path, whole: Path, tmp_path: Path) -> None:
     run(
         photos,
         tmp_path,
@@ -138,7 +144,9 @@ def test_a_run_can_start_from_trained_weights(photos, whole, tmp_path):
         run(photos, tmp_path / "other", "--model.mode=1", init=str(whole / "last.ckpt"))
 
 
-def test_a_run_without_config_goes_on_with_its_own_and_further(photos, whole, tmp_path):
+def test_a_run_without_config_goes_on_with_its_own_and_further(
+    photos: Path, whole: Path, tmp_path: Path
+) -> None:
     assert run(photos, tmp_path) == (6, "")
     from diinn_fast.training.run import train
 
@@ -147,7 +155,7 @@ def test_a_run_without_config_goes_on_with_its_own_and_further(photos, whole, tm
     assert checkpoint(tmp_path / "last.ckpt")["hyper_parameters"]["encoder"] == "edsr-baseline"
 
 
-def test_training_lowers_the_loss_and_leaves_a_model_folder(photos, tmp_path):
+def test_training_lowers_the_loss_and_leaves_a_model_folder(photos: Path, tmp_path: Path) -> None:
     often = ["--trainer.val_check_interval=10", "--checkpoints.every=100"]
     run(photos, tmp_path, "--trainer.max_steps=20", "--model.lr=1e-3", "--ema.decay=0.5", *often)
     losses = [row["train/l1"] for row in rows(tmp_path) if "train/l1" in row]
@@ -166,7 +174,9 @@ def test_training_lowers_the_loss_and_leaves_a_model_folder(photos, tmp_path):
     )
 
 
-def test_averaged_weights_are_those_of_the_formula(photos, tmp_path, monkeypatch):
+def test_averaged_weights_are_those_of_the_formula(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
     monkeypatch.setattr(
         SRModule,
@@ -182,8 +192,8 @@ def test_averaged_weights_are_those_of_the_formula(photos, tmp_path, monkeypatch
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_state(
-    photos, tmp_path, monkeypatch
-):
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = SRModule.loss
     monkeypatch.setattr(
         SRModule,
@@ -195,10 +205,12 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_s
     assert checkpoint(tmp_path / "last.ckpt")["global_step"] == 3
 
 
-def test_weights_that_are_not_finite_never_replace_good_ones(photos, tmp_path, monkeypatch):
+def test_weights_that_are_not_finite_never_replace_good_ones(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = SRModule.on_save_checkpoint
 
-    def on_save_checkpoint(self, content):
+    def on_save_checkpoint(self: Any, content: Any) -> None:
         if self.global_step == 6:
             self.net.decoder.last_layer.bias.data[0] = (
                 math.inf
@@ -231,7 +243,9 @@ run(Path(sys.argv[1]), Path(sys.argv[2]), *options)
 """
 
 
-def test_kill_9_in_the_middle_of_a_save_loses_the_interval_and_no_more(photos, whole, tmp_path):
+def test_kill_9_in_the_middle_of_a_save_loses_the_interval_and_no_more(
+    photos: Path, whole: Path, tmp_path: Path
+) -> None:
     done = subprocess.run(
         [sys.executable, "-c", KILLED, photos, tmp_path], cwd=ROOT, capture_output=True, check=False
     )
@@ -242,7 +256,7 @@ def test_kill_9_in_the_middle_of_a_save_loses_the_interval_and_no_more(photos, w
     assert_same_state(checkpoint(whole / "last.ckpt"), checkpoint(tmp_path / "last.ckpt"))
 
 
-def test_time_limits_end_a_run_in_good_order(photos, tmp_path):
+def test_time_limits_end_a_run_in_good_order(photos: Path, tmp_path: Path) -> None:
     assert run(photos, tmp_path, "--checkpoints.stop_after=0") == (1, "time is over")
     assert run(photos, tmp_path, "--checkpoints.stop_after=0") == (2, "time is over")
     run(
@@ -255,9 +269,11 @@ def test_time_limits_end_a_run_in_good_order(photos, tmp_path):
     assert checkpoint(tmp_path / "often" / "last.ckpt")["global_step"] == 2
 
 
-def test_checkpoints_that_hold_code_are_not_loaded(photos, whole, tmp_path, capfd):
+def test_checkpoints_that_hold_code_are_not_loaded(
+    photos: Path, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     class Evil:
-        def __reduce__(self):
+        def __reduce__(self) -> Any:
             return (print, ("code from a checkpoint ran",))
 
     torch.save({**checkpoint(whole / "last.ckpt"), "hook": Evil()}, tmp_path / "last.ckpt")
@@ -269,11 +285,13 @@ def test_checkpoints_that_hold_code_are_not_loaded(photos, whole, tmp_path, capf
 # -- mixed precision, samplers, schedules ----------------------------------------------------------
 
 
-def test_mixed_precision_goes_over_to_float32(photos, tmp_path, monkeypatch):
+def test_mixed_precision_goes_over_to_float32(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
     original = DIINN.sample_pixels
 
-    def sample_pixels(self, *arguments):
+    def sample_pixels(self: Any, *arguments: Any) -> Any:
         rgb = original(self, *arguments)
         seen.append(rgb.dtype)
         return rgb
@@ -289,7 +307,9 @@ def test_mixed_precision_goes_over_to_float32(photos, tmp_path, monkeypatch):
     assert seen == [torch.bfloat16] * 3 + [torch.float32] * 3
 
 
-def test_the_papers_sampler_trains_mode_4_which_cannot_be_sampled(photos, tmp_path):
+def test_the_papers_sampler_trains_mode_4_which_cannot_be_sampled(
+    photos: Path, tmp_path: Path
+) -> None:
     crops = [
         "--data.samples=null",
         "--data.scales=[2, 3]",
@@ -301,13 +321,13 @@ def test_the_papers_sampler_trains_mode_4_which_cannot_be_sampled(photos, tmp_pa
         run(photos, tmp_path / "samples", "--model.mode=4")
 
 
-def module_at(max_steps: int, **arguments) -> SRModule:
+def module_at(max_steps: int, **arguments: Any) -> SRModule:
     module = SRModule(encoder="edsr-baseline", **arguments)
     module.trainer = type("Trainer", (), {"max_steps": max_steps})()
     return module
 
 
-def test_schedules():
+def test_schedules() -> None:
     step = module_at(50_000, schedule="step", lr_step=10_000, lr_gamma=0.5)
     assert [step.rate_factor(n) for n in (0, 9_999, 10_000, 49_999)] == [1, 1, 0.5, 0.5**4]
     cosine = module_at(1010, schedule="cosine", warmup=10, lr_final=0.1)
@@ -322,7 +342,7 @@ def test_schedules():
     assert cosine.rate_factor(510) == pytest.approx(0.55 / REWARM)
 
 
-def test_baselines_train_by_the_same_command(photos, tmp_path):
+def test_baselines_train_by_the_same_command(photos: Path, tmp_path: Path) -> None:
     for arch, model in (("liif", LIIF), ("metasr", MetaSR)):
         for name, more in (
             ("sampled", []),
@@ -338,7 +358,12 @@ def test_baselines_train_by_the_same_command(photos, tmp_path):
             assert torch.equal(value, state[f"net.{key}"])
 
 
-def test_the_ablation_trains_all_formulations_and_goes_on(photos, tmp_path, monkeypatch, capsys):
+def test_the_ablation_trains_all_formulations_and_goes_on(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     config = tmp_path / "small.yaml"
     config.write_text("{}")
     crops = [
@@ -375,7 +400,9 @@ def test_the_ablation_trains_all_formulations_and_goes_on(photos, tmp_path, monk
 # -- run files -------------------------------------------------------------------------------------
 
 
-def test_a_run_file_goes_on_elsewhere_and_is_small(photos, whole, tmp_path):
+def test_a_run_file_goes_on_elsewhere_and_is_small(
+    photos: Path, whole: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "run.safetensors"
     assert write_run(whole, file) == file.stat().st_size < 15 * MIB
     state = read_run(file)
@@ -400,7 +427,7 @@ def test_a_run_file_goes_on_elsewhere_and_is_small(photos, whole, tmp_path):
     )
 
 
-def test_run_files_that_are_none_are_refused(tmp_path):
+def test_run_files_that_are_none_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
@@ -416,7 +443,7 @@ def test_run_files_that_are_none_are_refused(tmp_path):
         write_run(tmp_path, tmp_path / "x.safetensors")
 
 
-def test_a_run_file_names_no_classes():
+def test_a_run_file_names_no_classes() -> None:
     config = {
         "trainer": {
             "max_steps": 5,
@@ -430,14 +457,16 @@ def test_a_run_file_names_no_classes():
 # -- the command -----------------------------------------------------------------------------------
 
 
-def test_configurations_by_name(tmp_path):
+def test_configurations_by_name(tmp_path: Path) -> None:
     assert {"paper", "edsr-baseline", "quick"} <= set(config_names())
     with pytest.raises(ValueError, match="edsr-baseline"):
         config_path("papre")
 
 
 @pytest.mark.parametrize("name", config_names())
-def test_configurations_are_accepted_and_print_themselves(name, photos, capsys):
+def test_configurations_are_accepted_and_print_themselves(
+    name: str, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert (
         main(["train", "--config", name, "--data", str(photos), "--steps", "7", "--print_config"])
         == 0
@@ -447,7 +476,9 @@ def test_configurations_are_accepted_and_print_themselves(name, photos, capsys):
     assert shown["model"]["encoder"] == {"paper": "rdn"}.get(name, "edsr-baseline")
 
 
-def test_the_command_trains_goes_on_and_writes_a_run_file(photos, tmp_path, capsys):
+def test_the_command_trains_goes_on_and_writes_a_run_file(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
     file = tmp_path / "run.safetensors"
     config = tmp_path / "small.yaml"
@@ -494,7 +525,14 @@ def test_the_command_trains_goes_on_and_writes_a_run_file(photos, tmp_path, caps
         (["--pack", "x.tar", "--pack-size", "big"], "write it as 600MiB"),
     ],
 )
-def test_wrong_usage_is_one_sentence(arguments, message, photos, tmp_path, capsys, monkeypatch):
+def test_wrong_usage_is_one_sentence(
+    arguments: list[str],
+    message: str,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").write_text("{}")
     assert main(["train", "--data", str(photos), *arguments]) == 2
@@ -503,7 +541,9 @@ def test_wrong_usage_is_one_sentence(arguments, message, photos, tmp_path, capsy
     assert not list(tmp_path.glob("runs/*/last.ckpt"))
 
 
-def test_bad_photographs_are_named_before_the_first_step(photos, tmp_path, capsys):
+def test_bad_photographs_are_named_before_the_first_step(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for n in range(4):
         shutil.copy(photos / "0.png", tmp_path / f"z{n}.png")
     Image.new("RGB", (20, 300)).save(tmp_path / "narrow.png")
@@ -523,7 +563,9 @@ def test_bad_photographs_are_named_before_the_first_step(photos, tmp_path, capsy
     assert "broken.png cannot be decoded" in capsys.readouterr().err
 
 
-def test_without_lightning_the_error_says_what_to_install(photos, capsys, monkeypatch):
+def test_without_lightning_the_error_says_what_to_install(
+    photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "lightning" else find(name)

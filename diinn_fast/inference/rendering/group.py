@@ -103,7 +103,8 @@ class TorchrunGroup:
 
     def hear(self) -> dict[str, Any]:
         try:
-            return json.loads(self._store.get("words"))
+            result: dict[str, Any] = json.loads(self._store.get("words"))
+            return result
         except RuntimeError as error:
             raise UpscaleError(
                 f"process {self.rank} heard nothing from process 0: run it again with --resume"
@@ -116,7 +117,7 @@ class TorchrunGroup:
 
     def _take(self) -> int:
         try:
-            return self._store.add("taken", 1) - 1
+            return int(self._store.add("taken", 1) - 1)
         except RuntimeError as error:
             raise UpscaleError("process 0 is gone: run it again with --resume") from error
 

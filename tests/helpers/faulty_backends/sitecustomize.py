@@ -58,4 +58,4 @@ def install() -> dict[str, ModuleType]:
 
 if __name__ == "sitecustomize":
     sys.modules.update(install())
-    backends.NAMES = (*NAMES, "eager")  # type: ignore[assignment]
+    backends.NAMES = (*NAMES, "eager")
