@@ -23,10 +23,12 @@ class Decoded:
         samples: [h, w, c] uint8, uint16, or float32 in [0, 1]; c is grey, grey + alpha, RGB, RGB +
             alpha.
         metadata: what else the file says, of the upright picture.
+        lossless: the file has no loss although files of its format may have.
     """
 
     samples: np.ndarray
     metadata: Metadata = NOTHING
+    lossless: bool = False
 
 
 class Format:
@@ -41,7 +43,7 @@ class Format:
         magics: how files begin; an empty tuple where `recognises` decides otherwise.
         reads, writes, streams: a file can be read; be written from memory; be written piece by
             piece.
-        lossy: pixels change when they are written.
+        lossy: pixels change when they are written, unless it is `lossless` and that is asked for.
         alpha: it can hold an alpha channel.
         max_side: longest side in pixels that can really be written.
         dtypes: sample types that can be written.
@@ -57,6 +59,7 @@ class Format:
     writes: ClassVar[bool] = False
     streams: ClassVar[bool] = False
     lossy: ClassVar[bool] = False
+    lossless: ClassVar[bool] = True
     alpha: ClassVar[bool] = True
     max_side: ClassVar[int] = 2**31 - 1
     dtypes: ClassVar[tuple[str, ...]] = ("uint8",)
@@ -101,9 +104,11 @@ class Format:
             return channels, 32
         return channels, 16 if bits > 8 and "uint16" in self.dtypes else 8
 
-    def write(self, name: str, file: BinaryIO, layout: Layout, read: Read, *, quality: int) -> None:
+    def write(
+        self, name: str, file: BinaryIO, layout: Layout, read: Read, *, quality: int | None
+    ) -> None:
         """Write a whole picture into a new file, open for reading and writing; messages call it
-        `name`.
+        `name`. ``quality`` None: without loss.
 
         Raises:
             ImageError: the encoder refuses. OSError: the system refuses.

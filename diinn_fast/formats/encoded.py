@@ -20,11 +20,13 @@ class EncodedFormat(PillowFormat):
     writes = True
     lossy = True
 
-    def encoder(self, layout: Layout, quality: int) -> dict[str, Any]:
+    def encoder(self, layout: Layout, quality: int | None) -> dict[str, Any]:
         """Options of Pillow's encoder."""
         raise NotImplementedError
 
-    def write(self, name: str, file: BinaryIO, layout: Layout, read: Read, *, quality: int) -> None:
+    def write(
+        self, name: str, file: BinaryIO, layout: Layout, read: Read, *, quality: int | None
+    ) -> None:
         # Encoded in memory: Pillow ignores a short write to a nearly full disk, a file does not.
         samples = read(0, layout.height, 0, layout.width)
         picture = PIL.Image.fromarray(samples[..., 0] if layout.channels == 1 else samples)

@@ -28,6 +28,8 @@ class Image:
         bits: 8 or 16 per sample; 1, 2 and 4 bits and palettes count as 8. 32: floats, in [0, 1] or
             in another sample range.
         metadata: what else the file says.
+        lossless: it comes from a file without loss of a format that may have loss (WebP), and is
+            written so into such a format.
     """
 
     rgb: torch.Tensor
@@ -35,6 +37,7 @@ class Image:
     grey: bool = False
     bits: int = 8
     metadata: Metadata = NOTHING
+    lossless: bool = False
 
     @property
     def icc(self) -> bytes | None:

@@ -35,6 +35,7 @@ class Jpeg(EncodedFormat):
     """Written with full chroma resolution (4:4:4)."""
 
     key = "jpeg"
+    lossless = False
     name = "JPEG"
     suffixes = (".jpg", ".jpeg", ".jfif", ".jpe", ".jif")
     magics = (b"\xff\xd8\xff",)
@@ -46,7 +47,7 @@ class Jpeg(EncodedFormat):
     def plugin(self, file: BinaryIO) -> PIL.Image.Image:
         return jpeg_factory(file)
 
-    def encoder(self, layout: Layout, quality: int) -> dict[str, Any]:
+    def encoder(self, layout: Layout, quality: int | None) -> dict[str, Any]:
         options: dict[str, Any] = {"quality": quality, "subsampling": "4:4:4"}
         metadata = layout.metadata
         if metadata.comment is not None:

@@ -71,12 +71,17 @@ class PillowReader:
             samples = self.samples()
         orientation = self.orientation()  # afterwards: to look for EXIF decodes some formats
         metadata = self.metadata().upright(orientation, self.stored_size())
-        return Decoded(self.upright(samples, orientation), metadata)
+        return Decoded(self.upright(samples, orientation), metadata, self.lossless)
 
     @property
     def bits(self) -> int:
         """8 or 16 per sample, of what `samples` gives."""
         return 8
+
+    @property
+    def lossless(self) -> bool:
+        """See `Decoded`."""
+        return False
 
     def check(self) -> None:
         """Refuse what would give a wrong or partial picture."""

@@ -89,7 +89,9 @@ class Png(PillowFormat):
             return False
         return super().can_hold(entry, value)
 
-    def write(self, name: str, file: BinaryIO, layout: Layout, read: Read, *, quality: int) -> None:
+    def write(
+        self, name: str, file: BinaryIO, layout: Layout, read: Read, *, quality: int | None
+    ) -> None:
         write_png(file, layout, read)
 
     def sink(self, target: SinkTarget) -> Sink:

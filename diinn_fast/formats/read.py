@@ -63,6 +63,7 @@ def read_image(file: File, *, any_range: bool = False) -> Image:
         grey=colours == 1,
         bits=8 * samples.itemsize,  # 32: floats
         metadata=decoded.metadata,
+        lossless=decoded.lossless,
     )
 
 

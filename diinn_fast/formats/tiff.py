@@ -169,7 +169,9 @@ class Tiff(PillowFormat):
         """Few readers know 16-bit grey + alpha: it is stored as RGB + alpha."""
         return (4 if channels == 2 and bits > 8 else channels), bits
 
-    def write(self, name: str, file: BinaryIO, layout: Layout, read: Read, *, quality: int) -> None:
+    def write(
+        self, name: str, file: BinaryIO, layout: Layout, read: Read, *, quality: int | None
+    ) -> None:
         write_tiff(file, layout, read)
 
     def sink(self, target: SinkTarget) -> Sink:

@@ -27,6 +27,7 @@ def check_writable(
     *,
     overwrite: bool,
     like: Image | None = None,
+    lossless: bool = False,
 ) -> None:
     """Refuse before the work is done whatever `write_image` would refuse after it.
 
@@ -36,6 +37,7 @@ def check_writable(
         overwrite: an existing file may be replaced.
         like: picture whose alpha, grey and bits the output will have (for example the input of an
             upscale); without it an opaque 8-bit RGB output is assumed.
+        lossless: the output is to be without loss.
 
     Raises:
         ImageError: unknown extension, missing or unwritable folder, existing output without
@@ -52,6 +54,8 @@ def check_writable(
             f"{form.max_side:,} a side: "
             f"write {'TIFF' if form.key == 'png' else 'PNG or TIFF'} or choose a smaller scale."
         )
+    if lossless and not form.lossless:
+        raise ImageError(f"{path} cannot be without loss, {form.name} never is: write PNG or WebP.")
     if like is not None and like.bits == 32 and "float32" not in form.dtypes:
         _check_unit(path, like)
     if not form.alpha and like is not None and like.alpha is not None:
@@ -71,13 +75,19 @@ def _check_unit(path: Path, image: Image) -> None:
 
 
 def write_image(
-    path: str | os.PathLike[str], image: Image, *, overwrite: bool = False, quality: int = 95
+    path: str | os.PathLike[str],
+    image: Image,
+    *,
+    overwrite: bool = False,
+    quality: int = 95,
+    lossless: bool = False,
 ) -> None:
     """Write `image` to `path`, complete or not at all.
 
     Samples are clamped to [0, 1] and rounded half up, floor(x * (2**bits - 1) + 0.5). PNG and TIFF
     are lossless (Deflate) and keep `image.bits`; JPEG (4:4:4, no chroma subsampling) and WebP
-    (lossy colour, lossless alpha, colour kept under transparent pixels) have 8 bits. WebP has
+    (lossy colour, lossless alpha, colour kept under transparent pixels) have 8 bits. A picture from
+    a lossless WebP stays without loss in a WebP. WebP has
     no grey: it is written as RGB, without a profile that describes grey. What the format does not
     hold of `image.metadata` is named in one warning.
     16-bit grey + alpha in a TIFF becomes RGB + alpha, because few readers know it.
@@ -87,6 +97,7 @@ def write_image(
         image: the picture; any floating-point dtype and device.
         overwrite: replace an existing file.
         quality: 1 to 100, for JPEG and WebP only.
+        lossless: WebP without loss; refused for JPEG, which never is.
 
     Raises:
         ImageError: everything that `check_writable` refuses; NaN or infinity among the samples;
@@ -98,7 +109,7 @@ def write_image(
     _check_image(path, image)
     if not 1 <= quality <= 100:
         raise ImageError(f"{path} cannot be written with quality {quality}: choose 1 to 100.")
-    check_writable(path, *image.rgb.shape[1:], overwrite=overwrite, like=image)
+    check_writable(path, *image.rgb.shape[1:], overwrite=overwrite, like=image, lossless=lossless)
     planes = (1 if image.grey else 3) + (image.alpha is not None)
     channels, bits = form.stored(planes, image.bits)
     samples = _quantise(path, image, channels, bits)
@@ -107,7 +118,9 @@ def write_image(
     layout = Layout(height, width, channels, samples.dtype.name, metadata)
     try:
         with atomic_file(path, overwrite=overwrite) as file:
-            form.write(str(path), file, layout, partial(_window, samples), quality=quality)
+            whole = lossless or (image.lossless and form.lossless)
+            read = partial(_window, samples)
+            form.write(str(path), file, layout, read, quality=None if whole else quality)
     except OSError as error:
         raise ImageError(explain(path, error)) from error
     warn_of_lost(path, lost)

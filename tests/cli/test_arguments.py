@@ -213,3 +213,37 @@ def test_sample_ranges_that_cannot_be(upscale: Any, folder: Path, words: list[st
     code, _, err = upscale("in.png", "out.png", "--range", *words)
     assert code == 2 and not Path("out.png").exists()
     one_line(err, "range")
+
+
+# -- without loss ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "exact"),
+    [
+        ("in.png", [], False),
+        ("in.png", ["--lossless"], True),
+        ("lossless.webp", [], True),
+        ("lossless.webp", ["--metadata", "none"], True),
+        ("lossy.webp", [], False),
+        ("lossy.webp", ["--lossless"], True),
+    ],
+)
+def test_webp_without_loss(upscale, folder, given, options, exact):
+    """If asked for, and of a picture that has none."""
+    image = PIL.Image.open("in.png")
+    exif = PIL.Image.Exif()
+    exif[271] = "maker"  # so that the file has an extended header
+    image.save("lossless.webp", lossless=True, exif=exif)
+    image.save("lossy.webp", quality=80, exif=exif)
+    assert upscale(given, "out.webp", "--scale", 2, *options)[0] == 0
+    samples = np.array(PIL.Image.open(given).convert("RGB")).repeat(2, 0).repeat(2, 1)
+    out = np.array(PIL.Image.open("out.webp").convert("RGB"))
+    assert (out == samples).all() == exact
+
+
+def test_jpeg_without_loss_is_refused_before_the_work(upscale, folder, monkeypatch):
+    monkeypatch.setattr(Upscaler, "__call__", lambda *_, **__: pytest.fail("worked first"))
+    code, _, err = upscale("in.png", "out.jpg", "--lossless")
+    assert code == 2 and not Path("out.jpg").exists()
+    one_line(err, "JPEG", "without loss", "WebP")

@@ -69,6 +69,11 @@ def _parser() -> Parser:
     parser.add_argument(
         "--quality", type=int, default=95, help="of JPEG and WebP, 1 to 100 (default: %(default)s)"
     )
+    parser.add_argument(
+        "--lossless",
+        action="store_true",
+        help="WebP without loss, as it is anyway of a WebP without loss (JPEG is refused)",
+    )
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument(
         "-q", "--quiet", action="store_true", help="print errors, and the plan of a dry run, only"

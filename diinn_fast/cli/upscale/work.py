@@ -83,7 +83,8 @@ def _in_memory(
     if _too_large(upscaler, image, hr, task.place):
         del image
         return _render(upscaler, task, options, progress)
-    check_writable(task.place, *hr, overwrite=options.overwrite, like=image)
+    ways = {"overwrite": options.overwrite, "lossless": options.lossless}
+    check_writable(task.place, *hr, like=image, **ways)
     result = upscaler(
         image,
         progress=progress,
@@ -93,7 +94,7 @@ def _in_memory(
         **size_options(options),
     )
     try:
-        write_image(task.place, result, overwrite=options.overwrite, quality=options.quality)
+        write_image(task.place, result, quality=options.quality, **ways)
     except ImageError as error:
         raise UnfinishedError(str(error)) from error
     seconds = time.perf_counter() - start
