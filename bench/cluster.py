@@ -57,6 +57,7 @@ def main() -> None:
         "samples_that_differ": differing(view, size, options.out, options.windows),
     }
     target = machine.ROOT / "bench" / "results" / machine.slug("cpu") / "cluster.json"
+    target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 

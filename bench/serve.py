@@ -49,6 +49,7 @@ def main() -> None:
     else:
         found = load(options.clients, options.seconds)
     target = machine.ROOT / "bench" / "results" / machine.slug("cpu") / "serve.json"
+    target.parent.mkdir(exist_ok=True)
     record = json.loads(target.read_text()) if target.exists() else {}
     command = " ".join(["python -m bench.serve", *sys.argv[1:]])
     record[options.what] = {"command": command, **machine.facts("cpu"), "found": found}
