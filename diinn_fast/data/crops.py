@@ -41,6 +41,7 @@ class Pairs(NamedTuple):
     size: tuple[int, int]  # of the HR crops
     yx: Tensor | None
     target: Tensor  # colours of the sampled pixels [B, N, 3], or the HR crops [B, 3, S, S]
+    clean: Tensor  # lr before it was spoiled [B, 3, n, n]
 
 
 def make_pairs(crops: Crops, degradations: Degradations | None = None) -> Pairs:
@@ -54,10 +55,9 @@ def make_pairs(crops: Crops, degradations: Degradations | None = None) -> Pairs:
     if crops.yx is not None:
         flat = crops.yx[..., 0] * width + crops.yx[..., 1]
         target = hr.flatten(2).gather(2, flat[:, None].expand(-1, 3, -1)).transpose(1, 2)
-    lr = degrade(hr, (crops.lr_size, crops.lr_size))
-    if degradations is not None:
-        lr = _spoiled(lr, crops.seeds, degradations)
-    return Pairs(lr, (height, width), crops.yx, target)
+    clean = degrade(hr, (crops.lr_size, crops.lr_size))
+    lr = clean if degradations is None else _spoiled(clean, crops.seeds, degradations)
+    return Pairs(lr, (height, width), crops.yx, target, clean)
 
 
 def _spoiled(lr: Tensor, seeds: Tensor, degradations: Degradations) -> Tensor:

@@ -20,6 +20,7 @@ from diinn_fast.encoders import use_fast_weights
 from diinn_fast.errors import DivergedError
 from diinn_fast.formulation import FORMULATIONS
 from diinn_fast.training.models import make_model
+from diinn_fast.training.teacher import Teacher
 
 REWARM = 200
 """Steps over which the rate rises again where Adam's moments start from nothing (see
@@ -49,6 +50,10 @@ class SRModule(L.LightningModule):
         warmup: steps in which the rate rises linearly.
         fp32_from: fraction of the steps after which a run in mixed precision goes on in float32.
         frozen_encoder: train the decoder only, on the encoder's features as they are.
+        teacher: name or path of a trained model that shows what to make of the LR crops as they
+            were before they were spoiled; none: the photographs alone are the targets.
+        teacher_share: of the teacher's output in the targets.
+        teacher_features: weight of the distance between both encoders' features.
     """
 
     def __init__(
@@ -66,6 +71,9 @@ class SRModule(L.LightningModule):
         warmup: int = 0,
         fp32_from: float = 1.0,
         frozen_encoder: bool = False,
+        teacher: str | None = None,
+        teacher_share: float = 0.5,
+        teacher_features: float = 0.03,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -74,6 +82,8 @@ class SRModule(L.LightningModule):
         use_fast_weights(net.encoder)
         if frozen_encoder:
             net.encoder.requires_grad_(False)
+        # No submodule: checkpoints have the model in training only.
+        self._teacher: Teacher | None = None
         self.register_buffer("sub", torch.full((1, 1, 1, 1), 0.5))
         self.register_buffer("div", torch.full((1, 1, 1, 1), 0.5))
         self._recent: deque[float] = deque()  # losses since the last one logged
@@ -105,6 +115,11 @@ class SRModule(L.LightningModule):
 
     # -- training ----------------------------------------------------------------------------------
 
+    def on_fit_start(self) -> None:
+        h = self.hparams
+        if h["teacher"] is not None:
+            self._teacher = Teacher(h["teacher"], h["teacher_share"], h["teacher_features"])
+
     def training_step(self, batch: list[Crops], batch_idx: int) -> Tensor:
         step = self.global_step
         full = step >= self.hparams["fp32_from"] * self.total_steps
@@ -130,19 +145,29 @@ class SRModule(L.LightningModule):
         return loss
 
     def loss(self, lr: Tensor, groups: list[Pairs]) -> Tensor:
-        """Mean over groups of L1, in normalised units; the LR crops of all groups are encoded
-        together.
+        """Mean over groups of L1, in normalised units, and what a teacher adds; the LR crops of
+        all groups are encoded together.
         """
         net: Any = self.net
-        features = net.encoder(lr).split([len(pairs.lr) for pairs in groups])
+        found = net.encoder(lr)
+        counts = [len(pairs.lr) for pairs in groups]
+        targets = [self.normalise(pairs.target) for pairs in groups]
+        distance = found.new_zeros(())
+        if (teacher := self._teacher) is not None:
+            shown = teacher.encode(self.normalise(torch.cat([pairs.clean for pairs in groups])))
+            distance = teacher.distance(found, shown)
+            targets = [
+                teacher.target(feature, pairs, target)
+                for feature, pairs, target in zip(shown.split(counts), groups, targets, strict=True)
+            ]
         losses = []
-        for feature, pairs in zip(features, groups, strict=True):
+        for feature, pairs, target in zip(found.split(counts), groups, targets, strict=True):
             if pairs.yx is None:
                 rgb = net.decode(feature, pairs.size)
             else:
                 rgb = net.sample_pixels(feature, pairs.yx, pairs.size)
-            losses.append(F.l1_loss(rgb.float(), self.normalise(pairs.target)))
-        return torch.stack(losses).mean()
+            losses.append(F.l1_loss(rgb.float(), target))
+        return torch.stack(losses).mean() + distance
 
     @property
     def degradations(self) -> Degradations | None:
