@@ -77,7 +77,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
-    """Numbers that say how to cut; with the same numbers every process cuts alike."""
+    """The tiling parameters; equal parameters give equal tiles in every process."""
 
     lr: tuple[int, int]
     hr: tuple[int, int]

@@ -1,4 +1,4 @@
-"""On what a model is trained: a folder of photographs or a training pack, some of it held out for
+"""Training data: a folder of photographs or a training pack, with some photographs held out for
 validation.
 """
 

@@ -1,4 +1,4 @@
-"""Outputs of any size into a file, within a memory bound, so that nothing is lost on the way.
+"""Render an output of any size to a file, within a memory bound, resumable after a crash.
 
 spec = prepare(engine, "map.tif", "huge.tif", scale=8, max_memory="1.5GiB")
 print(describe(spec, make_plan(spec)))
