@@ -80,7 +80,7 @@ def job_of_page(page: Any) -> str | None:
     return found[1] if found else None
 
 
-def extra_tags(metadata: Metadata, dtype: str, channels: int, job: str) -> list[tuple]:
+def extra_tags(metadata: Metadata, dtype: str, channels: int, job: str) -> list[tuple[Any, ...]]:
     """Of the first page, as `tifffile.TiffWriter.write` takes them."""
     exif = (metadata.exif or Exif()).little_endian()
     software = [text for text in (exif.text(SOFTWARE), f"diinn_fast {__version__}") if text]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from io import BytesIO
+from typing import Any
 
 from diinn_fast.metadata.scaling import Scaling
 from diinn_fast.metadata.tags import (
@@ -259,7 +260,7 @@ class Exif:
 
         return replace(self, main=changed(self.main), details=changed(self.details))
 
-    def _with_places(self, place: Callable[[int, int], tuple], turned: bool) -> Exif:
+    def _with_places(self, place: Callable[[int, int], tuple[Any, ...]], turned: bool) -> Exif:
         """Points, circles (with a diameter) and boxes (with width and height) in pixels moved."""
 
         def changed(tag: Tag) -> Tag:

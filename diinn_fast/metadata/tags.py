@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable
 from fractions import Fraction
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 ASCII = 2
 SHORT = 3
@@ -146,7 +146,7 @@ class Directories:
             self.damaged = True
             return []
 
-    def _unpack(self, at: int, layout: str) -> tuple:
+    def _unpack(self, at: int, layout: str) -> tuple[Any, ...]:
         layout = self.order + layout
         return struct.unpack(layout, self._bytes(at, struct.calcsize(layout)))
 
