@@ -50,7 +50,9 @@ def supported(x: Tensor) -> bool:
 def dense_block(x: Tensor, convolutions: Sequence[nn.Conv2d], fusion: nn.Conv2d) -> Tensor:
     """``x + fusion([x, f_1, ..., f_n])`` with ``f_i = relu(conv_i([x, f_1, ..., f_{i-1}]))``."""
     steps = [value for conv in convolutions for value in (conv.weight, conv.bias)]
-    out: Tensor = _DenseBlock.apply(x, fusion.weight, fusion.bias, *steps)
+    out: Tensor = _DenseBlock.apply(  # type: ignore[no-untyped-call]
+        x, fusion.weight, fusion.bias, *steps
+    )
     return out
 
 

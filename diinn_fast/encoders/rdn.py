@@ -100,14 +100,17 @@ class RDB(nn.Module):
         Each piece reads as many pixels around it as there are convolutions: bitwise the whole on
         the CPU.
         """
+        whole: Tensor
         if self.edit():
-            return self(x)
+            whole = self(x)
+            return whole
         height, width = x.shape[-2:]
         pixels = max(
             LEAST_PIXELS, work_bytes // (x.shape[0] * x.element_size() * self.dense_floats)
         )
         if height * width <= pixels:
-            return self(x)
+            whole = self(x)
+            return whole
         halo = len(self.convs)
         side = int(pixels**0.5)
         rows = height if height <= side else max(side, pixels // width) - 2 * halo
@@ -240,7 +243,8 @@ class RDN(Encoder):
             total = add(F.conv2d(x, weight[:, n * channels : (n + 1) * channels]), total)
         del x
         # not in place: a hook may have kept what the last layer gave
-        return self.GFF[1](total) + shallow
+        result: Tensor = self.GFF[1](total) + shallow
+        return result
 
     def edit(self) -> str | None:
         """What was changed outside the blocks so that the layers must be called, or None; each
@@ -261,4 +265,5 @@ class RDN(Encoder):
         for block in blocks:
             x = block.LFF(block.convs(x)) + x
             outputs.append(x)
-        return self.GFF(torch.cat(outputs, dim=1)) + shallow
+        result: Tensor = self.GFF(torch.cat(outputs, dim=1)) + shallow
+        return result

@@ -186,7 +186,8 @@ class ZarrSink:
     def _attributes(self, *, complete: bool) -> dict[str, Any]:
         """Those of the input, and our own."""
         given = json.loads(self.layout.metadata.attributes or "{}")
-        return given | {"diinn_fast": self._state(complete=complete)}
+        result: dict[str, Any] = given | {"diinn_fast": self._state(complete=complete)}
+        return result
 
     def _published(self) -> bool:
         state = zarr_attributes(self.target).get("diinn_fast", {})

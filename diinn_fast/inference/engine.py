@@ -139,7 +139,8 @@ class Engine:
         bounded = work_bytes is not None and cost_of(encoder).shares
         limit = {"work_bytes": work_bytes} if bounded else {}
         with self._arithmetic():
-            return encoder((x - 0.5) / 0.5, **limit)
+            result: Tensor = encoder((x - 0.5) / 0.5, **limit)
+            return result
 
     @torch.inference_mode()
     def decode(
@@ -156,8 +157,8 @@ class Engine:
         """
         with self._arithmetic():
             path = self._path(features)
-            band = self.model.decoder(features, hr, window=window, tile=tile, prepared=path)
-        band = band[0].float()
+            found = self.model.decoder(features, hr, window=window, tile=tile, prepared=path)
+        band: Tensor = found[0].float()
         if not torch.isfinite(band).all():
             raise FloatingPointError(self._not_finite())
         return band

@@ -167,7 +167,8 @@ class SRModule(L.LightningModule):
             else:
                 rgb = net.sample_pixels(feature, pairs.yx, pairs.size)
             losses.append(F.l1_loss(rgb.float(), target))
-        return torch.stack(losses).mean() + distance
+        result: Tensor = torch.stack(losses).mean() + distance
+        return result
 
     @property
     def degradations(self) -> Degradations | None:

@@ -29,7 +29,8 @@ class Teacher:
         self.share = share
         self.features = features
         self.model: Any = load_model(name).eval().requires_grad_(False)
-        use_fast_weights(self.model.encoder)
+        encoder: Any = self.model.encoder
+        use_fast_weights(encoder)
 
     @torch.no_grad()
     def encode(self, clean: Tensor) -> Tensor:

@@ -229,7 +229,9 @@ def test_sample_ranges_that_cannot_be(upscale: Any, folder: Path, words: list[st
         ("lossy.webp", ["--lossless"], True),
     ],
 )
-def test_webp_without_loss(upscale, folder, given, options, exact):
+def test_webp_without_loss(
+    upscale: Any, folder: Path, given: str, options: Any, exact: bool
+) -> None:
     """If asked for, and of a picture that has none."""
     image = PIL.Image.open("in.png")
     exif = PIL.Image.Exif()
@@ -242,7 +244,9 @@ def test_webp_without_loss(upscale, folder, given, options, exact):
     assert (out == samples).all() == exact
 
 
-def test_jpeg_without_loss_is_refused_before_the_work(upscale, folder, monkeypatch):
+def test_jpeg_without_loss_is_refused_before_the_work(
+    upscale: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Upscaler, "__call__", lambda *_, **__: pytest.fail("worked first"))
     code, _, err = upscale("in.png", "out.jpg", "--lossless")
     assert code == 2 and not Path("out.jpg").exists()

@@ -42,7 +42,8 @@ class PublishedBlock(nn.Module):
         self.LFF = nn.Conv2d(channels + convs * growth, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.LFF(self.convs(x)) + x
+        result: Tensor = self.LFF(self.convs(x)) + x
+        return result
 
 
 class PublishedRDN(nn.Module):
@@ -63,7 +64,8 @@ class PublishedRDN(nn.Module):
         for block in self.RDBs:
             x = block(x)
             outputs.append(x)
-        return self.GFF(torch.cat(outputs, dim=1)) + shallow
+        result: Tensor = self.GFF(torch.cat(outputs, dim=1)) + shallow
+        return result
 
 
 class PublishedDecoder(nn.Module):
@@ -105,7 +107,8 @@ class PublishedDecoder(nn.Module):
             recurrent = k if self.mode in (1, 2) else q
             k = self.K[n](recurrent if self.mode == 1 else torch.cat([recurrent, x], dim=1))
             q = k * self.Q[n](q)
-        return self.last_layer(q)
+        result: Tensor = self.last_layer(q)
+        return result
 
 
 class Published(nn.Module):
@@ -123,7 +126,8 @@ class Published(nn.Module):
         self.decoder = PublishedDecoder(rdn[0], width, mode, init_q)
 
     def forward(self, x: Tensor, size: Sequence[int], bsize: int | None = None) -> Tensor:
-        return self.decoder(self.encoder(x), size, bsize)
+        result: Tensor = self.decoder(self.encoder(x), size, bsize)
+        return result
 
 
 def pair(mode: int = 3, init_q: bool = False) -> tuple[Published, DIINN]:

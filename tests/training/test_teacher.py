@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def teacher(tmp_path: Path) -> Path:
     return save(random_model(), tmp_path / "teacher")
 
 
-def spoiled_pairs(samples: int | None):
+def spoiled_pairs(samples: int | None) -> Any:
     photos = [np.random.default_rng(1).integers(0, 256, (80, 90, 3)).astype(np.uint8)]
     sampler = CropSampler(photos, lr_size=8, batch=2, scales=[2], samples=samples)
     (crops,) = sampler.step(0)
@@ -31,7 +32,7 @@ def spoiled_pairs(samples: int | None):
 
 
 @pytest.mark.parametrize("samples", [16, None], ids=["pixels", "whole"])
-def test_the_loss_is_that_of_the_formula(teacher, samples):
+def test_the_loss_is_that_of_the_formula(teacher: Path, samples: int | None) -> None:
     """0.25 of the teacher on the clean crop, 0.75 of the photograph, and the features' distance."""
     pairs = spoiled_pairs(samples)
     assert not torch.equal(pairs.lr, pairs.clean)
@@ -53,7 +54,7 @@ def test_the_loss_is_that_of_the_formula(teacher, samples):
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
-def test_a_run_with_a_teacher_saves_its_own_model_only(tmp_path, teacher):
+def test_a_run_with_a_teacher_saves_its_own_model_only(tmp_path: Path, teacher: Path) -> None:
     photos = make_photos(tmp_path / "photos")
     options = [f"--model.teacher={teacher}", "--trainer.max_steps=1", "--checkpoints.every=1"]
     with one_thread():
@@ -64,7 +65,7 @@ def test_a_run_with_a_teacher_saves_its_own_model_only(tmp_path, teacher):
     assert names == set(alone)
 
 
-def test_the_teacher_learns_nothing(teacher):
+def test_the_teacher_learns_nothing(teacher: Path) -> None:
     module = SRModule(encoder="edsr-baseline")
     module._teacher = Teacher(str(teacher), share=1.0, features=1.0)
     pairs = spoiled_pairs(16)
