@@ -130,15 +130,18 @@ async def _load(server: psutil.Process, clients: int, seconds: float) -> dict[st
 
         most = before
         visits = [asyncio.ensure_future(visit(n)) for n in range(clients)]
-        while not all(task.done() for task in visits):
+        while time.perf_counter() < end and not any(task.done() for task in visits):
             most = max(most, server.memory_info().rss)
             await asyncio.sleep(0.2)
-        await asyncio.gather(*visits)
+        for task in visits:  # what waits yet is given up, as by a client that leaves
+            task.cancel()
+        ended = await asyncio.gather(*visits, return_exceptions=True)
     return {
         "clients": clients,
         "seconds": seconds,
         "answers": dict(qualities),
         "statuses": dict(statuses),
+        "errors": [repr(error) for error in ended if isinstance(error, Exception)],
         "median_wait_seconds": round(sorted(waits)[len(waits) // 2], 3),
         "longest_wait_seconds": round(max(waits), 3),
         "resident_mib_at_start": before >> 20,
