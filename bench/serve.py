@@ -130,7 +130,7 @@ async def _load(server: psutil.Process, clients: int, seconds: float) -> dict[st
 
         most = before
         visits = [asyncio.ensure_future(visit(n)) for n in range(clients)]
-        while time.perf_counter() < end and not any(task.done() for task in visits):
+        while time.perf_counter() < end:
             most = max(most, server.memory_info().rss)
             await asyncio.sleep(0.2)
         for task in visits:  # what waits yet is given up, as by a client that leaves

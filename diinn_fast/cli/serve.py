@@ -61,7 +61,9 @@ def run(options: argparse.Namespace, ready: Callable[[str], None]) -> int:
         print(f"{picture.name}: {picture.width} x {picture.height}")
     listening = listen(options.host, options.port)
     ready(f"http://{options.host}:{listening.getsockname()[1]}/")
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    # Longer than a busy machine's client takes from one request to the next.
+    config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=75)
+    server = uvicorn.Server(config)
     server.run(sockets=[listening])
     return 0
 
