@@ -18,7 +18,7 @@ from diinn_fast.geometry import Window
 from diinn_fast.inference import rendering
 from diinn_fast.inference.bicubic import resize_bicubic
 from diinn_fast.inference.bleed import bleed_alpha
-from diinn_fast.inference.engine import Engine, EngineOptions, store, to_unit
+from diinn_fast.inference.engine import Engine, store, to_unit
 from diinn_fast.inference.kinds import as_request
 from diinn_fast.inference.memory import check_memory, parse_size
 from diinn_fast.inference.neutral import is_neutral
@@ -42,7 +42,6 @@ from diinn_fast.inference.view import View
 from diinn_fast.inference.windows import copy_samples, write_samples
 from diinn_fast.inference.wrapped import frame_of_copies, radius_of, wrapped
 from diinn_fast.metadata import KEEP
-from diinn_fast.model import DIINN
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -54,9 +53,6 @@ DEVICE_BAND_PIXELS = 1 << 22
 """The same on a GPU: some ten milliseconds' work, after which the host looks at the numbers and
 takes them.
 """
-
-Model = DIINN | str | os.PathLike[str] | None
-"""A DIINN, a bundled model's name, a model folder or a checkpoint file; None: the bundled model."""
 
 
 @dataclass(frozen=True)
@@ -339,82 +335,3 @@ class Upscaler(Engine):
         for y in range(0, height, step):
             window = Window(y, min(y + step, height), 0, width)
             store(out[:, y : window.y1], resize_bicubic(alpha, (height, width), window))
-
-
-def upscale(
-    image: Any,
-    *,
-    model: Model = None,
-    progress: Progress = False,
-    metadata: str = KEEP,
-    range: Asked = DTYPE,
-    wrap: bool = False,
-    device: str | torch.device | None = None,
-    precision: str | None = None,
-    backend: str | None = None,
-    self_ensemble: bool = False,
-    **target: Unpack[TargetSize],
-) -> Any:
-    """The picture at another size: ``Upscaler(model, ...)(image, **target)``.
-
-    ``model``, ``device``, ``precision``, ``backend`` and ``self_ensemble`` are those of `Upscaler`,
-    the others those of its call. A tensor on a GPU is upscaled there unless a device is given.
-    """
-    on_gpu = isinstance(image, Tensor) and image.is_cuda
-    if on_gpu and device is None and not isinstance(model, DIINN):
-        device = image.device
-    upscaler = Upscaler(
-        model, device=device, precision=precision, backend=backend, self_ensemble=self_ensemble
-    )
-    return upscaler(image, progress=progress, metadata=metadata, range=range, wrap=wrap, **target)
-
-
-class RenderOptions(TargetSize, total=False):
-    """Arguments of `Upscaler.render`."""
-
-    max_memory: int | str | None
-    halo: int | None
-    resume: bool
-    overwrite: bool
-    pyramid: bool
-    compress: bool
-    metadata: str
-    range: Asked
-    wrap: bool
-    progress: Progress
-
-
-def render(
-    picture: Any,
-    out: str | os.PathLike[str],
-    *,
-    model: Model = None,
-    device: str | torch.device | None = None,
-    precision: str | None = None,
-    backend: str | None = None,
-    **options: Unpack[RenderOptions],
-) -> Path:
-    """Upscale into a file of any size: ``Upscaler(model, ...).render(picture, out, **options)``.
-
-    ``model``, ``device``, ``precision`` and ``backend`` are those of `Upscaler`, the others those
-    of `Upscaler.render`.
-    """
-    upscaler = Upscaler(model, device=device, precision=precision, backend=backend)
-    return upscaler.render(picture, out, **options)
-
-
-def open(
-    picture: Any,
-    model: Model = None,
-    *,
-    max_features: int | str = "1GiB",
-    range: Asked = DTYPE,
-    **options: Unpack[EngineOptions],
-) -> View:
-    """A picture of which any window can be rendered at any size:
-    ``Upscaler(model, **options).open(picture)``.
-
-    ``model`` and ``options`` (device, precision, backend) are those of `Upscaler`, ``max_features``
-    and ``range`` those of `Upscaler.open`.
-    """
-    return Upscaler(model, **options).open(picture, max_features=max_features, range=range)
