@@ -19,7 +19,9 @@ import shutil
 import signal
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +69,7 @@ def fill_disk(bytes_left: int) -> None:
     left = [bytes_left]
     real = os.pwrite, os.write
 
-    def limited(write, data):
+    def limited(write: Callable[[], int], data: Any) -> int:
         if len(data) > left[0]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         left[0] -= len(data)
