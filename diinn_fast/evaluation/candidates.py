@@ -25,6 +25,8 @@ Upscale = Callable[[Tensor, tuple[int, int]], Tensor]
 
 @dataclass(frozen=True)
 class Candidate:
+    """A model under the name that tables give it, and how it enlarges a picture."""
+
     label: str
     """Its name in tables."""
     upscale: Upscale
