@@ -13,7 +13,15 @@ from diinn_fast.geometry import Window, lr_range
 def grow(window: Window, size: tuple[int, int], by: int = 1) -> Window:
     """The window with ``by`` HR pixels around it, as far as the image of ``size`` has them."""
     y0, y1, x0, x1 = window
-    return Window(max(y0 - by, 0), min(y1 + by, size[0]), max(x0 - by, 0), min(x1 + by, size[1]))
+    height, width = size
+    return Window(max(y0 - by, 0), _after(y1, by, height), max(x0 - by, 0), _after(x1, by, width))
+
+
+def _after(stop: int, by: int, length: int) -> int:
+    """``min(stop + by, length)``; of a whole axis without comparing numbers, so that an exported
+    graph serves all sizes.
+    """
+    return length if stop == length else min(stop + by, length)
 
 
 def lr_ranges(window: Window, lr: tuple[int, int], size: tuple[int, int]) -> tuple[slice, slice]:
@@ -34,8 +42,8 @@ def with_border(
     i, j = origin
     top = max(rows.start - 1, 0)
     left = max(columns.start - 1, 0)
-    bottom = min(rows.stop + 1, h)
-    right = min(columns.stop + 1, w)
+    bottom = _after(rows.stop, 1, h)
+    right = _after(columns.stop, 1, w)
     pad = (
         int(columns.start == 0),
         int(columns.stop == w),

@@ -72,10 +72,10 @@ def test_the_same_seed_gives_the_weights_of_the_published_class(init_q: bool) ->
         assert torch.equal(state[name], weight), name
 
 
-@pytest.mark.parametrize("mode", [1, 3])
-def test_gradients_have_the_strides_of_their_parameters(mode: int) -> None:
+@pytest.mark.parametrize(("mode", "init_q"), MODES)
+def test_gradients_have_the_strides_of_their_parameters(mode: int, init_q: bool) -> None:
     """Distributed training warns and copies otherwise."""
-    decoder = make_decoder(mode, width=32, channels=8, layers=3)
+    decoder = make_decoder(mode, init_q, width=32, channels=8, layers=3)
     decoder(torch.randn(1, 8, 5, 6), (9, 14)).sum().backward()
     for name, parameter in decoder.named_parameters():
         assert parameter.grad.stride() == parameter.stride(), name

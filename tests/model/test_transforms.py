@@ -182,3 +182,23 @@ def test_a_trace_runs_at_another_input_size(model: DIINN, x: Tensor) -> None:
     torch.testing.assert_close(traced(x), model(x, SIZE))
     other = torch.rand(1, 3, 6, 7, dtype=torch.float64)
     torch.testing.assert_close(traced(other), model(other, SIZE))
+
+
+class Doubling(nn.Module):
+    def __init__(self, net: DIINN) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.net(x, (2 * x.shape[-2], 2 * x.shape[-1]))
+        return result
+
+
+def test_an_exported_program_serves_all_sizes() -> None:
+    sides = {n: torch.export.Dim(name, min=2, max=512) for n, name in ((2, "h"), (3, "w"))}
+    doubling = Doubling(DIINN(encoder=nn.Conv2d(3, 64, 1))).eval()
+    with torch.no_grad():
+        x = torch.rand(1, 3, 4, 5)
+        program = torch.export.export(doubling, (x,), dynamic_shapes=(sides,))
+        other = torch.rand(1, 3, 6, 3)
+        torch.testing.assert_close(program.module()(other), doubling(other))
