@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diinn_fast import BackendError
-from tests.contract.targets import Target, every, every_form, every_mode
+from tests.contract.targets import Target, available, every, every_form, every_mode
 from tests.helpers.measure import rms
 from tests.helpers.problems import (
     Case,
@@ -79,9 +79,7 @@ def test_each_is_computed_only_where_needed_with_the_same_bits(
     target: Target, form: str, mode: int
 ) -> None:
     """Alone and without the others, as with a frozen encoder or decoder; else it is empty."""
-    problem = operands(
-        form, mode, width=target.width, dtype=target.dtype, device=target.device, small=True
-    )
+    problem = target.operands(form, mode, small=True)
     grad = problem.output_gradient()
     everything = problem.gradients(grad, target.backend)
     count = len(everything)
@@ -118,9 +116,7 @@ def gradients_of_ones(case: Case, backend: str) -> list[Tensor]:
 @every(lambda target: target.gradients)
 def test_a_pixel_without_queries_has_none_and_nan_is_passed_on(target: Target) -> None:
     """One pixel per image has more queries than a kernel takes at a time."""
-    problem = operands(
-        "content", 3, width=target.width, dtype=target.dtype, device=target.device, small=True
-    ).at_points(70 if target.small else 500)
+    problem = target.operands("content", 3, small=True).at_points(70 if target.small else 500)
     assert problem.index is not None
     problem = replace(problem, index=torch.zeros_like(problem.index))
     problem.index[1] = 3
@@ -133,7 +129,20 @@ def test_a_pixel_without_queries_has_none_and_nan_is_passed_on(target: Target) -
     assert every_one[0][0].isfinite().all() and all(g.isnan().any() for g in every_one)
 
 
-@every(lambda target: not target.gradients)
+@every(lambda target: target.gradients_of is not None)
+def test_those_of_another_targets_kernels_have_its_bits(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = target.operands("content", 3, batch=1, small=True)
+    grad = problem.output_gradient()
+    ours = problem.gradients(grad, target.backend)
+    (other,) = (twin for twin in available() if twin.name == target.gradients_of)
+    other.install(monkeypatch)
+    theirs = problem.gradients(grad, other.backend)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@every(lambda target: not target.trains)
 def test_an_implementation_for_inference_alone_refuses_them_with_the_remedy(
     target: Target,
 ) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from tests.contract.targets import Target, every_form, every_mode
 from tests.helpers.measure import rms
-from tests.helpers.problems import Case, decoder_of, features_of, inputs_of, operands
+from tests.helpers.problems import Case, decoder_of, features_of, inputs_of
 
 
 @every_mode(few=True)
@@ -60,9 +60,7 @@ def _sample(
 def test_the_operator_gives_points_the_bits_of_a_window(
     target: Target, form: str, mode: int
 ) -> None:
-    window = operands(
-        form, mode, width=target.width, dtype=target.dtype, device=target.device, small=True
-    )
+    window = target.operands(form, mode, small=True)
     whole = window.decode(target.backend)
     assert torch.equal(window.as_points().decode(target.backend), whole.flatten(2).mT)
 
@@ -70,9 +68,7 @@ def test_the_operator_gives_points_the_bits_of_a_window(
 @every_form(few=True)
 def test_a_point_outside_the_source_is_never_read(target: Target, form: str, mode: int) -> None:
     """It is refused, or its output is NaN and that of all others what it was."""
-    problem = operands(
-        form, mode, width=target.width, dtype=target.dtype, device=target.device, small=True
-    ).at_points(33)
+    problem = target.operands(form, mode, small=True).at_points(33)
     assert problem.index is not None
     right = problem.decode(target.backend)
     halo = 2 if form == "direct" else 0

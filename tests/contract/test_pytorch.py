@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.contract.targets import Target, available, every
 from tests.helpers.measure import rms
-from tests.helpers.problems import Case, decoder_of, features_of, operands, oracle
+from tests.helpers.problems import Case, decoder_of, features_of, oracle
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -50,9 +50,7 @@ def test_autocast_decodes_in_its_dtype_and_leaves_parameters_float32_gradients(
 @every(lambda target: target.gradients and not target.brief)
 def test_autocast_does_not_reach_into_the_operator(target: Target) -> None:
     """Positions and sine arguments stay as exact as they were given: bits are the same."""
-    problem = operands(
-        "content", 3, width=target.width, dtype=target.dtype, device=target.device, small=True
-    )
+    problem = target.operands("content", 3, small=True)
     grad = problem.output_gradient()
     plain = [problem.decode(target.backend), *problem.gradients(grad, target.backend)]
     for dtype in HALVES:
@@ -87,10 +85,7 @@ def test_a_compiled_decode_is_the_decode(target: Target) -> None:
 @every(one_of_each_backend)
 def test_opcheck(target: Target) -> None:
     """Schema, fake tensors, autograd registration and tracing."""
-    problem = operands(
-        "content", 3, width=target.width, layers=2,
-        dtype=target.dtype, device=target.device, small=True,
-    )  # fmt: skip
+    problem = target.operands("content", 3, layers=2, small=True)
     problem = replace(
         problem,
         source=problem.source.requires_grad_(),

@@ -11,16 +11,13 @@ import torch
 from diinn_fast import BackendError, backends
 from tests.contract.targets import Target, every
 from tests.helpers.measure import rms
-from tests.helpers.problems import Operands, operands
+from tests.helpers.problems import Operands
 
 pytestmark = pytest.mark.hands_on
 
 
 def problem_of(target: Target) -> Operands:
-    return operands(
-        "content", 3, width=target.width, layers=2, batch=1,
-        dtype=target.dtype, device=target.device, small=True,
-    )  # fmt: skip
+    return target.operands("content", 3, layers=2, batch=1, small=True)
 
 
 checked = every(lambda target: target.kernels is not None and not target.brief)

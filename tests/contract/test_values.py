@@ -79,9 +79,7 @@ def test_the_far_corner_of_an_output_of_more_than_2_to_the_32_elements(target: T
 def test_nan_and_infinite_sources_come_out_as_from_eager(
     target: Target, form: str, mode: int
 ) -> None:
-    problem = operands(
-        form, mode, width=target.width, dtype=target.dtype, device=target.device, small=True
-    )
+    problem = target.operands(form, mode, small=True)
     problem.source[0, 1, 1, 3] = float("nan")
     problem.source[1, 1, 0, 2] = float("inf")
     problem.source[1, 0, 1, 4] = -float("inf")
