@@ -6,14 +6,19 @@ INSTALLED := .venv/installed
 RELEASE := .venv/release
 CXX_FILES := $(foreach end,h cpp cu,$(wildcard csrc/*/*.$(end) csrc/*/*/*.$(end)))
 
-.PHONY: demo test test-decoder test-package coverage stats bench gpu fuzz sanitize lint docs wheel clean
+.PHONY: demo test check test-decoder test-package coverage stats bench gpu fuzz sanitize lint docs wheel clean
 
 demo: $(RUNTIME)            ## upscale a real photograph with the bundled model
 	$(BIN)/python examples/demo.py
 
-# Most tests keep one core busy: two processes take little more than half the time of one.
+# Most tests keep one core busy: two jobs at a time take little more than half the time of one.
+JOBS := OMP_NUM_THREADS=1 $(MAKE) -j 2
+
 test: $(INSTALLED) lint     ## lint, types and all tests
-	OMP_NUM_THREADS=1 $(MAKE) -j 2 test-decoder test-package
+	$(JOBS) test-decoder test-package
+
+check: $(INSTALLED) lint    ## all that must pass before a change lands: test, fuzz, sanitize
+	$(JOBS) test-decoder test-package sanitize fuzz
 
 DECODER_TESTS := tests/contract tests/kernels tests/model
 
