@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -73,7 +74,8 @@ def compare(
     plain = values_of(decoder, features, size, "eager")
     exact = values_of(decoder.double(), features.double(), size, "eager")
     decoder.to(dtype)
-    factor = VALUES  # the first tensor is RGB, the others are gradients
+    # The first tensor is RGB, the others are gradients.
+    factor = VALUES
     for a, b, c, d in zip(ours, again, plain, exact, strict=True):
         what = f"{form}, {dtype}, {list(a.shape)}"
         error = float((a - d).norm() / d.norm())
@@ -115,9 +117,11 @@ def quick(book: Book, backend: str, variant: str) -> int:
     (case,) = book.cases([Case("decode", (512, 512), 4)])
     peer = Peer(backend, "float16")
     kernel = kernel_of(case, peer)
+    # Bits first: the time of wrong numbers says nothing.
     first = kernel()
     say("runs with the same bits", sum(torch.equal(kernel(), first) for _ in range(runs)))
     say("runs", runs)
+    # The kernel alone, beside the device's own product in the same minute.
     rates = machine.rates(case.device)
     samples = [machine.seconds(kernel, case.device) for _ in range(min(runs, 30))]
     say("kernel alone", summary(samples))
@@ -125,6 +129,7 @@ def quick(book: Book, backend: str, variant: str) -> int:
     rate = flops / summary([machine.seconds(product, case.device) for _ in range(runs)])["median"]
     useful = 2 * 393_216 * case.queries  # products per query, in operations
     say("of torch.mm", useful / summary(samples)["median"] / rate)
+    # What the CPU has to do, of which small decodes and training steps consist.
     (small,) = book.cases([Case("decode", (48, 48), 2)])
     calls = {"a decode": build(small, peer), "a launch": kernel_of(small, peer)}
     (step,) = book.cases([Case("training", (48, 48), 4, batch=16)])
@@ -154,20 +159,16 @@ class _Seen(Exception):
 
 def seen_by_eager(call: Callable[[], object]) -> Sequence[Any]:
     """The arguments with which a call reaches the backend ``eager``, which is not run."""
-    module = backends.load("eager")
-    forward = module.forward
 
     def stop(*arguments: Any) -> Tensor:
         raise _Seen(arguments)
 
-    module.forward = stop
-    try:
-        call()
-    except _Seen as seen:
-        (arguments,) = seen.args
-        return tuple(arguments)
-    finally:
-        module.forward = forward
+    with mock.patch.object(backends.load("eager"), "forward", stop):
+        try:
+            call()
+        except _Seen as seen:
+            (arguments,) = seen.args
+            return tuple(arguments)
     raise AssertionError("the call did not reach the backend")
 
 

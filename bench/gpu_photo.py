@@ -81,6 +81,7 @@ def upscaled(
     definition in float32.
     """
     model = DIINN.from_pretrained(DEFAULT_WEIGHTS).to(device).eval()
+    # The user's settings come back, whatever happens.
     settings = torch.backends.cuda.matmul, torch.backends.cudnn.conv
     before = [s.fp32_precision for s in settings]
     x = (lr - 0.5) / 0.5
@@ -89,6 +90,7 @@ def upscaled(
     reference = official(model.decoder, case)
 
     def run(form: str, precision: str) -> Tensor:
+        # float32 in both libraries as asked, 16 bit by autocast, as users have it.
         for setting in settings:
             setting.fp32_precision = "tf32" if precision == "tf32" else "ieee"
         dtype = PRECISIONS[precision]
@@ -103,6 +105,7 @@ def upscaled(
 
     try:
         want = run("official", "exact")
+        # The official formulation in every precision, a backend in those that it has.
         pairs = [
             (form, precision)
             for form in ("official", backend)

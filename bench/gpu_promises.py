@@ -33,16 +33,19 @@ def judge(folder: Path) -> list[dict[str, Any]]:
             }
         )
 
+    # The decode, of a large image.
     for name in ("decode-512x512-x4", "decode-384x384-x4"):
         record = decode.get(name, {})
         add(f"{name}: of the bf16 matmul rate", 0.70, fraction(record))
         add(f"{name}: x official, its default", 10, ratio(record, ["official"]))
         add(f"{name}: x official, autocast or compiled", 5, ratio(record, others(record)))
         add(f"{name}: x best plain PyTorch projected", 2, ratio(record, plain(record)))
+    # Memory; content is made band by band, so it counts too.
     huge = memory.get("decode-1024x1024-x8", {}).get("peers", {})
     extra = min((v["extra"] for k, v in huge.items() if k.endswith("float16")), default=None)
-    beyond = None if extra is None else extra / 2**30  # content too: it is made band by band
+    beyond = None if extra is None else extra / 2**30
     add("8192x8192 from 1024x1024: GiB beyond the output", 1.0, beyond, least=False)
+    # Training, in time and memory.
     step = training.get("training-48x48-x4", {})
     add("training step: x official under autocast", 4, ratio(step, ["official-bfloat16"]))
     peers = memory.get("training-48x48-x4", {}).get("peers", {})
@@ -57,6 +60,7 @@ def judge(folder: Path) -> list[dict[str, Any]]:
         least / base if least and base else None,
         False,
     )
+    # End to end, the paper's table of run times.
     for scale in (2, 3, 4, 6, 8):
         name = f"model-rdn-48x48-x{scale}"
         add(f"{name}: x official, its default", 3, ratio(model.get(name, {}), ["official"]))

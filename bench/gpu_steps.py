@@ -47,10 +47,12 @@ def time_peer(book: Book, suite: str, case: Case, peer: Peer) -> str | None:
     if reason := left_out(case, peer) or attempt(partial(start, case, peer, calls)):
         book.leave_out(suite, case, peer.name, reason)
         return reason
+    # In turn with the device's own products, so that both see the same clock and temperature.
     rates = machine.rates(case.device)
     calls |= {name: call for name, (call, _) in rates.items()}
     effort = (0.05, 2) if book.dry else (0.8, 30)
     samples = interleave(calls, lambda call: machine.seconds(call, case.device), *effort)
+    # The peer's time, and its part of each product's rate.
     own = samples[peer.name]
     entry: dict[str, Any] = {"title": peer.title, **summary(own), "samples": own}
     entry["flops"] = case.flops(peer.name)
@@ -130,6 +132,7 @@ def memory_of(book: Book, backend: str) -> int:
     """
     failed = False
     for case in book.cases([HUGE, *TRAINING]):
+        # The official formulation does not fit the large output: there ours stand alone.
         official = [Peer("official", "bfloat16"), Peer("official", "float32")]
         ours = [Peer(backend, precision) for precision in ("float16", "bfloat16")]
         plain = official if case.kind == "training" else []
@@ -144,8 +147,9 @@ def memory_of(book: Book, backend: str) -> int:
 
 
 def peak(book: Book, case: Case, peer: Peer) -> None:
+    # What libraries load at first use is not the peer's.
     small = build(replace(case, lr=(3, 4), scale=2, batch=1), peer)
-    small()  # what libraries load at first use is not the peer's
+    small()
     call = build(case, peer)
     trust(peer)
     measure = memory._cuda_peak if case.device == "cuda" else memory._resident_peak

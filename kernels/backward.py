@@ -36,6 +36,7 @@ def split(
     g = tl.load(dq + at, mask=mask, other=0.0)
     argument = tl.load(s + at, mask=mask, other=0.0)
     modulation = tl.load(k + at, mask=mask, other=0.0).to(tl.float32)
+    # The carry comes from the recurrence k_i = f(k_{i-1}) alone.
     above = tl.load(carry + at, mask=mask, other=0.0) if CARRY else tl.zeros([BLOCK], tl.float32)
     dk, ds = gradients_of_layer(g, above, argument, modulation, MODULATION, FAST)
     to = both + at // WIDTH * (2 * WIDTH) + at % WIDTH
@@ -55,12 +56,14 @@ def step_back(
     ``above`` and ``both`` are [queries, 2H], ``weight`` [2H, H] (modulation: ds alone counts, and
     [H, H]). A program is BM queries by BN columns.
     """
+    # Rows past the end repeat the last one and are not stored.
     m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     n = tl.program_id(1) * BN + tl.arange(0, BN)
     mask = m < queries
     m = tl.minimum(m, queries.to(tl.int64) - 1)
     SKIPPED: tl.constexpr = WIDTH if MODULATION else 0  # columns of dk
     ROWS: tl.constexpr = 2 * WIDTH - SKIPPED
+    # dq = [dk | ds] W, in blocks of BK terms that the compiler fetches ahead.
     dq = tl.zeros([BM, BN], tl.float32)
     for step in tl.range(ROWS // BK, num_stages=STAGES):
         row = step * BK + tl.arange(0, BK)
@@ -70,6 +73,7 @@ def step_back(
             dq = tl.dot(x.to(tl.float32), w.to(tl.float32), dq, input_precision="ieee")
         else:
             dq = tl.dot(x, w, dq, input_precision=PRECISION)
+    # Through the activation of the layer below, while dq is in registers.
     at = m[:, None] * WIDTH + n[None, :]
     modulation = tl.load(k + at).to(tl.float32)
     argument = tl.load(s + at)
@@ -111,6 +115,7 @@ def sum_queries(
     program = tl.program_id(0) % (down * span)
     a = program // span
     b = program % span
+    # The rectangle of queries that this LR pixel owns.
     y0 = tl.load(row_start + a)
     y1 = tl.load(row_start + a + 1)
     x0 = tl.load(column_start + b)
@@ -119,6 +124,7 @@ def sum_queries(
     count = (y1 - y0) * across
     f = tl.program_id(1) * BF + tl.arange(0, BF)
     exists = f < FEATURES
+    # BQ queries at a time, in order; `while`, since the interpreter fails on run-time ranges.
     total = tl.zeros([BF], tl.float32)
     start = count * 0
     while start < count:
@@ -132,5 +138,6 @@ def sum_queries(
             0,
         )
         start += BQ
+    # No other program adds to this LR pixel: no atomics.
     to = target + ((image * grid_rows + i0 + a) * grid_columns + j0 + b) * target_pitch + f
     tl.store(to, tl.load(to, mask=exists) + total, mask=exists)

@@ -91,22 +91,25 @@ def direct(
     DTYPE: tl.constexpr = source.dtype.element_ty
     ACCURATE: tl.constexpr = "ieee" if PRECISION == "ieee" else "tf32x3"
     image, query, mask, row, column, dy, dx = locate(
-        index, offset, h, w, height, width, scale_y, scale_x, origin_y, origin_x, grid_rows,
-        grid_columns,
-        y0, x0, rows, columns, POINTS, TY, TX,
+        index, offset, h, w, height, width, scale_y, scale_x, origin_y, origin_x,
+        grid_rows, grid_columns, y0, x0, rows, columns, POINTS, TY, TX,
     )  # fmt: skip
+    # Queries of one image, and where this program's stand among those of all.
     total = rows.to(tl.int64) * columns
     place = image * total + query
     queries = images * total
+    # The top left of each query's 3x3 features: the source has a border of one pixel.
     pitch = (grid_columns.to(tl.int64) + 2) * DEPTH
     neighbourhood = source + ((image * (grid_rows + 2) + row) * (grid_columns + 2) + column) * DEPTH
     n = tl.arange(0, BN)
 
+    # Tuples of the right type: a loop's variables must keep theirs.
     k = ()
     q = ()
     for _ in tl.static_range(CHUNKS):
         k = k + (tl.zeros([TY * TX, BN], DTYPE),)
         q = q + (tl.zeros([TY * TX, BN], DTYPE),)
+    # Layer 0: its modulation and its sine argument, BN outputs at a time.
     for o in tl.range(CHUNKS):
         c = content_product(
             neighbourhood, pitch, content, o * BN, first, first_bias, dy, dx, ratio,
@@ -115,20 +118,9 @@ def direct(
         modulation = relu(c + tl.load(content_bias + o * BN + n)[None, :])
         if INIT_Q:
             s = position_product(
-                position,
-                o * BN,
-                first,
-                first_bias,
-                dy,
-                dx,
-                ratio,
-                DEPTH,
-                BC,
-                BN,
-                ACCURATE,
-                FAST,
-                STAGES,
-            )
+                position, o * BN, first, first_bias, dy, dx, ratio,
+                DEPTH, BC, BN, ACCURATE, FAST, STAGES,
+            )  # fmt: skip
             s += tl.load(position_bias + o * BN + n)[None, :]
         else:
             s = first_argument(position, position_bias, dy, dx, ratio, o * BN, BN)
@@ -142,6 +134,7 @@ def direct(
 
     for layer in tl.range(1, LAYERS):
         weight = hidden + (layer - 1) * (2 * WIDTH * WIDTH)
+        # First all of k_i, then all of q_i: only three activations are alive.
         next_k = k
         next_q = q
         for o_k in tl.range(CHUNKS, num_stages=STAGES):
@@ -153,6 +146,7 @@ def direct(
                     dy, dx, ratio,
                     INIT_Q, DEPTH, BC, BN, PRECISION, FAST, STAGES,
                 )  # fmt: skip
+            # The recurrent input: k of the layer below in modes 1 and 2, else q.
             for i in tl.static_range(CHUNKS):
                 r = k[i] if MODE <= 2 else q[i]
                 next_c = product(r, weight, o_k * BN, i * BN, next_c, WIDTH, BN, BN, PRECISION)
@@ -167,6 +161,7 @@ def direct(
                     q[i], weight, WIDTH + o_q * BN, i * BN, next_s, WIDTH, BN, BN, PRECISION
                 )
             next_s += tl.load(hidden_bias + (layer - 1) * WIDTH + o_q * BN + n)[None, :]
+            # k of these outputs, selected: registers cannot be indexed.
             chosen = next_k[0]
             for i in tl.static_range(1, CHUNKS):
                 chosen = tl.where(o_q == i, next_k[i], chosen)
@@ -180,18 +175,6 @@ def direct(
 
     if not KEEP:
         store_output(
-            q,
-            last,
-            last_bias,
-            out,
-            image,
-            query,
-            mask,
-            total,
-            WIDTH,
-            BN,
-            CHANNELS,
-            PADDED,
-            POINTS,
-            PRECISION,
-        )
+            q, last, last_bias, out, image, query, mask, total,
+            WIDTH, BN, CHANNELS, PADDED, POINTS, PRECISION,
+        )  # fmt: skip

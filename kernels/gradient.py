@@ -75,6 +75,7 @@ class Sums(Gradients):
         grads = Gradients(**{k: v for k, v in vars(self).items() if k != "taps"})
         if n.form != "direct":
             return grads
+        # A feature is in the neighbourhoods of nine LR pixels: their taps are added up.
         if grads.source is not None and self.taps is not None:
             source = grads.source
             batch, rows, columns, depth = source.shape
@@ -83,6 +84,7 @@ class Sums(Gradients):
                 y, x = divmod(tap, 3)
                 source[:, y : y + rows - 2, x : x + columns - 2] += taps[..., tap, :]
             grads.source = source[..., : n.features]
+        # The kernels' weights are tap-major and padded, the operator's are not.
         if grads.content is not None:
             grads.content = n.channel_major(grads.content)
         if n.first is None:
@@ -112,16 +114,19 @@ class _Backward:
         n = self.network
         sums = self.sums
         width = self.network.width
+        # Only the inputs were saved.
         grad = self.slab.grad.contiguous()
         s, k, q = n.recompute(self.problem, self.images)
         add_product(sums.last, grad, q[-1])
         add_sum(sums.last_bias, grad)
         both = self._split(product(grad, n.last), None, s[-1], k[-1])
+        # In the direct form's modes 1 and 2 k_i has a gradient of its own, from k_{i+1}.
         chain = n.form == "direct" and FORMULATIONS[n.mode].recurrent_k
         dks: list[Tensor] = []
         for layer in reversed(range(n.layers)):
             dk = both[:, :width]
             ds = both[:, width:]
+            # dk of the content: into the LR pixels now, or of all layers at the end.
             if n.form == "direct":
                 dks.insert(0, dk)
             elif sums.source is not None:
@@ -130,6 +135,7 @@ class _Backward:
                 )
             if layer == 0:
                 break
+            # To the layer below: the weights' gradients, then [dk | ds] there.
             weight = n.hidden[layer - 1]
             below = q[layer - 1]
             total = entry(sums.hidden, layer - 1)
@@ -159,11 +165,11 @@ class _Backward:
         assert n.content is not None
         padded = n.source[self.images].flatten(0, 2)  # [images (rows+2) (columns+2), depth]
         pitch = self.columns + 2
+        # Where each query's neighbourhood begins; an image has two rows of border.
         row = self.slab.pixel // self.columns
-        corner = (
-            row + row // self.rows * 2
-        ) * pitch + self.slab.pixel % self.columns  # an image has two rows of border
+        corner = (row + row // self.rows * 2) * pitch + self.slab.pixel % self.columns
         x = torch.cat([padded[corner + tap // 3 * pitch + tap % 3] for tap in range(9)], dim=1)
+        # What K_i and Q_0 are given: with init_q, x * p' and p' (see `direct`).
         modulated = x
         position = self.slab.position
         argument = None
@@ -172,6 +178,7 @@ class _Backward:
             position = torch.sin(argument)
             modulated = (x.float() * position).to(n.dtype)
         add_product(sums.position, ds.float(), position)
+        # Content weights, and all that the layers tell of x.
         dx = torch.zeros(x.shape, dtype=torch.float32, device=n.device)
         for layer, dk in enumerate(dks):
             rows = slice(layer * width, (layer + 1) * width)
@@ -179,6 +186,7 @@ class _Backward:
             if rows.start < len(n.content):
                 add_product(entry(sums.content, rows), dk, modulated)
                 dx += product(dk, n.content[rows])
+        # p' = sin(F p + f) is both Q_0's input and a factor of x.
         if argument is not None:
             dp = (dx * x + product(ds.float(), n.position)) * torch.cos(argument)
             add_product(sums.first, dp, self.slab.position)
@@ -216,6 +224,7 @@ class _Backward:
     def _to_pixels(self, target: Tensor, values: Tensor, features: int) -> None:
         """target[LR pixel, :features] += the sum of values[:, :features] over its queries."""
         owners = self.slab.place.owners
+        # Points come in any order: the framework sorts them.
         if owners is None or self.problem.window is None:
             add_rows(target[:, :features], self.slab.pixel, values[:, :features].float())
             return

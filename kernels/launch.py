@@ -44,6 +44,7 @@ class Network:
         tile: tiles.Tile | None = None,
     ) -> None:
         """``tile``: this one, whatever the tables and the tuned file say."""
+        # Positions, biases and all that feeds a sine stay in float32.
         self.form = problem.form
         self.mode = problem.mode
         self.tile = tile
@@ -68,6 +69,7 @@ class Network:
             self._prepare_direct(direct)
 
     def _prepare_direct(self, weights: ContentWeights) -> None:
+        # Features are padded to what a product takes at least, and a tap's stand together.
         self.features = self.source.shape[-1]
         self.depth = triton.cdiv(self.features, LEAST) * LEAST
         self.source = F.pad(self.source, (0, self.depth - self.features))
@@ -126,18 +128,47 @@ class Network:
         out: Tensor | None,
         slabs: Slabs | None,
     ) -> None:
-        points = problem.window is None
+        """Into ``out``, or into ``slabs``."""
         keep = slabs is not None
-        init_q = self.first is not None
         tile = self.tile or tuned.tile(self.form, self.device, self.dtype, self.width, keep)
-        numbers = _geometry(problem, source)
-        rows = numbers["rows"]
-        columns = numbers["columns"]
-        if points:
-            programs = triton.cdiv(columns, tile.ty * tile.tx)
-        else:
-            programs = triton.cdiv(rows, tile.ty) * triton.cdiv(columns, tile.tx)
-        constants: dict[str, Any] = {
+        constants = self._constants(problem.window is None, keep, tile)
+        # The RGB layer is a product too, whose rows fill up an instruction's.
+        surplus = constants["PADDED"] - self.channels
+        last = F.pad(self.last, (0, 0, 0, surplus))
+        kernel = direct if self.form == "direct" else projected
+        kernel[(programs(problem, tile) * len(source),)](
+            source=source,
+            last=last,
+            out=out,
+            **self._weights(),
+            **outputs(slabs),
+            **point_tensors(problem),
+            **_geometry(problem, source),
+            **constants,
+            **options(tile),
+        )
+
+    def _weights(self) -> dict[str, Tensor | None]:
+        """The kernel's arguments for all weights but the last."""
+        weights: dict[str, Tensor | None] = {
+            "position": self.position,
+            "position_bias": self.position_bias,
+            "hidden": self.hidden,
+            "hidden_bias": self.hidden_bias,
+            "last_bias": self.last_bias,
+        }
+        if self.form == "direct":
+            weights |= {
+                "content": self.content,
+                "content_bias": self.content_bias,
+                "first": self.first,
+                "first_bias": self.first_bias,
+            }
+        return weights
+
+    def _constants(self, points: bool, keep: bool, tile: tiles.Tile) -> dict[str, Any]:
+        """The kernel's compile-time arguments."""
+        constants = tile_constants(tile, self.channels) | {
             "WIDTH": self.width,
             "LAYERS": self.layers,
             "CHANNELS": self.channels,
@@ -145,35 +176,19 @@ class Network:
             "KEEP": keep,
             "PRECISION": self.precision,
             "FAST": self.fast_sine,
-        } | tile_constants(tile, self.channels)
-        tensors: dict[str, Tensor | None] = {
-            "source": source,
-            "position": self.position,
-            "position_bias": self.position_bias,
-            "hidden": self.hidden,
-            "hidden_bias": self.hidden_bias,
-            "last": F.pad(self.last, (0, 0, 0, constants["PADDED"] - self.channels)),
-            "last_bias": self.last_bias,
-            "out": out,
-        } | outputs(slabs)
+        }
         if self.form == "direct":
-            tensors |= {
-                "content": self.content,
-                "content_bias": self.content_bias,
-                "first": self.first,
-                "first_bias": self.first_bias,
-            }
-            constants |= direct_constants(self.depth, self.mode, init_q)
-        else:
-            constants["MODULATION"] = self.form == "modulation"
-        kernel = direct if self.form == "direct" else projected
-        kernel[(programs * len(source),)](
-            **tensors,
-            **point_tensors(problem),
-            **numbers,
-            **constants,
-            **options(tile),
-        )
+            init_q = self.first is not None
+            return constants | direct_constants(self.depth, self.mode, init_q)
+        return constants | {"MODULATION": self.form == "modulation"}
+
+
+def programs(problem: Problem, tile: tiles.Tile) -> int:
+    """How many programs an image takes: tiles of the window, or points in their order."""
+    if problem.window is None:
+        return int(triton.cdiv(query_count(problem), tile.ty * tile.tx))
+    rows, columns = problem.window.shape
+    return int(triton.cdiv(rows, tile.ty) * triton.cdiv(columns, tile.tx))
 
 
 def outputs(slabs: Slabs | None) -> dict[str, Tensor | None]:
@@ -226,6 +241,7 @@ def _geometry(problem: Problem, source: Tensor) -> dict[str, Any]:
     """The kernels' GEOMETRY arguments."""
     h, w = problem.lr
     height, width = problem.size
+    # Points count as a window of one row.
     y0 = 0
     x0 = 0
     rows = 1
@@ -237,6 +253,7 @@ def _geometry(problem: Problem, source: Tensor) -> dict[str, Any]:
     else:
         assert problem.index is not None
         columns = problem.index.shape[1]
+    # The factors of the nearest map, as `geometry.nearest_index` rounds them.
     scale = (round_float32(h / height), round_float32(w / width))
     halo = 2 if problem.form == "direct" else 0
     grid = source.shape[1] - halo, source.shape[2] - halo

@@ -48,6 +48,7 @@ def locate(
     pixels, so that their gathers hit the cache. Queries past the end repeat the last one, masked.
     """
     m = tl.arange(0, TY * TX)
+    # Programs count through the images, in each through its tiles, row by row.
     tiles_x = tl.cdiv(columns, TX)
     tiles = tl.cdiv(rows, TY) * tiles_x if not POINTS else tl.cdiv(columns, TY * TX)
     program = tl.program_id(0)
@@ -58,6 +59,7 @@ def locate(
         mask = query < columns
         query = tl.minimum(query, columns.to(tl.int64) - 1)
         at = image * columns + query
+        # An index outside the source gives NaN, not another pixel.
         pixel = tl.load(index + at)
         inside = (pixel >= 0) & (pixel < grid_rows.to(tl.int64) * grid_columns)
         pixel = tl.where(inside, pixel, 0)
@@ -65,16 +67,16 @@ def locate(
         column = pixel % grid_columns
         dy = tl.load(offset + 2 * at)
         dx = tl.load(offset + 2 * at + 1)
-        dy = tl.where(
-            inside, dy, float("nan")
-        )  # an index outside the source gives NaN, not another pixel
+        dy = tl.where(inside, dy, float("nan"))
     else:
         y = tile // tiles_x * TY + m // TX
         x = tile % tiles_x * TX + m % TX
         mask = (y < rows) & (x < columns)
+        # Past the end, so that every address is one of the source's.
         y = tl.minimum(y, rows - 1)
         x = tl.minimum(x, columns - 1)
         query = y.to(tl.int64) * columns + x
+        # From the window to the image, to its LR pixels, to those of the source.
         y = y + y0
         x = x + x0
         i = nearest(y, scale_y, h)
@@ -127,12 +129,14 @@ def store_output(
     image.
     """
     CHUNKS: tl.constexpr = WIDTH // BN
+    # The RGB layer, chunk by chunk of q, as every other product.
     rgb = tl.zeros([query.shape[0], PADDED], tl.float32)
     for i in tl.static_range(CHUNKS):
         rgb = product(q[i], last, 0, i * BN, rgb, WIDTH, PADDED, BN, PRECISION)
     channel = tl.arange(0, PADDED)
     exists = channel < CHANNELS
     rgb += tl.load(last_bias + channel, mask=exists, other=0.0)[None, :]
+    # [B, N, channels] of points, [B, channels, rows, columns] of a window.
     if POINTS:
         at = (image * total + query[:, None]) * CHANNELS + channel[None, :]
     else:

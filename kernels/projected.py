@@ -49,10 +49,10 @@ def projected(
     PITCH: tl.constexpr = WIDTH if MODULATION else 2 * WIDTH  # rows of a layer in ``hidden``
     SYNTHESIS: tl.constexpr = 0 if MODULATION else WIDTH  # its first row of Q_i
     image, query, mask, row, column, dy, dx = locate(
-        index, offset, h, w, height, width, scale_y, scale_x, origin_y, origin_x, grid_rows,
-        grid_columns,
-        y0, x0, rows, columns, POINTS, TY, TX,
+        index, offset, h, w, height, width, scale_y, scale_x, origin_y, origin_x,
+        grid_rows, grid_columns, y0, x0, rows, columns, POINTS, TY, TX,
     )  # fmt: skip
+    # Queries of one image, and where this program's stand among those of all.
     total = rows.to(tl.int64) * columns
     place = image * total + query
     queries = images * total
@@ -61,6 +61,7 @@ def projected(
     )
     content += tl.arange(0, BN)[None, :]
 
+    # Layer 0 has three inputs and no products: chunk after chunk, unrolled.
     q = ()
     for first in tl.static_range(CHUNKS):
         k = tl.load(content + first * BN).to(tl.float32)
@@ -73,6 +74,7 @@ def projected(
             keep(slab_q, value, 0, first * BN, queries, place, mask, WIDTH, BN)
         q = q + (narrow(value, source.dtype.element_ty),)
 
+    # The other layers: BN outputs of one layer a step, of which `new` gathers WIDTH // BN.
     new = q
     for step in tl.range((LAYERS - 1) * CHUNKS, num_stages=STAGES):
         layer = step // CHUNKS
@@ -80,6 +82,7 @@ def projected(
         c = tl.load(content + (layer + 1) * WIDTH + o * BN)
         b = tl.load(hidden_bias + layer * WIDTH + o * BN + tl.arange(0, BN))
         weight = hidden + layer * (PITCH * WIDTH)
+        # k and s of the same outputs, so that they meet in the same registers.
         k = tl.zeros([TY * TX, BN], tl.float32)
         s = tl.zeros([TY * TX, BN], tl.float32)
         for i in tl.static_range(CHUNKS):
@@ -95,6 +98,7 @@ def projected(
             keep(slab_k, k, layer + 1, o * BN, queries, place, mask, WIDTH, BN)
             keep(slab_q, value, layer + 1, o * BN, queries, place, mask, WIDTH, BN)
         new = put(new, narrow(value, source.dtype.element_ty), o, CHUNKS)
+        # q changes when its layer is complete: selected, since the loop has no branches.
         following = ()
         for i in tl.static_range(CHUNKS):
             following = following + (tl.where(o == CHUNKS - 1, new[i], q[i]),)
@@ -102,18 +106,6 @@ def projected(
 
     if not KEEP:
         store_output(
-            q,
-            last,
-            last_bias,
-            out,
-            image,
-            query,
-            mask,
-            total,
-            WIDTH,
-            BN,
-            CHANNELS,
-            PADDED,
-            POINTS,
-            PRECISION,
-        )
+            q, last, last_bias, out, image, query, mask, total,
+            WIDTH, BN, CHANNELS, PADDED, POINTS, PRECISION,
+        )  # fmt: skip

@@ -130,6 +130,7 @@ def candidates(
         t._replace(bn=divisor(width, t.bn))
         for t in CANDIDATES[_family(architecture), dtype.itemsize]
     ]
+    # Three products per product are added up per block of BN.
     if dtype.itemsize == 4:
         found = [t for t in found if t.bn == chosen.bn]
     return list(dict.fromkeys([chosen, *found]))
@@ -144,6 +145,7 @@ def choose(
     ``keep``: the kernel also writes what the backward needs. Architectures newer than 9.0 run as
     8.x do.
     """
+    # Slabs take registers for addresses, whatever the form.
     family = _family(architecture)
     if architecture == 0:
         tile = INTERPRETER

@@ -51,6 +51,7 @@ def sin(x, FAST: tl.constexpr):
                 "sin.approx.ftz.f32 $0, $1;", "=f,f", [r], tl.float32, True, 1
             )
     else:
+        # The rounded multiple's lowest bit says whether the sine changes its sign.
         shifted = x * INVERSE_PI + ROUND
         return _reduced(x, shifted - ROUND, shifted.to(tl.int32, bitcast=True) << 31)
 

@@ -47,6 +47,7 @@ def work(
         bound = (3 / shape[-1]) ** 0.5 if len(shape) > 1 else 0.1
         return ((torch.rand(shape, generator=draw) * 2 - 1) * bound).to(device, to)
 
+    # Values of such a size that every branch of the network matters.
     rows = width if form == "modulation" else 2 * width
     weights = [
         random(width, 3),
@@ -73,12 +74,13 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
         begin = time.perf_counter()
         call()
         return time.perf_counter() - begin
+    # The device's own clock: the CPU is ahead of it.
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     call()
     end.record()
     end.synchronize()
-    return float(start.elapsed_time(end) / 1e3)
+    return float(start.elapsed_time(end)) / 1e3
 
 
 def compare(
@@ -94,34 +96,23 @@ def compare(
     ``{tile: milliseconds, or why it is out}``.
     """
     problem, source, weights = work(form, dtype, device, lr, scale)
-    choices = tiles.candidates(
-        form, tuned.architecture(device), dtype, query_weights(weights).width, keep
-    )
+    width = query_weights(weights).width
+    choices = tiles.candidates(form, tuned.architecture(device), dtype, width, keep)
     calls: dict[tiles.Tile, Callable[[], Any]] = {}
-    outcome: dict[tiles.Tile, str | float] = {}
-    reference: tuple[Tensor, ...] | None = None
     for tile in choices:
         network = Network(problem, source, weights, tile)
 
         def call(network: Network = network) -> tuple[Tensor, ...]:
             return network.recompute(problem, slice(0, 1)) if keep else (network.forward(problem),)
 
-        try:
-            result = call()
-        except (
-            Exception
-        ) as error:  # more shared memory than the device has, or a compiler's failure
-            outcome[tile] = (str(error).splitlines() or [type(error).__name__])[0][:100]
-            continue
-        if reference is None:
-            reference = result
-        if all(torch.equal(a, b) for a, b in zip(result, reference, strict=True)):
-            calls[tile] = call
-        else:
-            outcome[tile] = "other results than the default"
-    samples: dict[tiles.Tile, list[float]] = {tile: [] for tile in calls}
+        calls[tile] = call
+    # Only tiles that run here and change no bit are timed.
+    outcome: dict[tiles.Tile, str | float] = dict(_faults(calls))
+    right = {tile: call for tile, call in calls.items() if tile not in outcome}
+    # In turn, so that all see the same clock and temperature.
+    samples: dict[tiles.Tile, list[float]] = {tile: [] for tile in right}
     for _ in range(rounds):
-        for tile, timed in calls.items():
+        for tile, timed in right.items():
             samples[tile].append(seconds(timed, device))
     times = {tile: 1e3 * statistics.median(values) for tile, values in samples.items() if values}
     outcome |= times
@@ -129,6 +120,24 @@ def compare(
     if choices[0] in times and times[choices[0]] < GAIN * times[best]:
         best = choices[0]
     return {"best": best, "default": choices[0], "tried": outcome}
+
+
+def _faults(calls: dict[tiles.Tile, Callable[[], Any]]) -> dict[tiles.Tile, str]:
+    """Why tiles are out: they do not run, or not with the bits of the first that does."""
+    faults: dict[tiles.Tile, str] = {}
+    reference: tuple[Tensor, ...] | None = None
+    for tile, call in calls.items():
+        try:
+            result = call()
+        # More shared memory than the device has, or a compiler's failure.
+        except Exception as error:
+            faults[tile] = (str(error).splitlines() or [type(error).__name__])[0][:100]
+            continue
+        if reference is None:
+            reference = result
+        if not all(torch.equal(a, b) for a, b in zip(result, reference, strict=True)):
+            faults[tile] = "other results than the default"
+    return faults
 
 
 def tune(
@@ -194,15 +203,16 @@ def main(arguments: list[str] | None = None) -> int:
         print("no CUDA device: tuning measures on the GPU that it is for", file=sys.stderr)
         return 2
     if device.type == "cuda":
-        device = torch.device(
-            "cuda", torch.cuda.current_device() if device.index is None else device.index
-        )
-        torch.cuda.set_device(device)  # Triton launches, and events count, on the current one
+        index = torch.cuda.current_device() if device.index is None else device.index
+        device = torch.device("cuda", index)
+        # Triton launches, and events count, on the current one.
+        torch.cuda.set_device(device)
     dtypes = [getattr(torch, name) for name in options.dtypes]
     with torch.inference_mode():
         found = tune(
             device, options.forms, dtypes, options.seconds, options.lr, rounds=options.rounds
         )
+    # Tiles are tuples, which JSON has no keys for.
     if options.json:
         plain = {
             label: {

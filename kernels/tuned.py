@@ -94,6 +94,7 @@ def tile(
 
 def write(device: torch.device, found: dict[str, Tile]) -> Path:
     """Store tiles, all at once or not at all; those of earlier tuning stay if they still hold."""
+    # Read anew: another process may have tuned meanwhile.
     file = path(device)
     file.parent.mkdir(parents=True, exist_ok=True)
     forget()
@@ -102,6 +103,7 @@ def write(device: torch.device, found: dict[str, Tile]) -> Path:
         "machine": machine(device),
         "tiles": {key: list(values) for key, values in sorted(found.items())},
     }
+    # A reader finds the old file or the new one, never a part.
     partial = file.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(content, indent=1) + "\n")
     partial.replace(file)

@@ -1,15 +1,7 @@
 """Backends: interchangeable implementations of the decode operator, and the choice among them.
 
-A backend is a module of this folder with
-
-- ``unavailable() -> str | None``: why it cannot run on this machine, or None if it can;
-- ``unsupported(problem, source) -> str | None``: why it cannot do this problem, or None if it can;
-- ``forward(problem, source, weights) -> Tensor`` and
-  ``backward(problem, grad, source, weights, needs) -> list[Tensor]``: the operator (see
-  ``diinn_fast.ops``);
-- ``DTYPES``, ``DEVICES`` and ``NOTE``: text for ``diinn-fast info``.
-
-``auto`` takes the first of ``ORDER`` that is available and supports the case.
+A backend is a module of this folder with the functions and constants of `Backend`. ``auto`` takes
+the first of ``ORDER`` that is available and supports the case.
 """
 
 from __future__ import annotations
@@ -17,10 +9,10 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import ModuleType
+from typing import Protocol, cast
 
 from torch import Tensor
 
@@ -41,6 +33,38 @@ log = logging.getLogger("diinn_fast")
 _warned: set[str] = set()
 
 
+class Backend(Protocol):
+    """What a backend's module has."""
+
+    __name__: str
+    DTYPES: str
+    """For ``diinn-fast info``, as is NOTE."""
+    NOTE: str
+
+    @property
+    def DEVICES(self) -> tuple[str, ...]:
+        """Types of the devices whose tensors it takes."""
+
+    def unavailable(self) -> str | None:
+        """Why it cannot run on this machine, or None if it can."""
+
+    def unsupported(self, problem: Problem, source: Tensor) -> str | None:
+        """Why it cannot do this problem, or None if it can."""
+
+    def forward(self, problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """The operator ``decode`` of ``diinn_fast.ops``."""
+
+    def backward(
+        self,
+        problem: Problem,
+        grad: Tensor,
+        source: Tensor,
+        weights: Sequence[Tensor],
+        needs: Sequence[bool],
+    ) -> list[Tensor]:
+        """Gradients of [source, *weights], empty where not needed."""
+
+
 def check_name(name: str) -> str:
     if name not in ("auto", PLAIN, *NAMES):
         known = ", ".join(("auto", *NAMES, PLAIN))
@@ -52,8 +76,8 @@ _DEFAULT = os.environ.get("DIINN_FAST_BACKEND", "auto")
 _requested: ContextVar[str] = ContextVar("diinn_fast_backend", default=_DEFAULT)
 
 
-def load(name: str) -> ModuleType:
-    return importlib.import_module(f"diinn_fast.backends.{name}")
+def load(name: str) -> Backend:
+    return cast(Backend, importlib.import_module(f"diinn_fast.backends.{name}"))
 
 
 def why_not(name: str) -> str | None:
@@ -96,7 +120,7 @@ class use_backend:
         _requested.reset(self._previous)
 
 
-def choose(name: str, problem: Problem, source: Tensor) -> ModuleType:
+def choose(name: str, problem: Problem, source: Tensor) -> Backend:
     """The backend module for this problem; ``auto`` falls back with one log line, a named one
     raises BackendError.
     """
@@ -107,6 +131,7 @@ def choose(name: str, problem: Problem, source: Tensor) -> ModuleType:
         if reason := backend.unavailable() or backend.unsupported(problem, source):
             raise BackendError(f"backend {name!r} cannot run this decode: {reason}")
         return backend
+    # The fastest that takes it; one that should but cannot is worth a line.
     for candidate in ORDER[:-1]:
         backend = load(candidate)
         if not backend.unavailable() and not backend.unsupported(problem, source):
@@ -120,12 +145,14 @@ def conv3x3(name: str, padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """3x3 convolution for inference on the CPU, by a backend that has one for the case, else by
     ``eager``.
     """
+    # Imported here: backends are loaded when they are first needed.
+    from diinn_fast.backends import cpu, eager
+
     if name in ("auto", "cpu", "int8"):
-        out: Tensor | None = load("cpu").conv3x3(padded, weight, bias)
+        out = cpu.conv3x3(padded, weight, bias)
         if out is not None:
             return out
-    plain: Tensor = load("eager").conv3x3(padded, weight, bias)
-    return plain
+    return eager.conv3x3(padded, weight, bias)
 
 
 def table() -> Iterator[dict[str, str]]:

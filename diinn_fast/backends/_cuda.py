@@ -77,6 +77,7 @@ def describe(
     query = prepare(query_weights(weights), source.dtype)
     h, w = problem.lr
     height, width = problem.size
+    # The image, the part of it that the source covers, and the factors of the nearest map.
     decode = Decode()
     decode.alive = [source, *query]
     decode.batch, decode.grid_rows, decode.grid_columns = source.shape[:3]
@@ -85,11 +86,10 @@ def describe(
     decode.hr_h = height
     decode.hr_w = width
     decode.origin_y, decode.origin_x = problem.origin
-    decode.scale_y, decode.scale_x, decode.ratio = (
-        round_float32(h / height),
-        round_float32(w / width),
-        problem.ratio,
-    )
+    decode.scale_y = round_float32(h / height)
+    decode.scale_x = round_float32(w / width)
+    decode.ratio = problem.ratio
+    # The network.
     decode.layers = query.layers
     decode.channels = query.channels
     decode.operand = TYPES[source.dtype]
@@ -98,6 +98,7 @@ def describe(
     decode.source_image, decode.source_row, decode.source_column = source.stride()[:3]
     for name, value in query._asdict().items():
         setattr(decode, name, value.data_ptr())
+    # Points count as a window of one row.
     if problem.window is not None:
         decode.y0 = problem.window.y0
         decode.x0 = problem.window.x0
@@ -107,9 +108,11 @@ def describe(
         index = problem.index.contiguous()
         offset = problem.offset.detach().float().contiguous()
         decode.alive += [index, offset]
-        decode.index, decode.offset = index.data_ptr(), offset.data_ptr()
+        decode.index = index.data_ptr()
+        decode.offset = offset.data_ptr()
         decode.rows = 1
         decode.columns = index.shape[1]
+    # Any strides: what is written is as the caller laid it out.
     if out is not None:
         decode.alive.append(out)
         decode.out = out.data_ptr()
@@ -141,4 +144,5 @@ def aligned(tensor: Tensor) -> Tensor:
 def packed_bytes(decode: Decode) -> int:
     """Size of the work space that holds the weights as the kernels read them."""
     hidden = (decode.layers - 1) * (1 if decode.modulation else 2) * WIDTH * WIDTH
+    # The RGB layer is filled up to blocks of 8 rows.
     return int(2 * (hidden + (decode.channels + 7) // 8 * 8 * WIDTH))

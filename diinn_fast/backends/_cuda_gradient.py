@@ -62,6 +62,7 @@ class _Backward:
         sums = self.sums
         width = _cuda.WIDTH
         grad = slab.grad.contiguous()
+        # Only the inputs were saved.
         s, k, q = self._recompute(slab)
         both = self._chain(slab, s, k, product(grad, weights.last))
         add_product(sums.last, grad, q[-1])
@@ -69,6 +70,7 @@ class _Backward:
         # Of the products [K; Q] r, in modulation form Q r, of all layers at once.
         recurrent = both[1:, :, width:] if slab.problem.form == "modulation" else both[1:]
         add_product(sums.hidden, recurrent, q[:-1])
+        # Biases, and the first layer, whose input is the position.
         ds = both[..., width:].sum(1, dtype=torch.float32)
         if sums.hidden_bias is not None:
             sums.hidden_bias += ds[1:]
@@ -76,6 +78,7 @@ class _Backward:
             sums.position_bias += ds[0]
         if sums.position is not None:
             add_product(sums.position, both[0, :, width:].float(), slab.position)
+        # A window's content was added by the kernel; points come in any order.
         if sums.source is not None and slab.place.owners is None:
             rows = both[..., :width].transpose(0, 1).flatten(1).float()
             add_rows(sums.source[slab.images].flatten(0, 2), slab.pixel, rows)
@@ -87,6 +90,7 @@ class _Backward:
         s = source.new_empty(shape, dtype=torch.float32)
         k = source.new_empty(shape)
         q = source.new_empty(shape)
+        # The Hopper kernel keeps nothing: its registers are full.
         decode = _cuda.describe(slab.problem, source, self.weights, None)
         decode.kernel = _cuda.PORTABLE
         decode.kept_s = s.data_ptr()
@@ -111,6 +115,7 @@ class _Backward:
         gradient.kept_k = k.data_ptr()
         gradient.dq = dq.data_ptr()
         gradient.both = both.data_ptr()
+        # Without an address the kernel leaves the content's gradient out.
         owners = slab.place.owners
         if owners is not None and self.sums.source is not None:
             assert slab.problem.window is not None

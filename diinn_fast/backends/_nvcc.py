@@ -59,6 +59,7 @@ def flags() -> list[str]:
 
 def name(arch: str) -> str:
     """File name of the library for these sources and this architecture."""
+    # Other flags or sources make another library, so that none is ever stale.
     digest = hashlib.sha256(" ".join(flags()).encode())
     for path in sorted(sources().glob("*")):
         if path.suffix in (".h", ".cu"):
@@ -95,6 +96,7 @@ def compile_library(arch: str, folder: Path) -> Path:
     """
     path = folder / name(arch)
     try:
+        # Moved into place when it is complete: another process may look for it now.
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             partial = Path(scratch) / path.name

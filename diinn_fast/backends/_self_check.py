@@ -32,46 +32,58 @@ def compare_with_eager(
 
     Tolerances are relative to the norm: ``exact`` float32, float16 and TF32, bfloat16.
     """
-    draw = torch.Generator().manual_seed(0)
-
-    def like(tensor: Tensor, *shape: int) -> Tensor:
-        values = torch.rand(shape or tensor.shape, generator=draw) * 2 - 1
-        return (
-            values * 3**0.5 / values.shape[-1] ** 0.5 if values.ndim > 1 and not shape else values
-        ).to(tensor)
-
-    halo = 2 if problem.form == "direct" else 0
-    small = like(source, 1, LR[0] + halo, LR[1] + halo, source.shape[-1])
-    weights = [like(v) for v in weights]
-    query = query_weights(weights)
-    trial = replace(problem, lr=LR, origin=(0, 0), size=SIZE, chunk=0)
-    if problem.window is None:
-        count = SIZE[0] * SIZE[1]
-        index = torch.randint(LR[0] * LR[1], (1, count), generator=draw).to(source.device)
-        trial = replace(trial, index=index, offset=like(query.position_bias, 1, count, 2))
-    else:
-        trial = replace(trial, window=Window(0, SIZE[0], 0, SIZE[1]))
+    trial, small, weights, grad = _trial(problem, source, weights)
     tolerance = 1e-4 if exact else 5e-2 if source.dtype == torch.bfloat16 else 1e-2
     try:
         if backward is None:
             ours = [forward(trial, small, weights)]
             theirs = [eager.forward(trial, small, weights)]
         else:
-            grad = like(source, *trial.output_shape(1, query.channels))
             needs = [True] * (1 + len(weights))
             ours = backward(trial, grad, small, weights, needs)
             theirs = eager.backward(trial, grad, small, weights, needs)
-            tolerance *= (
-                10  # they differ by whole terms where rounding takes relu's argument across zero
-            )
-        for a, b in zip(ours, theirs, strict=True):
-            difference = float((a - b).double().norm())
-            length = float(b.double().norm())
-            if not difference <= tolerance * length:
-                return (
-                    "in their self-check they differ from plain PyTorch by "
-                    f"{difference / length:.1e}"
-                )
+            # Whole terms differ where rounding takes relu's argument across zero.
+            tolerance *= 10
+        apart = [_apart(a, b) for a, b in zip(ours, theirs, strict=True)]
+    # Whatever goes wrong in here would go wrong in the decode.
     except Exception as error:
         return f"their self-check failed: {error}"
-    return None
+    # NaN is not within any tolerance.
+    wrong = next((v for v in apart if not v <= tolerance), None)
+    if wrong is None:
+        return None
+    return f"in their self-check they differ from plain PyTorch by {wrong:.1e}"
+
+
+def _trial(
+    problem: Problem, source: Tensor, weights: Sequence[Tensor]
+) -> tuple[Problem, Tensor, list[Tensor], Tensor]:
+    """A tiny problem of the same kind, its source, its weights and a gradient of its output."""
+    draw = torch.Generator().manual_seed(0)
+
+    def values(like: Tensor, *shape: int) -> Tensor:
+        return (torch.rand(shape, generator=draw) * 2 - 1).to(like)
+
+    # Rows of unit length on average, so that the network neither dies nor explodes.
+    scaled = [
+        values(v, *v.shape) * (3 / v.shape[-1]) ** 0.5 if v.ndim > 1 else values(v, *v.shape)
+        for v in weights
+    ]
+    query = query_weights(scaled)
+    halo = 2 if problem.form == "direct" else 0
+    small = values(source, 1, LR[0] + halo, LR[1] + halo, source.shape[-1])
+    trial = replace(problem, lr=LR, origin=(0, 0), size=SIZE, chunk=0)
+    if problem.window is None:
+        count = SIZE[0] * SIZE[1]
+        index = torch.randint(LR[0] * LR[1], (1, count), generator=draw).to(source.device)
+        trial = replace(trial, index=index, offset=values(query.position_bias, 1, count, 2))
+    else:
+        trial = replace(trial, window=Window(0, SIZE[0], 0, SIZE[1]))
+    return trial, small, scaled, values(source, *trial.output_shape(1, query.channels))
+
+
+def _apart(ours: Tensor, theirs: Tensor) -> float:
+    """Their distance, relative to the norm; infinite or NaN where either is."""
+    difference = float((ours - theirs).double().norm())
+    length = float(theirs.double().norm())
+    return difference / length if length else difference

@@ -88,6 +88,7 @@ class Place:
             assert problem.offset is not None
             offset = problem.offset.detach().float().flatten(0, 1)
             return F.pad(offset, (0, 1), value=problem.ratio)
+        # Row by row, as the kernels write their slabs.
         y0, y1, x0, x1 = problem.window
         i, j = self._axes
         dy = local_offset(y0, y1, i, problem.lr[0], problem.size[0], torch.float32)
@@ -108,6 +109,7 @@ class Place:
             i, j = self._axes
             top, left = self.problem.origin
             pixel = ((i - top)[:, None] * columns + (j - left)).flatten()
+        # Each image's pixels come after those of the images before it.
         before = torch.arange(self.count, device=self.device) * (rows * columns)
         return (before[:, None] + pixel).flatten()
 
@@ -141,6 +143,7 @@ def slabs(problem: Problem, grad: Tensor, source: Tensor, most: int) -> Iterator
         shared = Place(part, min(together, len(grad)), grid, source)
         for start in range(0, len(grad), together):
             images = slice(start, min(start + together, len(grad)))
+            # A window lies alike in all images, points do not.
             own = part
             place = shared
             if part.index is not None and part.offset is not None:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diinn_fast.backends import eager
+from diinn_fast.backends import Backend, eager
 from diinn_fast.formulation import FORMULATIONS
 from diinn_fast.geometry import Window, local_offset, nearest_index
 from diinn_fast.problem import Problem, content_weights, query_weights
@@ -85,9 +85,8 @@ def int8_instruction_sets() -> dict[str, str]:
 def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
     if source.dtype == torch.bfloat16 and _takes_bf16(problem) and not _refuses_shape(weights):
         return _forward_bf16(problem, source, weights)
-    if (
-        source.dtype != torch.float32
-    ):  # 2.1 times faster than plain PyTorch's bfloat16, and more exact
+    # 2.1 times faster than plain PyTorch's bfloat16, and more exact.
+    if source.dtype != torch.float32:
         return forward(problem, source.float(), [v.float() for v in weights]).to(source.dtype)
     if reason := _refuses(problem, weights):
         result: Tensor = _fall_back(reason).forward(problem, source, weights)
@@ -153,6 +152,7 @@ def _sum_gradients(
             torch.zeros_like(v) if need else v.new_empty(0)
             for v, need in zip(inputs, needs, strict=True)
         ]
+    # The source's is added to, the weights' are written.
     gradients = [
         v.new_empty(0) if not need else v.new_zeros(v.shape) if n == 0 else v.new_empty(v.shape)
         for n, (v, need) in enumerate(zip(inputs, needs, strict=True))
@@ -175,6 +175,7 @@ def conv3x3(padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor | None:
     Every pixel is summed in the same order, however the image is cut. None where it does not apply:
     kernels not available, not float32, ``out`` not a multiple of 32.
     """
+    # Where the kernel does not apply, the caller takes the framework's convolution.
     tensors = (padded, weight, bias)
     if any(v.device.type != "cpu" or v.dtype != torch.float32 for v in tensors) or unavailable():
         return None
@@ -207,7 +208,7 @@ def _refuses_shape(weights: Sequence[Tensor]) -> str | None:
     return None
 
 
-def _fall_back(reason: str) -> ModuleType:
+def _fall_back(reason: str) -> Backend:
     log.debug("backend 'cpu' hands a decode to 'eager': %s", reason)
     return eager
 
@@ -216,10 +217,12 @@ def _arguments(
     problem: Problem, source: Tensor, weights: Sequence[Tensor]
 ) -> tuple[Any, list[Tensor]]:
     """The kernel's view of a decode, and the tensors that must live as long as it."""
+    # Addresses: the tensors must stay where they are until the kernel has run.
     source = source.detach().contiguous()
     matrices = [v.detach().contiguous() for v in weights]
     query = query_weights(matrices)
     content = content_weights(matrices)
+    # A window is located by its rows and columns, points one by one.
     rows, columns = problem.grid(source)
     if problem.window is not None:
         positions = _window_positions(problem, problem.window, rows, columns)
@@ -253,6 +256,7 @@ def _arguments(
 
 def _window_positions(problem: Problem, window: Window, rows: int, columns: int) -> list[Tensor]:
     """LR row and dy of each HR row, LR column and dx of each HR column."""
+    # One row and one column say all: a query's LR pixel is the pair of theirs.
     h, w = problem.lr
     height, width = problem.size
     i = nearest_index(window.y0, window.y1, h, height)
@@ -329,6 +333,7 @@ def _check_problem() -> tuple[Problem, Tensor, list[Tensor], Tensor]:
     def values(*shape: int) -> Tensor:
         return torch.rand(shape, generator=draw) * 2 - 1
 
+    # Small hidden weights: sine arguments of a few units, so that every branch matters.
     source = values(1, *lr, layers * width)
     grad = values(1, 3, *size)
     weights = [values(width, 3), values(width), values(layers - 1, 2 * width, width) / 4]
@@ -338,6 +343,7 @@ def _check_problem() -> tuple[Problem, Tensor, list[Tensor], Tensor]:
 
 
 def _compare_bf16_with_eager() -> str | None:
+    # Both from the same rounded numbers, so that only their sums are compared.
     problem, source, weights, grad = _check_problem()
     rounded = [v.bfloat16() for v in (source, *weights, grad)]
     needs = [True] * (1 + len(weights))

@@ -14,13 +14,20 @@ import os
 import threading
 from collections.abc import Sequence
 from functools import cache
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diinn_fast.backends import _cuda, _cuda_gradient, _nvcc, _self_check, eager, triton
+from diinn_fast.backends import (
+    Backend,
+    _cuda,
+    _cuda_gradient,
+    _nvcc,
+    _self_check,
+    eager,
+    triton,
+)
 from diinn_fast.errors import BackendError
 from diinn_fast.files import cache_folder
 from diinn_fast.problem import Problem, query_weights
@@ -128,11 +135,11 @@ def _launch(name: str, arguments: Any, source: Tensor, packed_bytes: int) -> Non
     """
     packed = torch.empty(packed_bytes, dtype=torch.uint8, device=source.device)
     arguments.packed = packed.data_ptr()
+    # The emulated machine has neither device nor stream.
     if source.is_cuda:
-        arguments.device, arguments.stream = (
-            source.device.index,
-            torch.cuda.current_stream(source.device).cuda_stream,
-        )
+        arguments.device = source.device.index
+        arguments.stream = torch.cuda.current_stream(source.device).cuda_stream
+    # The launcher copies its arguments: nothing needs to outlive this call but the tensors.
     message = ctypes.create_string_buffer(400)
     library = _library(_architecture(source))
     if getattr(library, name)(ctypes.byref(arguments), message, len(message)):
@@ -177,6 +184,7 @@ def interface(path: object) -> ctypes.CDLL:
     """A compiled library with its functions' types; its struct must be the one that ``_cuda``
     mirrors.
     """
+    # A struct of another size would be read beyond its end.
     library = ctypes.CDLL(str(path))
     launchers = {"diinn_forward": _cuda.Decode, "diinn_gradient": _cuda.Gradient}
     for (name, struct), size in zip(
@@ -189,15 +197,18 @@ def interface(path: object) -> ctypes.CDLL:
     return library
 
 
-def _fallback(problem: Problem, source: Tensor) -> ModuleType:
-    return eager if triton.unavailable() or triton.unsupported(problem, source) else triton
+def _fallback(problem: Problem, source: Tensor) -> Backend:
+    if triton.unavailable() or triton.unsupported(problem, source):
+        return eager
+    return triton
 
 
 def _other(
     problem: Problem, source: Tensor, weights: Sequence[Tensor], gradients: bool
-) -> ModuleType | None:
+) -> Backend | None:
     """The backend that must do it instead: said at debug level where the kernels do not apply,
     loudly where they are wrong."""
+    # What `unsupported`, which knows only the source, could not see.
     named = query_weights(weights)
     width = named.width
     layers = named.layers
@@ -216,6 +227,7 @@ def _distrusted(
     """Compare the kernels of this decode with eager on a tiny image, once per device and kernel:
     why it is refused.
     """
+    # One kernel for each of these.
     points = problem.window is None
     key = (
         str(source.device),
@@ -227,8 +239,9 @@ def _distrusted(
     )
     with torch.no_grad():
         if key not in _checked:
+            # Comparing would synchronise, which a CUDA graph cannot record.
             if source.is_cuda and torch.cuda.is_current_stream_capturing():
-                return None  # comparing would synchronise, which a CUDA graph cannot record
+                return None
             _checked[key] = compare_with_eager(problem, source, weights, gradients)
             if reason := _checked[key]:
                 log.warning("the CUDA kernels are not used on %s: %s", source.device, reason)

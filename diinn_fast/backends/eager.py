@@ -75,6 +75,7 @@ def _parts(problem: Problem, source: Tensor) -> Iterator[Part]:
     else:
         assert problem.index is not None
         total = problem.index.shape[1]
+    # Image after image; the last chunk repeats its last query until a product has enough rows.
     step = problem.chunk or CHUNK
     for image in range(source.shape[0]):
         for start in range(0, total, step):
@@ -122,6 +123,7 @@ class _Network:
         """RGB [n, channels] of a chunk, and what its backward needs if ``keep``."""
         width = self.width
         kept: dict[str, list[Tensor]] = {"s": [], "k": [], "q": [], "x": [], "p": []}
+        # What depends on the LR pixel alone, and the input of layer 0.
         c, p, extra = self.content(part)
         if keep:
             kept["x"] = extra
@@ -131,6 +133,8 @@ class _Network:
         )
         q = k = s  # replaced in the first layer
         for n in range(self.layers):
+            # The sine argument, and the modulation's argument: content, and what the layer below
+            # adds to it.
             own = c[:, n * width : (n + 1) * width].to(self.work)
             if n > 0:
                 if self.interactive or not self.wide:
@@ -156,10 +160,12 @@ class _Network:
         direct = self.direct
         if direct is None:
             return self.source[part.image].flatten(0, 1)[part.pixel], part.position, []
-        taps = self.source[part.image].unfold(0, 3, 1).unfold(1, 3, 1)  # [h, w, C, 3, 3], a view
+        # [h, w, C, 3, 3], a view.
+        taps = self.source[part.image].unfold(0, 3, 1).unfold(1, 3, 1)
         columns = taps.shape[1]
         x = taps[part.pixel // columns, part.pixel % columns].flatten(1)  # [n, 9C]
         p = part.position
+        # With init_q, the sine layer's output takes the position's place and scales x.
         modulated = x
         if direct.first is not None:
             p = torch.sin(self.first_argument(direct, p))
@@ -179,6 +185,7 @@ class _Network:
         """Add a chunk's gradients to ``sums``, given that of its output [n, channels] (surplus rows
         zero).
         """
+        # Only the inputs were saved: s, k and q of all layers once more.
         width = self.width
         _, kept = self.run(part, keep=True)
         _add_product(sums.last, grad, kept["q"][-1])
@@ -189,6 +196,7 @@ class _Network:
         for n in reversed(range(self.layers)):
             s = kept["s"][n]
             k = kept["k"][n]
+            # Of q = k sin(s), and of k = relu(a) where k is not the source itself.
             ds = dq * k * torch.cos(s)
             dk = dq * torch.sin(s) + dk_next
             if self.wide:
@@ -196,6 +204,7 @@ class _Network:
             dc[:, n * width : (n + 1) * width] = dk
             if n == 0:
                 break
+            # The weights' gradients, and on to the layer below.
             weight = self.query.hidden[n - 1]
             q = kept["q"][n - 1]
             grad_weight = entry(sums.hidden, n - 1)
@@ -228,6 +237,7 @@ class _Network:
             if sums.source is not None:
                 add_rows(sums.source[part.image].flatten(0, 1), part.pixel, dc)
             return
+        # The direct form: content weights, then the features of each query's neighbourhood.
         features, modulated = x
         _add_sum(sums.content_bias, dc)
         dc = dc[:, : len(direct.content)]
@@ -242,6 +252,7 @@ class _Network:
             _add_product(sums.first, dp * cosine, part.position)
             _add_sum(sums.first_bias, dp * cosine)
         if sums.source is not None:
+            # Tap by tap; in one of them each feature has its queries alone.
             padded = sums.source[part.image]  # [h+2, w+2, C]
             columns = padded.shape[1] - 2
             top_left = part.pixel // columns * (columns + 2) + part.pixel % columns
@@ -274,9 +285,8 @@ def backward(
     network = _Network(problem, source, weights)
     inputs = [source, *weights]
     sums = Gradients.zeros(inputs, needs, network.work)
-    flat = (
-        grad.flatten(2).transpose(1, 2) if problem.window is not None else grad
-    )  # [B, N, channels]
+    # [B, N, channels]
+    flat = grad.flatten(2).transpose(1, 2) if problem.window is not None else grad
     for part in _parts(problem, source):
         rows = flat[part.image, part.start : part.stop].to(network.work)
         network.back(part, F.pad(rows, (0, 0, 0, len(part.pixel) - len(rows))), sums)
@@ -288,12 +298,9 @@ def conv3x3(padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     product.
     """
     channels = padded.shape[-1]
-    taps = (
-        padded.unfold(1, 3, 1).unfold(2, 3, 1).permute(0, 1, 2, 4, 5, 3)
-    )  # [B, h, w, 3, 3, C], a view
-    tap_major = (
-        weight.view(-1, channels, 9).transpose(1, 2).flatten(1)
-    )  # so that gathering copies runs of C features
+    # [B, h, w, 3, 3, C], a view; tap-major, so that gathering copies runs of C features.
+    taps = padded.unfold(1, 3, 1).unfold(2, 3, 1).permute(0, 1, 2, 4, 5, 3)
+    tap_major = weight.view(-1, channels, 9).transpose(1, 2).flatten(1)
     return linear(taps.flatten(3), tap_major) + bias
 
 

@@ -89,6 +89,7 @@ def backward(
 
 def _decode(name: str, problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """By the kernels of one instruction set, in the dtype of ``source``."""
+    # The kernel rounds the hidden products' operands itself; all else is float32.
     exact = source.float()
     channels = query_weights(weights).channels
     out = exact.new_empty(problem.output_shape(source.shape[0], channels))
@@ -111,6 +112,7 @@ def _compare(name: str) -> str | None:
     """Why these kernels do not give the portable ones' bits, or the values of ``eager``; or
     None.
     """
+    # Integer sums are exact: any difference from the portable kernels is a fault.
     problem, source, weights, _ = cpu._check_problem()
     try:
         ours = _decode(name, problem, source, weights)

@@ -117,6 +117,7 @@ def _refused(problem: Problem, source: Tensor, weights: Sequence[Tensor], gradie
     """Whether eager must do it: said at debug level where the kernels do not apply, loudly where
     they are wrong.
     """
+    # What `unsupported`, which knows only the source, could not see.
     named = query_weights(weights)
     width = named.width
     if width % WIDTH_UNIT or named.layers > MOST_LAYERS:
@@ -134,6 +135,7 @@ def _distrusted(
     kernel (milliseconds, as they must be compiled anyway): None, or why they are refused."""
     from diinn_fast.kernels.launch import allows_tf32
 
+    # One kernel for each of these.
     points = problem.window is None
     tf32 = source.dtype == torch.float32 and allows_tf32()
     shapes = (v.shape for v in weights)
@@ -149,8 +151,9 @@ def _distrusted(
     )
     with _check_lock:
         if key not in _checked:
+            # Comparing would synchronise, which a CUDA graph cannot record.
             if torch.cuda.is_current_stream_capturing():
-                return None  # comparing would synchronise, which a CUDA graph cannot record
+                return None
             _checked[key] = compare_with_eager(problem, source, weights, gradients)
             if reason := _checked[key]:
                 log.warning(
