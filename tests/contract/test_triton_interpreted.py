@@ -126,7 +126,7 @@ def _sine_and_cosine(x: torch.Tensor, fast: bool) -> tuple[torch.Tensor, torch.T
 def test_self_check_passes_and_finds_a_wrong_kernel(
     form: str, mode: int, dtype: torch.dtype
 ) -> None:
-    window = operands(form, mode, width=32, dtype=dtype, small=True)
+    window = operands(form, mode, width=32, layers=2, dtype=dtype, small=True)
     for problem in (window, window.at_points(5)):
         arguments = (problem.problem, problem.source.contiguous(), problem.weights)
         assert interpreter.call(_reasons, *arguments) == [None, None]

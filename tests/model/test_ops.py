@@ -51,8 +51,8 @@ def test_opcheck(mode: int, init_q: bool, points: Any) -> None:
 
 @pytest.mark.parametrize(("mode", "init_q"), [(1, False), (3, False), (3, True), (4, False)])
 def test_compile_fullgraph(mode: int, init_q: bool) -> None:
-    decoder = make_decoder(mode, init_q)
-    features = torch.randn(1, 64, 4, 5, requires_grad=True)
+    decoder = make_decoder(mode, init_q, width=32, channels=8)
+    features = torch.randn(1, 8, 4, 5, requires_grad=True)
     compiled = torch.compile(decoder, fullgraph=True, backend="aot_eager")
     got = compiled(features, (9, 11))
     want = decoder(features, (9, 11))
