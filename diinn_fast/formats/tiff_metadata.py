@@ -19,6 +19,7 @@ from diinn_fast.metadata.exif import (
     X_RESOLUTION,
     Y_RESOLUTION,
 )
+from diinn_fast.metadata.fit import MAKER_NOTE
 from diinn_fast.metadata.resolution import CENTIMETRE, INCH, METRE, UNKNOWN, exif_resolution
 from diinn_fast.metadata.tags import Directories, Packer, ascii_tag
 from diinn_fast.version import __version__
@@ -56,9 +57,12 @@ def metadata_of_page(tiff: Any, page: Any) -> Metadata:
     exif = exif.without_main({SOFTWARE})
     if software:
         exif = exif.with_main(ascii_tag(SOFTWARE, software))
+    lost = [MAKER_NOTE] if exif.has_note else []
+    exif = exif.without_note()
     geo = geotiff.GEO_TAGS | geotiff.GDAL_TAGS
     names = {_PHOTOSHOP: "Photoshop data", **dict.fromkeys(_IMAGEJ, "ImageJ's overlays and notes")}
     said = geo | _SCALING | {_XMP, _IPTC}
+    unknown = [names.get(code, f"tag {code}") for code in sorted(left_out - said)]
     return Metadata(
         icc=page.iccprofile or None,
         resolution=exif_resolution(found),
@@ -68,9 +72,7 @@ def metadata_of_page(tiff: Any, page: Any) -> Metadata:
         geo=tuple(tag for code, tag in tags.items() if code in geo),
         ome=description if ome else None,
         imagej=description if imagej else None,
-        lost=tuple(
-            dict.fromkeys(names.get(code, f"tag {code}") for code in sorted(left_out - said))
-        ),
+        lost=tuple(dict.fromkeys(lost + unknown)),
     )
 
 

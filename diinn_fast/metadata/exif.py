@@ -154,6 +154,16 @@ class Exif:
         left = frozenset(codes)
         return replace(self, main=tuple(tag for tag in self.main if tag.code not in left))
 
+    @property
+    def has_note(self) -> bool:
+        """Whether there is a maker note."""
+        return any(tag.code == MAKER_NOTE for tag in self.details)
+
+    def without_note(self) -> Exif:
+        """Without the maker note, whose meaning depends on its place."""
+        details = tuple(tag for tag in self.details if tag.code != MAKER_NOTE)
+        return replace(self, details=details, note_at=0)
+
     def short(self, code: int, value: int) -> Tag:
         """A tag of one small number."""
         return Tag(code, SHORT, 1, struct.pack(self.order + "H", value))

@@ -39,6 +39,8 @@ _KEYWORDS = {
 }
 """PNG's keywords that EXIF has tags for."""
 
+MAKER_NOTE = "the maker note"
+
 _HDR = ("cICP", "mDCV", "cLLI")
 
 _UNIT_NUMBERS = {UNKNOWN: 1, INCH: 2, CENTIMETRE: 3}
@@ -51,6 +53,10 @@ def fitted(metadata: Metadata, holds: Holds, channels: int) -> tuple[Metadata, l
     metadata = _fitted_colour(metadata, holds, channels, lost)
     metadata = _fitted_size(metadata, holds)
     metadata = _fitted_words(metadata, holds)
+    exif = metadata.exif
+    if exif is not None and exif.has_note and holds("exif", exif) and not holds("note", exif):
+        metadata = replace(metadata, exif=exif.without_note())
+        lost.append(MAKER_NOTE)
     kept = {}
     for name, value in metadata.entries():
         if holds(name, value):

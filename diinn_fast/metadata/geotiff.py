@@ -31,6 +31,11 @@ _POINT = 2
 _STATISTICS = re.compile(rb'\s*<Item\b[^>]*\bname="STATISTICS_[^>]*>.*?</Item>', re.DOTALL)
 
 
+def has_statistics(tags: tuple[Tag, ...]) -> bool:
+    """Whether GDAL's metadata tells minimum, mean and the like of the samples."""
+    return any(tag.code == GDAL_METADATA and _STATISTICS.search(tag.data) for tag in tags)
+
+
 def rescaled(tags: tuple[Tag, ...], scaling: Scaling) -> tuple[Tag, ...]:
     """Little-endian tags of the same ground under another grid of pixels."""
     # With "pixel is point", coordinates are of the centres of pixels.

@@ -121,6 +121,7 @@ class Metadata:
         if old == new:
             return self
         scaling = Scaling(old, new)
+        lost = ("GDAL's statistics",) if geotiff.has_statistics(self.geo) else ()
         return replace(
             self,
             resolution=_if(self.resolution, lambda r: r.rescaled(scaling)),
@@ -129,6 +130,7 @@ class Metadata:
             geo=geotiff.rescaled(self.geo, scaling),
             ome=_if(self.ome, lambda text: microscopy.ome_rescaled(text, scaling)),
             space=_if(self.space, lambda s: s.rescaled(scaling)),
+            lost=self.lost + lost,
         )
 
     def colours_alone(self) -> Metadata:

@@ -341,6 +341,23 @@ def test_a_maker_note_keeps_its_place_and_order(order: str) -> None:
     assert Exif.parse(block.tobytes()) == block
 
 
+def test_a_maker_note_in_a_tiff_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    PICTURE.save(tmp_path / "x.jpg", exif=exif_block())
+    enlarge(tmp_path / "x.jpg", tmp_path / "y.tif", by_pieces=False)
+    assert "maker note" in caplog.text
+    assert NOTE not in (tmp_path / "y.tif").read_bytes()
+
+
+def test_statistics_of_the_samples_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = '<GDALMetadata><Item name="ACQ">1</Item><Item name="STATISTICS_MEAN">7</Item>'
+    tif(tmp_path / "x.tif", [(42112, 2, 1, text + "</GDALMetadata>", True)])
+    enlarge(tmp_path / "x.tif", tmp_path / "y.tif", by_pieces=False)
+    assert "statistics" in caplog.text
+    with tifffile.TiffFile(tmp_path / "y.tif") as tiff:
+        kept = tiff.pages.first.tags[42112].value
+    assert "ACQ" in kept and "STATISTICS" not in kept
+
+
 def test_resolution_grows_with_the_pixels_in_its_own_unit(tmp_path: Path) -> None:
     tif(tmp_path / "x.tif", [], resolution=(1000.0, 500.0), resolutionunit="CENTIMETER")
     enlarge(tmp_path / "x.tif", tmp_path / "y.tif", by_pieces=True)
