@@ -11,6 +11,8 @@ import os
 import re
 import secrets
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,7 +28,8 @@ def atomic_file(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Bi
     """Binary file that takes the name `path` when the block ends well, and vanishes otherwise.
 
     The bytes go to a temporary file in the same folder, reach the disk (fsync) and only then take
-    the name, so that a full disk, an exception, Ctrl-C or a power cut leaves the old file intact.
+    the name, so that a full disk, an exception, a signal or a power cut leaves the old file
+    intact.
 
     Raises:
         FileExistsError: `path` exists and `overwrite` is False, also if it appeared meanwhile.
@@ -34,15 +37,39 @@ def atomic_file(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Bi
     """
     target = Path(os.path.realpath(path))  # writes through a symbolic link instead of replacing it
     partial = target.with_name(f".diinn-{secrets.token_hex(8)}.part")
+    with interruptible():
+        try:
+            with open(partial, "x+b") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            publish(partial, target, overwrite)
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Within the block, SIGTERM and SIGHUP come as KeyboardInterrupt, so that it is left in order.
+
+    Only in the main thread, and only where nobody else handles the signal.
+    """
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):  # Windows has one of them
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, stop)
     try:
-        with open(partial, "x+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        publish(partial, target, overwrite)
+        yield
     finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def publish(partial: Path, target: Path, overwrite: bool) -> None:

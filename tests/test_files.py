@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,36 @@ def test_an_existing_file_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
         file.write(b"new")
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+WRITES = """
+import runpy, sys, time
+atomic_file = runpy.run_path(sys.argv[1])["atomic_file"]
+with atomic_file(sys.argv[2], overwrite=True) as file:
+    file.write(b"half")
+    print("begun", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_leaves_nothing(tmp_path: Path, name: str) -> None:
+    command = [sys.executable, "-c", WRITES, files.__file__, str(tmp_path / "file")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"begun\n"
+        assert list(tmp_path.iterdir())
+        process.send_signal(getattr(signal, name))
+        assert process.wait(30) != 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_handler_of_the_program_stays(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGTERM, handler := lambda *_: None)
+    try:
+        with atomic_file(tmp_path / "file", overwrite=False):
+            assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_full_disk_is_an_error_of_the_system_and_leaves_nothing(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ it in the end.
 from __future__ import annotations
 
 import os
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -175,15 +176,19 @@ class SampleSink(ABC):
 
     def _make_final(self, progress: Progress | None) -> None:
         self._taken.unlink(missing_ok=True)
-        self.final.unlink(missing_ok=True)  # never a file that bears the output's name already
+        for left in self.part.glob("final*"):  # of a process that was killed
+            left.unlink(missing_ok=True)
+        # A name of its own: no other process writes to it, where locks do not work either.
+        made = self.part / f"final-{secrets.token_hex(8)}"
         try:
-            with open(self.final, "x+b") as file:
+            with open(made, "x+b") as file:
                 self.encode(file, self._opened(), progress)
                 file.flush()
                 os.fsync(file.fileno())
+            os.replace(made, self.final)
         except BaseException:
             with suppress(OSError):
-                self.final.unlink(missing_ok=True)  # a full disk gets its space back
+                made.unlink(missing_ok=True)  # a full disk gets its space back
             raise
 
     @abstractmethod

@@ -8,10 +8,13 @@ Sources: Zarr v3 core specification; OME-Zarr 0.5 specification (ngff.openmicros
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import threading
+import zlib
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from itertools import product
@@ -29,6 +32,7 @@ from diinn_fast.formats.sinks import SinkTarget, system_errors
 from diinn_fast.metadata import Space, as_json
 
 CHUNK = 512
+_BLOCK = 2**20
 _SMALLEST_LEVEL = 256
 _CHANNELS = {
     1: ["grey"],
@@ -113,8 +117,10 @@ class ZarrSink:
             zarr = import_zarr(self.path)
             self._make_levels(zarr, progress)
             node = zarr.open(store=str(self.store), mode="r+")
-            node.attrs["diinn_fast"] = self._state(complete=True)
-            for file in self.store.rglob("*"):
+            files = sorted(self.store.rglob("*"))
+            checksums = {"files": digest(self.store, files)}
+            node.attrs["diinn_fast"] = self._state(complete=True) | checksums
+            for file in files:
                 if file.suffix == ".partial":  # of a chunk that a killed process was writing
                     file.unlink()
                 elif file.is_dir():
@@ -191,6 +197,8 @@ class ZarrSink:
 
     def _published(self) -> bool:
         state = zarr_attributes(self.target).get("diinn_fast", {})
+        if not isinstance(state, dict) or state.pop("files", None) != digest(self.target):
+            return False
         return bool(state == self._state(complete=True))
 
     def _publish(self) -> None:
@@ -365,7 +373,26 @@ def zarr_job(store: Path) -> str | None:
     state = zarr_attributes(store).get("diinn_fast")
     if not isinstance(state, dict) or not state.get("complete"):
         return None
+    if state.get("files") != digest(store):
+        return None
     return str(state.get("job") or "") or None
+
+
+def digest(store: Path, files: Iterable[Path] | None = None) -> str:
+    """Of the names and contents of all files but the root's metadata, which keeps it: a chunk that
+    is lost would be read as zeros. ``files``: all of them, sorted.
+    """
+    found = hashlib.sha256()
+    for file in sorted(store.rglob("*")) if files is None else files:
+        name = file.relative_to(store).as_posix()
+        if name == "zarr.json" or file.suffix == ".partial" or not file.is_file():
+            continue
+        checksum = 0
+        with open(file, "rb") as opened:
+            while block := opened.read(_BLOCK):
+                checksum = zlib.crc32(block, checksum)
+        found.update(f"{name} {file.stat().st_size} {checksum}\n".encode())
+    return found.hexdigest()
 
 
 def zarr_size(layout: Layout, *, multiscale: bool, compress: bool) -> int:

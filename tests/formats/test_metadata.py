@@ -348,7 +348,9 @@ def test_a_maker_note_in_a_tiff_is_named(tmp_path: Path, caplog: pytest.LogCaptu
     assert NOTE not in (tmp_path / "y.tif").read_bytes()
 
 
-def test_statistics_of_the_samples_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_statistics_of_the_samples_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     text = '<GDALMetadata><Item name="ACQ">1</Item><Item name="STATISTICS_MEAN">7</Item>'
     tif(tmp_path / "x.tif", [(42112, 2, 1, text + "</GDALMetadata>", True)])
     enlarge(tmp_path / "x.tif", tmp_path / "y.tif", by_pieces=False)

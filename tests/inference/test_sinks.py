@@ -775,3 +775,18 @@ def test_an_unfinished_store_says_so(tmp_path: Path) -> None:
     refused(lambda: open_source(part / "final"), "not complete")
     shutil.move(part / "final", path)
     assert read_job(path) is None
+
+
+@pytest.mark.parametrize("name", ["x.zarr", "x.ome.zarr"])
+def test_a_store_that_lost_or_changed_a_chunk_is_not_complete(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    save(path, picture(3, "uint8", 40, 30), job="0123abcd")
+    assert read_job(path) == "0123abcd"
+    chunk = next(file for file in path.rglob("*") if file.is_file() and file.name != "zarr.json")
+    whole = chunk.read_bytes()
+    chunk.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert read_job(path) is None
+    chunk.unlink()
+    assert read_job(path) is None
+    chunk.write_bytes(whole)
+    assert read_job(path) == "0123abcd"

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import logging
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from diinn_fast.errors import ImageError, UnfinishedError, UpscaleError
+from diinn_fast.files import interruptible
 from diinn_fast.formats.sinks import system_errors
 from diinn_fast.inference.memory import size_text
 from diinn_fast.inference.plan import Plan
@@ -45,7 +44,7 @@ def run(
             warn_of_scale(spec.picture, spec.hr, spec.engine.model.trained_scales)
             warn_of_aspect(spec.picture, spec.hr, spec.target)
             warn_of_lost(spec.out, spec.lost)
-        with _interruptible(), _kept_on_errors(part), system_errors(spec.out, part.folder):
+        with interruptible(), _kept_on_errors(part), system_errors(spec.out, part.folder):
             _work(spec, part, state, group, overwrite, progress if group.rank == 0 else False)
         return True
     finally:
@@ -228,22 +227,3 @@ def _kept_on_errors(part: PartialOutput) -> Iterator[None]:
         raise UnfinishedError(
             said if "resume" in said else f"{said.rstrip('.')}; {kept}"
         ) from error
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM, by which torchrun ends the others when one process has died, as
-    KeyboardInterrupt.
-    """
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
