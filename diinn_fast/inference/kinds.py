@@ -24,7 +24,7 @@ from diinn_fast.formats.read import CONTENTS
 from diinn_fast.metadata import KEEP, Metadata, chosen, warn_of_lost
 
 KINDS = (
-    "a path, bytes or an open file, an Image, a PIL image, an array [h, w] or [h, w, 3 or 4], or a "
+    "a path, bytes or an open file, an Image, a PIL image, an array [h, w] or [h, w, 1 to 4], or a "
     "float tensor [3, h, w] or [B, 3, h, w]"
 )
 
@@ -77,6 +77,7 @@ def _request(image: Any, metadata: str) -> Request:
     if isinstance(image, Tensor):
         return _from_tensor(image)
     if isinstance(image, np.ndarray):
+        check_plain(image)
         return _from_array(image)
     raise UpscaleError(f"an upscale needs {KINDS}, not {type(image).__name__}")
 
@@ -146,11 +147,19 @@ def _metadata(picture: PIL.Image.Image) -> Metadata:
 
 
 def _from_array(array: np.ndarray) -> Request:
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        raise UpscaleError(
-            f"arrays must be [h, w], [h, w, 3] or [h, w, 4], got {list(array.shape)}"
-        )
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)):
+        raise UpscaleError(f"arrays must be [h, w] or [h, w, 1 to 4], got {list(array.shape)}")
     return _from_samples(array)
+
+
+def check_plain(array: np.ndarray) -> None:
+    """UpscaleError for arrays that mean more than their samples, and would be taken for less."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise UpscaleError(
+            "a masked array has values that are none: fill them, with array.filled(...)"
+        )
+    if isinstance(array, np.matrix):
+        raise UpscaleError("a matrix keeps two axes whatever is done: give np.asarray(matrix)")
 
 
 def _from_samples(samples: np.ndarray) -> Request:
@@ -175,7 +184,7 @@ def _from_samples(samples: np.ndarray) -> Request:
     def finish(outputs: list[Tensor]) -> np.ndarray:
         (planes,) = outputs
         result = planes.permute(1, 2, 0).contiguous().numpy()
-        return (result[..., 0] if count == 1 else result).astype(samples.dtype, copy=False)
+        return (result[..., 0] if samples.ndim == 2 else result).astype(samples.dtype, copy=False)
 
     integer = torch.uint8 if samples.dtype.itemsize == 1 else torch.uint16
     return Request([image], torch.float32 if floats else integer, finish, top)

@@ -88,7 +88,7 @@ class Upscaler(Engine):
         `Image`).
 
         Args:
-            image: a path; an `Image`; a PIL image; an array [h, w], [h, w, 3] or [h, w, 4]
+            image: a path; an `Image`; a PIL image; an array [h, w] or [h, w, 1 to 4]
                 of uint8, uint16 or float in [0, 1]; a float tensor [3, h, w] or [B, 3, h, w] in
                 [0, 1].
             metadata: "keep", or "none": only profiles and what else tells what pixels mean.

@@ -26,6 +26,7 @@ from diinn_fast.errors import ImageError, UpscaleError
 from diinn_fast.formats import Image, read_image, write_image
 from diinn_fast.inference import Upscaler, load_weights, memory, target_size
 from diinn_fast.inference import upscale as run_upscale
+from diinn_fast.inference.sources import open_source
 from diinn_fast.model import bundled_names
 from tests.helpers.known_models import nearest_model, random_model, save
 from tests.helpers.pictures import said
@@ -494,7 +495,7 @@ def refused(action: Callable[[], Any], *words: str, error: type[Exception] = Ups
         (torch.rand(4, 4), "[3, h, w]"),
         (torch.rand(4, 4, 4), "[3, h, w]"),
         (torch.rand(0, 3, 4, 4), "[B, 3, h, w]"),
-        (np.zeros((4, 4, 2)), "[h, w, 3]"),
+        (np.zeros((4, 4, 5)), "1 to 4"),
         (np.zeros((4, 4, 3), np.int32), "int32"),
         (np.zeros((0, 4, 3), np.uint8), "4x0"),
         (PIL.Image.new("CMYK", (4, 4)), "CMYK"),
@@ -551,3 +552,17 @@ def test_unknown_precision_is_refused() -> None:
 def test_mode_4_needs_two_pixels() -> None:
     upscaler = Upscaler(random_model(4), device="cpu")
     refused(lambda: upscaler(noise(1, 4), size=(1, 8)), "mode 4")
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_arrays_keep_their_axes(nearest: Upscaler, channels: int) -> None:
+    samples = noise(5, 7, channels)
+    assert nearest(samples.reshape(5, 7, channels), scale=2).shape == (10, 14, channels)
+
+
+@pytest.mark.parametrize("kind", [np.ma.masked_equal, lambda array, _: np.asmatrix(array)])
+def test_arrays_that_are_more_than_samples_are_refused(nearest: Upscaler, kind: Any) -> None:
+    array = kind(noise(5, 7), 0)
+    for action in (lambda: nearest(array, scale=2), lambda: open_source(array)):
+        with pytest.raises(UpscaleError, match=r"filled|np\.asarray"):
+            action()

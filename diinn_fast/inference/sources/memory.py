@@ -12,7 +12,7 @@ from diinn_fast.errors import ImageError
 from diinn_fast.formats.image import Image
 from diinn_fast.formats.sample_range import FULL
 from diinn_fast.formats.sources import ArraySource, check_array, check_inside
-from diinn_fast.inference.kinds import as_request
+from diinn_fast.inference.kinds import as_request, check_plain
 
 
 class ImageSource:
@@ -51,6 +51,7 @@ def memory_source(picture: Any, *, any_range: bool = False) -> ArraySource | Ima
     none.
     """
     if isinstance(picture, np.ndarray) and picture.dtype.kind == "u":
+        check_plain(picture)
         check_array("the picture", picture.shape, picture.dtype)
         return ArraySource(np.atleast_3d(picture), digest(picture))
     request = as_request(picture, any_range=any_range)
