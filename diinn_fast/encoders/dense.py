@@ -37,9 +37,10 @@ class Fusion(NamedTuple):
 
 
 def supported(x: Tensor) -> bool:
-    """Whether `dense_block` takes ``x``: in full precision on the CPU, and not to be compiled."""
+    """Whether `dense_block` takes ``x``: in full precision on the CPU, not compiled or traced."""
     return (
-        x.device.type == "cpu"
+        not torch.jit.is_tracing()  # first: a trace records what is asked of x
+        and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
         and x.numel() > 0
         and not torch.is_autocast_enabled("cpu")

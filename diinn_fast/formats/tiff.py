@@ -116,7 +116,7 @@ class TiffReader(PillowReader):
 
 
 class Tiff(PillowFormat):
-    """Written without loss, tiled when large; the fingerprint of the job is the description."""
+    """Written without loss, tiled when large; the fingerprint of the job stands in Software."""
 
     key = "tiff"
     name = "TIFF"
@@ -191,7 +191,7 @@ class Tiff(PillowFormat):
 
 
 class TiffSink(SampleSink):
-    """Software and the fingerprint of the job stand in the tags Software and ImageDescription."""
+    """Our name and the fingerprint of the job stand in the tag Software."""
 
     def encode(self, file: BinaryIO, samples: SampleFile, progress: Progress | None) -> None:
         with ExitStack() as stack:

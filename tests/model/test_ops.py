@@ -188,7 +188,6 @@ def fake_backend(unavailable: Any = None, unsupported: Any = None) -> Any:
     return SimpleNamespace(
         unavailable=lambda: unavailable,
         unsupported=lambda problem, source: unsupported,
-        conv3x3=lambda *tensors: None,
         DEVICES=("cpu",),
     )
 
@@ -219,7 +218,8 @@ def test_auto_falls_back_silently_where_a_backend_does_not_apply(
     decoder = make_decoder(3)
     features = torch.randn(1, 64, 2, 2)
     with torch.no_grad():
-        assert torch.equal(
+        # auto's projection is still the CPU's, which sums in another order
+        torch.testing.assert_close(
             decoder(features, (4, 4), backend="auto"), decoder(features, (4, 4), backend="eager")
         )
         with pytest.raises(BackendError, match="float64"):
