@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from diinn_fast.model import bundled_names
+
 ROOT = Path(__file__).resolve().parents[2]
 MADE = (".git", ".venv", "build", "dist", "*.so", "*.egg-info", "__pycache__", ".*_cache", "demo")
 
@@ -61,7 +63,8 @@ def test_a_wheel_from_the_source_distribution_lacks_nothing(unpacked: Path, tmp_
     modules = {f"diinn_fast/{name}" for name in sources(ROOT / "diinn_fast", "**/*.py")}
     triton = {f"diinn_fast/kernels/{name}" for name in sources(ROOT / "kernels", "*.py")}
     cuda = {f"diinn_fast/_cuda/{name}" for name in sources(ROOT / "csrc/cuda", "*.h", "*.cu")}
-    data = {"diinn_fast/py.typed", "diinn_fast/weights/edsr-baseline-mode3/model.safetensors"}
+    models = {f"diinn_fast/weights/{name}/model.safetensors" for name in bundled_names()}
+    data = {"diinn_fast/py.typed", *models}
     assert modules | triton | cuda | data <= names
     # the checkout's stand-in, which points at a folder beside the package, must not be shipped
     assert kernels == (ROOT / "kernels/__init__.py").read_bytes()
