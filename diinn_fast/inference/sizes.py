@@ -53,19 +53,7 @@ def target_size(
     if sum(choice is not None for choice in (scale, size, long_side, sides)) > 1:
         raise UpscaleError("give only one of scale, size, long side, and width or height")
     try:
-        if long_side is not None:
-            hr = _keeping_aspect(lr, 0 if lr[0] >= lr[1] else 1, operator.index(long_side))
-        elif sides is not None and None in sides:
-            axis = 0 if width is None else 1
-            hr = _keeping_aspect(lr, axis, operator.index(sides[axis]))  # type: ignore[arg-type]
-        elif size is not None or sides is not None:
-            rows, columns = (operator.index(n) for n in size or sides)  # type: ignore
-            hr = rows, columns
-        else:
-            wanted: Any = DEFAULT_SCALE if scale is None else scale
-            hr = size_for_scale(
-                (lr[0], lr[1]), float(wanted) if isinstance(wanted, numbers.Real) else tuple(wanted)
-            )
+        hr = _chosen_size(lr, scale, size, long_side, sides)
     except OverflowError:
         raise UpscaleError(f"scale {scale} is too large") from None
     except (TypeError, ValueError):
@@ -76,6 +64,24 @@ def target_size(
             f"{MAX_LENGTH}"
         )
     return hr
+
+
+def _chosen_size(
+    lr: Sequence[int], scale: Any, size: Any, long_side: Any, sides: Any
+) -> tuple[int, int]:
+    """Of at most one choice, before its limits are checked."""
+    if long_side is not None:
+        return _keeping_aspect(lr, 0 if lr[0] >= lr[1] else 1, operator.index(long_side))
+    if sides is not None and None in sides:
+        axis = 0 if sides[0] is not None else 1
+        return _keeping_aspect(lr, axis, operator.index(sides[axis]))
+    exact = sides if size is None else size
+    if exact is not None:
+        rows, columns = (operator.index(n) for n in exact)
+        return rows, columns
+    wanted: Any = DEFAULT_SCALE if scale is None else scale
+    factor = float(wanted) if isinstance(wanted, numbers.Real) else tuple(wanted)
+    return size_for_scale((lr[0], lr[1]), factor)
 
 
 def _keeping_aspect(lr: Sequence[int], axis: int, length: int) -> tuple[int, int]:

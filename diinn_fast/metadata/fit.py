@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from diinn_fast.errors import UpscaleError
 from diinn_fast.metadata import exif as tags
@@ -108,11 +108,7 @@ def _fitted_size(metadata: Metadata, holds: Holds) -> Metadata:
     stored = metadata.resolution
     if stored is not None:
         stored = resolution(stored.horizontal, stored.vertical, stored.unit)
-    known = stored
-    if metadata.ome is not None:
-        known = ome_resolution(metadata.ome) or known
-    if metadata.imagej is not None:
-        known = imagej_resolution(metadata.imagej, known)
+    known = _known_resolution(metadata, stored)
     space = metadata.space or (Space.of(known) if known is not stored else None)
     if space is not None and holds("space", space):
         metadata = replace(metadata, space=space)
@@ -120,12 +116,29 @@ def _fitted_size(metadata: Metadata, holds: Holds) -> Metadata:
         known = metadata.space.resolution
         metadata = replace(metadata, space=None)
     # The size stays in the form that says it best; other formats get it as their resolution.
-    in_words = (metadata.ome and holds("ome", metadata.ome)) or (
-        metadata.imagej and holds("imagej", metadata.imagej)
-    )
-    if known is not None and not (in_words and stored is not None):
+    if known is not None and not (stored is not None and _said_in_words(metadata, holds)):
         stored = known
-    metadata = replace(metadata, resolution=stored)
+    return _with_size(replace(metadata, resolution=stored), stored, holds)
+
+
+def _known_resolution(metadata: Metadata, stored: Resolution | None) -> Resolution | None:
+    """What says it best: ImageJ's description, then OME-XML, then the stored one."""
+    known = stored
+    if metadata.ome is not None:
+        known = ome_resolution(metadata.ome) or known
+    if metadata.imagej is not None:
+        known = imagej_resolution(metadata.imagej, known)
+    return known
+
+
+def _said_in_words(metadata: Metadata, holds: Holds) -> bool:
+    """Whether the format's description says the size."""
+    ome = bool(metadata.ome) and holds("ome", metadata.ome)
+    return ome or (bool(metadata.imagej) and holds("imagej", metadata.imagej))
+
+
+def _with_size(metadata: Metadata, stored: Resolution | None, holds: Holds) -> Metadata:
+    """With the resolution as EXIF's tags where the format has no place of its own for it."""
     if stored is None or stored.says_nothing or holds("resolution", stored):
         return metadata
     exif = _with_resolution(metadata.exif or Exif(), stored)
@@ -149,25 +162,43 @@ def _with_resolution(exif: Exif, stored: Resolution) -> Exif | None:
 
 def _fitted_words(metadata: Metadata, holds: Holds) -> Metadata:
     """With comment and texts in the form that the format has."""
-    texts = list(metadata.texts)
-    comment = metadata.comment
-    exif = metadata.exif or Exif()
-    if comment is not None and not holds("comment", comment):
-        if holds("texts", (Text("Comment", comment),)):
-            texts.append(Text("Comment", comment))
-            comment = None
-        elif holds("exif", exif) and exif.text(tags.DESCRIPTION) is None:
-            exif = exif.with_main(ascii_tag(tags.DESCRIPTION, comment))
-            comment = None
-    for text in list(texts):
-        if holds("texts", (text,)):
-            continue
-        code = _KEYWORDS.get(text.keyword)
-        if text.keyword == "Comment" and comment is None and holds("comment", text.text):
-            comment = text.text
-        elif code is not None and holds("exif", exif) and exif.text(code) is None:
-            exif = exif.with_main(ascii_tag(code, text.text))
-        elif code is None or exif.text(code) != text.text:
-            continue
-        texts.remove(text)
-    return replace(metadata, texts=tuple(texts), comment=comment, exif=None if exif.empty else exif)
+    words = _Words(metadata.comment, list(metadata.texts), metadata.exif or Exif())
+    if words.comment is not None and not holds("comment", words.comment):
+        words = _with_comment_elsewhere(words, words.comment, holds)
+    for text in list(words.texts):
+        if not holds("texts", (text,)):
+            words = _with_text_elsewhere(words, text, holds)
+    exif = None if words.exif.empty else words.exif
+    return replace(metadata, texts=tuple(words.texts), comment=words.comment, exif=exif)
+
+
+class _Words(NamedTuple):
+    comment: str | None
+    texts: list[Text]
+    exif: Exif
+
+
+def _with_comment_elsewhere(words: _Words, comment: str, holds: Holds) -> _Words:
+    """With the comment as a text, else as EXIF's description, else where it is."""
+    text = Text("Comment", comment)
+    if holds("texts", (text,)):
+        return words._replace(comment=None, texts=[*words.texts, text])
+    if holds("exif", words.exif) and words.exif.text(tags.DESCRIPTION) is None:
+        exif = words.exif.with_main(ascii_tag(tags.DESCRIPTION, comment))
+        return words._replace(comment=None, exif=exif)
+    return words
+
+
+def _with_text_elsewhere(words: _Words, text: Text, holds: Holds) -> _Words:
+    """With a text as the comment, else as EXIF's tag of its keyword, else where it is."""
+    others = [other for other in words.texts if other is not text]
+    if text.keyword == "Comment" and words.comment is None and holds("comment", text.text):
+        return words._replace(comment=text.text, texts=others)
+    code = _KEYWORDS.get(text.keyword)
+    if code is None:
+        return words
+    there = words.exif.text(code)
+    if there is None and holds("exif", words.exif):
+        exif = words.exif.with_main(ascii_tag(code, text.text))
+        return words._replace(texts=others, exif=exif)
+    return words._replace(texts=others) if there == text.text else words
