@@ -98,7 +98,14 @@ def describe(
     decode.source_image, decode.source_row, decode.source_column = source.stride()[:3]
     for name, value in query._asdict().items():
         setattr(decode, name, value.data_ptr())
-    # Points count as a window of one row.
+    _say_queries(decode, problem)
+    if out is not None:
+        _say_output(decode, problem, out)
+    return decode
+
+
+def _say_queries(decode: Decode, problem: Problem) -> None:
+    """Where they are: points count as a window of one row."""
     if problem.window is not None:
         decode.y0 = problem.window.y0
         decode.x0 = problem.window.x0
@@ -112,16 +119,17 @@ def describe(
         decode.offset = offset.data_ptr()
         decode.rows = 1
         decode.columns = index.shape[1]
-    # Any strides: what is written is as the caller laid it out.
-    if out is not None:
-        decode.alive.append(out)
-        decode.out = out.data_ptr()
-        decode.output = TYPES[out.dtype]
-        if problem.window is not None:
-            decode.out_image, decode.out_channel, decode.out_row, decode.out_column = out.stride()
-        else:
-            decode.out_image, decode.out_column, decode.out_channel = out.stride()
-    return decode
+
+
+def _say_output(decode: Decode, problem: Problem, out: Tensor) -> None:
+    """Of any strides: what is written is as the caller laid it out."""
+    decode.alive.append(out)
+    decode.out = out.data_ptr()
+    decode.output = TYPES[out.dtype]
+    if problem.window is not None:
+        decode.out_image, decode.out_channel, decode.out_row, decode.out_column = out.stride()
+    else:
+        decode.out_image, decode.out_column, decode.out_channel = out.stride()
 
 
 def prepare(weights: Weights, dtype: torch.dtype) -> Weights:

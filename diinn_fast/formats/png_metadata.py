@@ -48,22 +48,7 @@ def is_metadata(name: str) -> bool:
 
 def metadata_of_chunks(chunks: Iterable[Chunk]) -> Metadata:
     """Of the picture as it is stored; ICC profiles are left to the decoder."""
-    found: dict[str, bytes] = {}
-    texts: list[Text] = []
-    lost: list[str] = []
-    for name, data in chunks:
-        if data is None:
-            lost.append(f"a damaged or very long {name}")
-        elif name in _TEXTS:
-            text = _text_of(name, data)
-            if text is None:
-                lost.append(f"a damaged or very long {name}")
-            elif text.keyword != JOB:
-                texts.append(text)
-        elif name in (*COLOUR, "eXIf", "pHYs"):
-            found.setdefault(name, data)
-        else:
-            lost.append(_NAMES.get(name, f"chunk {name}"))
+    found, texts, lost = _sorted_out(chunks)
     raw = {text.keyword: text.text for text in texts if _RAW.match(text.keyword)}
     block = found.get("eXIf") or _raw(raw, "exif") or _raw(raw, "APP1")
     exif = _exif(block, lost)
@@ -77,6 +62,24 @@ def metadata_of_chunks(chunks: Iterable[Chunk]) -> Metadata:
         colour=tuple((name, found[name]) for name in COLOUR if name in found),
         lost=tuple(dict.fromkeys(lost)),
     )
+
+
+def _sorted_out(chunks: Iterable[Chunk]) -> tuple[dict[str, bytes], list[Text], list[str]]:
+    """(chunks that say one thing, texts, names of what is not kept)."""
+    found: dict[str, bytes] = {}
+    texts: list[Text] = []
+    lost: list[str] = []
+    for name, data in chunks:
+        text = _text_of(name, data) if name in _TEXTS and data is not None else None
+        if data is None or (name in _TEXTS and text is None):
+            lost.append(f"a damaged or very long {name}")
+        elif text is not None:
+            texts += [text] if text.keyword != JOB else []
+        elif name in (*COLOUR, "eXIf", "pHYs"):
+            found.setdefault(name, data)
+        else:
+            lost.append(_NAMES.get(name, f"chunk {name}"))
+    return found, texts, lost
 
 
 def chunks_of(metadata: Metadata, job: str) -> Iterator[tuple[bytes, bytes]]:

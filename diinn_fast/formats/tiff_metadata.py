@@ -50,19 +50,14 @@ def metadata_of_page(tiff: Any, page: Any) -> Metadata:
     description = found.text(DESCRIPTION) or ""
     ome = microscopy.is_ome(description)
     imagej = microscopy.is_imagej(description)
-    own = description.startswith(("diinn_fast job ", '{"shape"'))  # of samples, not of the picture
-    software = _JOB.sub("", found.text(SOFTWARE) or "")
+    # What describes the samples, and not the picture, is no part of its EXIF.
+    own = ome or imagej or description.startswith(("diinn_fast job ", '{"shape"'))
     left_out = set(tags) - _ABOUT - {ORIENTATION}
-    exif = found.without_main(left_out | ({DESCRIPTION} if ome or imagej or own else set()))
-    exif = exif.without_main({SOFTWARE})
-    if software:
-        exif = exif.with_main(ascii_tag(SOFTWARE, software))
+    exif = _exif_of_picture(found, left_out | ({DESCRIPTION} if own else set()))
     lost = [MAKER_NOTE] if exif.has_note else []
     exif = exif.without_note()
     geo = geotiff.GEO_TAGS | geotiff.GDAL_TAGS
-    names = {_PHOTOSHOP: "Photoshop data", **dict.fromkeys(_IMAGEJ, "ImageJ's overlays and notes")}
-    said = geo | _SCALING | {_XMP, _IPTC}
-    unknown = [names.get(code, f"tag {code}") for code in sorted(left_out - said)]
+    unknown = _names(left_out - geo - _SCALING - {_XMP, _IPTC})
     return Metadata(
         icc=page.iccprofile or None,
         resolution=exif_resolution(found),
@@ -74,6 +69,19 @@ def metadata_of_page(tiff: Any, page: Any) -> Metadata:
         imagej=description if imagej else None,
         lost=tuple(dict.fromkeys(lost + unknown)),
     )
+
+
+def _exif_of_picture(found: Exif, left_out: set[int]) -> Exif:
+    """Without those tags, and without our own name in Software."""
+    software = _JOB.sub("", found.text(SOFTWARE) or "")
+    exif = found.without_main(left_out | {SOFTWARE})
+    return exif.with_main(ascii_tag(SOFTWARE, software)) if software else exif
+
+
+def _names(codes: set[int]) -> list[str]:
+    """What messages call tags that are not kept."""
+    names = {_PHOTOSHOP: "Photoshop data", **dict.fromkeys(_IMAGEJ, "ImageJ's overlays and notes")}
+    return [names.get(code, f"tag {code}") for code in sorted(codes)]
 
 
 def job_of_page(page: Any) -> str | None:

@@ -4,7 +4,7 @@ validation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +69,7 @@ class PhotoData(L.LightningDataModule):
         _check_counts(
             lr_size=lr_size, batch=batch, groups=groups, candidates=candidates, samples=samples
         )
-        if max_scale < 1 or min(scales or [1]) < 1:
-            raise DataError(
-                "a scale of training is smaller than 1: there is nothing to learn about reduced "
-                "pictures"
-            )
+        _check_scales([max_scale, *(scales or [])])
         self.val_side = _validated_side(val_size, max(val_scales))
         self.folder = folder
         self.val_folder = val_folder
@@ -165,6 +161,14 @@ class PhotoData(L.LightningDataModule):
         photos = [(photo, 1.0) for photo in share] + [(self.validation[0], 0.0)] * missing
         items = [(photo, scale, weight) for photo, weight in photos for scale in self.val_scales]
         return DataLoader(Scored(items, self.val_size), batch_size=None)
+
+
+def _check_scales(scales: Sequence[float]) -> None:
+    if min(scales) < 1:
+        raise DataError(
+            "a scale of training is smaller than 1: there is nothing to learn about reduced "
+            "pictures"
+        )
 
 
 def _check_counts(**counts: int | None) -> None:

@@ -60,9 +60,7 @@ def _do(
         if not batch.several or options.debug:
             raise
         tally.failed += 1
-        said = " ".join(str(error).split()) or type(error).__name__
-        name = "" if str(job.source) in said or str(job.target) in said else f"{job.source}: "
-        print(f"diinn-fast: {name}{said}", file=sys.stderr, flush=True)
+        _say_failure(job, error)
         return
     if outcome.done:
         tally.done += 1
@@ -71,6 +69,13 @@ def _do(
     stream = sys.stderr if is_stdout(job.target) else sys.stdout
     if outcome.line and (options.dry_run or not options.quiet):
         print(outcome.line, file=stream, flush=True)
+
+
+def _say_failure(job: Job, error: Exception) -> None:
+    """In one line, that names the picture."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    name = "" if str(job.source) in said or str(job.target) in said else f"{job.source}: "
+    print(f"diinn-fast: {name}{said}", file=sys.stderr, flush=True)
 
 
 def _exists(job: Job) -> bool:
