@@ -20,6 +20,7 @@ from diinn_fast.formats.sample_range import FULL, SampleRange
 from diinn_fast.formats.sources import Source
 from diinn_fast.geometry import Window
 from diinn_fast.inference.plan import split
+from diinn_fast.metadata import Metadata, geotiff
 
 log = logging.getLogger("diinn_fast")
 
@@ -101,6 +102,24 @@ def warn_of_unused(asked: Asked, top: float, parts: Parts) -> None:
             low * top,
             high * top,
             top,
+        )
+
+
+def warn_of_nodata(metadata: Metadata, top: float, parts: Parts) -> None:
+    """Say that a picture has samples that its file calls missing: nothing can be made of those, and
+    their neighbours are mixed with them.
+    """
+    value = geotiff.nodata(metadata.geo)
+    if value is None or not math.isfinite(value):
+        return
+    # Samples are float32 numbers in the unit of ``top``.
+    near = 0.25 if top != 1 else 1e-6 * max(abs(value), 1e-6)
+    if any(bool(((part * top - value).abs() <= near).all(dim=0).any()) for part in parts()):
+        log.warning(
+            "the picture has missing samples (nodata %g), which are enlarged like values and mixed "
+            "with their neighbours: give it an alpha channel in their place (gdalwarp -dstalpha), "
+            "or mask the output there",
+            value,
         )
 
 

@@ -31,6 +31,7 @@ from diinn_fast.inference.ranges import (
     choose_range,
     in_range,
     visible,
+    warn_of_nodata,
     warn_of_unused,
 )
 from diinn_fast.inference.reduced import needs_network, reduce_planes, reduced, reduced_size
@@ -136,6 +137,7 @@ class Upscaler(Engine):
             yield visible(picture.rgb, picture.alpha)
 
         warn_of_unused(asked, top, parts)
+        warn_of_nodata(picture.metadata, top, parts)
         return choose_range(asked, top, parts)
 
     def render(

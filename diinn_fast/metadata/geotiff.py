@@ -36,6 +36,17 @@ def has_statistics(tags: tuple[Tag, ...]) -> bool:
     return any(tag.code == GDAL_METADATA and _STATISTICS.search(tag.data) for tag in tags)
 
 
+def nodata(tags: tuple[Tag, ...]) -> float | None:
+    """The sample value that GDAL's tag says stands for missing ones; None: there is no such."""
+    for tag in tags:
+        if tag.code == NODATA:
+            try:
+                return float(tag.data.rstrip(b"\0 ").decode("latin-1"))
+            except ValueError:
+                return None
+    return None
+
+
 def rescaled(tags: tuple[Tag, ...], scaling: Scaling) -> tuple[Tag, ...]:
     """Little-endian tags of the same ground under another grid of pixels."""
     # With "pixel is point", coordinates are of the centres of pixels.

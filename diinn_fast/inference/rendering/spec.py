@@ -21,6 +21,7 @@ from diinn_fast.inference.ranges import (
     Asked,
     check_range,
     colours,
+    warn_of_nodata,
     warn_of_unused,
 )
 from diinn_fast.inference.reduced import needs_network, reduced, reduced_size
@@ -146,7 +147,9 @@ def prepare(
     )
     disk_bytes(out, layout, options)  # refuses what the format cannot hold
     if first_rank():
-        warn_of_unused(asked, TOPS[source.dtype], lambda: colours(source))
+        top = TOPS[source.dtype]
+        warn_of_unused(asked, top, lambda: colours(source))
+        warn_of_nodata(source.metadata, top, lambda: colours(source))
     small = reduced_size(lr, hr)
     frame = frame_of_copies(lr, hr, engine.model.encoder) if wrap else Frame(small, hr)
     source = wrapped(source, frame)
