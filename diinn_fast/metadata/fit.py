@@ -89,18 +89,23 @@ def _fitted_colour(metadata: Metadata, holds: Holds, channels: int, lost: list[s
     if metadata.icc is not None and metadata.icc[16:20] == b"GRAY" and not grey:
         lost.append("the grey ICC profile, of what becomes RGB")
         metadata = replace(metadata, icc=None)
+    if metadata.colour and not holds("colour", metadata.colour):
+        return _with_profile_for_chunks(metadata, holds, grey)
+    bare = metadata.icc is None and not metadata.colour
+    if bare and metadata.exif is not None and metadata.exif.adobe_rgb:
+        return replace(metadata, icc=adobe_profile(grey))
+    return metadata
+
+
+def _with_profile_for_chunks(metadata: Metadata, holds: Holds, grey: bool) -> Metadata:
+    """With a profile that says what the chunks say, which the format does not hold."""
     icc = metadata.icc
-    colour = metadata.colour
-    if colour and not holds("colour", colour):
-        if icc is None and (made := profile_of_chunks(dict(colour), grey)):
-            icc = made if holds("icc", made) else None
-        # Of HDR, a profile is at best a part of what is said.
-        said = [chunk for chunk in colour if chunk[0] in _HDR[1:] or icc is None]
-        said += [chunk for chunk in colour if chunk[0] == "cICP" and metadata.icc is not None]
-        metadata = replace(metadata, colour=tuple(said))
-    elif icc is None and not colour and metadata.exif is not None and metadata.exif.adobe_rgb:
-        icc = adobe_profile(grey)
-    return replace(metadata, icc=icc)
+    if icc is None and (made := profile_of_chunks(dict(metadata.colour), grey)):
+        icc = made if holds("icc", made) else None
+    # Of HDR, a profile is at best a part of what is said.
+    said = [chunk for chunk in metadata.colour if chunk[0] in _HDR[1:] or icc is None]
+    said += [chunk for chunk in metadata.colour if chunk[0] == "cICP" and metadata.icc is not None]
+    return replace(metadata, icc=icc, colour=tuple(said))
 
 
 def _fitted_size(metadata: Metadata, holds: Holds) -> Metadata:

@@ -128,10 +128,7 @@ def prepare(
         give_back_freed_memory()
     if "zarr" in (sink_kind(out) or ""):
         import_zarr(out)  # part of what the process holds before it starts
-    # How much the picture may take: small ones are left to the plan's refusal.
-    on_host = None
-    if bound is not None and engine.device.type == "cpu":
-        on_host = max(SLACK_BYTES, bound - resident_bytes())
+    on_host = _host_bytes(engine, bound)
     source = open_source(picture, max_bytes=on_host, range=asked)
     lr = source.height, source.width
     hr = target_size(lr, **target)
@@ -147,9 +144,7 @@ def prepare(
     )
     disk_bytes(out, layout, options)  # refuses what the format cannot hold
     if first_rank():
-        top = TOPS[source.dtype]
-        warn_of_unused(asked, top, lambda: colours(source))
-        warn_of_nodata(source.metadata, top, lambda: colours(source))
+        _warn_of_samples(source, asked)
     small = reduced_size(lr, hr)
     frame = frame_of_copies(lr, hr, engine.model.encoder) if wrap else Frame(small, hr)
     source = wrapped(source, frame)
@@ -173,6 +168,20 @@ def prepare(
         lost=tuple(lost),
         frame=frame,
     )
+
+
+def _host_bytes(engine: Engine, bound: int | None) -> int | None:
+    """How much the picture may take: small ones are left to the plan's refusal."""
+    if bound is None or engine.device.type != "cpu":
+        return None
+    return max(SLACK_BYTES, bound - resident_bytes())
+
+
+def _warn_of_samples(source: Source, asked: Asked) -> None:
+    """Of samples that the network sees little of, or that are none."""
+    top = TOPS[source.dtype]
+    warn_of_unused(asked, top, lambda: colours(source))
+    warn_of_nodata(source.metadata, top, lambda: colours(source))
 
 
 def _check(engine: Engine, out: Path, halo: int | None) -> None:
