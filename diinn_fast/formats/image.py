@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,11 +61,18 @@ def to_float(samples: np.ndarray) -> torch.Tensor:
 def check_unit(values: torch.Tensor) -> None:
     """ImageError for floats that are not in [0, 1], but for rounding."""
     low, high = (float(value) for value in values.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise not_finite()
     if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
         raise ImageError(
-            f"the picture has values from {low:g} to {high:g}: replace NaN and divide by the "
-            'maximum, to [0, 1], or give a sample range (--range auto, range="auto").'
+            f"the picture has values from {low:g} to {high:g}: divide by the maximum, to "
+            '[0, 1], or give a sample range (--range auto, range="auto").'
         )
+
+
+def not_finite() -> ImageError:
+    """The refusal of floats that are no numbers."""
+    return ImageError("the picture has NaN or infinite values: replace those values first.")
 
 
 def already_exists(path: Path) -> ImageError:

@@ -14,8 +14,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from diinn_fast.errors import ImageError, UpscaleError
-from diinn_fast.formats.image import check_unit
+from diinn_fast.errors import UpscaleError
+from diinn_fast.formats.image import check_unit, not_finite
 from diinn_fast.formats.sample_range import FULL, SampleRange
 from diinn_fast.formats.sources import Source
 from diinn_fast.geometry import Window
@@ -142,7 +142,7 @@ class RangedSource:
         if self.range == FULL:
             check_unit(rgb)
         elif not bool(rgb.isfinite().all()):
-            raise _not_finite()
+            raise not_finite()
         return self.range.to_unit(rgb), alpha
 
     def __getattr__(self, name: str) -> Any:
@@ -188,11 +188,7 @@ def _extremes(parts: Iterator[Tensor]) -> tuple[float, float]:
             continue
         ends = [float(end) for end in part.detach().aminmax()]
         if not all(math.isfinite(end) for end in ends):
-            raise _not_finite()
+            raise not_finite()
         low = min(low, ends[0])
         high = max(high, ends[1])
     return (low, high) if low <= high else (0.0, 1.0)
-
-
-def _not_finite() -> ImageError:
-    return ImageError("the picture has NaN or infinite values: replace those values first.")

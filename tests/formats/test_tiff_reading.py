@@ -177,13 +177,20 @@ def test_floats_are_read_as_they_are_written(
     assert read_image(tmp_path / "y.png").bits == 16
 
 
-@pytest.mark.parametrize(("value", "word"), [(1832.0, "1832"), (float("nan"), "nan")])
-def test_floats_that_are_no_picture(tmp_path: Path, value: float, word: str) -> None:
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (1832.0, ("values from", "1832", "range")),
+        (float("nan"), ("NaN or infinite values", "replace")),
+        (float("inf"), ("NaN or infinite values", "replace")),
+    ],
+)
+def test_floats_that_are_no_picture(tmp_path: Path, value: float, words: tuple[str, ...]) -> None:
     values = np.full((H, W), 0.5, np.float32)
     values[3, 4] = value
     tifffile.imwrite(tmp_path / "x.tif", values)
-    refused(lambda: read_image(tmp_path / "x.tif"), "values from", word)
-    refused(lambda: regions(tmp_path / "x.tif"), "values from", word)
+    refused(lambda: read_image(tmp_path / "x.tif"), *words)
+    refused(lambda: regions(tmp_path / "x.tif"), *words)
 
 
 @pytest.mark.parametrize("scale", [1, 257])
