@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
 Model = DIINN | str | os.PathLike[str] | None
-"""A DIINN, a bundled model's name, a model folder or a checkpoint file; None: the bundled model."""
+"""A DIINN, a bundled model's name, a model folder or a checkpoint file; None: the default one."""
 
 
 def upscale(
