@@ -24,6 +24,7 @@ from tests.helpers.small_models import picture, small_model
 
 PROGRAM = """
 import sys, time
+from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.helpers.small_models import small_model
 from diinn_fast.inference import Upscaler, rendering
@@ -36,12 +37,17 @@ planning.plan_within = lambda t, base, bound: Plan(
 upscaler = Upscaler(small_model(), device="cpu")
 spec = rendering.prepare(upscaler, sys.argv[1], sys.argv[2], scale=12.0)
 rank = int(__import__("os").environ["RANK"])
+died = Path(__file__).with_name("died")
 real = loop.render_block
 def block(*arguments):
     if rank == {dies}:
+        died.touch()
         __import__("os")._exit(9)
     time.sleep(0.05)  # so that no process is done before the others have begun
-    return real(*arguments)
+    result = real(*arguments)
+    while {dies} >= 0 and not died.exists():
+        time.sleep(0.01)  # or nothing might be left for the process that is to die
+    return result
 loop.render_block = block
 rendering.run(spec, resume=True)
 """
