@@ -108,10 +108,11 @@ def product(
 
 
 @triton.jit
-def first_argument(position, bias, dy, dx, ratio, column, BN: tl.constexpr):
-    """Sine argument of layer 0, Q_0 (dy, dx, ratio) + b_0, for BN outputs from ``column``: float32
-    [BM, BN].
+def first_argument(position, bias, point, column, BN: tl.constexpr):
+    """Sine argument of layer 0, Q_0 (dy, dx, ratio) + b_0 of ``point`` = (dy, dx, ratio), for BN
+    outputs from ``column``: float32 [BM, BN].
     """
+    dy, dx, ratio = point
     # Fused by name: left to the compiler, which of two products it fuses depends on the tile, and
     # so would the bits.
     n = column + tl.arange(0, BN)
@@ -145,9 +146,10 @@ def store_output(
 
 
 @triton.jit
-def keep(slab, value, layer, column, queries, place, mask, WIDTH: tl.constexpr, BN: tl.constexpr):
+def keep(slab, value, layer, column, rows, WIDTH: tl.constexpr, BN: tl.constexpr):
     """Write a [BM, BN] tile of a layer into a slab [layers, queries, H], for the backward;
-    ``queries`` are those of all images, ``place`` counts through them."""
+    ``rows`` = (queries of all images, place of each among them, mask)."""
+    queries, place, mask = rows
     where = (layer * queries + place)[:, None] * WIDTH + (column + tl.arange(0, BN))[None, :]
     tl.store(slab + where, narrow(value, slab.dtype.element_ty), mask=mask[:, None])
 
@@ -179,3 +181,12 @@ def put(chunks, value, at, CHUNKS: tl.constexpr):
     for i in tl.static_range(CHUNKS):
         replaced = replaced + (tl.where(at == i, value, chunks[i]),)
     return replaced
+
+
+@triton.jit
+def pick(chunks, at, CHUNKS: tl.constexpr):
+    """``chunks[at]``, selected, since registers cannot be indexed."""
+    chosen = chunks[0]
+    for i in tl.static_range(1, CHUNKS):
+        chosen = tl.where(at == i, chunks[i], chosen)
+    return chosen

@@ -29,81 +29,103 @@ from .network import (
 from .trig import sin
 
 
+@triton.jit
+def layer_0(
+    content, position, position_bias, point, slabs, rows,
+    WIDTH: tl.constexpr, MODULATION: tl.constexpr, KEEP: tl.constexpr, FAST: tl.constexpr,
+    BN: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """q_0, as a tuple of [BM, BN]: three inputs and no products, chunk after chunk, unrolled."""
+    slab_s, slab_k, slab_q = slabs
+    q = ()
+    for chunk in tl.static_range(WIDTH // BN):
+        k = tl.load(content + chunk * BN).to(tl.float32)
+        k = k if MODULATION else relu(k)
+        s = first_argument(position, position_bias, point, chunk * BN, BN)
+        value = k * sin(s, FAST)
+        if KEEP:
+            keep(slab_s, s, 0, chunk * BN, rows, WIDTH, BN)
+            keep(slab_k, k, 0, chunk * BN, rows, WIDTH, BN)
+            keep(slab_q, value, 0, chunk * BN, rows, WIDTH, BN)
+        q = q + (narrow(value, DTYPE),)
+    return q
+
+
+@triton.jit
+def hidden_layer(
+    q, content, hidden, hidden_bias, layer, o,
+    WIDTH: tl.constexpr, MODULATION: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Modulation k and sine argument s, float32 [BM, BN], of BN outputs from ``o`` * BN on of layer
+    ``layer`` + 1.
+    """
+    PITCH: tl.constexpr = WIDTH if MODULATION else 2 * WIDTH  # rows of a layer in ``hidden``
+    SYNTHESIS: tl.constexpr = 0 if MODULATION else WIDTH  # its first row of Q_i
+    c = tl.load(content + (layer + 1) * WIDTH + o * BN)
+    b = tl.load(hidden_bias + layer * WIDTH + o * BN + tl.arange(0, BN))
+    weight = hidden + layer * (PITCH * WIDTH)
+    # k and s of the same outputs, so that they meet in the same registers.
+    k = tl.zeros([q[0].shape[0], BN], tl.float32)
+    s = tl.zeros([q[0].shape[0], BN], tl.float32)
+    for i in tl.static_range(WIDTH // BN):
+        s = product(q[i], weight, SYNTHESIS + o * BN, i * BN, s, WIDTH, BN, BN, PRECISION)
+        if not MODULATION:
+            k = product(q[i], weight, o * BN, i * BN, k, WIDTH, BN, BN, PRECISION)
+    k += c.to(tl.float32)
+    s += b[None, :]
+    k = k if MODULATION else relu(k)
+    return k, s
+
+
 @triton.jit(do_not_specialize=GEOMETRY)
 def projected(
     source, position, position_bias, hidden, hidden_bias, last, last_bias, index, offset, out,
     slab_s, slab_k, slab_q,
     h, w, height, width, scale_y, scale_x, ratio, origin_y, origin_x, grid_rows, grid_columns, y0,
-    x0, rows, columns,
-    images,
+    x0, rows, columns, images,
     WIDTH: tl.constexpr, LAYERS: tl.constexpr, CHANNELS: tl.constexpr, PADDED: tl.constexpr,
     MODULATION: tl.constexpr, POINTS: tl.constexpr, KEEP: tl.constexpr, PRECISION: tl.constexpr,
-    FAST: tl.constexpr,
-    TY: tl.constexpr, TX: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
+    FAST: tl.constexpr, TY: tl.constexpr, TX: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """``source`` [B, rows, columns, L*H]; ``hidden`` [L-1, 2H, H] (modulation: [L-1, H, H]); see
     ``network`` for the rest. KEEP writes sine arguments, modulation and q of every layer to slabs
     [L, queries, H].
     """
     CHUNKS: tl.constexpr = WIDTH // BN
-    PITCH: tl.constexpr = WIDTH if MODULATION else 2 * WIDTH  # rows of a layer in ``hidden``
-    SYNTHESIS: tl.constexpr = 0 if MODULATION else WIDTH  # its first row of Q_i
+    DTYPE: tl.constexpr = source.dtype.element_ty
     image, query, mask, row, column, dy, dx = locate(
         index, offset, h, w, height, width, scale_y, scale_x, origin_y, origin_x,
         grid_rows, grid_columns, y0, x0, rows, columns, POINTS, TY, TX,
     )  # fmt: skip
     # Queries of one image, and where this program's stand among those of all.
     total = rows.to(tl.int64) * columns
-    place = image * total + query
-    queries = images * total
-    content = source + ((image * grid_rows + row) * grid_columns + column)[:, None] * (
-        LAYERS * WIDTH
-    )
-    content += tl.arange(0, BN)[None, :]
-
-    # Layer 0 has three inputs and no products: chunk after chunk, unrolled.
-    q = ()
-    for first in tl.static_range(CHUNKS):
-        k = tl.load(content + first * BN).to(tl.float32)
-        k = k if MODULATION else relu(k)
-        s = first_argument(position, position_bias, dy, dx, ratio, first * BN, BN)
-        value = k * sin(s, FAST)
-        if KEEP:
-            keep(slab_s, s, 0, first * BN, queries, place, mask, WIDTH, BN)
-            keep(slab_k, k, 0, first * BN, queries, place, mask, WIDTH, BN)
-            keep(slab_q, value, 0, first * BN, queries, place, mask, WIDTH, BN)
-        q = q + (narrow(value, source.dtype.element_ty),)
-
+    kept = (images * total, image * total + query, mask)
+    pixel = (image * grid_rows + row) * grid_columns + column
+    content = source + pixel[:, None] * (LAYERS * WIDTH) + tl.arange(0, BN)[None, :]
+    slabs = (slab_s, slab_k, slab_q)
+    q = layer_0(
+        content, position, position_bias, (dy, dx, ratio), slabs, kept,
+        WIDTH, MODULATION, KEEP, FAST, BN, DTYPE,
+    )  # fmt: skip
     # The other layers: BN outputs of one layer a step, of which `new` gathers WIDTH // BN.
     new = q
     for step in tl.range((LAYERS - 1) * CHUNKS, num_stages=STAGES):
         layer = step // CHUNKS
         o = step % CHUNKS
-        c = tl.load(content + (layer + 1) * WIDTH + o * BN)
-        b = tl.load(hidden_bias + layer * WIDTH + o * BN + tl.arange(0, BN))
-        weight = hidden + layer * (PITCH * WIDTH)
-        # k and s of the same outputs, so that they meet in the same registers.
-        k = tl.zeros([TY * TX, BN], tl.float32)
-        s = tl.zeros([TY * TX, BN], tl.float32)
-        for i in tl.static_range(CHUNKS):
-            s = product(q[i], weight, SYNTHESIS + o * BN, i * BN, s, WIDTH, BN, BN, PRECISION)
-            if not MODULATION:
-                k = product(q[i], weight, o * BN, i * BN, k, WIDTH, BN, BN, PRECISION)
-        k += c.to(tl.float32)
-        s += b[None, :]
-        k = k if MODULATION else relu(k)
+        k, s = hidden_layer(
+            q, content, hidden, hidden_bias, layer, o, WIDTH, MODULATION, PRECISION, BN
+        )
         value = k * sin(s, FAST)
         if KEEP:
-            keep(slab_s, s, layer + 1, o * BN, queries, place, mask, WIDTH, BN)
-            keep(slab_k, k, layer + 1, o * BN, queries, place, mask, WIDTH, BN)
-            keep(slab_q, value, layer + 1, o * BN, queries, place, mask, WIDTH, BN)
-        new = put(new, narrow(value, source.dtype.element_ty), o, CHUNKS)
+            keep(slab_s, s, layer + 1, o * BN, kept, WIDTH, BN)
+            keep(slab_k, k, layer + 1, o * BN, kept, WIDTH, BN)
+            keep(slab_q, value, layer + 1, o * BN, kept, WIDTH, BN)
+        new = put(new, narrow(value, DTYPE), o, CHUNKS)
         # q changes when its layer is complete: selected, since the loop has no branches.
         following = ()
         for i in tl.static_range(CHUNKS):
             following = following + (tl.where(o == CHUNKS - 1, new[i], q[i]),)
         q = following
-
     if not KEEP:
         store_output(
             q, last, last_bias, out, image, query, mask, total,
