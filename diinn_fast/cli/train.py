@@ -70,6 +70,9 @@ def make_train_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--init", metavar="MODEL", help="weights to start from: bundled name, checkpoint or folder"
     )
+    parser.add_argument(
+        "--init-encoder", metavar="MODEL", help="take that model's encoder; the decoder is new"
+    )
     parser.add_argument("--from-run", metavar="FILE", type=Path, help="go on from a run file")
     parser.add_argument(
         "--export-run", metavar="FILE", type=Path, help="write a run file at the end"
@@ -107,7 +110,12 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
         )  # an earlier command's limit is not this one's
     try:
         step, stopped = train(
-            out, options.config, [*overrides, *rest], options.from_run, options.init
+            out,
+            options.config,
+            [*overrides, *rest],
+            options.from_run,
+            options.init,
+            options.init_encoder,
         )
     except ValueError as error:
         raise Refused(str(error)) from error

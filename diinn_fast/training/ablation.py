@@ -49,6 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--config", default="ablation", help="configuration of all runs (default: ablation)"
     )
+    parser.add_argument(
+        "--init-encoder", metavar="MODEL", help="every run takes that model's encoder"
+    )
     options, rest = parser.parse_known_args(arguments)
     overrides = [f"--data.folder={options.data}"]
     overrides += [f"--data.val_folder={options.val}"] if options.val else []
@@ -59,8 +62,14 @@ def main(arguments: list[str] | None = None) -> int:
     for mode, init_q in VARIANTS:
         own = [f"--model.mode={mode}", f"--model.init_q={str(init_q).lower()}"]
         print(f"{variant_name(mode, init_q)}:", flush=True)
+        run = options.out / variant_name(mode, init_q)
+        # A run that goes on has its weights already.
+        begun = (run / "last.ckpt").exists()
         _, stopped = train(
-            options.out / variant_name(mode, init_q), options.config, [*overrides, *own, *rest]
+            run,
+            options.config,
+            [*overrides, *own, *rest],
+            init_encoder=None if begun else options.init_encoder,
         )
         gc.collect()  # a trainer and its photographs refer to each other
         write_table(options.out)

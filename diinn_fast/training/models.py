@@ -31,6 +31,14 @@ def start_from(net: nn.Module, weights: str) -> None:
     fit(net, trained.state_dict(), weights)
 
 
+def take_encoder(net: nn.Module, weights: str) -> None:
+    """Give a new model the encoder of a trained one of any architecture (bundled name, checkpoint
+    or folder); its decoder stays new. Raises CheckpointError.
+    """
+    trained = load_model(weights).get_submodule("encoder")
+    fit(net.get_submodule("encoder"), trained.state_dict(), f"the encoder of {weights}")
+
+
 def make_model(
     arch: str = "diinn", encoder: str = "rdn", mode: int = 3, init_q: bool = False
 ) -> nn.Module:

@@ -25,7 +25,7 @@ from diinn_fast.training.averaging import EMA
 from diinn_fast.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from diinn_fast.training.datamodule import PhotoData
 from diinn_fast.training.logs import JsonLines
-from diinn_fast.training.models import start_from
+from diinn_fast.training.models import start_from, take_encoder
 from diinn_fast.training.module import SRModule
 from diinn_fast.training.portable import read_config
 
@@ -111,6 +111,7 @@ def train(
     overrides: list[str] | None = None,
     from_run: Path | None = None,
     init: str | None = None,
+    init_encoder: str | None = None,
 ) -> tuple[int, str]:
     """Train into folder ``out``, or go on with what is there; returns the step reached and why it
     ended early, or "".
@@ -118,14 +119,18 @@ def train(
     ``config`` is a configuration by name or path; without one an existing run's own, that of
     ``from_run`` (a run file to go on from), or the default is taken. ``overrides`` are further
     arguments in Lightning's form, ``--model.lr=1e-4``. ``init`` names weights that a new run starts
-    from. Afterwards ``out/model`` is a model folder with the averaged weights.
+    from; ``init_encoder`` those of which it takes the encoder alone. Afterwards ``out/model`` is a
+    model folder with the averaged weights.
     """
     last = out / "last.ckpt"
     saved = out / "config.yaml"
-    if last.exists() and (from_run or init):
-        option = "--from-run" if from_run else "--init"
+    starts = {"--from-run": from_run, "--init": init, "--init-encoder": init_encoder}
+    given = [option for option, value in starts.items() if value]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} exclude each other: give one of them")
+    if last.exists() and given:
         raise ValueError(
-            f"{out} holds a run already: go on with it without {option}, or choose another --out"
+            f"{out} holds a run already: go on with it without {given[0]}, or choose another --out"
         )
     _quieten()
     try:
@@ -142,7 +147,9 @@ def train(
     source = last if last.exists() else from_run
     if init is not None:
         start_from(cli.model.net, init)
-        use_fast_weights(cli.model.net.encoder)
+    if init_encoder is not None:
+        take_encoder(cli.model.net, init_encoder)
+    use_fast_weights(cli.model.net.encoder)
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=source and str(source), weights_only=True)
     if cli.trainer.is_global_zero:
         _save_model(cli, last, out / "model")

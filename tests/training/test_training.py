@@ -144,6 +144,23 @@ def test_a_run_can_start_from_trained_weights(photos: Path, whole: Path, tmp_pat
         run(photos, tmp_path / "other", "--model.mode=1", init=str(whole / "last.ckpt"))
 
 
+def test_a_run_can_take_the_encoder_alone(photos: Path, whole: Path, tmp_path: Path) -> None:
+    """From a model of another mode; the decoder stays that of the seed."""
+    weights = str(whole / "last.ckpt")
+    short = ("--trainer.max_steps=1", "--model.lr=0", "--ema.decay=0", "--model.mode=1")
+    run(photos, tmp_path / "new", *short)
+    run(photos, tmp_path / "taken", *short, init_encoder=weights)
+    new = checkpoint(tmp_path / "new" / "last.ckpt")["state_dict"]
+    got = checkpoint(tmp_path / "taken" / "last.ckpt")["state_dict"]
+    want = checkpoint(whole / "last.ckpt")["state_dict"]
+    encoder = {name for name in got if name.startswith("net.encoder.")}
+    assert all(torch.equal(got[name], want[name]) for name in encoder)
+    assert not all(torch.equal(got[name], new[name]) for name in encoder)
+    assert all(torch.equal(got[name], new[name]) for name in got if name not in encoder)
+    with pytest.raises(ValueError, match="--init and --init-encoder exclude each other"):
+        run(photos, tmp_path / "both", init=weights, init_encoder=weights)
+
+
 def test_a_run_without_config_goes_on_with_its_own_and_further(
     photos: Path, whole: Path, tmp_path: Path
 ) -> None:
