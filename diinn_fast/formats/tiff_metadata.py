@@ -56,19 +56,26 @@ def metadata_of_page(tiff: Any, page: Any) -> Metadata:
     exif = _exif_of_picture(found, left_out | ({DESCRIPTION} if own else set()))
     lost = [MAKER_NOTE] if exif.has_note else []
     exif = exif.without_note()
+    # What no entry below holds is named, so that nothing vanishes in silence.
     geo = geotiff.GEO_TAGS | geotiff.GDAL_TAGS
     unknown = _names(left_out - geo - _SCALING - {_XMP, _IPTC})
     return Metadata(
         icc=page.iccprofile or None,
         resolution=exif_resolution(found),
         exif=None if exif.without_main({ORIENTATION}).empty else exif,
-        xmp=tags[_XMP].data.rstrip(b"\0") or None if _XMP in tags else None,
-        iptc=tags[_IPTC].data or None if _IPTC in tags else None,
+        xmp=_bytes(tags, _XMP, end=b"\0"),
+        iptc=_bytes(tags, _IPTC),
         geo=tuple(tag for code, tag in tags.items() if code in geo),
         ome=description if ome else None,
         imagej=description if imagej else None,
         lost=tuple(dict.fromkeys(lost + unknown)),
     )
+
+
+def _bytes(tags: dict[int, Tag], code: int, end: bytes = b"") -> bytes | None:
+    """Of a tag, without padding by ``end``; None if it is absent or empty."""
+    data = tags[code].data if code in tags else b""
+    return (data.rstrip(end) if end else data) or None
 
 
 def _exif_of_picture(found: Exif, left_out: set[int]) -> Exif:

@@ -34,47 +34,23 @@ class ZarrSource(SampleSource):
     """
 
     def __init__(self, path: Path, max_bytes: int | None) -> None:
-        zarr = import_zarr(path)
         self.path = path
         files = [path / name for name in METADATA if (path / name).exists()]
         _check_metadata(path, files)
-        store = _plain_files(zarr, path)
-        try:
-            node = zarr.open(store=store, mode="r")
-            attributes = dict(node.attrs)
-            array, axes = _array_of(path, node, attributes)
-            complete, metadata = _own_state(attributes)
-            space = _space(node, attributes, axes) or metadata.space
-        except ImageError:
-            raise
-        except Exception as error:
-            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-            raise ImageError(
-                f"{path} is a damaged or unusual Zarr store ({reason}): write it again."
-            ) from error
-        if not complete:
-            raise ImageError(f"{path} is not complete: resume the run that writes it first.")
+        store = _plain_files(import_zarr(path), path)
+        array, axes, metadata = _opened(path, store)
         self._array = array
         self._order = [axes.index(name) for name in "yxc" if name in axes]
-        self._others = [i for i, name in enumerate(axes) if name not in "yxc"]
-        if any(array.shape[i] != 1 for i in self._others):
+        # One picture is made: which of several to take is for the user to say.
+        if any(array.shape[i] != 1 for i, name in enumerate(axes) if name not in "yxc"):
             raise ImageError(
                 f"{path} has several planes or times: give them one by one, as pictures."
             )
         shape = check_array(path, tuple(array.shape[i] for i in self._order), np.dtype(array.dtype))
-        chunk = math.prod(array.chunks) * array.dtype.itemsize
-        if max_bytes is not None and 4 * chunk > max_bytes:
-            raise ImageError(
-                f"{path} has chunks of {chunk / 2**20:,.0f} MiB and {max_bytes / 2**20:,.0f} are "
-                "left within the "
-                "bound: raise it, or store the array in smaller chunks."
-            )
-        digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-        times = [file.stat().st_mtime_ns for file in files]
+        _check_chunks(path, array, max_bytes)
+        # Only now is it known how large a file of samples may be.
         store.most_bytes = max(_most_stored(array), MOST_METADATA_BYTES)
-        identity = f"{path.resolve()} {digest} {times}"
-        metadata = replace(metadata, space=space, attributes=_others(attributes))
-        super().__init__(shape, np.dtype(array.dtype), identity, metadata)
+        super().__init__(shape, np.dtype(array.dtype), _identity(path, files), metadata)
 
     def samples(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         window: list[Any] = [0] * self._array.ndim
@@ -86,12 +62,49 @@ class ZarrSource(SampleSource):
             values = np.asarray(self._array[tuple(window)])
         except Exception as error:
             raise unreadable(self.path, error) from error
-        if not any(
-            (self.path / name).exists() for name in METADATA
-        ):  # absent chunks would read as zeros
+        # Of a store that is gone, absent chunks would read as zeros.
+        if not any((self.path / name).exists() for name in METADATA):
             raise ImageError(f"{self.path} has vanished: restore it.")
         values = values.transpose([kept.index(axis) for axis in self._order])
         return values if values.ndim == 3 else values[..., None]
+
+
+def _opened(path: Path, store: Any) -> tuple[Any, list[str], Metadata]:
+    """The array of a store, the names of its axes, and what the store says of the picture."""
+    zarr = import_zarr(path)
+    try:
+        node = zarr.open(store=store, mode="r")
+        attributes = dict(node.attrs)
+        array, axes = _array_of(path, node, attributes)
+        complete, metadata = _own_state(attributes)
+        space = _space(node, attributes, axes) or metadata.space
+    except ImageError:
+        raise
+    except Exception as error:  # zarr-python raises many kinds for metadata that are no such
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise ImageError(
+            f"{path} is a damaged or unusual Zarr store ({reason}): write it again."
+        ) from error
+    if not complete:
+        raise ImageError(f"{path} is not complete: resume the run that writes it first.")
+    return array, axes, replace(metadata, space=space, attributes=_others(attributes))
+
+
+def _check_chunks(path: Path, array: Any, max_bytes: int | None) -> None:
+    """Refuse chunks that do not fit the bound: of each, four copies are held for a moment."""
+    chunk = math.prod(array.chunks) * array.dtype.itemsize
+    if max_bytes is not None and 4 * chunk > max_bytes:
+        raise ImageError(
+            f"{path} has chunks of {chunk / 2**20:,.0f} MiB and {max_bytes / 2**20:,.0f} are "
+            "left within the bound: raise it, or store the array in smaller chunks."
+        )
+
+
+def _identity(path: Path, metadata: list[Path]) -> str:
+    """What changes when the store is another one, or is written again."""
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in metadata)).hexdigest()
+    times = [file.stat().st_mtime_ns for file in metadata]
+    return f"{path.resolve()} {digest} {times}"
 
 
 def _check_metadata(path: Path, metadata: list[Path]) -> None:

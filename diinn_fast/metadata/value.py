@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any, NamedTuple
@@ -161,26 +161,39 @@ ENTRIES: dict[str, tuple[str, Rule]] = {
 
 
 def describe(name: str, value: Any) -> list[str]:
-    """What a message calls the value of an entry."""
-    if name == "exif":
-        tags = value.main or value.details or value.interop
-        return ["EXIF"] * bool(tags) + ["GPS"] * bool(value.gps)
-    if name == "texts":
-        return [f'text "{text.keyword}"' for text in value]
-    if name == "colour":
-        return [f"colour ({chunk})" for chunk, _ in value]
-    if name == "geo":
-        codes = {tag.code for tag in value}
-        named = ["georeference"] if codes & geotiff.GEO_TAGS else []
-        named += ["GDAL metadata"] if geotiff.GDAL_METADATA in codes else []
-        return named + (["nodata value"] if geotiff.NODATA in codes else [])
-    if name == "resolution":
-        if value.says_nothing:
-            return []
-        return ["resolution"] if value.unit else ["pixels that are not square"]
-    if name == "lost":
-        return list(value)
+    """What a message calls the value of an entry: a name for each part that a user knows."""
+    if name in _DESCRIBED:
+        return _DESCRIBED[name](value)
     return [ENTRIES[name][0]]
+
+
+def _describe_exif(exif: Exif) -> list[str]:
+    tags = exif.main or exif.details or exif.interop
+    return ["EXIF"] * bool(tags) + ["GPS"] * bool(exif.gps)
+
+
+def _describe_geo(tags: tuple[Tag, ...]) -> list[str]:
+    codes = {tag.code for tag in tags}
+    named = ["georeference"] if codes & geotiff.GEO_TAGS else []
+    named += ["GDAL metadata"] if geotiff.GDAL_METADATA in codes else []
+    return named + (["nodata value"] if geotiff.NODATA in codes else [])
+
+
+def _describe_resolution(resolution: Resolution) -> list[str]:
+    if resolution.says_nothing:
+        return []
+    return ["resolution"] if resolution.unit else ["pixels that are not square"]
+
+
+_DESCRIBED: dict[str, Callable[[Any], list[str]]] = {
+    "exif": _describe_exif,
+    "texts": lambda texts: [f'text "{text.keyword}"' for text in texts],
+    "colour": lambda chunks: [f"colour ({chunk})" for chunk, _ in chunks],
+    "geo": _describe_geo,
+    "resolution": _describe_resolution,
+    "lost": list,
+}
+"""Of the entries that hold more than one thing, or may say nothing, how messages call each."""
 
 
 def _if(value: Any, change: Any) -> Any:

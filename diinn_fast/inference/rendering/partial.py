@@ -57,17 +57,29 @@ def decide(part: Part, out: Out, *, resume: bool, overwrite: bool) -> Decision:
         return Decision.REFUSE_NOT_OURS
     if part is Part.PUBLISHED and out is Out.ABSENT:
         part = Part.EMPTY  # somebody has removed the output since
-    if resume:
-        if out is Out.DONE or part is Part.PUBLISHED:
-            return Decision.NOTHING
-        if part is Part.MADE:
-            return Decision.CONTINUE  # giving the name refuses what may not be replaced
-        if part is Part.BEGUN and (out is Out.ABSENT or overwrite):
-            return Decision.CONTINUE
+    if resume and (decision := _resumed(part, out, overwrite)) is not None:
+        return decision
+    # Without anything to resume, what is there is replaced only if the user has said so.
     if overwrite:
         return Decision.START
     if out is not Out.ABSENT:
         return Decision.REFUSE_EXISTING
+    return _started(part, resume)
+
+
+def _resumed(part: Part, out: Out, overwrite: bool) -> Decision | None:
+    """What can be resumed, and None if nothing can."""
+    if out is Out.DONE or part is Part.PUBLISHED:
+        return Decision.NOTHING
+    if part is Part.MADE:
+        return Decision.CONTINUE  # giving the name refuses what may not be replaced
+    if part is Part.BEGUN and (out is Out.ABSENT or overwrite):
+        return Decision.CONTINUE
+    return None
+
+
+def _started(part: Part, resume: bool) -> Decision:
+    """Whether a new output can begin, where no file has its name."""
     if part is Part.UNREADABLE:
         return Decision.REFUSE_UNREADABLE
     if part is Part.OTHER_JOB and resume:

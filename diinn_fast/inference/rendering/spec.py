@@ -123,35 +123,23 @@ def prepare(
     options = SinkOptions(pyramid=pyramid, compress=compress)
     _check(engine, out, halo)
     asked = check_range(range)
-    bound = None if max_memory is None else parse_size(max_memory)
-    if bound is not None:
-        give_back_freed_memory()
-    if "zarr" in (sink_kind(out) or ""):
-        import_zarr(out)  # part of what the process holds before it starts
-    on_host = _host_bytes(engine, bound)
+    bound, on_host = _bounds(engine, out, max_memory)
     source = open_source(picture, max_bytes=on_host, range=asked)
     lr = source.height, source.width
     hr = target_size(lr, **target)
     engine.check_sizes(lr, hr)
-    channels = (1 if source.grey else 3) + source.alpha
-    said = chosen(source.metadata, metadata).rescaled(lr, hr)
-    kept, lost = fitted_to(out, said, channels)
-    layout = Layout(*hr, channels, source.dtype, kept)
+    layout, lost = _layout_of(source, out, hr, metadata)
     inputs = InputFiles(picture)
     identity = f"{inputs.identity or source.identity} {source.range} {wrap}"
     layout = replace(
         layout, job=_fingerprint(engine, identity, out, layout, options, halo, metadata)
     )
     disk_bytes(out, layout, options)  # refuses what the format cannot hold
-    if first_rank():
-        _warn_of_samples(source, asked)
-    small = reduced_size(lr, hr)
-    frame = frame_of_copies(lr, hr, engine.model.encoder) if wrap else Frame(small, hr)
-    source = wrapped(source, frame)
-    if source.alpha:
-        source = InpaintedSource.of(source, on_host)
-    neutral = source_is_neutral(source)
-    source = reduced(source, frame.hr)
+    _warn_of_samples(source, asked)
+    frame = (
+        frame_of_copies(lr, hr, engine.model.encoder) if wrap else Frame(reduced_size(lr, hr), hr)
+    )
+    source, neutral = _for_network(source, frame, on_host)
     return RenderSpec(
         engine=engine,
         picture=lr,
@@ -165,20 +153,52 @@ def prepare(
         bound=bound,
         inputs=inputs,
         target=target,
-        lost=tuple(lost),
+        lost=lost,
         frame=frame,
     )
 
 
-def _host_bytes(engine: Engine, bound: int | None) -> int | None:
-    """How much the picture may take: small ones are left to the plan's refusal."""
+def _layout_of(
+    source: Source, out: Path, hr: tuple[int, int], metadata: str
+) -> tuple[Layout, tuple[str, ...]]:
+    """What the file is to hold, and the names of what its format cannot keep."""
+    channels = (1 if source.grey else 3) + source.alpha
+    lr = source.height, source.width
+    said = chosen(source.metadata, metadata).rescaled(lr, hr)
+    kept, lost = fitted_to(out, said, channels)
+    return Layout(*hr, channels, source.dtype, kept), tuple(lost)
+
+
+def _for_network(source: Source, frame: Frame, on_host: int | None) -> tuple[Source, bool]:
+    """The source as the network reads it, and whether its three channels are equal everywhere."""
+    source = wrapped(source, frame)
+    if source.alpha:
+        source = InpaintedSource.of(source, on_host)
+    # Before the reduction, whose rounding could make channels differ.
+    neutral = source_is_neutral(source)
+    return reduced(source, frame.hr), neutral
+
+
+def _bounds(
+    engine: Engine, out: Path, max_memory: int | str | None
+) -> tuple[int | None, int | None]:
+    """(bound, how much of it the picture may take on the host), None without a bound."""
+    bound = None if max_memory is None else parse_size(max_memory)
+    # What the process holds before it starts counts: all of it, and no more than that.
+    if bound is not None:
+        give_back_freed_memory()
+    if "zarr" in (sink_kind(out) or ""):
+        import_zarr(out)
     if bound is None or engine.device.type != "cpu":
-        return None
-    return max(SLACK_BYTES, bound - resident_bytes())
+        return bound, None
+    # Small pictures are left to the plan's refusal, which says more.
+    return bound, max(SLACK_BYTES, bound - resident_bytes())
 
 
 def _warn_of_samples(source: Source, asked: Asked) -> None:
-    """Of samples that the network sees little of, or that are none."""
+    """Of samples that the network sees little of, or that are none; once, by the first process."""
+    if not first_rank():
+        return
     top = TOPS[source.dtype]
     warn_of_unused(asked, top, lambda: colours(source))
     warn_of_nodata(source.metadata, top, lambda: colours(source))
