@@ -60,14 +60,20 @@ def to_float(samples: np.ndarray) -> torch.Tensor:
 
 def check_unit(values: torch.Tensor) -> None:
     """ImageError for floats that are not in [0, 1], but for rounding."""
-    low, high = (float(value) for value in values.aminmax())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise not_finite()
+    low, high = finite_ends(values)
     if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
         raise ImageError(
             f"the picture has values from {low:g} to {high:g}: divide by the maximum, to "
             '[0, 1], or give a sample range (--range auto, range="auto").'
         )
+
+
+def finite_ends(values: torch.Tensor) -> tuple[float, float]:
+    """Lowest and highest of some floats; ImageError if any is NaN or infinite."""
+    low, high = (float(value) for value in values.detach().aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise not_finite()
+    return low, high
 
 
 def not_finite() -> ImageError:

@@ -97,6 +97,34 @@ class SampleSource(ABC):
             self._file.close()
 
 
+class DerivedSource(ABC):
+    """Another source's picture, changed when it is read.
+
+    What a subclass does not set is that source's.
+    """
+
+    def __init__(self, source: Source, size: tuple[int, int] | None = None) -> None:
+        """``size``: (height, width), if they are not the source's."""
+        self._source = source
+        self.height, self.width = size or (source.height, source.width)
+        self.grey = source.grey
+        self.alpha = source.alpha
+        self.bits = source.bits
+        self.dtype = source.dtype
+        self.metadata = source.metadata
+        self.resident_bytes = source.resident_bytes
+        self.range = source.range
+        self.identity = source.identity
+
+    @abstractmethod
+    def read(self, y0: int, y1: int, x0: int, x1: int) -> tuple[Tensor, Tensor | None]:
+        """See `Source.read`."""
+
+    def close(self) -> None:
+        """Release the source."""
+        self._source.close()
+
+
 class ArraySource(SampleSource):
     """Samples [H, W, C] as they are: 3 bytes a pixel for 8-bit RGB, a quarter of what float samples
     take.

@@ -15,9 +15,9 @@ import PIL.ImageOps
 import torch
 from torch import Tensor
 
-from diinn_fast.errors import UpscaleError
+from diinn_fast.errors import ImageError, UpscaleError
 from diinn_fast.formats import Image, read_image
-from diinn_fast.formats.image import TOLERANCE
+from diinn_fast.formats.image import check_unit, finite_ends
 from diinn_fast.formats.info import info_of, metadata_of
 from diinn_fast.formats.pillow import ORIENTATION
 from diinn_fast.formats.read import CONTENTS
@@ -63,10 +63,22 @@ def as_request(image: Any, metadata: str = KEEP, *, any_range: bool = False) -> 
         image = read_image(image, any_range=any_range)
     request = _request(image, metadata)
     for given in request.images:
-        _check_floats(given.rgb, any_range)
-        if given.alpha is not None:
-            _check_floats(given.alpha, False)
+        if given.rgb.numel() > 0:  # the engine refuses the size
+            _check_floats(given, any_range)
     return request
+
+
+def _check_floats(image: Image, any_range: bool) -> None:
+    """The refusals of files, as refusals of a request."""
+    try:
+        if any_range:
+            finite_ends(image.rgb)
+        else:
+            check_unit(image.rgb)
+        if image.alpha is not None:
+            check_unit(image.alpha)
+    except ImageError as error:
+        raise UpscaleError(str(error).rstrip(".")) from None
 
 
 def _request(image: Any, metadata: str) -> Request:
@@ -204,18 +216,3 @@ def _from_tensor(tensor: Tensor) -> Request:
         return result.to(tensor.device, tensor.dtype)
 
     return Request(images, torch.float32, finish)
-
-
-def _check_floats(values: Tensor, any_range: bool) -> None:
-    if values.numel() == 0:
-        return  # the sizes are checked elsewhere
-    low, high = (float(v) for v in values.detach().aminmax())
-    if low != low or high != high:
-        raise UpscaleError("the picture contains NaN: replace those values first")
-    if any_range:
-        return
-    if low < -TOLERANCE or high > 1 + TOLERANCE:
-        raise UpscaleError(
-            f"values must lie in [0, 1], got {low:g} to {high:g}: divide by the maximum, clamp, or "
-            'give range="auto"'
-        )

@@ -9,15 +9,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from diinn_fast.errors import UpscaleError
-from diinn_fast.formats.image import check_unit, not_finite
+from diinn_fast.formats.image import check_unit, finite_ends, not_finite
 from diinn_fast.formats.sample_range import FULL, SampleRange
-from diinn_fast.formats.sources import Source
+from diinn_fast.formats.sources import DerivedSource, Source
 from diinn_fast.geometry import Window
 from diinn_fast.inference.plan import split
 from diinn_fast.metadata import Metadata, geotiff
@@ -123,16 +122,12 @@ def warn_of_nodata(metadata: Metadata, top: float, parts: Parts) -> None:
         )
 
 
-class RangedSource:
-    """Another source's picture in a sample range: colours in [0, 1], which stand for the range.
-
-    All else is the source's.
-    """
+class RangedSource(DerivedSource):
+    """Another source's picture in a sample range: colours in [0, 1], which stand for the range."""
 
     def __init__(self, source: Source, samples: SampleRange) -> None:
-        self._source = source
+        super().__init__(source)
         self.range = samples
-        self.identity = source.identity
         if samples != FULL:
             self.identity += f" {samples}"
 
@@ -145,9 +140,6 @@ class RangedSource:
             raise not_finite()
         return self.range.to_unit(rgb), alpha
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._source, name)
-
 
 def ranged(source: Source, asked: Asked) -> Source:
     """The source in the range that is asked for; as it is, where its samples cannot be others."""
@@ -158,7 +150,7 @@ def ranged(source: Source, asked: Asked) -> Source:
 
 def in_range(source: Source, samples: SampleRange) -> Source:
     """The source in a range that was chosen."""
-    return cast(Source, RangedSource(source, samples))
+    return RangedSource(source, samples)
 
 
 def asked_of(source: Source) -> Asked:
@@ -186,9 +178,7 @@ def _extremes(parts: Iterator[Tensor]) -> tuple[float, float]:
     for part in parts:
         if part.numel() == 0:
             continue
-        ends = [float(end) for end in part.detach().aminmax()]
-        if not all(math.isfinite(end) for end in ends):
-            raise not_finite()
-        low = min(low, ends[0])
-        high = max(high, ends[1])
+        lowest, highest = finite_ends(part)
+        low = min(low, lowest)
+        high = max(high, highest)
     return (low, high) if low <= high else (0.0, 1.0)

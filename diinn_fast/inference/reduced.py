@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diinn_fast.formats.sources import Source
+from diinn_fast.formats.sources import DerivedSource, Source
 from diinn_fast.geometry import Window
 from diinn_fast.inference.bicubic import bicubic_range, resize_bicubic
 from diinn_fast.inference.plan import split
@@ -39,7 +39,7 @@ def reduce_planes(planes: Tensor, size: tuple[int, int]) -> Tensor:
     return resize_bicubic(planes, size, Window(0, size[0], 0, size[1]))
 
 
-class ReducedSource:
+class ReducedSource(DerivedSource):
     """Another source's picture at a smaller size, made of regions as they are asked for: the same
     pixels, to the last bit, as of the whole.
 
@@ -48,17 +48,8 @@ class ReducedSource:
     """
 
     def __init__(self, source: Source, size: tuple[int, int]) -> None:
-        self._source = source
+        super().__init__(source, size)
         self._lr = source.height, source.width
-        self.height, self.width = size
-        self.grey = source.grey
-        self.alpha = source.alpha
-        self.bits = source.bits
-        self.range = source.range
-        self.dtype = source.dtype
-        self.metadata = source.metadata
-        self.identity = source.identity
-        self.resident_bytes = source.resident_bytes
         factors = [old / new for old, new in zip(self._lr, size, strict=True)]
         self._step = [max(1, int(SIDE / factor)) for factor in factors]
         read = [
@@ -85,10 +76,6 @@ class ReducedSource:
             if alpha is not None and opacity is not None:
                 alpha[place] = resize_bicubic(opacity, size, part, tile)
         return rgb, alpha
-
-    def close(self) -> None:
-        """Release the source."""
-        self._source.close()
 
 
 def reduced(source: Source, hr: tuple[int, int]) -> Source:

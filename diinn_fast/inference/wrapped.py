@@ -7,13 +7,13 @@ end of them. Nothing is stored twice: copies are read from the one picture.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from diinn_fast.errors import UpscaleError
-from diinn_fast.formats.sources import Source
+from diinn_fast.formats.sources import DerivedSource, Source
 from diinn_fast.geometry import MAX_LENGTH, Window
 from diinn_fast.inference.reduced import reduced_size
 
@@ -76,13 +76,11 @@ def radius_of(encoder: nn.Module) -> int:
     return radius
 
 
-class WrappedSource:
-    """Copies of another source's picture, side by side. All else is the source's."""
+class WrappedSource(DerivedSource):
+    """Copies of another source's picture, side by side."""
 
     def __init__(self, source: Source, copies: tuple[int, int]) -> None:
-        self._source = source
-        self.height = copies[0] * source.height
-        self.width = copies[1] * source.width
+        super().__init__(source, (copies[0] * source.height, copies[1] * source.width))
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> tuple[Tensor, Tensor | None]:
         """See `Source.read`."""
@@ -96,13 +94,10 @@ class WrappedSource:
         alpha = [torch.cat([cast(Tensor, part[1]) for part in row], 2) for row in parts]
         return rgb, torch.cat(alpha, 1)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._source, name)
-
 
 def wrapped(source: Source, frame: Frame) -> Source:
     """The source of all copies; itself if it is alone."""
-    return source if frame.copies == (1, 1) else cast(Source, WrappedSource(source, frame.copies))
+    return source if frame.copies == (1, 1) else WrappedSource(source, frame.copies)
 
 
 def _cut(start: int, stop: int, period: int) -> list[tuple[int, int]]:

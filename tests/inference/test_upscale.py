@@ -488,7 +488,7 @@ def refused(action: Callable[[], Any], *words: str, error: type[Exception] = Ups
         (np.full((4, 4), np.nan), "NaN"),
         (Image(torch.full((3, 4, 4), float("nan"))), "NaN"),
         (Image(torch.rand(3, 4, 4), torch.full((1, 4, 4), float("nan"))), "NaN"),
-        (torch.full((3, 4, 4), float("inf")), "[0, 1]"),
+        (torch.full((3, 4, 4), float("inf")), "infinite"),
         (torch.full((3, 4, 4), 255.0), "[0, 1]"),
         (np.full((4, 4, 3), -1.0), "[0, 1]"),
         (torch.zeros(3, 4, 4, dtype=torch.uint8), "floating point"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from diinn_fast.errors import UpscaleError
-from diinn_fast.formats.sources import Source
+from diinn_fast.formats.sources import DerivedSource, Source
 from diinn_fast.inference.bleed import bleed_alpha
 from diinn_fast.inference.memory import size_text
 
@@ -16,23 +16,16 @@ RESIDENT_BYTES = 16
 """Bytes per pixel that it holds: four floats."""
 
 
-class InpaintedSource:
+class InpaintedSource(DerivedSource):
     """Another source's picture, held in memory, inpainted under transparent pixels (see
     `bleed_alpha`): the colour there comes from all of the picture.
     """
 
     def __init__(self, source: Source, rgb: Tensor, alpha: Tensor) -> None:
+        super().__init__(source)
+        del self._source  # closed already; its samples would be held beside ours
         self._rgb = rgb
         self._alpha = alpha
-        self.height = source.height
-        self.width = source.width
-        self.grey = source.grey
-        self.alpha = source.alpha
-        self.bits = source.bits
-        self.range = source.range
-        self.dtype = source.dtype
-        self.metadata = source.metadata
-        self.identity = source.identity
         self.resident_bytes = RESIDENT_BYTES * rgb[0].numel()
 
     @classmethod
