@@ -40,10 +40,12 @@ def with_border(
     """
     h, w = lr
     i, j = origin
+    # Real neighbours where the image has some: a tile's border must not look like the image's.
     top = max(rows.start - 1, 0)
     left = max(columns.start - 1, 0)
     bottom = _after(rows.stop, 1, h)
     right = _after(columns.stop, 1, w)
+    # Zeros only at the image's own edges, as the padding of the published convolution.
     pad = (
         int(columns.start == 0),
         int(columns.stop == w),

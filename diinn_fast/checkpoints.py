@@ -87,6 +87,7 @@ def read_checkpoint(path: str | Path, anchors: Mapping[str, str]) -> Checkpoint:
     found = _choose(path, [*_find(content, anchors.values())])
     if found is None:
         raise CheckpointError(_not_found(path, content, anchors))
+    # Training programs store the arguments of their model here; they tell mode 2 from mode 3.
     hyper_parameters = content.get("hyper_parameters") or {}
     if not isinstance(hyper_parameters, Mapping):
         raise CheckpointError(
@@ -104,6 +105,7 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None
     """
     expected = model.state_dict()
     weights = {}
+    # Missing keys first: they say most about what the file really is.
     for key in [*expected, *state]:
         if key not in state:
             raise CheckpointError(f"checkpoint {path} does not fit: {key!r} is missing")
@@ -115,6 +117,7 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None
             shapes = f"{list(state[key].shape)} instead of {list(expected[key].shape)}"
             raise CheckpointError(f"checkpoint {path} does not fit: {key!r} is {shapes}")
         weights[key] = _float32(state[key], key, path)
+    # Assigned, not copied: the model may be on the meta device, without memory of its own.
     model.load_state_dict(weights, assign=True)
 
 
@@ -122,12 +125,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     """``config.json`` of a model folder. Raises CheckpointError."""
     try:
         with (folder / "config.json").open("rb") as file:
+            # One byte more than allowed is enough to refuse, whatever the file's size.
             text = file.read(MOST_JSON + 1)
         if len(text) > MOST_JSON:
             raise ValueError(f"it has more than {MOST_JSON} bytes")
         config = json.loads(text)
         if not isinstance(config, dict):
             raise ValueError("it is not a JSON object")
+    # Of a few kilobytes of brackets; it is no ValueError.
     except RecursionError:
         raise CheckpointError(
             f"model folder {folder} has an unusable config.json (it is nested too deeply)"
@@ -156,6 +161,7 @@ def _read(path: Path) -> tuple[Mapping[Any, Any], dict[str, str]]:
                 content: Any = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 it is no mapping
         else:
             _check_records(path)
+            # Plain values and tensors alone: a pickle could otherwise run code of its author.
             content = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
@@ -179,6 +185,7 @@ def _check_records(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             packed = [r.filename for r in archive.infolist() if r.compress_type]
+            # A small compressed record may unpack to more than the memory: it is not opened at all.
             damaged = None if packed else archive.testzip()
     except zipfile.BadZipFile as error:
         raise CheckpointError(
@@ -271,8 +278,10 @@ def _choose(path: Path, found: list[Found]) -> Found | None:
     """The one that is meant; what else its dict holds is named."""
     if not found:
         return None
+    # Averaged weights rank above those of the last step.
     best = max(each.rank for each in found)
     chosen, *others = [each for each in found if each.rank == best]
+    # Copies of one model are no choice; different ones are, and only the user can make it.
     for other in others:
         if not _same(chosen.state, other.state):
             places = " and ".join(repr(_place(each)) for each in (chosen, other))
@@ -281,6 +290,7 @@ def _choose(path: Path, found: list[Found]) -> Found | None:
                 "by itself"
             )
     prefixes = tuple(each.prefix for each in found if each.tensors is chosen.tensors)
+    # What is neither the model nor known company of one is worth a word.
     beside = [k for k in chosen.tensors if k not in BESIDE and not k.startswith(prefixes)]
     if beside:
         log.warning(
@@ -302,6 +312,7 @@ def _not_found(path: Path, content: Mapping[Any, Any], anchors: Mapping[str, str
     """Sentence that names what the file holds instead."""
     held = []
     for where, mapping in _mappings(content):
+        # A few names per place tell the user which file this is.
         names = [str(key) for key, value in mapping.items() if isinstance(value, Tensor)]
         if names:
             place = f" in {'.'.join(where)!r}" if where else ""
@@ -339,6 +350,7 @@ def _float32(value: Tensor, key: str, path: str | Path) -> Tensor:
     weights = value.detach().float()
     if torch.isfinite(weights).all():
         return weights
+    # Finite in its own dtype, but not in float32: another fault, with another remedy.
     if torch.isfinite(value.detach().double()).all():
         raise CheckpointError(f"checkpoint {path} does not fit: {key!r} is beyond float32")
     raise CheckpointError(f"checkpoint {path} is damaged: {key!r} contains NaN or infinity")

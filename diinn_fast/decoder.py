@@ -50,6 +50,7 @@ class ImplicitDecoder(nn.Module):
     ) -> None:
         super().__init__()
         plan = formulation(mode, init_q)
+        # Kernels and fused weights take layers as one matrix, hence of one width.
         if len(hidden_dims) < 2 or len(set(hidden_dims)) != 1:
             raise ValueError(
                 "hidden_dims must be equal widths, two or more, such as [256] * 4: got "
@@ -59,6 +60,7 @@ class ImplicitDecoder(nn.Module):
         self.width = width = hidden_dims[0]
         self.mode = plan.mode
         self.init_q = plan.init_q
+        # The 3x3 neighbourhood of the nearest feature, unfolded.
         content = in_channels * 9
         if init_q:
             self.first_layer = _layer(3, content, Sine())
@@ -68,6 +70,7 @@ class ImplicitDecoder(nn.Module):
         for i in range(len(hidden_dims)):
             self.K.append(_layer(plan.modulation_inputs(i, width, content), width, nn.ReLU()))
             self.Q.append(_layer(width if i else (content if init_q else 3), width, Sine()))
+        # Mode 4 mixes the neighbours of the output grid; the others work pixel by pixel.
         if plan.needs_grid:
             self.last_layer = nn.Conv2d(width, 3, 3, padding=1, padding_mode="reflect")
         else:
@@ -100,6 +103,7 @@ class ImplicitDecoder(nn.Module):
         features = self._check_features(features)
         lr, origin = tile or ((features.shape[-2], features.shape[-1]), (0, 0))
         size = check_size(size, lr)
+        # All sizes are checked before anything is computed: kernels read where they are told to.
         cut = check_window(window, size)
         if tile is not None:
             self._check_tile(features, lr, origin, size, cut)
@@ -110,6 +114,7 @@ class ImplicitDecoder(nn.Module):
             raise ValueError(
                 f"mode {self.mode} needs an output of at least 2x2 pixels, got {size[0]}x{size[1]}"
             )
+        # Fused kernels, or the layers one by one where something was changed inside them.
         path = prepared or self._path(features, backend)
         if not self._needs_grad(features):
             return path.bands(features, lr, origin, size, cut, chunk)
@@ -219,6 +224,7 @@ class ImplicitDecoder(nn.Module):
             return f"decoder.K has {len(self.K)} layers, decoder.Q {len(self.Q)}"
         plan = self.formulation
         content = 9 * self.in_channels
+        # Shapes that the constructor has given; another shape means another layer.
         inputs = [plan.modulation_inputs(n, self.width, content) for n in range(len(self.K))]
         for name, layers, activation in (("K", self.K, nn.ReLU), ("Q", self.Q, Sine)):
             if name == "Q":

@@ -60,6 +60,7 @@ def interruptible() -> Iterator[None]:
         raise KeyboardInterrupt
 
     before = {}
+    # Python lets the main thread alone set handlers.
     if threading.current_thread() is threading.main_thread():
         for name in ("SIGTERM", "SIGHUP"):  # Windows has one of them
             number = getattr(signal, name, None)

@@ -71,6 +71,8 @@ class Fused:
         if not self.plan.recurrent_k:
             return content
         width = self.layers.width
+        # In modes 1 and 2 modulation depends on content alone, so that LR pixels are enough for all
+        # layers.
         k = torch.relu(content[..., :width])
         branch = [k]
         for n, layer in enumerate(self.layers.modulation[1:], start=1):
@@ -117,8 +119,10 @@ class Fused:
         """
         plan = self.plan
         form = plan.form(lr, size[0] * size[1])
+        # The 3x3 last layer needs one more pixel on each side.
         grown = grow(window, size) if plan.needs_grid else window
         rows, columns = lr_ranges(grown, lr, size)
+        # Only the LR rows and columns that the window sees are projected.
         source = self.source(with_border(features, rows, columns, lr, origin), form)
         out = decode(
             source.values,
@@ -153,10 +157,12 @@ class Fused:
         # On the CPU 16-bit content may be computed with in float32.
         item = max(features.element_size(), 1 if features.is_cuda else 4)
         content = len(self.layers.modulation) * self.layers.width
+        # Content is held per LR row; a row of the output costs its share of one.
         row_bytes = batch * (columns.stop - columns.start) * content * item * lr[0] / size[0]
         if plan.needs_grid:
             row_bytes += batch * plan.taps * channels * (window.x1 - window.x0) * item
         step = max(1, int(BAND_BYTES / max(row_bytes, 1)))
+        # A small window is one band: no copy into a larger tensor.
         if step >= window.y1 - window.y0:
             return self.window(features, lr, origin, size, window, chunk)
         out = features.new_empty(batch, channels, window.y1 - window.y0, window.x1 - window.x0)

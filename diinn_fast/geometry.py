@@ -122,6 +122,7 @@ def check_size(size: Sequence[int], lr: Sequence[int]) -> tuple[int, int]:
         raise ValueError(f"size must be (height, width), got {tuple(size)}")
     height = whole_number(size[0], "HR height")
     width = whole_number(size[1], "HR width")
+    # Within these lengths float32 indices of the published formula are exact.
     for name, n in (
         ("HR height", height),
         ("HR width", width),

@@ -70,6 +70,7 @@ class Graphed:
             raise ValueError(
                 f"dtype must be float16, bfloat16, float32 or float64, got {self.dtype}"
             )
+        # A copy, because a recording keeps the addresses of weights, and training would move them.
         frozen = copy.deepcopy(model).eval().requires_grad_(False)
         self.half = (
             self.dtype.itemsize == 2
@@ -102,12 +103,15 @@ class Graphed:
             )
         hr = hr_size(x.shape[-2:], size, scale)
         name = backends.requested() if backend is None else backend
+        # Large images keep the GPU busy by themselves: a recording would only hold their memory.
         if not can_record(x) or x[:, 0].numel() > self.largest:
             return self._run(x, hr, name)
         key = x.shape, x.dtype, hr, name
+        # A recording has one input and one output buffer: one thread at a time.
         with self._lock, torch.cuda.device_of(x):
             recording = self._recorded.get(key)
             if recording is None:
+                # The one that was not used for longest goes first.
                 while len(self._recorded) >= self.most:
                     self._recorded.popitem(last=False)[1].finish()
                 recording = self._recorded[key] = _Recording(lambda v: self._run(v, hr, name), x)

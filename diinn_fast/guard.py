@@ -32,6 +32,7 @@ FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {
 def layer_edit(module: nn.Module, kind: type[nn.Module]) -> str | None:
     """Why this module must be called, though it was built as a ``kind``; None if it need not."""
     own = module.__dict__
+    # A hook sees inputs and outputs that fused kernels never make.
     for hooks in HOOKS:
         if own.get(hooks):
             return "has hooks"
@@ -43,6 +44,7 @@ def layer_edit(module: nn.Module, kind: type[nn.Module]) -> str | None:
         return f"is a {found.__name__}, not a {kind.__name__}"
     if FORWARDS.get(kind, kind.forward) is not kind.forward:
         return f"is of a patched class {kind.__name__}"
+    # Subclasses of tensors (quantised, distributed) compute in their own way.
     for value in own["_parameters"].values():
         if value is not None and type(value) not in (nn.Parameter, Tensor):
             return f"has weights of class {type(value).__name__}"

@@ -33,6 +33,7 @@ def load_model(name: str | os.PathLike[str] | None = None, *, mode: int | None =
         CheckpointError: a damaged or unfitting one; names the first tensor that is wrong.
     """
     wanted = DEFAULT_WEIGHTS if name is None else os.fspath(name)
+    # Bundled names first: a folder of the same name is reached by ./name.
     if wanted in bundled_names():
         return DIINN.from_folder(BUNDLED / wanted, mode).eval()
     if wanted.startswith(HUB):

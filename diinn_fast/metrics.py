@@ -272,13 +272,16 @@ def bicubic_matrix(n_in: int, n_out: int, mirrored: bool) -> Tensor:
     taps = torch.arange(math.ceil(4 * widening) + 2)
     position = (centre - 2 * widening).floor().long()[:, None] + taps  # [n_out, taps]
     x = (position - centre[:, None]).abs() / widening
+    # Keys' two cubic pieces, for distances up to 1 and from 1 to 2.
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
     weight = torch.where(x <= 1, near, torch.where(x < 2, far, 0.0))
     if mirrored:
+        # MATLAB's border: the image is mirrored about its edge, without end.
         folded = position.remainder(2 * n_in)
         position = torch.minimum(folded, 2 * n_in - 1 - folded)
     else:
+        # Pillow's border: taps outside count nothing, and the rest is scaled up.
         weight = torch.where((position >= 0) & (position < n_in), weight, 0.0)
         position = position.clamp(0, n_in - 1)
     matrix = torch.zeros(n_out, n_in, dtype=torch.float64).scatter_add_(1, position, weight)

@@ -141,6 +141,7 @@ class DIINN(
         if mode is not None:
             chosen["mode"] = mode
         try:
+            # Without memory: an absurd width in a config must not allocate anything.
             with torch.device("meta"):
                 model = cls(**chosen)
         except (ValueError, TypeError) as error:
@@ -245,6 +246,7 @@ def infer_architecture(checkpoint: Checkpoint, mode: int | None = None) -> dict[
             raise CheckpointError(f"checkpoint {path} declares mode={declared['mode']}, not {mode}")
         declared["mode"] = mode
 
+    # Shapes decide first; what is declared only chooses among the modes that they allow.
     modes = _possible_modes(checkpoint)
     likely = declared.get("mode", checkpoint.hinted_mode)
     found = {
@@ -259,6 +261,7 @@ def infer_architecture(checkpoint: Checkpoint, mode: int | None = None) -> dict[
                 f"{name}={value}"
             )
 
+    # Each encoder knows its own tensors.
     encoder = detect_encoder(checkpoint.parts("encoder"))
     if encoder is None:
         raise CheckpointError(
@@ -294,6 +297,8 @@ def _possible_modes(checkpoint: Checkpoint) -> list[int]:
             raise CheckpointError(
                 f"checkpoint {checkpoint.path} is not a DIINN model: {key!r} is not a convolution"
             )
+    # Whether content enters every layer, and how wide the last kernel is, tells all modes but 2
+    # from 3.
     hidden, last = (state[key].shape for key in needed)
     modes = modes_with(content=hidden[0] != hidden[1], kernel=last[-1])
     if not modes:

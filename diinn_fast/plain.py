@@ -157,6 +157,7 @@ class Plain:
         k = self.modulation[0](x)
         q = k * self.synthesis[0](p)
         for n in range(1, len(self.modulation)):
+            # Eq. 4, 6 and 7 differ in this input alone.
             recurrent = k if self.plan.recurrent_k else q
             k = self.modulation[n](
                 torch.cat([recurrent, x], dim=1) if self.plan.content else recurrent

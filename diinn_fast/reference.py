@@ -65,6 +65,7 @@ def decode(
     left = max(x0 - halo, 0)
     right = min(x1 + halo, width)
 
+    # Positions and nearest indices of the grown window's rows and columns alone.
     p, i, j = position(
         (h, w), size, torch.arange(top, bottom), torch.arange(left, right), features.dtype
     )

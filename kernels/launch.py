@@ -44,7 +44,6 @@ class Network:
         tile: tiles.Tile | None = None,
     ) -> None:
         """``tile``: this one, whatever the tables and the tuned file say."""
-        # Positions, biases and all that feeds a sine stay in float32.
         self.form = problem.form
         self.mode = problem.mode
         self.tile = tile
@@ -54,6 +53,7 @@ class Network:
         self.width = query.width
         self.layers = query.layers
         self.channels = query.channels
+        # Positions and biases feed sines and stay in float32: 16 bit would move the phase.
         self.position = query.position.float()
         self.position_bias = query.position_bias.float()
         self.hidden = query.hidden.to(self.dtype)
@@ -177,6 +177,7 @@ class Network:
             "PRECISION": self.precision,
             "FAST": self.fast_sine,
         }
+        # Each kernel takes the constants of its own form only.
         if self.form == "direct":
             init_q = self.first is not None
             return constants | direct_constants(self.depth, self.mode, init_q)

@@ -157,6 +157,7 @@ def tune(
     """
     found: dict[str, Result] = {}
     begin = time.perf_counter()
+    # Inference before training: it is used most, should the time run out.
     for keep in (False, True):
         for form in forms:
             for dtype in dtypes:

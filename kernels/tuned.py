@@ -69,6 +69,7 @@ def read(device: torch.device) -> dict[str, Tile]:
         file = path(device)
         content = json.loads(file.read_text())
         found = {key: Tile(*map(int, values)) for key, values in content["tiles"].items()}
+        # Tiles of another GPU, Triton or kernel may be slow, or not compile.
         if content["machine"] != machine(device):
             log.warning(
                 "tuned tiles in %s are of another version, the defaults serve: tune again", file

@@ -114,6 +114,7 @@ def _say_queries(decode: Decode, problem: Problem) -> None:
         assert problem.index is not None and problem.offset is not None
         index = problem.index.contiguous()
         offset = problem.offset.detach().float().contiguous()
+        # Converted copies must outlive the launch, which only has their addresses.
         decode.alive += [index, offset]
         decode.index = index.data_ptr()
         decode.offset = offset.data_ptr()

@@ -106,6 +106,7 @@ class _Backward:
         hidden = self.weights.hidden
         both = k.new_empty(len(k), len(dq), 2 * _cuda.WIDTH)
         gradient = _cuda.Gradient()
+        # Addresses and sizes for the kernel's C structure, field by field.
         gradient.queries = len(dq)
         gradient.layers = len(k)
         gradient.operand = _cuda.TYPES[k.dtype]

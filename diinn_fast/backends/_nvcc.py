@@ -104,6 +104,7 @@ def compile_library(arch: str, folder: Path) -> Path:
                 [*command(arch), "-o", str(partial)], capture_output=True, text=True, check=False
             )
             if run.returncode:
+                # The first line that names an error says more than the last, which counts them.
                 lines = (run.stderr or run.stdout).strip().splitlines() or ["no message"]
                 raise CompileError(
                     f"nvcc failed: {next((line for line in lines if 'error' in line), lines[-1])}"

@@ -70,6 +70,7 @@ def _trial(
         for v in weights
     ]
     query = query_weights(scaled)
+    # Features of the direct form come with a border of one pixel.
     halo = 2 if problem.form == "direct" else 0
     small = values(source, 1, LR[0] + halo, LR[1] + halo, source.shape[-1])
     trial = replace(problem, lr=LR, origin=(0, 0), size=SIZE, chunk=0)

@@ -148,6 +148,7 @@ def _sum_gradients(
     """By the kernels of the source's dtype, from float32 weights, whose gradients are float32."""
     inputs = [source, *weights]
     if not grad.numel():
+        # Without queries nothing flows back, and the kernels expect at least one.
         return [
             torch.zeros_like(v) if need else v.new_empty(0)
             for v, need in zip(inputs, needs, strict=True)
@@ -164,6 +165,7 @@ def _sum_gradients(
         _kernels().backward_bf16(arguments, grad.data_ptr(), addresses)
     else:
         _kernels().backward(instruction_set(), arguments, grad.data_ptr(), addresses)
+    # Tensors that `_arguments` converted were needed until here: the kernels have addresses alone.
     del alive
     return gradients
 
@@ -377,11 +379,13 @@ def _compare_with_eager() -> str | None:
     try:
         ours = [forward(problem, source, weights), *backward(problem, grad, source, weights, needs)]
     except Exception as error:
+        # Whatever goes wrong in a compiled module is a reason not to use it, not a reason to stop.
         return f"their self-check failed: {error}"
     theirs = [
         eager.forward(problem, source, weights),
         *eager.backward(problem, grad, source, weights, needs),
     ]
+    # Sums in another order differ by rounding; anything beyond that is a wrong kernel.
     for a, b in zip(ours, theirs, strict=True):
         if not torch.allclose(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max())):
             return (

@@ -63,6 +63,7 @@ def _parts(problem: Problem, source: Tensor) -> Iterator[Part]:
     h, w = problem.lr
     height, width = problem.size
     columns = problem.grid(source)[1]
+    # Rows and columns of a window are independent: one index per row and per column is enough.
     if problem.window is not None:
         y0, y1, x0, x1 = problem.window
         i = nearest_index(y0, y1, h, height, device)

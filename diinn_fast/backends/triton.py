@@ -47,6 +47,7 @@ def unavailable() -> str | None:
             "Triton is not installed (pip install triton; on Linux, CUDA builds of PyTorch "
             "bring it)"
         )
+    # The interpreter runs the kernels on the CPU: nothing below is needed.
     if interpreted():
         return None
     if not torch.cuda.is_available():

@@ -65,6 +65,7 @@ class LIIF(Baseline):
         height, width = check_size(size, (h, w))
         rows, columns = self._axes(features, (height, width))
         parts: list[list[Tensor]] = [[] for _ in range(batch)]
+        # A band of rows needs the content of its own LR rows alone, which bounds the memory.
         for band in bands(features, (height, width), WIDTH):
             above = int(rows[0][0][band.start])
             below = int(rows[1][0][band.stop - 1]) + 1
@@ -72,6 +73,7 @@ class LIIF(Baseline):
             for y, x in grid_queries(band, width, bsize or CHUNK, features.device):
                 for image in range(batch):
                     parts[image].append(self._colours(content[image], y, x, rows, columns, above))
+        # Queries are pixels in row order, so that a reshape makes them an image.
         return (
             torch.stack([torch.cat(part) for part in parts])
             .transpose(1, 2)
@@ -86,6 +88,7 @@ class LIIF(Baseline):
         h, w = features.shape[-2:]
         rows, columns = self._axes(features, check_size(size, (h, w)))
         content = self._project(features, size, slice(0, h))
+        # Chunk by chunk, as in `decode`: activations of all pixels together may not fit.
         images = [
             torch.cat(
                 [

@@ -57,16 +57,19 @@ class MetaSR(Baseline):
         rows = corner(*(h, height), features.device, features.dtype)
         columns = corner(*(w, width), features.device, features.dtype)
         parts: list[list[Tensor]] = [[] for _ in range(batch)]
+        # A band of rows needs the content of its own LR rows alone, which bounds the memory.
         for band in bands(features, (height, width), 3 * (WIDTH + 1)):
             above = int(rows[0][band.start])
             below = int(rows[0][band.stop - 1]) + 1
             content = self._project(features, slice(above, below))
             for y, x in grid_queries(band, width, bsize or CHUNK, features.device):
+                # Filters depend on positions alone, so that all images of the batch share them.
                 hidden = self._hidden(y, x, rows, columns, h / height)
                 for image in range(batch):
                     parts[image].append(
                         _colours(content[image], hidden, rows[0][y] - above, columns[0][x])
                     )
+        # Queries are pixels in row order, so that a reshape makes them an image.
         return (
             torch.stack([torch.cat(part) for part in parts])
             .transpose(1, 2)
@@ -85,6 +88,7 @@ class MetaSR(Baseline):
         images = []
         for content, points in zip(self._project(features, slice(0, h)), yx, strict=True):
             parts = []
+            # Chunk by chunk, as in `decode`: filters of all pixels together may not fit.
             for y, x in (part.unbind(-1) for part in points.split(CHUNK)):
                 hidden = self._hidden(y, x, rows, columns, h / height)
                 parts.append(_colours(content, hidden, rows[0][y], columns[0][x]))

@@ -102,6 +102,7 @@ class RDB(nn.Module):
         """
         whole: Tensor
         if self.edit():
+            # Changed layers may look further than the convolutions that the halo is computed from.
             whole = self(x)
             return whole
         height, width = x.shape[-2:]
@@ -111,8 +112,10 @@ class RDB(nn.Module):
         if height * width <= pixels:
             whole = self(x)
             return whole
+        # One pixel per 3x3 convolution; within it a piece's values differ from the whole's.
         halo = len(self.convs)
         side = int(pixels**0.5)
+        # Nearly square: the halo costs least where the sides are equal.
         rows = height if height <= side else max(side, pixels // width) - 2 * halo
         columns = width if width <= side else max(side, pixels // height) - 2 * halo
         out: Tensor | None = None

@@ -77,6 +77,7 @@ class DecodeWindow(nn.Module):
         self.mixes = decoder.mode == 3
         self.synthesis = nn.ParameterList(_columns(layer.matrix) for layer in layers.synthesis)
         self.synthesis_bias = nn.ParameterList(_fixed(layer.bias) for layer in layers.synthesis)
+        # Modes 1 and 2 have their modulation in the content already.
         recurrent = layers.modulation[1:] if self.mixes else []
         self.recurrent = nn.ParameterList(
             _columns(layer.matrix[:, : self.width]) for layer in recurrent

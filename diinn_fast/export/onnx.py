@@ -23,6 +23,7 @@ def export_any_scale(model: DIINN, folder: Path) -> tuple[Path, Path]:
     Raises:
         ExportError: packages are missing, or the model has mode 4 or init_q.
     """
+    # The exporter wants upper bounds: no picture in memory has more than a million pixels a side.
     h = torch.export.Dim("h", min=1, max=1 << 20)
     w = torch.export.Dim("w", min=1, max=1 << 20)
     project = folder / "project.onnx"
@@ -36,6 +37,7 @@ def export_any_scale(model: DIINN, folder: Path) -> tuple[Path, Path]:
     )
     decode = folder / "decode.onnx"
     channels = len(model.decoder.K) * model.decoder.width
+    # Sides that are all different, so that the exporter cannot take two of them for one.
     arguments = {
         "content": torch.rand(1, channels, 7, 11),
         "rows": torch.arange(13),
@@ -64,6 +66,7 @@ def export_fixed_scale(model: DIINN, folder: Path, scale: int) -> Path:
             or init_q.
     """
     path = folder / f"diinn-x{scale}.onnx"
+    # Every size but the channels stays free; the scale is fixed by the graph.
     free = {
         0: torch.export.Dim("batch", min=1, max=1 << 10),
         2: torch.export.Dim("h", min=1, max=1 << 20),
@@ -95,6 +98,7 @@ def _write(
     except ImportError as error:
         raise ExportError(f"{error.name} is missing: pip install 'diinn_fast[export]'") from None
     with warnings.catch_warnings(), torch.no_grad():
+        # Of the exporter's own internals, which its user cannot act on.
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             module.float().cpu().eval(),
@@ -116,6 +120,7 @@ def _write(
         node.doc_string = ""
     onnx.checker.check_model(graph, full_check=True)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # The file gets its name when it is complete, as every output.
     part = path.with_suffix(".part")
     onnx.save(graph, part)
     part.replace(path)

@@ -52,6 +52,7 @@ class DIINNArchitecture(Architecture[DIINN]):
 
         def call(model: DIINN, picture: Tensor) -> Tensor:
             h, w = picture.shape[-2:]
+            # Pictures in [0, 1] there, normalised to [-1, 1] here.
             result: Tensor = model(picture * 2 - 1, (h * scale, w * scale)) * 0.5 + 0.5
             return result
 
