@@ -76,9 +76,8 @@ def names(case: Case, full: bool) -> list[str]:
     ]
     if case.kind == "decode" and case.mode == 3:
         found.append("conv")
-    if (
-        case.kind != "training" or not case.encoder
-    ):  # LIIF keeps every layer's inputs: 20 GiB at batch 16
+    # LIIF keeps every layer's inputs: 20 GiB at batch 16.
+    if case.kind != "training" or not case.encoder:
         found.append("liif")
     if case.kind != "training":
         found.append("bicubic")

@@ -85,9 +85,8 @@ class Replay:
 
     def __call__(self) -> float:
         reading = next(self._readings, None)
-        return (
-            time.perf_counter() if reading is None else reading
-        )  # pytest-benchmark looks at a timer's precision
+        # The package pytest-benchmark looks at a timer's precision.
+        return time.perf_counter() if reading is None else reading
 
 
 REPLAY = Replay()

@@ -63,9 +63,8 @@ def local_offset(
     positions = torch.arange(start, stop, device=index.device)
     numerator = (2 * positions + 1) * n_in - (2 * index + 1) * n_out
     values = numerator.to(dtype)
-    return values / torch.full_like(
-        values, n_out
-    )  # by a number, CUDA would multiply with its rounded reciprocal
+    # By a tensor: by a number, CUDA would multiply with its rounded reciprocal.
+    return values / torch.full_like(values, n_out)
 
 
 def area_ratio(lr: Sequence[int], size: Sequence[int]) -> float:

@@ -72,9 +72,8 @@ class Graphed:
             )
         # A copy, because a recording keeps the addresses of weights, and training would move them.
         frozen = copy.deepcopy(model).eval().requires_grad_(False)
-        self.half = (
-            self.dtype.itemsize == 2
-        )  # then the decoder's positions stay float32, as under autocast
+        # Of 16 bits; the decoder's positions stay float32, as under autocast.
+        self.half = self.dtype.itemsize == 2
         self.decoder = frozen.decoder.to(torch.float32 if self.half else self.dtype)
         self.encoder = use_fast_weights(frozen.encoder.to(self.dtype))
         if compile:
@@ -174,9 +173,8 @@ def record(call: Callable[[], T]) -> tuple[T, Callable[[], None]]:
         with torch.cuda.stream(side):
             for _ in range(WARM_UP):
                 call()
-        with torch.cuda.graph(
-            graph, stream=side, capture_error_mode="thread_local"
-        ):  # other threads may allocate
+        # Other threads may allocate memory meanwhile.
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             out = call()
         torch.cuda.current_stream().wait_stream(side)
     return out, graph.replay

@@ -20,9 +20,8 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 products.
 """
 
-ROUND = tl.constexpr(
-    12582912.0
-)  # 1.5 * 2^23: adding it rounds to an integer, left in the low bits of the sum
+# 1.5 * 2^23: adding it rounds to an integer, left in the low bits of the sum.
+ROUND = tl.constexpr(12582912.0)
 PI = (
     tl.constexpr(3.140625),
     tl.constexpr(9.675025939941406e-4),

@@ -29,8 +29,7 @@ def add_sum(total: Tensor | None, grad: Tensor) -> None:
 def add_rows(total: Tensor, index: Tensor, rows: Tensor) -> None:
     """total[index[n]] += rows[n], repeated indices summed in a fixed order."""
     if total.is_cuda:
-        total.index_put_(
-            (index,), rows, accumulate=True
-        )  # sorts; index_add_ and scatter_add_ would add atomically
+        # It sorts, so that sums have a fixed order; index_add_ would add atomically.
+        total.index_put_((index,), rows, accumulate=True)
     else:
         total.scatter_add_(0, index[:, None].expand_as(rows), rows)

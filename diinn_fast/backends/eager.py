@@ -109,9 +109,8 @@ class _Network:
         self.width = self.query.width
         self.layers = self.query.layers
         self.interactive = not FORMULATIONS[problem.mode].recurrent_k
-        self.work = (
-            torch.float64 if source.dtype == torch.float64 else torch.float32
-        )  # of sums and sine arguments
+        # Sums and sine arguments have 32 bits at least.
+        self.work = torch.float64 if source.dtype == torch.float64 else torch.float32
         self.wide = problem.form != "modulation"  # each hidden product yields k and s
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:

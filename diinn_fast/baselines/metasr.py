@@ -101,9 +101,8 @@ class MetaSR(Baseline):
         Per colour one number for every hidden unit, then one for the bias.
         """
         last = self.imnet.linear(1)
-        matrix = torch.cat(
-            [last.weight, last.bias[:, None]], dim=1
-        )  # [9C * 3, WIDTH + 1], row f * 3 + colour
+        # [9C * 3, WIDTH + 1], row f * 3 + colour.
+        matrix = torch.cat([last.weight, last.bias[:, None]], dim=1)
         matrix = matrix.view(-1, 3, WIDTH + 1).permute(1, 2, 0).flatten(0, 1)
         return project(features, matrix, matrix.new_zeros(len(matrix)), rows)
 

@@ -60,12 +60,14 @@ def _run(arguments: list[str]) -> int:
     try:
         if command not in COMMANDS:
             raise Refused(f"unknown command {command!r}: choose one of {', '.join(COMMANDS)}")
+        # One command's modules alone are imported: some take seconds, or need packages of an extra.
         return int(importlib.import_module(f"diinn_fast.cli.{command}").main(arguments[1:]))
     except KeyboardInterrupt:
         print("diinn-fast: interrupted", file=sys.stderr)
         return 130
     except SystemExit as exit:  # argparse after --help
         return exit.code if isinstance(exit.code, int) else 1
+    # 1: work had begun; 2: it was refused before.
     except (UnfinishedError, DivergedError) as error:
         return _report(error, 1, arguments)
     except (Refused, Error) as error:

@@ -44,6 +44,7 @@ def main(arguments: list[str]) -> int:
         raise Refused(
             f"folder {options.folder} already has a model: pass --overwrite or choose another name"
         )
+    # Loading first: a damaged checkpoint must not leave a folder behind.
     with messages(logging.ERROR if options.quiet else logging.WARNING):
         model = load_weights(options.checkpoint, mode=options.mode)
     try:
@@ -64,16 +65,17 @@ def main(arguments: list[str]) -> int:
 def write_folder(model: DIINN, folder: Path, *, fp16: bool) -> None:
     """``config.json`` and ``model.safetensors``, each complete or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
+    # Beside the final files, so that a rename within one file system finishes the work.
     with tempfile.TemporaryDirectory(prefix=".diinn-", dir=folder) as name:
         temporary = Path(name)
         model.save_pretrained(temporary)
         if fp16:
             state = {key: value.half().contiguous() for key, value in model.state_dict().items()}
+            # Rounded to infinity such a model would give black or white pictures.
             if large := [key for key, value in state.items() if not torch.isfinite(value).all()]:
                 raise Refused(f"{large[0]!r} has values beyond fp16: convert without --fp16")
             save_file(state, temporary / "model.safetensors", model.metadata)
-        shutil.copymode(
-            temporary / "config.json", temporary / "model.safetensors"
-        )  # safetensors makes it private
+        # The package safetensors makes its files private, whatever the umask.
+        shutil.copymode(temporary / "config.json", temporary / "model.safetensors")
         for file in ("model.safetensors", "config.json"):
             os.replace(temporary / file, folder / file)

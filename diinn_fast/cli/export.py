@@ -32,6 +32,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     folder: Path = options.folder
     scales: list[int] = options.scale or []
+    # All names are checked before the first export, which takes minutes.
     planned = [f"diinn-x{s}.onnx" for s in scales] or ["project.onnx", "decode.onnx"]
     if not options.overwrite and (there := [n for n in planned if (folder / n).exists()]):
         raise Refused(f"{folder / there[0]} exists: pass --overwrite or choose another folder")

@@ -89,6 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser, port: int) -> None:
     parser.add_argument(
         "--host", default=LOCAL, help="address to listen on (default: %(default)s, this machine)"
     )
+    # A fixed port for servers, any free one for a window on this machine.
     default = "%(default)s" if port else "a free one"
     parser.add_argument("--port", type=int, default=port, help=f"(default: {default})")
     parser.add_argument("--weights", help="model: bundled name, folder or file")

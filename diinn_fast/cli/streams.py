@@ -53,6 +53,7 @@ def unbreakable_streams() -> Iterator[None]:
     _open_closed_descriptors()
     before = sys.stdout, sys.stderr
     with ExitStack() as stack:
+        # Services and windows without a console have no streams at all.
         given = [
             stream or stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             for stream in before

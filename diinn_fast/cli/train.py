@@ -94,6 +94,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
     from diinn_fast.training.run import DEFAULT, train
 
     out = options.out or Path("runs") / Path(options.config or DEFAULT).stem
+    # Short options stand for entries of the configuration, so that both mean the same.
     short = {
         "--data.folder": options.data,
         "--data.val_folder": options.val,
@@ -105,9 +106,8 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
     }
     overrides = [f"{name}={value}" for name, value in short.items() if value is not None]
     if options.minutes is None:
-        overrides.append(
-            "--checkpoints.stop_after=null"
-        )  # an earlier command's limit is not this one's
+        # The limit of an earlier command, which the run has kept, does not hold for this one.
+        overrides.append("--checkpoints.stop_after=null")
     try:
         step, stopped = train(
             out,
@@ -117,6 +117,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
             options.init,
             options.init_encoder,
         )
+    # Configurations are checked before the first step: nothing has begun.
     except ValueError as error:
         raise Refused(str(error)) from error
     if int(os.environ.get("RANK", 0)) > 0:  # the first of several processes speaks for all

@@ -117,12 +117,15 @@ class CropSampler:
             else:
                 scale = np.random.default_rng((self.seed, step, group)).uniform(1.0, self.max_scale)
             side = round(self.lr_size * scale)
+            # Every rank draws its own part of the same crops, so that the number of ranks changes
+            # nothing.
             share = range(rank * self.batch // ranks, (rank + 1) * self.batch // ranks)
             crops = [
                 self._crop(np.random.default_rng((self.seed, step, group, k)), side) for k in share
             ]
             hr = torch.from_numpy(np.stack([crop for crop, _ in crops]))
             yx = torch.from_numpy(np.stack([yx for _, yx in crops])) if self.samples else None
+            # Noise of a crop depends on its number alone, whoever makes it.
             seeds = torch.tensor([(self.seed, step, group, k) for k in share], dtype=torch.int64)
             found.append(Crops(hr, self.lr_size, yx, seeds))
         return found

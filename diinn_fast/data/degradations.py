@@ -81,6 +81,7 @@ class Degradations:
             scale = rng.uniform(*self.resized_scale)
             methods = (PIL.Image.Resampling.BICUBIC, PIL.Image.Resampling.BILINEAR)
             size = picture.size
+            # There and back: what a picture has lost by an earlier change of size.
             between = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
             picture = picture.resize(between, methods[int(rng.integers(2))])
             picture = picture.resize(size, methods[int(rng.integers(2))])

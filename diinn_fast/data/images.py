@@ -68,6 +68,7 @@ def _below(folder: Path, split: Split) -> list[Path]:
     as ``DIV2K``.
     """
     patterns = [*_FOLDERS[split], *_HR]
+    # DIV2K's own folder names, with or without the folder that its archives unpack to.
     levels = [
         "",
         *(
@@ -121,6 +122,7 @@ def list_photos(source: str | Path, split: Split = "train") -> list[Photo]:
             for p in find_images(source, split)
         ]
     try:
+        # Places in the pack alone: photographs are read when they are needed.
         with tarfile.open(source, "r:") as pack:
             members = [m for m in pack if m.isfile() and Path(m.name).suffix.lower() in SUFFIXES]
     except (OSError, tarfile.TarError) as error:
@@ -166,6 +168,7 @@ def _opened(photo: Photo, min_side: int, use: Callable[[Image.Image], T]) -> T:
             raise DataError(f"{photo.name} holds {form.name}: convert it to an image file")
         file.seek(0)
         with form.plugin(file) as image:
+            # Training is on 8 bits; a silent conversion would cut values off.
             if image.mode.startswith(("I", "F")):
                 raise DataError(
                     f"{photo.name} has more than 8 bits per channel: convert it to 8 bits"

@@ -38,6 +38,7 @@ def write_pack(source: str | Path, path: str | Path, size: int) -> int:
         raise DataError(f"a training pack is a .tar file: {path} is not")
     photos = list_photos(source)
     factor = 1.0
+    # File sizes follow pixel counts only roughly: a few tries, each a little smaller.
     for _ in range(8):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             files = list(pool.map(partial(_encode, factor=factor), photos))

@@ -64,6 +64,7 @@ def _each(items: Sequence[Any], work: Callable[[Any], Any]) -> list[Any]:
         except DataError as error:
             errors.append(str(error))
 
+    # All bad files at once: a user should not find them one run at a time.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = list(pool.map(attempt, items))
     if errors:
@@ -73,6 +74,7 @@ def _each(items: Sequence[Any], work: Callable[[Any], Any]) -> list[Any]:
 
 
 def _mapped(photos: Sequence[Photo], ends: Sequence[int], cache: Path) -> np.ndarray:
+    # Other photographs, or changed ones, get a file of their own.
     known = hashlib.sha256(repr([(p.name, p.stamp) for p in photos]).encode()).hexdigest()[:16]
     path = cache / f"photos-{known}.bin"
     total = ends[-1]
@@ -84,6 +86,7 @@ def _mapped(photos: Sequence[Photo], ends: Sequence[int], cache: Path) -> np.nda
                 "GiB free: "
                 "choose another folder with --data.cache"
             )
+        # Several processes may decode at once: each writes its own file, the last rename holds.
         partial = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
             pixels = np.memmap(partial, np.uint8, "w+", shape=(total,))

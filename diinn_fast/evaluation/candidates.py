@@ -62,6 +62,7 @@ def self_ensemble(candidate: Candidate) -> Candidate:
 
     def upscale(lr: Tensor, size: tuple[int, int]) -> Tensor:
         total = torch.zeros(())
+        # What was done to the input is undone on the output, in reverse order.
         for turned in (False, True):
             for flips in ((), (-2,), (-1,), (-2, -1)):
                 seen = lr.flip(flips)

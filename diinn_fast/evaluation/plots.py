@@ -35,6 +35,7 @@ def plot_scales(rows: Sequence[Row], folder: Path) -> list[Path]:
             for m in found
             if m.protocol == protocol and math.isfinite(m.scores.get("psnr", math.nan))
         ]
+        # One scale makes no curve.
         if len({m.scale for m in chosen}) > 1:
             path = folder / f"psnr-{protocol}.png"
             _plot(chosen, protocol, path)
@@ -55,6 +56,7 @@ def _plot(found: Sequence[Mean], protocol: str, path: Path) -> None:
         layout="constrained",
     )
     FigureCanvasAgg(figure)
+    # Widths follow the number of sets, so that panels keep their shape.
     ratios = [1.5, 1] if gains else [1]
     axes: Any = figure.subplots(
         len(ratios), len(sets), sharex="col", squeeze=False, height_ratios=ratios

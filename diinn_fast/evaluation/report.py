@@ -30,10 +30,12 @@ def metric_table(found: Sequence[Mean], metric: str) -> str:
     by_place: dict[tuple[str, str], dict[str, Mean]] = {}
     for mean in found:
         by_place.setdefault((mean.set, mean.scale), {})[mean.model] = mean
+    # Sets in the order in which they were measured, scales in their own.
     sets = list(dict.fromkeys(m.set for m in found))
     body = []
     for name, scale in sorted(by_place, key=lambda place: (sets.index(place[0]), float(place[1]))):
         line = by_place[name, scale]
+        # A mean over fewer images is no rival of the others.
         images = max(m.images for m in line.values())
         values = [line[m].scores.get(metric) if m in line else None for m in models]
         body.append([f"{name} ({images})", f"x{scale}", *cells(values, metric)])

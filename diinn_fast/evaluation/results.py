@@ -67,6 +67,7 @@ class Results:
             )
         for values in lines[1:]:
             self._merge(_parse(header, values))
+        # An older file gets today's form once, so that rows can be appended.
         if header != COLUMNS:
             with atomic_file(self.path, overwrite=True) as file:
                 file.write(

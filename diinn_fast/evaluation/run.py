@@ -81,6 +81,7 @@ def evaluate(
     quiet: bool = False,
 ) -> None:
     """Add to ``results`` the rows that it does not have yet."""
+    # What is in the results already is neither read nor computed.
     todo = {
         (n, photo.name): jobs
         for n, data in enumerate(sets)
@@ -100,6 +101,8 @@ def evaluate(
                     progress.set_postfix_str(
                         f"{data.name} {Path(photo.name).name} x{scale:g} {candidate.label}"
                     )
+                    # Candidates of one scale share the pair: making it costs as much as a small
+                    # model.
                     if pair is None or scale != at:
                         pair = data.pair(pixels, Path(photo.name).name, scale)
                         at = scale

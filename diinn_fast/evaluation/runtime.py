@@ -45,6 +45,7 @@ def methods(
     metasr = MetaSR(encoder).to(device).eval()
     assert isinstance(model, DIINN)
     weights = {k: v for k, v in model.decoder.state_dict().items()}
+    # The encoder alone tells how much of each time is the decoder's.
     found: dict[str, Callable[[Tensor, tuple[int, int]], Tensor]] = {
         "bicubic": bicubic,
         f"{encoder_name} alone": lambda x, size: encoder(x),
@@ -96,6 +97,7 @@ def markdown(encoder: str, timings: Timings, device: torch.device) -> str:
 
     scales = list(dict.fromkeys(scale for _, scale in timings))
     names = list(dict.fromkeys(name for name, _ in timings))
+    # A row per method, a column per scale.
     body = []
     for name in names:
         line = [name]

@@ -48,12 +48,14 @@ def write_sheets(
         size = (hr.shape[-2], hr.shape[-1])
         lr_size = (lr.shape[-2], lr.shape[-1])
         outputs = [(c.label, c.upscale(lr, size).clamp(0, 1)) for c in candidates]
+        # Larger scales show a larger crop: about as many LR pixels.
         side = min(*size, CROP if scale <= 4 else round(CROP * scale / 4))
         y, x = interesting_place([sr for _, sr in outputs], hr, side, int(scale))
         scores = [
             score(sr, hr, scale, data.protocol, ("psnr",), lr_size)["psnr"] for _, sr in outputs
         ]
         panels = [("LR", "", F.interpolate(lr, size, mode="nearest-exact"))]
+        # The image's PSNR below each crop; a star marks the best.
         best = max(scores, default=0.0)
         for (label, sr), psnr in zip(outputs, scores, strict=True):
             panels.append(
@@ -77,6 +79,7 @@ def _chosen_images(
     """File names, those first where the models' PSNR differs most; bicubic counts where there are
     too few others.
     """
+    # Every model beats bicubic: how far says nothing about which images tell models apart.
     learned = [c for c in candidates if c.model is not None]
     chosen = learned if len(learned) > 1 else candidates
     spread = {}
@@ -125,9 +128,8 @@ def sheet(
     columns = (len(panels) + 1) // 2
     height = 2 * (PANEL + CAPTION) + GAP
     whole = _picture(hr)
-    width = min(
-        round(whole.width * (height - CAPTION - 16) / whole.height), 3 * PANEL
-    )  # two lines below
+    # Two lines of text stand below the image.
+    width = min(round(whole.width * (height - CAPTION - 16) / whole.height), 3 * PANEL)
     zoom = width / whole.width
     whole = whole.resize((width, round(whole.height * zoom)), Image.Resampling.LANCZOS)
     ImageDraw.Draw(whole).rectangle(
@@ -142,6 +144,7 @@ def sheet(
     canvas.paste(whole, (MARGIN, MARGIN))
     draw.text((MARGIN, MARGIN + whole.height + 6), title[0], INK, _font(18))
     draw.text((MARGIN, MARGIN + whole.height + 30), title[1], GREY, _font(15))
+    # Crops are enlarged without interpolation: pixels must be seen as they are.
     for n, (name, note, crop) in enumerate(panels):
         row, column = divmod(n, columns)
         left = MARGIN + width + 2 * GAP + column * (PANEL + GAP)

@@ -125,9 +125,11 @@ def _open_sets(options: argparse.Namespace, preset: Table) -> list[DataSet]:
         )
         protocol: Protocol = PROTOCOLS[options.protocol or preset.protocol or usual]
         metrics = tuple(options.metrics or protocol.metrics)
+        # Missing packages are named before hours of measuring.
         if problem := missing_for(metrics):
             raise UpscaleError(problem)
         sets.append(open_set(folder, protocol, metrics))
+    # Names of sets are keys of the results.
     names = [data.name for data in sets]
     if twice := [n for n in names if names.count(n) > 1]:
         raise DataError(f"two folders are called {twice[0]!r}: rename one of them")
@@ -163,6 +165,7 @@ def ablation_table(candidates: list[Candidate], rows: list[Row]) -> str:
     """A row per run: its mode, its size, and its PSNR on every set and scale; the best in bold."""
     scores = {(m.set, m.scale, m.model): m.scores.get("psnr") for m in means(rows)}
     places = list(dict.fromkeys((s, scale) for s, scale, _ in scores))
+    # Column by column, since the best of each is bold.
     columns = [
         report.cells([scores.get((*place, c.label)) for c in candidates], "psnr")
         for place in places

@@ -35,6 +35,7 @@ def metadata_of(picture: PIL.Image.Image) -> Metadata:
     info = picture.info
     exif, damaged = _exif(picture)
     lost = [*damaged, *_lost(picture)]
+    # Pillow has one packet under two names: of PNG, the keyword of its text.
     xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
     photoshop = info.get("photoshop")
     iptc = photoshop.get(_IPTC) if isinstance(photoshop, dict) else None
@@ -56,6 +57,7 @@ def info_of(metadata: Metadata, before: Mapping[Any, Any]) -> dict[Any, Any]:
     info: dict[Any, Any] = {
         key: before[key] for key in ("gamma", "chromaticity", "srgb") if key in before
     }
+    # Only entries that Pillow's writers know under these names.
     info |= {text.keyword: text.text for text in metadata.texts}
     entries = {
         "icc_profile": metadata.icc,

@@ -76,6 +76,7 @@ def npy_source(path: Path) -> RowsSource:
     """ImageError for what is no array of samples or is cut off; nothing but the header is read."""
     try:
         with open(path, "rb") as file:
+            # The header alone: `numpy.load` would map the file, or run a pickle if asked to.
             major, _ = np.lib.format.read_magic(file)
             read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[
                 major
@@ -90,6 +91,7 @@ def npy_source(path: Path) -> RowsSource:
             f"{path} is no .npy file that holds an array of numbers: save it again."
         ) from error
     full = check_array(path, shape, dtype)
+    # Regions of rows would be spread over the whole file.
     if fortran and full[:2] != (1, 1):
         raise ImageError(f"{path} is stored column by column: save np.ascontiguousarray of it.")
     if size < start + full[0] * full[1] * full[2] * dtype.itemsize:

@@ -167,6 +167,7 @@ def damage_explained(name: str, form: Format) -> Iterator[None]:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             yield
+        # Of tags that a decoder passed over: seldom of use, never worth a line per picture.
         for warning in said:
             _log.info("%s: %s", name, " ".join(str(warning.message).split()))
     except ImageError:
@@ -207,6 +208,7 @@ def check_size(name: str, width: int, height: int) -> None:
         raise ImageError(
             f"{name} declares {width} x {height} pixels, more than 2**31: cut it into parts."
         )
+    # Declared sizes cost an attacker nothing; memory is asked for only if it is there.
     available = free_bytes()
     if pixels * _READ_BYTES > available:
         raise ImageError(

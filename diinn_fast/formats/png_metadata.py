@@ -49,6 +49,7 @@ def is_metadata(name: str) -> bool:
 def metadata_of_chunks(chunks: Iterable[Chunk]) -> Metadata:
     """Of the picture as it is stored; ICC profiles are left to the decoder."""
     found, texts, lost = _sorted_out(chunks)
+    # Older programs keep EXIF, XMP and IPTC as hexadecimal text; the chunks of today come first.
     raw = {text.keyword: text.text for text in texts if _RAW.match(text.keyword)}
     block = found.get("eXIf") or _raw(raw, "exif") or _raw(raw, "APP1")
     exif = _exif(block, lost)
@@ -74,8 +75,10 @@ def _sorted_out(chunks: Iterable[Chunk]) -> tuple[dict[str, bytes], list[Text], 
         if data is None or (name in _TEXTS and text is None):
             lost.append(f"a damaged or very long {name}")
         elif text is not None:
+            # The fingerprint of our own job is of the old file, not of the new one.
             texts += [text] if text.keyword != JOB else []
         elif name in (*COLOUR, "eXIf", "pHYs"):
+            # Of a chunk that may stand once, the first counts, as in other readers.
             found.setdefault(name, data)
         else:
             lost.append(_NAMES.get(name, f"chunk {name}"))
@@ -141,6 +144,7 @@ def _text_of(name: str, data: bytes) -> Text | None:
     if name == "zTXt":
         inflated = _inflated(rest[1:])
         return None if inflated is None else Text(word, inflated.decode("latin-1"))
+    # iTXt: flag and method of compression, language, translated keyword, text.
     compressed = rest[:1] == b"\1"
     language, _, rest = rest[2:].partition(b"\0")
     translated, _, body = rest.partition(b"\0")

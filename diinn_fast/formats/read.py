@@ -45,6 +45,7 @@ def read_image(file: File, *, any_range: bool = False) -> Image:
     channels = samples.shape[2]
     colours = 3 if channels >= 3 else 1
     try:
+        # Plane by plane: one float copy at a time beside the samples.
         rgb = torch.empty(3, *samples.shape[:2])
         for channel in range(3):
             rgb[channel] = to_float(samples[..., min(channel, colours - 1)])
@@ -108,6 +109,7 @@ def sniff(name: str, file: BinaryIO) -> Format:
         start = file.read(32)
     except OSError as error:
         raise ImageError(f"{name} cannot be read ({error.strerror}): check the disk.") from error
+    # An interrupted download, most often: its own sentence helps more than "unknown format".
     if not start:
         raise ImageError(f"{name} is empty: fetch or export the file again.")
     form = by_content(start)

@@ -32,6 +32,7 @@ class SampleFile:
             if create:
                 self._file.resize(size)
                 self._file.write(memoryview(header), 0)
+            # Samples of another job in the same place would be taken for ours.
             elif self._file.size != size or self._file.exactly(len(header), 0) != header:
                 raise FileNotFoundError(f"{path} does not hold samples {layout.shape}")
         except BaseException:

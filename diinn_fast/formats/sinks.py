@@ -99,6 +99,7 @@ def system_errors(path: Path, part: Path) -> Iterator[None]:
     except FileExistsError as error:  # the output has appeared meanwhile
         raise already_exists(path) from error
     except (OSError, EOFError) as error:
+        # A full disk is the one failure whose remedy the user can always apply.
         if isinstance(error, OSError) and is_disk_full(error):
             raise ImageError(
                 f"{path} is not complete, the disk is full: {part} keeps what was done, free some "

@@ -69,6 +69,7 @@ class TiffReader(PillowReader):
                 f"{self.name} is a TIFF with separate planes of a kind that is not read: save it "
                 "with interleaved channels."
             )
+        # Pillow would convert floats to bytes without a word.
         if tags.get(_SAMPLE_FORMAT, (1,))[0] != 1:
             raise ImageError(
                 f"{self.name} has float samples in a compression that is not read: save it "
@@ -134,6 +135,7 @@ class Tiff(PillowFormat):
 
     def read(self, name: str, file: BinaryIO, max_bytes: int | None = None) -> Decoded:
         source = tiff_source(name, file, StreamFile(file), "", None)
+        # What cannot be read by region is left to Pillow's decoder.
         if source is None:
             return super().read(name, file, max_bytes)
         height = source.height
@@ -143,6 +145,7 @@ class Tiff(PillowFormat):
         else:
             check_bound(name, width, height, source.bits, max_bytes)
         samples = source.samples(0, height, 0, width)
+        # Half and double floats become what the network computes in.
         if samples.dtype.kind == "f":
             samples = samples.astype(np.float32)
         return Decoded(samples, source.metadata)
@@ -199,6 +202,8 @@ class TiffSink(SampleSink):
             above = samples
             for layout in tiff_levels(self.layout) if self.options.pyramid else []:
                 path = self.part / f"samples.{len(levels) + 1}"
+                # A level is made of the one above and needed for the one below: from a file, not
+                # from memory.
                 stack.callback(path.unlink, missing_ok=True)
                 above = stack.enter_context(closing(_halved(above, path, layout)))
                 levels.append((layout, above.read))

@@ -103,6 +103,7 @@ def extra_tags(metadata: Metadata, dtype: str, channels: int, job: str) -> list[
     software = [text for text in (exif.text(SOFTWARE), f"diinn_fast {__version__}") if text]
     tags = list(exif.without_main({SOFTWARE, ORIENTATION, *STORAGE, *_SCALING}).main)
     tags.append(ascii_tag(SOFTWARE, "; ".join(software) + (f" job {job}" if job else "")))
+    # OME and ImageJ describe the samples in the same tag as the picture's own description.
     if metadata.ome is not None or metadata.imagej is not None:
         ome = metadata.ome and microscopy.ome_stored(metadata.ome, dtype, channels)
         tags = [tag for tag in tags if tag.code != DESCRIPTION]
@@ -153,6 +154,7 @@ def append_directories(file: BinaryIO, metadata: Metadata, *, big: bool) -> None
     for tag in pointers:
         entries.append(struct.pack("<HH" + word[1], tag.code, tag.kind, 1) + tag.data)
     entries.sort(key=lambda entry: struct.unpack_from("<H", entry))
+    # Our pointers go among the entries, which are sorted by code.
     file.seek(0, 2)
     file.write(packer.data)
     moved = file.tell()

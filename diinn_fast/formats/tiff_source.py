@@ -116,6 +116,7 @@ def tiff_source(
     whole_rows = not found.tiled and (channels == 1 or not found.planar)
     if not found.offsets or len(found.offsets) > len(found.counts):
         raise ImageError(f"{name} is a damaged or cut off TIFF: fetch or export the file again.")
+    # Strips without gaps are one array: no tile arithmetic, and no cache.
     ends = [start + n for start, n in zip(found.offsets, found.counts, strict=False)]
     adjoining = list(found.offsets[1:]) == ends[: len(found.offsets) - 1]
     if found.compression == NONE and whole_rows and adjoining and found.orientation == 1:
@@ -147,6 +148,7 @@ class TiffSource(SampleSource):
         super().__init__((height, width, channels), stored.dtype, identity, stored.metadata)
         self.name = name
         self._stored = stored
+        # The smallest unit of reading: as it is in the file, decoded, and in the cache.
         segment = stored.segment_bytes
         if max_bytes is not None and 3 * segment > max_bytes:
             raise ImageError(
@@ -215,8 +217,10 @@ class TiffSource(SampleSource):
         rows = stored.rows
         if not stored.tiled:
             top = index % stored.per_plane * stored.rows
+            # The last strip ends with the picture, the last tile does not.
             rows = min(rows, stored.shape[0] - top)
         shape = (rows, stored.columns, 1 if stored.planar else self.channels)
+        # A damaged count must not make us read gigabytes.
         count = min(stored.counts[index], most_stored(stored.segment_bytes))
         try:
             data = self._file.exactly(count, stored.offsets[index])
@@ -241,6 +245,7 @@ def _read_tags(name: str, stream: BinaryIO) -> Segments | None:
     try:
         with complaints() as said, tifffile.TiffFile(stream) as tiff:
             page = picture_page(name, tiff)
+            # Only the first page: others are copies or masks, or have been refused.
             found = _segments(tiff, page) if _is_simple(page) else None
         for line in said:  # of a tag that was then passed over
             if (tag := _TAG.search(line)) and int(tag[1]) in _NEEDED:

@@ -69,6 +69,7 @@ def _refuse_pages(name: str, tiff: Any) -> None:
     masked = False
     for number in range(1, MOST_PAGES + 1):
         try:
+            # One page after the other: counting all would read every directory of a damaged chain.
             kind = tiff.pages[number].subfiletype
         except IndexError:
             break
@@ -87,6 +88,7 @@ def _refuse_channels(name: str, page: Any) -> None:
         return  # other colour spaces are refused by the decoder, which may convert some
     extra = page.samplesperpixel - colours
     meanings = tuple(int(meaning) for meaning in page.extrasamples)
+    # One extra channel is alpha only if the file says so; it may as well be infrared.
     alpha = extra == 1 and meanings in ((PREMULTIPLIED,), (STRAIGHT,))
     if extra == 0 or (alpha and page.photometric != PALETTE):
         return

@@ -61,10 +61,12 @@ def write_tiff(
     rows = sum(page.height for page, _ in pages)
     big = sum(_tiled_bytes(page) for page, _ in pages) > CLASSIC_MAX_BYTES
     done = 0
+    # Offsets are 32 bits until the file may grow beyond what they reach.
     with tifffile.TiffWriter(file, bigtiff=big, byteorder="<") as writer:
         for number, (page, page_read) in enumerate(pages):
             options = _page_options(page, compress)
             if number == 0:
+                # Reduced copies say nothing of their own.
                 options |= _metadata(layout)
                 if levels:
                     options["subifds"] = len(levels)
@@ -145,6 +147,7 @@ def _segments(
         y, x = place
         samples = read(y, min(y + rows, height), x, min(x + columns, width))
         if _is_tiled(layout):
+            # Tiles at the border are full: repeated pixels compress best and are never shown.
             below = rows - samples.shape[0]
             right = columns - samples.shape[1]
             samples = np.pad(samples, ((0, below), (0, right), (0, 0)), mode="edge")
@@ -152,6 +155,7 @@ def _segments(
         if not compress:
             return samples.tobytes()
         if _predicted(layout):
+            # Differences along a row compress better; predictor 2 of the specification.
             samples = np.diff(samples, axis=1, prepend=samples.dtype.type(0))
         return zlib.compress(samples.tobytes(), _LEVEL)
 

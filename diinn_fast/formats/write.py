@@ -46,6 +46,7 @@ def check_writable(
     path = Path(path)
     form = format_of(path)
     _check_place(path, overwrite)
+    # In the order in which a user would set it right: size, loss, range, alpha.
     if height < 1 or width < 1:
         raise ImageError(f"{path} would have {width} x {height} pixels: ask for at least 1 x 1.")
     if max(height, width) > form.max_side:
@@ -110,6 +111,7 @@ def write_image(
     if not 1 <= quality <= 100:
         raise ImageError(f"{path} cannot be written with quality {quality}: choose 1 to 100.")
     check_writable(path, *image.rgb.shape[1:], overwrite=overwrite, like=image, lossless=lossless)
+    # What the format holds may differ from what the picture has: channels, bits, metadata.
     planes = (1 if image.grey else 3) + (image.alpha is not None)
     channels, bits = form.stored(planes, image.bits)
     samples = _quantise(path, image, channels, bits)
@@ -175,6 +177,7 @@ def _quantise(path: Path, image: Image, channels: int, bits: int) -> np.ndarray:
             raise ImageError(
                 f"{path} was not written, the picture has NaN or infinite values: check the model."
             )
+        # Half up, the same for every format, so that two formats never differ by a level.
         levels = band if bits == 32 else band.clamp(0, 1) * (2**bits - 1) + 0.5
         samples[top : top + rows] = levels.permute(1, 2, 0).numpy().astype(samples.dtype)
     return samples
@@ -188,6 +191,7 @@ def _check_place(path: Path, overwrite: bool) -> None:
         raise ImageError(
             f"{path} cannot be written, {folder} is write-protected: choose another folder."
         )
+    # A dangling link counts as existing: writing through it would make a file elsewhere.
     if not os.path.lexists(path):
         return
     if path.exists() and not path.is_file():

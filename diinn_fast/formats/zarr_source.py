@@ -126,6 +126,7 @@ def _plain_files(zarr: Any, path: Path) -> Any:
         async def get(self, key: str, *arguments: Any, **options: Any) -> Any:
             file = path / key
             with suppress(FileNotFoundError, NotADirectoryError):
+                # Links are followed: what counts is what would be read.
                 status = file.stat()
                 if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
                     raise ValueError(f"{key} is no plain file")
@@ -171,6 +172,7 @@ def _space_of(multiscale: dict[str, Any], axes: list[str]) -> Space | None:
     scale = np.ones(len(axes))
     start = np.zeros(len(axes))
     level = multiscale["datasets"][0]
+    # Transformations of the level, then those of all levels, each after the one before.
     for step in (
         *level.get("coordinateTransformations", ()),
         *multiscale.get("coordinateTransformations", ()),
@@ -207,6 +209,7 @@ def _array_of(path: Path, node: Any, attributes: dict[str, Any]) -> tuple[Any, l
         if not hasattr(array, "shape"):
             raise ValueError("its first level is no array")
         return array, axes
+    # Named axes decide; without names the usual order of pictures does.
     names = getattr(node.metadata, "dimension_names", None) or ()
     if set(names) in ({"y", "x"}, {"y", "x", "c"}):
         return node, list(names)

@@ -71,6 +71,7 @@ class ZarrSink:
         self._written: set[Path] = set()
         self.array: Any = None
         zarr = import_zarr(self.path)
+        # A resumed run may have died between renaming the store and removing OUT.part.
         with system_errors(self.path, self.part):
             if not target.resume:
                 _remove(self.store)
@@ -117,9 +118,11 @@ class ZarrSink:
             zarr = import_zarr(self.path)
             self._make_levels(zarr, progress)
             node = zarr.open(store=str(self.store), mode="r+")
+            # Checksums before the store is called complete: a lost chunk would read as zeros.
             files = sorted(self.store.rglob("*"))
             checksums = {"files": digest(self.store, files)}
             node.attrs["diinn_fast"] = self._state(complete=True) | checksums
+            # All of it must be on the disk before the rename that makes it the output.
             for file in files:
                 if file.suffix == ".partial":  # of a chunk that a killed process was writing
                     file.unlink()
@@ -165,6 +168,8 @@ class ZarrSink:
     ) -> Any:
         shape = self._shape(layout)
         names = self._dimensions(layout)
+        # The smaller side of a chunk never exceeds the picture's, or raw chunks would be mostly
+        # padding.
         return zarr.create_array(
             store=str(store),
             shape=shape,
@@ -260,6 +265,7 @@ class OmeZarrSink(ZarrSink):
         full = self.layout
         for number, level in enumerate(levels, 1):
             array = zarr.open_array(store=str(self.store / str(number)), mode="r+")
+            # Chunk by chunk, so that no more than five are in memory.
             for y in range(0, level.height, CHUNK):
                 for x in range(0, level.width, CHUNK):
                     self._put(array, y, x, self._halved(above, full, level, y, x))
@@ -401,6 +407,7 @@ def zarr_size(layout: Layout, *, multiscale: bool, compress: bool) -> int:
     """
     size = 2**20 + 2 * layout.metadata.nbytes
     for level in [layout, *(levels_below(layout, _SMALLEST_LEVEL) if multiscale else [])]:
+        # Chunks down and across; a picture smaller than a chunk has chunks of its own size.
         rows = -(-level.height // min(CHUNK, level.height))
         columns = -(-level.width // min(CHUNK, level.width))
         whole = (

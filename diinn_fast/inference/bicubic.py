@@ -29,9 +29,8 @@ def resize_bicubic(
     smaller = size[0] < lr[0] or size[1] < lr[1]
     rows, row_weights = _taps(window.y0, window.y1, lr[0], size[0], smaller)
     columns, column_weights = _taps(window.x0, window.x1, lr[1], size[1], smaller)
-    out = _weighted_sum(
-        planes, columns - j, column_weights, 2
-    )  # fixed order: columns, then rows; first to last tap
+    # In a fixed order, so that every window has the same bits: columns, rows; first to last tap.
+    out = _weighted_sum(planes, columns - j, column_weights, 2)
     return _weighted_sum(out, rows - i, row_weights, 1).clamp_(0, 1)
 
 

@@ -35,6 +35,7 @@ def pick_device(device: str | torch.device | None) -> torch.device:
         ) from None
     if picked.type == "cpu":
         return torch.device("cpu")
+    # torch.cuda, torch.mps and others answer the same two questions.
     module = getattr(torch, picked.type, None)
     if module is None or not hasattr(module, "is_available") or not module.is_available():
         raise UpscaleError(

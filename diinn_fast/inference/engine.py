@@ -77,6 +77,7 @@ class Engine:
             "self_ensemble": self_ensemble,
         }
         self.backend = pick_backend(backend, precision)
+        # A model that is on a device stays there unless another one is asked for.
         given = (
             next(model.parameters()).device
             if isinstance(model, DIINN) and device is None
@@ -92,9 +93,8 @@ class Engine:
         elif model.training or any(
             p.device != self.device or p.dtype != torch.float32 for p in model.parameters()
         ):
-            self.model = (
-                copy.deepcopy(model).to(self.device, torch.float32).eval()
-            )  # the caller's stays as it is
+            # A copy: the caller's model stays as it is.
+            self.model = copy.deepcopy(model).to(self.device, torch.float32).eval()
         else:
             self.model = model
         if self.model is not model and self.device.type == "cuda" and self.dtype != torch.float32:
@@ -119,6 +119,7 @@ class Engine:
         if not needs_network((height, width), hr):
             self.used_backend = REDUCTION
             return
+        # A picture that only gets smaller never reaches the network, whatever its mode.
         decoder = self.model.decoder
         if min(hr) < decoder.formulation.least_side:
             raise UpscaleError(

@@ -75,6 +75,7 @@ class FeatureTiles:
         out = None
         for a, top, bottom in rows:
             for b, left, right in columns:
+                # Tiles overlap by what the encoder sees: each gives its own middle part.
                 reach, features = self._tile(source, a, b, (high, wide))
                 part = features[
                     :,
@@ -82,6 +83,7 @@ class FeatureTiles:
                     top - reach.y0 : bottom - reach.y0,
                     left - reach.x0 : right - reach.x0,
                 ]
+                # The usual case, without a copy.
                 if len(rows) == len(columns) == 1:
                     return part
                 if out is None:

@@ -37,6 +37,7 @@ def halo_error(engine: Engine, source: Source, plan: Plan, frame: Frame, corners
 def _error(engine: Engine, source: Source, plan: Plan, frame: Frame, tile: Window) -> float:
     exact = engine.model.encoder.receptive_radius
     assert isinstance(exact, int)
+    # A few LR rows and columns at the tile's corner, where the missing halo shows most.
     scale = [max(1, round(DEPTH * out / n)) for out, n in zip(plan.hr, plan.lr, strict=True)]
     window = frame.place(
         Window(tile.y0, min(tile.y1, tile.y0 + scale[0]), tile.x0, min(tile.x1, tile.x0 + scale[1]))

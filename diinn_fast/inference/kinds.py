@@ -102,6 +102,7 @@ def _from_image(image: Image) -> Request:
             f"an Image needs alpha of shape [1, h, w], got {list(image.alpha.shape)}"
         )
 
+    # Back to the kind that was given, with its metadata at the new size.
     def finish(outputs: list[Tensor]) -> Image:
         (planes,) = outputs
         rgb = planes[:1].expand(3, -1, -1) if image.grey else planes[:3]
@@ -116,6 +117,7 @@ def _from_image(image: Image) -> Request:
 
 def _from_pil(picture: PIL.Image.Image, choice: str) -> Request:
     info = dict(picture.info)
+    # Before the picture is turned: its metadata speak of the stored one.
     metadata = chosen(_metadata(picture), choice)
     picture = PIL.ImageOps.exif_transpose(picture)
     if picture.mode in PIL_MODES_16BIT:
@@ -129,10 +131,8 @@ def _from_pil(picture: PIL.Image.Image, choice: str) -> Request:
             raise UpscaleError(
                 f"PIL images of mode {picture.mode} are not supported: convert it to RGB or L first"
             )
-        if picture.has_transparency_data and mode in (
-            "L",
-            "RGB",
-        ):  # a transparent colour in place of alpha
+        # A transparent colour in place of alpha.
+        if picture.has_transparency_data and mode in ("L", "RGB"):
             mode += "A"
         samples = np.array(picture.convert(mode))
     request = _from_samples(samples)
@@ -179,6 +179,7 @@ def _from_samples(samples: np.ndarray) -> Request:
     floats = np.issubdtype(samples.dtype, np.floating)
     if not floats and samples.dtype.newbyteorder("=") not in (np.uint8, np.uint16):
         raise UpscaleError(f"arrays must be uint8, uint16 or float in [0, 1], got {samples.dtype}")
+    # Doubles are divided as doubles; 16-bit integers are exact in float32.
     work = np.float64 if floats else np.float32
     planes = torch.from_numpy(np.moveaxis(np.atleast_3d(samples), 2, 0).astype(work, order="C"))
     top = 1.0 if floats else float(np.iinfo(samples.dtype).max)
@@ -209,6 +210,7 @@ def _from_tensor(tensor: Tensor) -> Request:
         raise UpscaleError(
             f"tensors must be floating point in [0, 1], got {tensor.dtype}: divide by the maximum"
         )
+    # The pictures of a batch one by one, each within the memory of one.
     images = [Image(rgb) for rgb in tensor.detach().reshape(-1, *tensor.shape[-3:]).float()]
 
     def finish(outputs: list[Tensor]) -> Tensor:

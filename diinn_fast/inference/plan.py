@@ -303,11 +303,11 @@ def _strip_bytes(task: Task, rows: int, columns: int) -> int:
     lr_rows, lr_columns = (
         min(n, math.ceil(m * n / out) + 1) for m, n, out in ((rows, h, height), (columns, w, width))
     )
-    floats = (
-        3 * (lr_rows + 2) * (lr_columns + 2) * decoder.in_channels
-    )  # a border of one, channels last
+    # Features with a border of one, and once more with their channels last.
+    floats = 3 * (lr_rows + 2) * (lr_columns + 2) * decoder.in_channels
     form = decoder.formulation.form(task.lr, height * width)
     if form != "direct":
+        # Projected content, of which modes 1 and 2 hold up to three while they make it.
         content = lr_rows * lr_columns * len(decoder.K) * decoder.width
         floats += content * (3 if form == "modulation" else 1)
     taps = 3 * 27 if decoder.formulation.needs_grid else 0

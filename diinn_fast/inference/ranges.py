@@ -51,6 +51,7 @@ def check_range(asked: Asked) -> Asked:
         try:
             low, high = (float(end) for end in asked)
         except (TypeError, ValueError):
+            # Whatever is no pair of numbers gets the one sentence below.
             low = high = math.nan
         if math.isfinite(low) and math.isfinite(high) and low < high:
             return low, high
@@ -88,6 +89,7 @@ def warn_of_unused(asked: Asked, top: float, parts: Parts) -> None:
         return
     low = math.inf
     high = -math.inf
+    # Most pictures use their range and are settled by the first parts.
     for part in parts():
         ends = _extremes(iter([part]))
         low = min(low, ends[0])

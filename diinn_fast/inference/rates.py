@@ -28,6 +28,7 @@ def measure_rates(engine: Engine, lr: tuple[int, int], hr: tuple[int, int]) -> t
     picture = torch.zeros(3, SIDE, SIDE)
     encoding = []
     decoding = []
+    # The first run compiles, allocates and chooses: the second is the one that counts.
     for _ in range(2):
         start = time.perf_counter()
         features = engine.encode(picture)

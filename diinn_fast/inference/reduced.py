@@ -63,6 +63,7 @@ class ReducedSource(DerivedSource):
         size = self.height, self.width
         rgb = torch.empty(3, y1 - y0, x1 - x0)
         alpha = torch.empty(1, y1 - y0, x1 - x0) if self.alpha else None
+        # Filters look at more pixels than they make: small parts bound how many are held.
         for part in split(Window(y0, y1, x0, x1), self._step[0], self._step[1]):
             needed = bicubic_range(part, self._lr, size)
             tile = self._lr, (needed.y0, needed.x0)

@@ -52,6 +52,7 @@ class Scaled:
             n = keys.index(Ellipsis)
             keys[n : n + 1] = [slice(None)] * (self.ndim + 1 - len(keys))
         keys += [slice(None)] * (self.ndim - len(keys))
+        # Only the rows and columns that are asked for are computed; steps are taken afterwards.
         y0, y1, rows = _span(keys[0], self._hr[0])
         x0, x1, columns = _span(keys[1], self._hr[1])
         if y0 == y1 or x0 == x1:

@@ -53,6 +53,7 @@ def target_size(
     if sum(choice is not None for choice in (scale, size, long_side, sides)) > 1:
         raise UpscaleError("give only one of scale, size, long side, and width or height")
     try:
+        # Whatever Python makes of odd arguments becomes one sentence that names them.
         hr = _chosen_size(lr, scale, size, long_side, sides)
     except OverflowError:
         raise UpscaleError(f"scale {scale} is too large") from None
@@ -138,6 +139,7 @@ def warn_of_scale(
             *reversed(hr),
             *reversed(lr),
         )
+    # The scale that is furthest out, in factors, speaks for both axes.
     beyond = [s for s in scales if s >= 1 and not low <= s <= high]
     if beyond:
         log.warning(

@@ -117,6 +117,7 @@ class Upscaler(Engine):
         height, width = request.images[0].rgb.shape[-2:]
         lr = height, width
         hr = target_size(lr, **target)
+        # Everything is refused before the first picture of a batch is computed.
         self.check(lr, hr, request.images, request.dtype)
         if wrap and self.self_ensemble:
             raise UpscaleError(
@@ -290,6 +291,7 @@ class Upscaler(Engine):
         # What gets smaller is reduced before the network, which enlarges the rest.
         lr = rgb.shape[1], rgb.shape[2]
         rgb = reduce_planes(rgb, reduced_size(lr, hr))
+        # The output is made once, in its own dtype: bands of floats are all that is held beside it.
         out = torch.empty(colours + (alpha is not None), *hr, dtype=way.dtype)
         if alpha is not None:
             self._store_alpha(out[colours:], reduce_planes(alpha, reduced_size(lr, hr)))
@@ -309,6 +311,7 @@ class Upscaler(Engine):
         source = wrapped(source, frame)
         if source.alpha:
             source = InpaintedSource.of(source, None)
+        # The order is that of a render, so that both give the same bits.
         neutral = picture.grey or is_neutral(picture.rgb)
         source = reduced(source, frame.hr)
         out = torch.empty(*hr, (1 if picture.grey else 3) + source.alpha, dtype=way.dtype)

@@ -60,6 +60,7 @@ class View:
         self._source = source
         self._picture = picture
         self._max_features = max_features
+        # Encoding costs most: features of what was shown are kept for the next window.
         self._features = FeatureTiles(engine, max_features)
         self._neutral: bool | None = None  # not known yet
         self._neutral_lock = threading.Lock()

@@ -189,6 +189,7 @@ class Exif:
         across = scaling.across
         factors = {X_RESOLUTION: across, Y_RESOLUTION: down, 41486: across, 41487: down}
 
+        # Rationals alone: whatever else stands under these codes is damaged, and stays as it is.
         def changed(tag: Tag) -> Tag:
             value = number(self.order, tag) if tag.code in factors else None
             if not value or tag.kind not in (RATIONAL, SIGNED_RATIONAL):
@@ -248,6 +249,7 @@ class Exif:
             if tag.code not in codes:
                 return tag
             value = codes[tag.code]
+            # A short stays one while the number fits: some readers know no other.
             if tag.kind == SHORT and value < 2**16:
                 return self.short(tag.code, value)
             return Tag(tag.code, LONG, 1, struct.pack(self.order + "I", value))
@@ -279,6 +281,7 @@ class Exif:
             values = list(struct.unpack(f"{self.order}{tag.items}H", tag.data))
             x, y = place(values[0], values[1])
             ox, oy = place(0, 0)
+            # A point has none, a circle a diameter, a box width and height.
             sides = values[2:]
             if len(sides) == 2:
                 far = place(sides[0], sides[1])

@@ -53,6 +53,7 @@ def fitted(metadata: Metadata, holds: Holds, channels: int) -> tuple[Metadata, l
     metadata = _fitted_colour(metadata, holds, channels, lost)
     metadata = _fitted_size(metadata, holds)
     metadata = _fitted_words(metadata, holds)
+    # Maker notes hold offsets into their file: they can stay only where nothing moves.
     exif = metadata.exif
     if exif is not None and exif.has_note and holds("exif", exif) and not holds("note", exif):
         metadata = replace(metadata, exif=exif.without_note())

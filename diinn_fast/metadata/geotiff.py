@@ -61,6 +61,7 @@ def _rescaled(tag: Tag, scaling: Scaling, half: float) -> Tag:
         return ascii_tag(tag.code, _STATISTICS.sub(b"", tag.data).rstrip(b"\0").decode("latin-1"))
     if tag.kind != DOUBLE or tag.code not in (PIXEL_SCALE, TIE_POINTS, TRANSFORMATION, RPC):
         return tag
+    # Each of these places pixels in the world, in its own way.
     values = np.frombuffer(tag.data, "<f8").copy()
     if tag.code == PIXEL_SCALE and len(values) >= 2:
         values[:2] = [_over(values[0], scaling.across), _over(values[1], scaling.down)]

@@ -70,6 +70,7 @@ def matrix_profile(
     if matrix is None or (gamma is not None and not 0.1 < gamma < 20):
         return None
     curve = _curve(gamma)
+    # What the specification requires of a display profile, and nothing more.
     tags = {
         b"desc": _description(name),
         b"cprt": b"text\0\0\0\0No copyright\0",
@@ -147,6 +148,7 @@ def _packed(tags: dict[bytes, bytes], space: bytes) -> bytes:
         table += signature + struct.pack(">II", places[data], len(data))
     white = struct.pack(">3i", *(round(float(value) * 65536) for value in _D50))
     head = struct.pack(">I4x4s4s4s4s", at + len(body), b"\x02\x10\0\0", b"mntr", space, b"XYZ ")
+    # A fixed date, so that the same picture gives the same bytes every day.
     date = struct.pack(">6H", 2000, 1, 1, 0, 0, 0)
     header = head + date + b"acsp" + bytes(28) + white
     return header.ljust(128, b"\0") + table + body

@@ -102,6 +102,7 @@ class Directories:
         (count,) = self._unpack(start, self._count)
         if not 0 < count <= MOST_TAGS:
             raise ValueError("no directory of tags")
+        # A damaged entry is passed over; the others may still be right.
         size = struct.calcsize("=" + self._entry) + self._inline
         at = start + struct.calcsize("=" + self._count)
         found: dict[int, Tag] = {}
@@ -126,6 +127,7 @@ class Directories:
         if kind not in ITEM_BYTES or size > room:
             raise ValueError("a damaged tag")
         place = at + struct.calcsize("=" + self._entry)
+        # Small values stand in the entry itself, larger ones where it points.
         if size > self._inline:
             (place,) = self._unpack(place, self._word)
         if code == MAKER_NOTE and size > 4:
@@ -190,6 +192,7 @@ class Packer:
         """Offset of a directory of these tags."""
         tags = sorted(unsorted)
         at = self._start + len(self.data)
+        # The table first, then the values that do not fit into its entries.
         entry = struct.calcsize("=" + self._entry) + self._inline
         behind = at + struct.calcsize("=" + self._count) + len(tags) * entry + self._inline
         table = struct.pack(self._order + self._count, len(tags))

@@ -99,6 +99,7 @@ class Metadata:
             lost.append("an HDR gain map")
         if self.ome is not None and microscopy.ome_loses(self.ome):
             lost.append("OME-XML's shapes")
+        # Turning these would need more than numbers: they are named instead.
         if orientation in range(2, 9):
             for name in ("geo", "ome", "imagej", "space"):
                 if getattr(self, name):
@@ -120,6 +121,7 @@ class Metadata:
         """Of the upright picture of ``old`` (height, width) at another size."""
         if old == new:
             return self
+        # Each kind of entry knows what to do when pixels get smaller.
         scaling = Scaling(old, new)
         lost = ("GDAL's statistics",) if geotiff.has_statistics(self.geo) else ()
         return replace(

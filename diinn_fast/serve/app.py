@@ -86,6 +86,7 @@ def make_app(
         )
 
     @asynccontextmanager
+    # Pictures are closed when the server ends, however it ends.
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
         server.gallery.close()
@@ -177,10 +178,12 @@ class _Server:
         except iiif.BadRequestError as error:
             raise HTTPException(400, str(error)) from None
         path = wanted.path(service)
+        # One answer has one key, whatever the words that asked for it.
         key = _digest(f"{__version__} {picture.identity} @{zoom}/{path}")
         tag = f'"{key}"'
         links = f'<{iiif.PROFILE}>;rel="profile", <{_url(request)}/{path}>;rel="canonical"'
         headers = {"Link": links, "ETag": tag, "Cache-Control": "private, max-age=3600"}
+        # The browser has it already.
         if tag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
         try:

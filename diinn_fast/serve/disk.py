@@ -44,6 +44,7 @@ class DiskCache:
     def get(self, key: str) -> bytes | None:
         """What was put under a key of 32 hexadecimal digits, or None."""
         name = f"{key}.tile"
+        # The lock guards the table alone: files are read outside it.
         with self._lock:
             if name not in self._sizes:
                 return None
@@ -66,6 +67,7 @@ class DiskCache:
         try:
             with atomic_file(path, overwrite=True) as file:
                 file.write(body)
+        # A full disk costs speed, not the answer.
         except OSError as error:
             log.warning("tiles are not kept: %s", explain(path, error))
             return

@@ -134,6 +134,7 @@ def parse_region(service: Service, text: str) -> tuple[int, int, int, int]:
         side = min(width, height)
         return (width - side) // 2, (height - side) // 2, side, side
     if found := re.fullmatch(rf"pct:{','.join([f'({_DECIMAL})'] * 4)}", text):
+        # Exact fractions: rounding must not depend on the machine's floats.
         parts = [Fraction(part) / 100 for part in found.groups()]
         x = round(parts[0] * width)
         y = round(parts[1] * height)
@@ -143,6 +144,7 @@ def parse_region(service: Service, text: str) -> tuple[int, int, int, int]:
         x, y, w, h = map(int, found.groups())
     else:
         raise BadRequestError("region must be full, square, x,y,w,h or pct:x,y,w,h")
+    # The standard cuts what lies beyond the picture, and refuses what is wholly beyond.
     w = min(w, width - x)
     h = min(h, height - y)
     if w < 1 or h < 1:
@@ -173,6 +175,7 @@ def _wanted(text: str, w: int, h: int, most: float) -> tuple[int, int]:
     """Width and height that a size without its ^ says for a region of w x h."""
     if text == "max":
         return _scaled(w, h, most)
+    # One form after the other, as the standard lists them.
     if found := re.fullmatch(rf"pct:({_DECIMAL})", text):
         return _rounded(w, Fraction(found[1]) / 100), _rounded(h, Fraction(found[1]) / 100)
     if found := re.fullmatch(rf"({_NUMBER}),", text):

@@ -64,12 +64,14 @@ class Tiles:
             BusyError: the line is full.
             GoneError: ``gone`` said, when its turn came, that nobody waits any more.
         """
+        # The same answer may have been made meanwhile, or nobody may wait for it any more.
         if (found := self._find(key)) is not None:
             return found
         disk = None if quick else self._disk
         if disk and (kept := await run_in_threadpool(disk.get, key)) is not None:
             self._keep(key, kept)
             return kept
+        # A refusal at once is better than an answer after everybody has left.
         if self._waiting >= MAX_WAITING:
             raise BusyError
         self._waiting += 1

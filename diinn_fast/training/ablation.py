@@ -59,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         overrides += [
             f"--trainer.{name}={options.steps}" for name in ("max_steps", "val_check_interval")
         ]
+    # The same seed and data for every variant: only the network differs.
     for mode, init_q in VARIANTS:
         own = [f"--model.mode={mode}", f"--model.init_q={str(init_q).lower()}"]
         print(f"{variant_name(mode, init_q)}:", flush=True)
@@ -88,6 +89,7 @@ def write_table(folder: Path) -> None:
         records = (
             [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         )
+        # The last validation; a run that has none yet has no row.
         scores = [record for record in records if "val/psnr" in record]
         if scores:
             rows.append(

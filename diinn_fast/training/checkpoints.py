@@ -100,7 +100,8 @@ class Checkpoints(Checkpoint):
         step = trainer.global_step
         if step == self._step:
             return  # gradients are still being accumulated
-        self._step, now = step, time.monotonic()
+        self._step = step
+        now = time.monotonic()
         over = self.stop_after is not None and now - self._begin >= self.stop_after * 60
         stop = self._signal or ("time is over" if over else "")
         late = now - self._saved >= self.minutes * 60
@@ -110,6 +111,7 @@ class Checkpoints(Checkpoint):
             self.stopped = stop
             trainer.should_stop = True
             trainer.limit_val_batches = 0  # no last validation: whoever stops wants to stop now
+        # Saved at the last step too: the run's model is made from this file.
         if stop or late or step % self.every == 0 or step == trainer.max_steps:
             self._save(trainer, "last")
             self._saved = time.monotonic()

@@ -70,6 +70,7 @@ class PhotoData(L.LightningDataModule):
             lr_size=lr_size, batch=batch, groups=groups, candidates=candidates, samples=samples
         )
         _check_scales([max_scale, *(scales or [])])
+        # Refused here, before photographs are decoded for minutes.
         self.val_side = _validated_side(val_size, max(val_scales))
         self.folder = folder
         self.val_folder = val_folder
@@ -78,6 +79,7 @@ class PhotoData(L.LightningDataModule):
         self.val_size = val_size
         self.workers = workers
         self.trained_scales = (float(min(scales or [1])), float(max(scales or [max_scale])))
+        # The largest crop: smaller photographs cannot be used.
         self.side = round(lr_size * max(scales or [max_scale]))
         self.sampling: dict[str, Any] = {
             "lr_size": lr_size,
@@ -104,6 +106,7 @@ class PhotoData(L.LightningDataModule):
         self._load()
 
     def _load(self) -> None:
+        # Lightning asks before each of its stages.
         if self.sampler:
             return
         if not self.folder:
@@ -138,6 +141,7 @@ class PhotoData(L.LightningDataModule):
                 "processes: "
                 "choose a multiple with --data.batch"
             )
+        # Crops depend on the step alone, so that a resumed run sees what it would have seen.
         start = trainer.global_step * trainer.accumulate_grad_batches
         return DataLoader(
             Steps(self.sampler, trainer.global_rank, trainer.world_size),
@@ -155,9 +159,8 @@ class PhotoData(L.LightningDataModule):
         rank = self.trainer.global_rank
         ranks = self.trainer.world_size
         share = self.validation[rank::ranks]
-        missing = len(self.validation[::ranks]) - len(
-            share
-        )  # every rank has as many: others wait for the same sums
+        # Every rank gets as many, with weight 0 where there is none: all wait for the same sums.
+        missing = len(self.validation[::ranks]) - len(share)
         photos = [(photo, 1.0) for photo in share] + [(self.validation[0], 0.0)] * missing
         items = [(photo, scale, weight) for photo, weight in photos for scale in self.val_scales]
         return DataLoader(Scored(items, self.val_size), batch_size=None)

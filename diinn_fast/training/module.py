@@ -87,9 +87,8 @@ class SRModule(L.LightningModule):
         self.register_buffer("sub", torch.full((1, 1, 1, 1), 0.5))
         self.register_buffer("div", torch.full((1, 1, 1, 1), 0.5))
         self._recent: deque[float] = deque()  # losses since the last one logged
-        self.moments_from = (
-            -REWARM
-        )  # step at which Adam's moments were last empty; at first the warm-up is `warmup`'s
+        # Step at which Adam's moments were last empty; at first the warm-up is `warmup`'s.
+        self.moments_from = -REWARM
 
     def normalise(self, image: Tensor) -> Tensor:
         """[0, 1] to the network's [-1, 1]."""
@@ -123,9 +122,11 @@ class SRModule(L.LightningModule):
     def training_step(self, batch: list[Crops], batch_idx: int) -> Tensor:
         step = self.global_step
         full = step >= self.hparams["fp32_from"] * self.total_steps
+        # Pairs are data: 16 bit would round the targets.
         with torch.autocast(self.device.type, enabled=False):
             groups = [make_pairs(crops, self.degradations) for crops in batch]
             lr = self.normalise(torch.cat([pairs.lr for pairs in groups]))
+        # The last steps run in float32, where 16-bit gradients are mostly noise.
         if full:
             with torch.autocast(self.device.type, enabled=False):
                 loss = self.loss(lr, groups)
@@ -136,6 +137,7 @@ class SRModule(L.LightningModule):
                 f"loss is {value} at step {step}: the last good state is kept; train on from it "
                 "with a lower --model.lr"
             )
+        # A mean over as many steps as lie between two lines of the log.
         window: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self._recent.maxlen != window:
             self._recent = deque(maxlen=window)
@@ -160,6 +162,7 @@ class SRModule(L.LightningModule):
                 teacher.target(feature, pairs, target)
                 for feature, pairs, target in zip(shown.split(counts), groups, targets, strict=True)
             ]
+        # Groups differ in scale, hence in size: encoded together, decoded one by one.
         losses = []
         for feature, pairs, target in zip(found.split(counts), groups, targets, strict=True):
             if pairs.yx is None:

@@ -45,6 +45,7 @@ def write_run(folder: Path, path: Path) -> int:
     checkpoint = torch.load(last, map_location="cpu", weights_only=True)
     average = checkpoint["state_dict"]
     weights = checkpoint["current_model_state"]
+    # The average is close to the weights: 16 bits of their difference say as much.
     tensors = {f"weights.{k}": v.contiguous() for k, v in weights.items()}
     tensors |= {f"average.{k}": (average[k] - v).half().contiguous() for k, v in weights.items()}
     state = {k: checkpoint[k] for k in PLAIN}
@@ -75,6 +76,7 @@ def read_run(path: str | Path) -> dict[str, Any]:
     weights = {
         k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")
     }
+    # Moments would triple the file; they are gathered again while the rate warms up.
     step = state["global_step"]
     return {
         **{k: state[k] for k in PLAIN},

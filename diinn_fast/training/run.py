@@ -50,6 +50,7 @@ class TrainCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             parser_kwargs={"prog": "diinn-fast train", "exit_on_error": False},
+            # Steps count, not epochs: crops are drawn without end.
             trainer_defaults={
                 "max_epochs": -1,
                 "num_sanity_val_steps": 0,
@@ -73,9 +74,8 @@ class TrainCLI(LightningCLI):
             config["num_nodes"] = ranks // config["devices"]
             config["strategy"] = "ddp" if config["strategy"] == "auto" else config["strategy"]
         if isinstance(every := config["val_check_interval"], int) and config["max_steps"] > 0:
-            config["val_check_interval"] = min(
-                every, config["max_steps"]
-            )  # a short run is validated at its end
+            # A run that is shorter than the interval is validated at its end.
+            config["val_check_interval"] = min(every, config["max_steps"])
         logger = [
             JsonLines(self.out / "log.jsonl"),
             TensorBoardLogger(self.out, "tensorboard", version=""),
@@ -140,10 +140,12 @@ def train(
         raise ValueError(str(error)) from error
     if cli.trainer.max_steps < 1:
         raise ValueError("how long to train is not stated: give --steps")
+    # One process writes for all.
     if cli.trainer.is_global_zero:
         out.mkdir(parents=True, exist_ok=True)
         with atomic_file(saved, overwrite=True) as file:
             file.write(cli.parser.dump(cli.config, skip_unset=False).encode())
+    # A run in the folder comes first: nobody trains twice by mistake.
     source = last if last.exists() else from_run
     if init is not None:
         start_from(cli.model.net, init)

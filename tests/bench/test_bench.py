@@ -218,9 +218,8 @@ def test_report_is_written_from_results(tmp_path: Path) -> None:
     }
     folder = tmp_path / "results" / "a-cpu"
     folder.mkdir(parents=True)
-    (folder / "bounded-cost.json").write_text(
-        json.dumps({**about, "runs": []})
-    )  # of another program
+    # Of another program.
+    (folder / "bounded-cost.json").write_text(json.dumps({**about, "runs": []}))
     for suite, record in (
         ("decode", speed_record()),
         ("liif", speed_record()),

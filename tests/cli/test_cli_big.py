@@ -377,9 +377,8 @@ def test_the_hint_after_an_interrupt_works(
             signal.raise_signal(number)
         return real(*arguments)
 
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # ignored where tests run in the background
+    # Ignored where tests run in the background.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with monkeypatch.context() as patch:
             patch.setattr(loop, "render_block", block)

@@ -23,9 +23,8 @@ def test_sampled_pixels_are_those_of_the_whole(target: Target, mode: int, init_q
     few = (9,) if target.small else (1, 9)
     for count in (*few, 40) if "direct" in target.forms else (40,):
         got, whole = _sample(target, case, count, target.backend)
-        if (
-            target.device == "cpu" and target.exact_cuts and count == 40
-        ):  # whose form is the whole's
+        # Whose form is the whole's.
+        if target.device == "cpu" and target.exact_cuts and count == 40:
             with torch.no_grad():
                 assert torch.equal(*_sample(target, case, count, target.backend))
         assert rms(got - whole) <= target.loose * rms(whole)

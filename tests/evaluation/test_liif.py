@@ -27,9 +27,8 @@ def literal(model: LIIF, features: Tensor, size: tuple[int, int]) -> Tensor:
     """
     batch, channels, h, w = features.shape
     height, width = size
-    grid = torch.stack(
-        torch.meshgrid(centres(height), centres(width), indexing="ij"), dim=-1
-    )  # [H, W, (y, x)]
+    # [H, W, (y, x)].
+    grid = torch.stack(torch.meshgrid(centres(height), centres(width), indexing="ij"), dim=-1)
     lr_grid = torch.stack(torch.meshgrid(centres(h), centres(w), indexing="ij")).expand(
         batch, -1, -1, -1
     )
@@ -147,9 +146,8 @@ def test_the_published_size_and_names() -> None:
 def test_checkpoint_round_trip(tmp_path: Path) -> None:
     model = LIIF("edsr-baseline")
     path = tmp_path / "liif.pth"
-    state = model.state_dict() | {
-        "encoder.sub_mean.weight": torch.eye(3)
-    }  # the published file has unused layers
+    # The published file has unused layers.
+    state = model.state_dict() | {"encoder.sub_mean.weight": torch.eye(3)}
     published = {"model": {"name": "liif", "args": {"local_ensemble": True}, "sd": state}}
     lightning = {
         "state_dict": {f"net.{k}": v for k, v in model.state_dict().items()},

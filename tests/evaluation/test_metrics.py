@@ -97,9 +97,8 @@ def test_psnr_of_every_protocol_is_its_published_rule(
     sr: Tensor, hr: Tensor, name: str, scale: int
 ) -> None:
     spoiled = sr.clone()
-    spoiled[..., :2, :] = (
-        1.2 * spoiled[..., :2, :] + 0.1
-    )  # the border counts in one protocol only, and clipping counts
+    # The border counts in one protocol only, and clipping counts.
+    spoiled[..., :2, :] = 1.2 * spoiled[..., :2, :] + 0.1
     got = score(spoiled, hr, scale, PROTOCOLS[name], ("psnr",), (96 // scale, 120 // scale))
     assert got == {"psnr": pytest.approx(literal_score(spoiled, hr, scale, name), abs=0.002)}
 
@@ -115,10 +114,11 @@ def test_sizes_cut_or_keep_the_image() -> None:
     diinn = PROTOCOLS["diinn-test"]
     assert liif.sizes(256, 255, 3) == ((85, 85), (255, 255))
     assert liif.sizes(321, 481, 2.5) == ((128, 192), (320, 480))
+    # Both quotients are a little smaller in floating point.
     assert liif.sizes(55, 33, 1.1) == (
         (50, 30),
         (55, 33),
-    )  # both quotients are a little smaller in floating point
+    )
     assert diinn.sizes(256, 255, 3) == ((85, 85), (256, 255))
     assert diinn.sizes(256, 228, 15) == ((17, 15), (256, 228))
 

@@ -98,9 +98,8 @@ def test_too_small_a_bound_names_the_smallest_that_works(edsr: DIINN) -> None:
     least = int(str(caught.value).split("--max-memory ")[1].split("MiB")[0]) * MIB
     assert plan_within(wanted, 300 * MIB, least).peak_bytes <= least - 300 * MIB
     with pytest.raises(UpscaleError):
-        plan_within(
-            wanted, 300 * MIB, least - 32 * MIB - plan.SPREAD_BYTES
-        )  # it is rounded up twice
+        # It is rounded up twice.
+        plan_within(wanted, 300 * MIB, least - 32 * MIB - plan.SPREAD_BYTES)
 
 
 def test_tiles_are_large_enough_for_the_convolution_library(edsr: DIINN) -> None:

@@ -239,9 +239,8 @@ def test_a_tiff_that_32_bits_do_not_reach_is_a_bigtiff(
     tifffile = pytest.importorskip("tifffile")
     samples = picture(3, "uint8", *TILED)
     assert samples.nbytes < 5 * 3 * 256 * 256 * 3
-    monkeypatch.setattr(
-        tiff_module, "CLASSIC_MAX_BYTES", 5 * 3 * 256 * 256 * 3 - 1
-    )  # whole tiles count
+    # Whole tiles count.
+    monkeypatch.setattr(tiff_module, "CLASSIC_MAX_BYTES", 5 * 3 * 256 * 256 * 3 - 1)
     save(tmp_path / "x.tif", samples)
     with tifffile.TiffFile(tmp_path / "x.tif") as tiff:
         assert tiff.is_bigtiff
@@ -426,9 +425,8 @@ def test_resuming_keeps_what_was_written(tmp_path: Path, name: str) -> None:
     sink.finish()
     sink.close()
     sink.close()
-    again = open_sink(
-        tmp_path / name, layout, part=part, resume=True
-    )  # killed before the part was removed
+    # Killed before the part was removed.
+    again = open_sink(tmp_path / name, layout, part=part, resume=True)
     again.finish()
     again.close()
     np.testing.assert_array_equal(open_source(tmp_path / name).samples(0, 1100, 0, 531), samples)

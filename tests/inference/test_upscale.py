@@ -231,9 +231,8 @@ def test_no_dark_fringe_with_the_bundled_model() -> None:
     colour = torch.tensor([0.9, 0.8, 0.3]).view(3, 1, 1)
     alpha = (torch.arange(24) < 12).float().view(1, 1, 24).repeat(1, 24, 1)
     result = run_upscale(Image(colour * alpha, alpha), scale=3, device="cpu")
-    seen = result.rgb[
-        :, 8:-8, 8:36
-    ]  # away from the outer border; to the edge and two pixels of the input beyond
+    # Away from the outer border; to the edge and two pixels of the input beyond.
+    seen = result.rgb[:, 8:-8, 8:36]
     assert float((seen - colour).abs().max()) < 0.05
     black = run_upscale(Image(colour * alpha), scale=3, device="cpu").rgb[:, 8:-8, 8:36]
     assert float((black - colour).abs().max()) > 0.1, "without alpha, the black side must show"

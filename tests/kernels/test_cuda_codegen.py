@@ -139,9 +139,8 @@ def test_matrix_and_sine_instructions(code: Any) -> None:
         pytest.skip("no cuobjdump and nvdisasm (in the CUDA toolkit, or in Triton's wheel)")
     assert all(f["local"] == f["atomics"] == 0 for f in figures.values())
     for name in FORWARD:
-        blocks = (
-            8 if "ELb0ELb0E" in name else 4
-        )  # of 8 columns; 4 rows of 16, 4 steps unrolled, 16 steps of output
+        # Of 8 columns; 4 rows of 16, 4 steps unrolled, 16 steps of output.
+        blocks = 8 if "ELb0ELb0E" in name else 4
         f = named(figures, name)
         assert f["HMMA"] == 4 * 4 * blocks + 16
         assert f["LDSM"] == 4 * 4 + 16
@@ -158,9 +157,8 @@ def test_matrix_and_sine_instructions(code: Any) -> None:
             assert f["HGMMA"] == f["HGMMA from registers"] == 16 * chunks
             assert f["MUFU.SIN"] == 128 + 128  # first and hidden layer: 2 queries, 64 outputs
             assert f["multicast"] >= 1
-            assert (
-                f["fences of the GPU"] == 2
-            )  # the cluster's barriers at the beginning and the end
+            # The cluster's barriers at the beginning and the end.
+            assert f["fences of the GPU"] == 2
 
 
 def test_the_library_loads_without_a_driver_and_says_what_is_missing(code: Any) -> None:

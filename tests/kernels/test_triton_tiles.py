@@ -41,12 +41,10 @@ def test_candidates_sum_in_the_order_of_the_default() -> None:
         assert found[0] == chosen and len(set(found)) == len(found) > 1
         for tile in found:
             assert width % tile.bn == 0
-            assert (
-                dtype == torch.float16 or tile.bn == chosen.bn
-            )  # three products per product, added up per BN
-            assert (
-                architecture != 90 or tile.ty * tile.tx >= 64
-            )  # fewer queries: another instruction
+            # Three products per product, added up per BN.
+            assert dtype == torch.float16 or tile.bn == chosen.bn
+            # Fewer queries: another instruction.
+            assert architecture != 90 or tile.ty * tile.tx >= 64
 
 
 def launched(form: str = "content", dtype: torch.dtype = torch.float16) -> Any:
@@ -135,10 +133,11 @@ def test_the_fastest_tile_with_the_same_bits_wins(monkeypatch: pytest.MonkeyPatc
         default: 2.0, other: 1.0, wrong: "other results than the default",
         large: "out of resource: shared memory",
     }  # fmt: skip
+    # A gain of 1 % is noise: the default stays.
     assert (
         fake(monkeypatch, {default: 1.01, other: 1.0, wrong: 0.5, large: 0.1}, same)["best"]
         == default
-    )  # noise
+    )
 
 
 def test_tuning_stores_what_it_finds_until_its_time_is_spent(

@@ -141,9 +141,8 @@ def test_backward_keeps_only_the_inputs() -> None:
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         out = decoder(features, (64, 64))
-    assert max(t.numel() for t in saved) <= max(
-        8 * 8 * 1024, 1024 * 576
-    )  # content, weights: nothing of HR size
+    # Content, weights: nothing of HR size.
+    assert max(t.numel() for t in saved) <= max(8 * 8 * 1024, 1024 * 576)
     out.sum().backward()
 
 

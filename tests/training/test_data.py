@@ -168,9 +168,8 @@ def test_photos_beyond_the_memory_come_from_a_file_made_once(
         assert all(np.array_equal(a, b) for a, b in zip(mapped, pixels, strict=True))
         assert not mapped[0].flags.writeable
         assert len(list(cache.iterdir())) == 1
-        monkeypatch.setattr(
-            "diinn_fast.data.store.decode_photo", None
-        )  # the second time it is there
+        # The second time it is there.
+        monkeypatch.setattr("diinn_fast.data.store.decode_photo", None)
     monkeypatch.undo()
     Image.new("RGB", (130, 130)).save(photos / "0.png")  # another photo of this name
     assert decode_all(list_photos(photos), 1, 1000, cache)[0].shape == (130, 130, 3)
@@ -207,9 +206,8 @@ def test_pairs_are_the_crop_its_degradation_and_its_pixels(pixels: Any) -> None:
             and pairs.lr.shape == (3, 3, 12, 12)
         )
         assert torch.equal(pairs.lr, degrade(crops.hr.float() / 255, (12, 12)))
-        assert (
-            len(set(codes(torch.cat([pairs.yx[0], pairs.yx[0, :, :1]], -1)).tolist())) == 50
-        )  # each pixel once
+        # Each pixel once.
+        assert len(set(codes(torch.cat([pairs.yx[0], pairs.yx[0, :, :1]], -1)).tolist())) == 50
         for hr, yx, rgb in zip(crops.hr, pairs.yx, pairs.target, strict=True):
             assert torch.equal((rgb * 255).round(), hr[:, yx[:, 0], yx[:, 1]].T.float())
 

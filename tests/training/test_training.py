@@ -229,9 +229,8 @@ def test_weights_that_are_not_finite_never_replace_good_ones(
 
     def on_save_checkpoint(self: Any, content: Any) -> None:
         if self.global_step == 6:
-            self.net.decoder.last_layer.bias.data[0] = (
-                math.inf
-            )  # as a gradient that overflowed would leave it
+            # As a gradient that overflowed would leave it.
+            self.net.decoder.last_layer.bias.data[0] = math.inf
         original(self, content)
 
     monkeypatch.setattr(SRModule, "on_save_checkpoint", on_save_checkpoint)

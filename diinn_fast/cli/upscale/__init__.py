@@ -32,6 +32,7 @@ def run(options: argparse.Namespace) -> int:
     batch = make_batch(options)
     model = options.weights
     if options.mode is not None:
+        # The mode is a property of the file, hence given where it is read.
         model = load_weights(model, mode=options.mode)
     upscaler = Upscaler(
         model,

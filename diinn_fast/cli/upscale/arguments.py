@@ -60,6 +60,7 @@ def _parser() -> Parser:
         metavar="IN OUT",
         help="picture, or folder or pattern of pictures (OUT is then a folder); - is stdin, stdout",
     )
+    # Groups of options, in the order in which --help lists them.
     _add_sizes(parser)
     _add_picture(parser)
     _add_model(parser)

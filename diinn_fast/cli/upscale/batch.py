@@ -51,6 +51,7 @@ def _do(
     """One job; in a batch its failure is said and counted."""
     try:
         outcome = upscale_job(upscaler, job, options, progress)
+    # It would fail for every picture alike.
     except BackendError:
         raise
     except Exception as error:
@@ -59,6 +60,7 @@ def _do(
             return
         if not batch.several or options.debug:
             raise
+        # One bad file must not cost the others of a long batch.
         tally.failed += 1
         _say_failure(job, error)
         return
@@ -66,6 +68,7 @@ def _do(
         tally.done += 1
     elif not options.dry_run:
         tally.skip(job.target, COMPLETE)
+    # Where the picture itself is stdout, a line of text would damage it.
     stream = sys.stderr if is_stdout(job.target) else sys.stdout
     if outcome.line and (options.dry_run or not options.quiet):
         print(outcome.line, file=stream, flush=True)

@@ -61,6 +61,7 @@ class Search:
         if path.is_dir() and not _is_picture(path):
             self.several = True
             return self._of_folder(path)
+        # Shells that expand no patterns leave that to us; a file of that very name comes first.
         if not os.path.lexists(path) and glob.has_magic(text):
             self.several = True
             matches = (Path(match) for match in sorted(glob.glob(text, recursive=True)))
@@ -84,6 +85,7 @@ class Search:
     def _walk(self, folder: Path, place: Path, around: tuple[str, ...]) -> Iterator[Found]:
         """Pictures in a folder and, if asked, in those in it; ``around`` are it and all above."""
         try:
+            # Sorted, so that every run takes the same order and reports can be compared.
             entries = sorted(folder.iterdir())
         except OSError as error:
             self.left_out.append(LeftOut(folder, f"a folder that cannot be read: {error.strerror}"))
@@ -95,6 +97,7 @@ class Search:
             elif _is_picture(entry):
                 yield Found(entry, place / entry.name)
             elif os.path.realpath(entry) != self._output:
+                # Links that lead upwards would never end.
                 inner = (*around, os.path.realpath(entry))
                 yield from self._walk(entry, place / entry.name, inner)
 

@@ -98,6 +98,7 @@ def _name(picture: Found, ending: str | None) -> str:
 
 
 def _refuse_collisions(jobs: list[Job]) -> None:
+    # Compared by what they really are, links followed.
     originals = {os.path.realpath(job.source) for job in jobs if not is_pipe(job.source)}
     owner: dict[str, Path] = {}
     for job in jobs:

@@ -59,6 +59,7 @@ def place_of(target: Path, ending: str) -> Iterator[Path]:
         raise Refused("stdout is a terminal: send the picture into a file or a program")
     if ending.endswith("zarr"):
         raise Refused("a Zarr is a folder, which no pipe takes: name an output")
+    # Formats seek in their output, which a pipe cannot: it gets the finished file.
     with tempfile.TemporaryDirectory(prefix="diinn-fast-") as folder:
         place = Path(folder) / f"picture.{ending}"
         yield place

@@ -32,6 +32,16 @@ from diinn_fast.inference.sinks import sink_kind
 DEFAULT_ENDING = "png"
 """Of a picture on stdout."""
 
+PIECES_OPTIONS = (
+    "--max-memory",
+    "--dry-run",
+    "--resume",
+    "--halo",
+    "--pyramid",
+    "--no-compression",
+)
+"""Options that mean something for outputs that are made piece by piece alone."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -80,9 +90,11 @@ def _in_memory(
     image = read_image(task.picture, any_range=options.range != DTYPE)
     lr = image.rgb.shape[1], image.rgb.shape[2]
     hr = target_size(lr, **size_options(options))
+    # Whole in memory is faster; piece by piece needs less of it.
     if _too_large(upscaler, image, hr, task.place):
         del image
         return _render(upscaler, task, options, progress)
+    # Whether it can be written is known before minutes of work.
     ways = {"overwrite": options.overwrite, "lossless": options.lossless}
     check_writable(task.place, *hr, like=image, **ways)
     result = upscaler(
@@ -106,23 +118,17 @@ def _in_memory(
     )
 
 
+def _is_given(options: argparse.Namespace, name: str) -> bool:
+    """Whether an option is on the command line; ``--halo 0`` is."""
+    value = getattr(options, name.removeprefix("--").replace("-", "_"))
+    return value is not None and value is not False
+
+
 def _in_pieces(task: Task, options: argparse.Namespace) -> bool:
     """Whether the output is asked for, or can only be made, piece by piece."""
     target = task.place
-    asked = [
-        name
-        for name in (
-            "--max-memory",
-            "--dry-run",
-            "--resume",
-            "--halo",
-            "--pyramid",
-            "--no-compression",
-        )
-        if not any(
-            getattr(options, name[2:].replace("-", "_")) is unset for unset in (None, False)
-        )  # 0 is set
-    ]
+    asked = [name for name in PIECES_OPTIONS if _is_given(options, name)]
+    # Outputs and inputs that do not fit in memory, and those that several processes make.
     if (
         sink_kind(target) in PIECES_ONLY
         or task.job.source.suffix.lower() in (".npy", ".zarr")
@@ -180,6 +186,7 @@ def _render(
     target = task.job.target
     if not done:
         return Outcome(f"{target} is complete already" if first_rank() else "", done=False)
+    # One of several processes speaks for all.
     if not first_rank():
         return Outcome("")
     h, w = spec.picture

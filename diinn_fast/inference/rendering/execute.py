@@ -40,6 +40,7 @@ def run(
         if state is None:
             log.info("%s is complete already", spec.out)
             return False
+        # One of several processes speaks for all.
         if group.rank == 0:
             warn_of_scale(spec.picture, spec.hr, spec.engine.model.trained_scales)
             warn_of_aspect(spec.picture, spec.hr, spec.target)
@@ -90,6 +91,7 @@ def _prepare(
 ) -> State | None:
     """Resume or make OUT.part with its sink and journal, in the first process."""
     part.check_free()
+    # First without touching anything: a refusal must leave no folder behind.
     decision = part.decide(resume=resume, overwrite=overwrite)
     if decision is Decision.NOTHING and not part.folder.exists():
         return None
@@ -204,6 +206,7 @@ def _finish(spec: RenderSpec, part: PartialOutput, sink: Sink, progress: Progres
 
         sink.finish(told)
     sink.close()
+    # Said in the journal before the folder goes: a kill in between leaves a finished job.
     journal = Journal(part.folder, 0, state.job, state.plan)
     journal.publish()
     journal.close()
@@ -220,6 +223,7 @@ def _kept_on_errors(part: PartialOutput) -> Iterator[None]:
         raise KeyboardInterrupt(f"interrupted, {kept}") from None
     except FloatingPointError as error:
         raise FloatingPointError(f"{error}; {kept}") from error
+    # It says already what is kept.
     except UnfinishedError:
         raise
     except (UpscaleError, ImageError) as error:

@@ -128,6 +128,7 @@ class TorchrunGroup:
         seen: dict[int, tuple[int, float]] = {}
         waiting = set(range(1, self.world))
         while waiting:
+            # A process that neither finishes nor beats has died: waiting longer would be for ever.
             for rank in sorted(waiting):
                 if self._store.check([f"finished/{rank}"]):
                     waiting.discard(rank)

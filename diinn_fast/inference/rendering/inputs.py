@@ -50,6 +50,8 @@ class InputFiles:
         digest = hashlib.sha256()
         for name, file in self._files():
             try:
+                # Contents, not times: a file may be replaced within the resolution of its time
+                # stamp.
                 with open(file, "rb") as opened:
                     content = hashlib.file_digest(opened, "sha256").hexdigest()
             except OSError as error:

@@ -46,6 +46,7 @@ def render_tiles(
         return
     assert sink.unit == plan.unit, "the plan is for another format"
     total = spec.hr[0] * spec.hr[1]
+    # A resumed bar begins where the interrupted one ended.
     left = sum(w.shape[0] * w.shape[1] for pieces in tiles for _, w in pieces)
     journal = Journal(part_of(spec.out), group.rank, state.job, plan)
     with make_bar(progress, total, total - left) as bar, Writer(sink, journal, bar) as writer:
@@ -104,6 +105,7 @@ def _render_pieces(spec: RenderSpec, plan: Plan, pieces: list[Piece], writer: Wr
         for block, window in pieces:
             writer.put(block, window, reduced_block(spec, spec.frame.place(window)))
         return
+    # One encoding for all blocks of the tile: the encoder is the dearest part.
     windows = [window for _, window in pieces]
     around = Window(
         min(w.y0 for w in windows),

@@ -132,6 +132,7 @@ class PartialOutput:
         lock = FileLock(self.folder / f"lock-{rank}")
         while True:
             try:
+                # Another process may remove its finished folder between these two calls.
                 self.folder.mkdir(exist_ok=True)
                 free = lock.acquire()
             except FileNotFoundError:
@@ -194,6 +195,7 @@ class PartialOutput:
             return Part.EMPTY
         if folder.is_symlink() or not folder.is_dir():
             return Part.NOT_OURS
+        # A folder of the user's that happens to have this name is never written to.
         if not all(path.name.startswith(OWN_NAMES) for path in folder.iterdir()):
             return Part.NOT_OURS
         try:

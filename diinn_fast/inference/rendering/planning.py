@@ -40,6 +40,7 @@ def make_plan(spec: RenderSpec, workers: int = 1) -> Plan:
     base = held_bytes(spec)
     if spec.bound is not None:
         return plan_within(task, base, spec.bound)
+    # Without a bound most of what is free, shared by the processes of this machine.
     free = available_bytes(engine.device) or UNKNOWN_FREE
     sharing = workers if on_host else 1
     return plan_within(task, base, base + int(SHARE_OF_FREE * free / sharing))

@@ -22,6 +22,7 @@ def describe(spec: RenderSpec, plan: Plan, workers: int = 1) -> str:
     encoded = plan.encoded_pixels(spec.engine.model.decoder)
     more = 100 * (encoded / (spec.lr[0] * spec.lr[1]) - 1)
     part, final = disk_bytes(spec.out, spec.layout, spec.options)
+    # Two small runs on this machine, extrapolated.
     per_encoded, per_decoded = measure_rates(spec.engine, spec.lr, spec.hr)
     seconds = (encoded * per_encoded + height * width * per_decoded) / workers
     lines = [

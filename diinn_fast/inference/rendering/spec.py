@@ -129,6 +129,7 @@ def prepare(
     hr = target_size(lr, **target)
     engine.check_sizes(lr, hr)
     layout, lost = _layout_of(source, out, hr, metadata)
+    # Work is continued only by a job that would make the same bytes.
     inputs = InputFiles(picture)
     identity = f"{inputs.identity or source.identity} {source.range} {wrap}"
     layout = replace(
@@ -136,9 +137,7 @@ def prepare(
     )
     disk_bytes(out, layout, options)  # refuses what the format cannot hold
     _warn_of_samples(source, asked)
-    frame = (
-        frame_of_copies(lr, hr, engine.model.encoder) if wrap else Frame(reduced_size(lr, hr), hr)
-    )
+    frame = _frame(engine, lr, hr, wrap)
     source, neutral = _for_network(source, frame, on_host)
     return RenderSpec(
         engine=engine,
@@ -167,6 +166,13 @@ def _layout_of(
     said = chosen(source.metadata, metadata).rescaled(lr, hr)
     kept, lost = fitted_to(out, said, channels)
     return Layout(*hr, channels, source.dtype, kept), tuple(lost)
+
+
+def _frame(engine: Engine, lr: tuple[int, int], hr: tuple[int, int], wrap: bool) -> Frame:
+    """Where the output lies: among its copies, or alone."""
+    if wrap:
+        return frame_of_copies(lr, hr, engine.model.encoder)
+    return Frame(reduced_size(lr, hr), hr)
 
 
 def _for_network(source: Source, frame: Frame, on_host: int | None) -> tuple[Source, bool]:

@@ -66,6 +66,7 @@ class Writer:
             try:
                 self._sink.write(window.y0, window.x0, samples)
                 pending.append(block)
+                # Flushing is slow and loses little work if it is rare: every few seconds.
                 if time.monotonic() - flushed > FLUSH_SECONDS:
                     self._commit(pending)
                     flushed = time.monotonic()

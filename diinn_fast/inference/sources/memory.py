@@ -59,6 +59,7 @@ def memory_source(picture: Any, *, any_range: bool = False) -> ArraySource | Ima
         raise ImageError(
             f"the picture is a batch of {len(request.images)}: give the pictures one by one."
         )
+    # Floats give floats: an array of them must not come back as bytes.
     source = ImageSource(request.images[0])
     if not isinstance(picture, Image) and request.dtype.is_floating_point:
         source.dtype = "float32"
