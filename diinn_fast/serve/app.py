@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from importlib.resources import files
 from typing import Any
 
 from starlette.applications import Starlette
@@ -26,7 +25,7 @@ from starlette.routing import Route
 
 from diinn_fast import __version__
 from diinn_fast.errors import Error
-from diinn_fast.serve import iiif
+from diinn_fast.serve import iiif, site
 from diinn_fast.serve.disk import DiskCache
 from diinn_fast.serve.gallery import MAX_FILE, Gallery, Opener, too_large
 from diinn_fast.serve.picture import MAX_SCALE, Picture
@@ -37,24 +36,6 @@ MAX_AREA = 1 << 22
 
 TAKING_SECONDS = 60
 """Longest time that a dropped file may take to arrive and be decoded."""
-
-PAGE = {
-    "": ("index.html", "text/html; charset=utf-8"),
-    "page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "page.css": ("page.css", "text/css; charset=utf-8"),
-    "openseadragon.js": ("openseadragon.min.js", "text/javascript; charset=utf-8"),
-    "openseadragon-license.txt": ("openseadragon-LICENSE.txt", "text/plain; charset=utf-8"),
-}
-"""What the page is made of: name in the URL, file in ``page/``, media type."""
-
-SAFE = {
-    "Content-Security-Policy": (
-        "default-src 'self'; img-src 'self' data: blob:; worker-src 'self' blob:; "
-        "style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
 
 
 def make_app(
@@ -88,7 +69,10 @@ def make_app(
     @asynccontextmanager
     # Pictures are closed when the server ends, however it ends.
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        preparing = asyncio.create_task(server.prepare())
         yield
+        await preparing
+        server.tiles.close()
         server.gallery.close()
 
     routes = [
@@ -97,7 +81,8 @@ def make_app(
         Route("/iiif/{id}", server.redirect),
         Route("/iiif/{id}/info.json", server.info),
         Route("/iiif/{id}/{region}/{size}/{rotation}/{quality_format}", server.image),
-        *(Route(f"/{name}", server.page(*file)) for name, file in PAGE.items()),
+        Route("/", server.page),
+        *(Route(f"/{name}", site.handler(*file)) for name, file in site.FILES.items()),
     ]
     app = Starlette(routes=routes, middleware=middleware, lifespan=lifespan)
     app.state.tiles = server.tiles
@@ -110,31 +95,29 @@ class _Server:
     def __init__(self, gallery: Gallery, tiles: Tiles) -> None:
         self.gallery = gallery
         self.tiles = tiles
+        self._start = site.Start()
         self._taking = asyncio.Lock()
 
-    def page(self, name: str, kind: str) -> Any:
-        """A handler that answers with one file of the page."""
-        body = (files("diinn_fast.serve") / "page" / name).read_bytes()
-        tag = f'"{_digest(body.hex())}"'
+    async def prepare(self) -> None:
+        """Make what the page shows first."""
+        if picture := next(iter(self.gallery), None):
+            await self._start.prepare(picture, MAX_AREA)
 
-        async def answer(request: Request) -> Response:
-            headers = {**SAFE, "ETag": tag, "Cache-Control": "no-cache"}
-            if request.headers.get("if-none-match") == tag:
-                return Response(status_code=304, headers=headers)
-            return Response(body, media_type=kind, headers=headers)
-
-        return answer
+    async def page(self, request: Request) -> Response:
+        return self._start.answer(request, self._facts())
 
     async def pictures(self, request: Request) -> Response:
-        """What there is to see, for the page."""
-        body = {
+        """What there is to see."""
+        return _json(self._facts(), "application/json")
+
+    def _facts(self) -> dict[str, Any]:
+        return {
             "pictures": [_facts(picture) for picture in self.gallery],
             "zoom": MAX_SCALE,
             "tile": iiif.TILE,
             "maxArea": MAX_AREA,
             "drops": self.gallery.opener is not None,
         }
-        return _json(body, "application/json")
 
     async def drop(self, request: Request) -> Response:
         """Take a picture that was dropped onto the page: the request's body is its file."""

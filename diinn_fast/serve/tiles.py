@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
+import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import PIL.Image
@@ -17,6 +21,9 @@ from diinn_fast.serve.picture import Picture, locate
 
 MAX_WAITING = 128
 """Most requests in line; further ones are told to come back."""
+
+NICE = 10
+"""How far the network steps back, in Unix's measure of niceness."""
 
 _TURNS = {
     90: PIL.Image.Transpose.ROTATE_270,
@@ -36,8 +43,9 @@ class GoneError(Exception):
 class Tiles:
     """A cache of encoded answers with a line before it.
 
-    Those of the network are made one at a time, since each uses all cores; those of bicubic, which
-    are a first paint, two at a time beside it. Who comes to the head of the line looks into the
+    Those of the network are made one at a time, since each uses all cores, and step back behind
+    all else that the machine does; those of bicubic, which are a first paint, two at a time beside
+    it. Who comes to the head of the line looks into the
     cache again, so that an answer is made once however many ask for it meanwhile.
 
     Args:
@@ -53,6 +61,7 @@ class Tiles:
         self._waiting = 0
         self._sharp = asyncio.Semaphore(1)
         self._quick = asyncio.Semaphore(2)
+        self._network = ThreadPoolExecutor(1, "diinn-tiles", initializer=_step_back)
         self.made = 0
 
     async def get(
@@ -81,7 +90,7 @@ class Tiles:
                     return found
                 if await gone():
                     raise GoneError
-                body = await run_in_threadpool(make)
+                body = await (run_in_threadpool(make) if quick else self._behind(make))
                 self.made += 1
                 self._keep(key, body)
         finally:
@@ -89,6 +98,13 @@ class Tiles:
         if disk:
             await run_in_threadpool(disk.put, key, body)
         return body
+
+    def close(self) -> None:
+        """End the thread of the network, after the tile that it is at."""
+        self._network.shutdown(cancel_futures=True)
+
+    async def _behind(self, make: Callable[[], bytes]) -> bytes:
+        return await asyncio.get_running_loop().run_in_executor(self._network, make)
 
     def _find(self, key: str) -> bytes | None:
         if (body := self._kept.get(key)) is not None:
@@ -103,6 +119,14 @@ class Tiles:
         while self._bytes > self._most:
             _, dropped = self._kept.popitem(last=False)
             self._bytes -= len(dropped)
+
+
+def _step_back() -> None:
+    """Let this thread, and those that it starts for its work, wait for others to leave a core: the
+    page and bicubic tiles answer at once while the network computes.
+    """
+    if sys.platform == "linux":  # elsewhere this would be the whole process
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
 def is_quick(picture: Picture, request: ImageRequest, zoom: int) -> bool:

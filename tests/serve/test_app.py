@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
+import json
+import os
+import re
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -15,7 +21,7 @@ from starlette.testclient import TestClient
 
 import diinn_fast
 from diinn_fast.model import DIINN
-from diinn_fast.serve import Picture, make_app
+from diinn_fast.serve import Picture, make_app, site
 from diinn_fast.serve.tiles import MAX_WAITING, BusyError, GoneError, Tiles
 from tests.helpers.known_models import random_model
 
@@ -166,13 +172,32 @@ def test_other_weights_give_other_tags(
 
 
 def test_the_page_and_its_parts(client: TestClient) -> None:
-    for path in ("/", "/page.js", "/page.css", "/openseadragon.js", "/openseadragon-license.txt"):
+    for path in ("/", *(f"/{name}" for name in site.FILES)):
         answer = client.get(path)
         assert answer.status_code == 200
         assert "default-src 'self'" in answer.headers["content-security-policy"]
     assert "Redistribution" in client.get("/openseadragon-license.txt").text
     listed = client.get("/pictures.json").json()["pictures"]
     assert listed == [{"name": "leaf", "width": WIDTH, "height": HEIGHT}]
+
+
+def test_the_first_paint_comes_with_the_page(client: TestClient) -> None:
+    page = client.get("/").text
+    while "<img" not in page:  # made in the background since the start
+        page = client.get("/").text
+    data = re.search(r'src="data:image/webp;base64,([^"]+)"', page)[1]
+    seen = np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(data)))).astype(int)
+    width = site.FIRST_SIDE
+    height = width * HEIGHT // WIDTH
+    assert seen.shape == (height, width, 3)
+    bicubic = pixels(client, f"leaf/full/^{width // 4},{height // 4}/0/bicubic.png").astype(int)
+    assert abs(seen[2::4, 2::4] - bicubic[: height // 4]).mean() < 8
+    # All the rest of it is in the page, too.
+    facts = json.loads(re.search(r'<script type="application/json"[^>]*>(.*)</script>', page)[1])
+    assert facts == client.get("/pictures.json").json()
+    assert "stylesheet" not in page
+    again = client.get("/", headers={"If-None-Match": client.get("/").headers["etag"]})
+    assert again.status_code == 304
 
 
 def test_other_sites_may_read_only_where_they_are_named(folder: Path, model: DIINN) -> None:
@@ -252,6 +277,20 @@ def test_an_answer_is_made_once_however_many_ask_at_once() -> None:
 
     assert asyncio.run(ask()) == [b"tile"] * 50
     assert len(made) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a niceness per thread")
+def test_the_network_steps_back_behind_all_else() -> None:
+    def niceness() -> bytes:
+        return str(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())).encode()
+
+    async def ask() -> tuple[bytes, bytes]:
+        tiles = Tiles(1 << 20)
+        sharp = await tiles.get("a", niceness, False, present)
+        return sharp, await tiles.get("b", niceness, True, present)
+
+    sharp, quick = map(int, asyncio.run(ask()))
+    assert sharp > quick == os.getpriority(os.PRIO_PROCESS, 0)
 
 
 def test_the_cache_stays_within_its_bound_and_keeps_what_was_used_last() -> None:

@@ -1,5 +1,6 @@
 // The viewer: bicubic below, the network's tiles above it, clipped at the line between the two.
-// Bicubic answers at once, so it is the first paint; sharp tiles cover it as they come.
+// The first paint, #first, came with the page; the bicubic tiles take its place, and sharp ones cover
+// those as they come.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
@@ -59,8 +60,14 @@ async function show(picture, all, view) {
   $("picture").value = picture.name;
   document.title = `${picture.name} - diinn_fast`;
   if (view) goTo(view); else viewer.viewport.goHome(true);
+  if (view || picture !== all.pictures[0]) leaveFirst();
+  else bicubic.addOnceHandler("fully-loaded-change", leaveFirst);
   clip();
   describe();
+}
+
+function leaveFirst() {
+  $("first")?.remove();
 }
 
 // -- scale: screen pixels per pixel of the LR picture ---------------------------------------------
@@ -170,7 +177,7 @@ $("link").onclick = async () => {
   $("state").textContent = "link copied";
 };
 
-let all = null; // pictures.json: what there is to see, and the limits
+const all = JSON.parse($("facts").textContent); // what there is to see, and the limits
 
 function find(name) {
   return all.pictures.find((picture) => picture.name === name);
@@ -182,7 +189,6 @@ function follow() {
 }
 
 async function start() {
-  all = await (await fetch("pictures.json")).json();
   $("picture").append(...all.pictures.map((picture) => new Option(picture.name)));
   $("picture").onchange = () => show(find($("picture").value), all);
   $("open").hidden = $("drops").hidden = !all.drops;
@@ -195,7 +201,7 @@ async function start() {
 // -- a picture of one's own -----------------------------------------------------------------------
 
 async function take(file) {
-  if (!all?.drops || !file) return;
+  if (!all.drops || !file) return;
   $("state").textContent = "reading \u2026";
   const title = file.name.replace(/\.[^.]*$/, "");
   const answer = await fetch(`pictures?title=${encodeURIComponent(title)}`,
@@ -213,7 +219,7 @@ async function take(file) {
 
 window.addEventListener("dragover", (event) => {
   event.preventDefault();
-  document.body.classList.toggle("dropping", Boolean(all?.drops));
+  document.body.classList.toggle("dropping", Boolean(all.drops));
 });
 window.addEventListener("dragleave", () => document.body.classList.remove("dropping"));
 window.addEventListener("drop", (event) => {
