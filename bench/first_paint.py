@@ -60,7 +60,7 @@ def main() -> None:
             print(json.dumps(loads[-1]), flush=True)
             time.sleep(4)  # the server ends the sharp tile that it is at
     found = {
-        "command": " ".join([*scheduling(), "python -m bench.first_paint", *sys.argv[1:]]),
+        "command": " ".join([*machine.quiet(), "python -m bench.first_paint", *sys.argv[1:]]),
         **machine.facts("cpu"),
         "load_average": round(os.getloadavg()[0], 1),
         "milliseconds": loads,
@@ -70,13 +70,6 @@ def main() -> None:
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(found, indent=1) + "\n")
     print(found["median"])
-
-
-def scheduling() -> list[str]:
-    """The command in front that gave this process its scheduling."""
-    if sys.platform == "linux" and os.sched_getscheduler(0) == os.SCHED_RR:
-        return ["chrt -r", str(os.sched_getparam(0).sched_priority)]
-    return []
 
 
 @contextmanager

@@ -1,12 +1,15 @@
 """The server's tiles, and 50 clients at once: ``python -m bench.serve``, ``python -m bench.serve
-load``. Writes bench/results/MACHINE/serve.json.
+load``. Writes bench/results/MACHINE/serve.json. On a busy machine, `chrt -r 5` in front gives the
+latencies the cores as an idle machine would.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
+import os
 import random
 import subprocess
 import sys
@@ -26,12 +29,7 @@ from diinn_fast.serve import Picture, make_app
 PICTURE = machine.ROOT / "examples" / "coffee.png"
 TILE = 256
 
-LATENCIES = [
-    *(("fp32", scale, 1) for scale in (64, 16, 4, 2)),
-    *(("int8", scale, 1) for scale in (64, 16, 4, 2)),
-    ("fp32", 16, 4),
-    ("int8", 16, 4),
-]
+LATENCIES = list(itertools.product(("fp32", "int8"), (2, 4, 16, 64), (1, 4)))
 """Precision, scale and clients at a time of each measurement."""
 
 
@@ -51,8 +49,12 @@ def main() -> None:
     target = machine.ROOT / "bench" / "results" / machine.slug("cpu") / "serve.json"
     target.parent.mkdir(exist_ok=True)
     record = json.loads(target.read_text()) if target.exists() else {}
-    command = " ".join(["python -m bench.serve", *sys.argv[1:]])
-    record[options.what] = {"command": command, **machine.facts("cpu"), "found": found}
+    record[options.what] = {
+        "command": " ".join([*machine.quiet(), "python -m bench.serve", *sys.argv[1:]]),
+        **machine.facts("cpu"),
+        "load_average": round(os.getloadavg()[0], 1),
+        "found": found,
+    }
     target.write_text(json.dumps(record, indent=1) + "\n")
 
 
