@@ -78,7 +78,7 @@ def opened(out: Path, view: View, side: int, chunk: int | None) -> zarr.Array[An
         return zarr.open_array(out, mode="r+")
     scaled = view.at((side, side))
     chunks = (chunk, chunk, 3) if chunk else scaled.chunks
-    known = {"bands": 0, "seconds": 0.0, "loads": [], "killed_after_chunks": 0}
+    known: Any = {"bands": 0, "seconds": 0.0, "loads": [], "killed_after_chunks": 0}
     return zarr.create_array(
         out, shape=scaled.shape, chunks=chunks, dtype=scaled.dtype, attributes=known
     )
@@ -93,20 +93,19 @@ def make(view: View, array: zarr.Array[Any], out: Path, kill_after: int) -> None
         if not array.attrs["killed_after_chunks"]:
             killed.start()
         height = array.chunks[0]
-        for band in range(array.attrs["bands"], array.cdata_shape[0]):
+        run: dict[str, Any] = dict(array.attrs)
+        for band in range(run["bands"], array.cdata_shape[0]):
             start = time.perf_counter()
             rows = slice(band * height, min((band + 1) * height, array.shape[0]))
             lazy[rows].to_zarr(array, region=(rows, slice(None), slice(None)))
-            known = {
-                "bands": band + 1,
-                "seconds": round(array.attrs["seconds"] + time.perf_counter() - start, 1),
-                "loads": [*array.attrs["loads"], round(os.getloadavg()[0], 1)],
-            }
+            run["bands"] = band + 1
+            run["seconds"] = round(run["seconds"] + time.perf_counter() - start, 1)
+            run["loads"] = [*run["loads"], round(os.getloadavg()[0], 1)]
             if killed.after:
-                known["killed_after_chunks"] = killed.after
-                known["chunks_made_again"] = killed.made_again()
-            array.attrs.update(known)
-            print(json.dumps(known), flush=True)
+                run["killed_after_chunks"] = killed.after
+                run["chunks_made_again"] = killed.made_again()
+            array.attrs.update(run)
+            print(json.dumps(run), flush=True)
         resident = client.run(lambda: psutil.Process().memory_info().rss >> 20)
         array.attrs["resident_mib_of_workers"] = list(resident.values())
 
