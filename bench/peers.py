@@ -24,7 +24,7 @@ from diinn_fast.baselines import LIIF, MetaSR
 from diinn_fast.baselines.liif import surrounding
 from diinn_fast.encoders import make_encoder, use_fast_weights
 from diinn_fast.geometry import area_ratio, local_offset, nearest_index
-from diinn_fast.packing import pack, pack_content
+from diinn_fast.packing import pack
 
 Call = Callable[[], object]
 
@@ -247,8 +247,7 @@ def decode_by_convolutions(
     height, width = size
     n = decoder.width
     layers = decoder.layers()
-    content = pack_content(layers, decoder.mode)
-    weights = pack(layers, decoder.mode, modulation=False)
+    weights, content = pack(layers, decoder.mode, "content")
     kernel = content.content.view(-1, features.shape[1], 3, 3)
     nhwc = features.contiguous(memory_format=torch.channels_last)
     projected = (

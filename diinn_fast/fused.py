@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,8 @@ from diinn_fast.borders import grow, lr_ranges, sum_taps, with_border
 from diinn_fast.formulation import Formulation
 from diinn_fast.geometry import Window
 from diinn_fast.ops import conv3x3, decode
-from diinn_fast.packing import Layers, pack, pack_content
-from diinn_fast.problem import ContentWeights, Weights
-
-Packed = TypeVar("Packed", Weights, ContentWeights)
+from diinn_fast.packing import Layers, Packing, pack
+from diinn_fast.problem import ContentWeights
 
 BAND_BYTES = 256 << 20
 """Most content (bytes) that inference holds at a time; larger images are projected in bands of LR
@@ -31,13 +29,6 @@ class Source(NamedTuple):
     values: Tensor
     weights: list[Tensor]
     form: str
-
-
-class Packing(NamedTuple):
-    """A decoder's weights as a form takes them, in the operator's dtype."""
-
-    query: Weights
-    content: ContentWeights
 
 
 @dataclass(frozen=True)
@@ -58,16 +49,11 @@ class Fused:
         convolution; in the form *modulation* the whole modulation branch, which depends on the LR
         pixel only. Not for init_q.
         """
-        return self._project(padded, self._content(padded.dtype))
+        form = "modulation" if self.plan.recurrent_k else "content"
+        return self._project(padded, self.packing(form, padded.dtype).content, border=True)
 
-    def _content(self, dtype: torch.dtype) -> ContentWeights:
-        """Of the convolution that projects: its bias has its dtype."""
-        weights = pack_content(self.layers, self.plan.mode)
-        content = weights.content.to(dtype)
-        return ContentWeights(content, weights.content_bias[: len(content)].to(dtype))
-
-    def _project(self, padded: Tensor, weights: ContentWeights) -> Tensor:
-        content = _conv3x3(padded, weights.content, weights.content_bias, self.backend)
+    def _project(self, features: Tensor, weights: ContentWeights, border: bool) -> Tensor:
+        content = _conv3x3(features, weights.content, weights.content_bias, self.backend, border)
         if not self.plan.recurrent_k:
             return content
         width = self.layers.width
@@ -76,34 +62,39 @@ class Fused:
         k = torch.relu(content[..., :width])
         branch = [k]
         for n, layer in enumerate(self.layers.modulation[1:], start=1):
-            recurrent = layer.matrix[:, :width].to(padded.dtype)
+            recurrent = layer.matrix[:, :width].to(features.dtype)
             if self.plan.content:
                 k = linear(k, recurrent) + content[..., n * width : (n + 1) * width]
             else:
-                k = linear(k, recurrent) + layer.bias.to(padded.dtype)
+                k = linear(k, recurrent) + layer.bias.to(features.dtype)
             k = torch.relu(k)
             branch.append(k)
         return torch.cat(branch, dim=-1)
 
     def packing(self, form: str, dtype: torch.dtype) -> Packing:
-        """The weights as a form takes them."""
+        """The weights as a form takes them: matrices in the operator's dtype. All that feeds a sine
+        argument or a sum has the layers', which backends widen.
+        """
         if (form, dtype) not in self.kept:
-            self.kept[form, dtype] = self._pack(form, dtype)
+            query, content = pack(self.layers, self.plan.mode, form)
+            query = query._replace(hidden=query.hidden.to(dtype), last=query.last.to(dtype))
+            content = content._replace(content=content.content.to(dtype))
+            # A convolution's bias has its dtype.
+            if form != "direct":
+                bias = content.content_bias[: len(content.content)]
+                content = content._replace(content_bias=bias.to(dtype))
+            self.kept[form, dtype] = Packing(query, content)
         return self.kept[form, dtype]
 
-    def _pack(self, form: str, dtype: torch.dtype) -> Packing:
-        query = _cast(pack(self.layers, self.plan.mode, modulation=form == "modulation"), dtype)
+    def source(self, features: Tensor, form: str, border: bool = True) -> Source:
+        """What the operator takes in a form, for features ``[B, C, h+2, w+2]``, or without a
+        ``border`` a whole image's ``[B, C, h, w]``.
+        """
+        query, content = self.packing(form, features.dtype)
+        features = features.permute(0, 2, 3, 1).contiguous()
         if form == "direct":
-            return Packing(query, _cast(pack_content(self.layers, self.plan.mode), dtype))
-        return Packing(query, self._content(dtype))
-
-    def source(self, padded: Tensor, form: str) -> Source:
-        """What the operator takes in a form, for features ``[B, C, h+2, w+2]``."""
-        query, content = self.packing(form, padded.dtype)
-        padded = padded.permute(0, 2, 3, 1).contiguous()
-        if form == "direct":
-            return Source(padded, [*query, *(v for v in content if v is not None)], form)
-        return Source(self._project(padded, content), list(query), form)
+            return Source(features, [*query, *(v for v in content if v is not None)], form)
+        return Source(self._project(features, content, border), list(query), form)
 
     def window(
         self,
@@ -122,8 +113,14 @@ class Fused:
         # The 3x3 last layer needs one more pixel on each side.
         grown = grow(window, size) if plan.needs_grid else window
         rows, columns = lr_ranges(grown, lr, size)
-        # Only the LR rows and columns that the window sees are projected.
-        source = self.source(with_border(features, rows, columns, lr, origin), form)
+        # Only the LR rows and columns that the window sees are projected; of a whole image the
+        # convolution adds the border of zeros itself: an operator less.
+        part = rows.start, rows.stop, columns.start, columns.stop
+        whole = part == (0, lr[0], 0, lr[1]) and tuple(features.shape[2:]) == lr
+        border = form == "direct" or _cut_to_the_bit(features) or not whole
+        if border:
+            features = with_border(features, rows, columns, lr, origin)
+        source = self.source(features, form, border)
         out = decode(
             source.values,
             source.weights,
@@ -196,29 +193,19 @@ class Fused:
         )
 
 
-def _cast(weights: Packed, dtype: torch.dtype) -> Packed:
-    """Matrices in the operator's dtype; everything that feeds a sine argument or a sum at least in
-    float32.
+def _cut_to_the_bit(features: Tensor) -> bool:
+    """Whether the content is projected by our own operator, whose sums do not depend on the shape:
+    those of the convolution library do, and windows would differ in the last bit.
     """
-    exact = dtype if dtype == torch.float64 else torch.float32
-    matrices = ("hidden", "last", "content")
-    return weights._replace(
-        **{
-            name: v.to(dtype if name in matrices else exact)
-            for name, v in weights._asdict().items()
-            if v is not None
-        }
-    )
+    return features.device.type == "cpu" and not torch.is_grad_enabled()
 
 
-def _conv3x3(padded: Tensor, weight: Tensor, bias: Tensor, backend: str) -> Tensor:
-    """3x3 convolution of ``[B, h+2, w+2, C]`` by weight ``[out, 9C]`` (columns c*9 + tap):
-    ``[B, h, w, out]``.
-
-    For inference on the CPU by an operator whose sums do not depend on the shape; those of the
-    convolution library do, and windows would differ in the last bit.
+def _conv3x3(features: Tensor, weight: Tensor, bias: Tensor, backend: str, border: bool) -> Tensor:
+    """3x3 convolution by weight ``[out, 9C]`` (columns c*9 + tap), ``[B, h, w, out]``, of
+    ``[B, h+2, w+2, C]``, or without a ``border`` of ``[B, h, w, C]`` and zeros around it.
     """
-    if padded.device.type == "cpu" and not torch.is_grad_enabled():
-        return conv3x3(padded, weight, bias, backend)
-    kernel = weight.view(-1, padded.shape[-1], 3, 3)
-    return F.conv2d(padded.permute(0, 3, 1, 2), kernel, bias).permute(0, 2, 3, 1).contiguous()
+    if border and _cut_to_the_bit(features):
+        return conv3x3(features, weight, bias, backend)
+    kernel = weight.view(-1, features.shape[-1], 3, 3)
+    out = F.conv2d(features.permute(0, 3, 1, 2), kernel, bias, padding=0 if border else 1)
+    return out.permute(0, 2, 3, 1).contiguous()

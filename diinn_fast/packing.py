@@ -52,34 +52,41 @@ class Layers(NamedTuple):
         return self.synthesis[0].bias.shape[0]
 
 
-def pack(layers: Layers, mode: int, modulation: bool) -> Weights:
-    """Per-query weights; ``modulation`` leaves the K branch out (modes 1 and 2, done at LR
-    size).
-    """
+class Packing(NamedTuple):
+    """A decoder's weights as a form takes them."""
+
+    query: Weights
+    content: ContentWeights
+
+
+def pack(layers: Layers, mode: int, form: str) -> Packing:
+    """Weights for a form of the decode operator, of the layers' dtype."""
     position, *synthesis = layers.synthesis
     rows = [layer.matrix for layer in synthesis]
-    if not modulation:
+    # In the form modulation the K branch is done at LR size.
+    if form != "modulation":
         recurrent = [layer.matrix[:, : layers.width] for layer in layers.modulation[1:]]
         rows = [v for pair in zip(recurrent, rows, strict=True) for v in pair]
-    # One operator: small decodes are bound by how many there are.
-    hidden = torch.cat(rows).view(len(synthesis), -1, layers.width)
-    hidden_bias = torch.stack([layer.bias for layer in synthesis])
-    last = layers.last.matrix
-    last_bias = layers.last.bias
-    if FORMULATIONS[mode].needs_grid:
-        last = layers.last.weight.permute(2, 3, 0, 1).reshape(-1, layers.width)
-        # the bias belongs to the centre tap
-        last_bias = F.pad(last_bias, (4 * len(last_bias), 4 * len(last_bias)))
-    return Weights(position.matrix, position.bias, hidden, hidden_bias, last, last_bias)
-
-
-def pack_content(layers: Layers, mode: int) -> ContentWeights:
-    """The content part of every K_i, and the first sine layer if there is one."""
+    last, last_bias = _last_layer(layers.last, mode)
+    # All that is H wide in one operator: small decodes are bound by how many there are.
+    biases = [layer.bias[None] for layer in (*synthesis, *layers.modulation)]
+    counts = [len(rows) * layers.width, len(last), len(synthesis), len(layers.modulation)]
+    hidden, last, hidden_bias, content_bias = torch.cat([*rows, last, *biases]).split(counts)
+    hidden = hidden.view(len(synthesis), -1, layers.width)
+    query = Weights(position.matrix, position.bias, hidden, hidden_bias, last, last_bias)
+    # The content part of every K_i, and the sine layer of init_q.
     first, *others = layers.modulation
-    rows = [first.matrix]
+    content = [first.matrix]
     if FORMULATIONS[mode].content:
-        rows += [layer.matrix[:, layers.width :] for layer in others]
-    bias = torch.cat([layer.bias for layer in layers.modulation])
-    if layers.first is None:
-        return ContentWeights(torch.cat(rows), bias)
-    return ContentWeights(torch.cat(rows), bias, layers.first.matrix, layers.first.bias)
+        content += [layer.matrix[:, layers.width :] for layer in others]
+    sine_layer = () if layers.first is None else (layers.first.matrix, layers.first.bias)
+    return Packing(query, ContentWeights(torch.cat(content), content_bias.flatten(), *sine_layer))
+
+
+def _last_layer(layer: Layer, mode: int) -> tuple[Tensor, Tensor]:
+    """The RGB layer as a matrix, in mode 4 of its nine taps, and its bias."""
+    if not FORMULATIONS[mode].needs_grid:
+        return layer.matrix, layer.bias
+    taps = layer.weight.permute(2, 3, 0, 1).reshape(-1, layer.weight.shape[1])
+    # the bias belongs to the centre tap
+    return taps, F.pad(layer.bias, (4 * len(layer.bias), 4 * len(layer.bias)))

@@ -27,8 +27,10 @@ struct Decode {
   int32_t layers, channels;
   int32_t operand, output;  // Type: of source, hidden and last; of out
   int32_t modulation;       // form: 0 content, 1 modulation
+  int32_t vectors;          // Type: of position and biases as given
   const void* source;       // [batch, grid_rows, grid_columns, L * H]
   int64_t source_image, source_row, source_column;
+  // If `vectors` is not float32, the launcher widens position and biases into the work space.
   const float *position, *position_bias;  // [H, 3], [H]
   const void* hidden;        // [L - 1, 2H, H], rows K_i then Q_i; modulation: [L - 1, H, H]
   const float* hidden_bias;  // [L - 1, H]

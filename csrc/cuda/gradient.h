@@ -57,6 +57,8 @@ DIINN_BOTH void pack_piece(const Gradient& g, int64_t piece) {
   }
   memcpy(static_cast<char*>(g.packed) + piece * 16, element, 16);
 }
+DIINN_BOTH int64_t pack_jobs(const Gradient& g) { return hidden_elements(g) / 8; }
+DIINN_BOTH void pack_job(const Gradient& g, int64_t job) { pack_piece(g, job); }
 
 template <class T, bool kModulation>
 struct Chain {

@@ -14,9 +14,9 @@
 namespace diinn {
 
 template <class Problem>
-__global__ void pack_weights(const __grid_constant__ Problem p, int64_t pieces) {
-  const int64_t piece = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (piece < pieces) pack_piece(p, piece);
+__global__ void pack_weights(const __grid_constant__ Problem p) {
+  const int64_t job = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (job < pack_jobs(p)) pack_job(p, job);
 }
 
 template <class T>
@@ -77,18 +77,19 @@ class Launch {
         length_(length) {}
 
   int forward() {
-    if (!pack(packed_elements(p) / 8)) return code_;
+    if (!pack()) return code_;
+    p = with_widened_vectors(p);
     return p.operand == kFloat16 ? forward_form<Float16>() : forward_form<BFloat16>();
   }
   int gradient() {
-    if (!pack(hidden_elements(p) / 8)) return code_;
+    if (!pack()) return code_;
     return p.operand == kFloat16 ? gradient_form<Float16>() : gradient_form<BFloat16>();
   }
 
  private:
-  bool pack(int64_t pieces) {
+  bool pack() {
     if (!check(cudaSetDevice(p.device), "choosing the device")) return false;
-    pack_weights<<<blocks_of_256(pieces), 256, 0, stream_>>>(p, pieces);
+    pack_weights<<<blocks_of_256(pack_jobs(p)), 256, 0, stream_>>>(p);
     return check(cudaGetLastError(), "packing the weights");
   }
   static unsigned blocks_of_256(int64_t threads) {
@@ -179,7 +180,7 @@ class Launch {
     return error == cudaSuccess;
   }
 
-  const Problem& p;
+  Problem p;
   cudaStream_t stream_;
   char* message_;
   int64_t length_;
@@ -191,7 +192,9 @@ class Launch {
 extern "C" {
 
 int64_t diinn_decode_bytes() { return sizeof(diinn::Decode); }
-int64_t diinn_packed_bytes(const diinn::Decode* d) { return 2 * diinn::packed_elements(*d); }
+int64_t diinn_packed_bytes(const diinn::Decode* d) {
+  return 2 * diinn::packed_elements(*d) + 4 * diinn::vector_elements(*d);
+}
 
 int diinn_forward(const diinn::Decode* d, char* message, int64_t length) {
   return diinn::Launch<diinn::Decode>(*d, message, length).forward();

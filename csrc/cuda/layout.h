@@ -131,6 +131,25 @@ DIINN_BOTH int64_t packed_elements(const Decode& d) {
   return hidden_elements(d) + channel_blocks(d.channels) * 8 * kWidth;
 }
 
+// Behind them, if they are given in 16 bit, position and biases in float32.
+DIINN_BOTH int64_t vector_elements(const Decode& d) {
+  return d.vectors == kFloat32 ? 0 : (3 + d.layers) * kWidth + d.channels;
+}
+DIINN_BOTH float* widened_vectors(const Decode& d) {
+  return reinterpret_cast<float*>(static_cast<uint16_t*>(d.packed) + packed_elements(d));
+}
+
+// The decode as the kernels see it, when the work space is filled.
+DIINN_BOTH Decode with_widened_vectors(Decode d) {
+  if (d.vectors == kFloat32) return d;
+  d.position = widened_vectors(d);
+  d.position_bias = d.position + 3 * kWidth;
+  d.hidden_bias = d.position_bias + kWidth;
+  d.last_bias = d.hidden_bias + (d.layers - 1) * kWidth;
+  d.vectors = kFloat32;
+  return d;
+}
+
 // 8 packed elements from `piece * 8`: hidden weights, then the last layer.
 DIINN_BOTH void pack_piece(const Decode& d, int64_t piece) {
   const uint16_t *hidden = static_cast<const uint16_t*>(d.hidden),

@@ -16,6 +16,8 @@ WIDTH = 256
 MOST_LAYERS = 16
 MOST_CHANNELS = 32
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+MATRICES = ("hidden", "last")
+"""Weights of products: operands of the tensor cores."""
 PORTABLE = 0
 HOPPER = 1
 
@@ -31,7 +33,10 @@ class Decode(ctypes.Structure):
         *((name, _INT64) for name in ("origin_y", "origin_x", "grid_rows", "grid_columns")),
         *((name, _INT64) for name in ("y0", "x0", "rows", "columns")),
         *((name, _FLOAT) for name in ("scale_y", "scale_x", "ratio")),
-        *((name, _INT32) for name in ("layers", "channels", "operand", "output", "modulation")),
+        *(
+            (name, _INT32)
+            for name in ("layers", "channels", "operand", "output", "modulation", "vectors")
+        ),
         ("source", _POINTER),
         *((name, _INT64) for name in ("source_image", "source_row", "source_column")),
         *(
@@ -93,6 +98,7 @@ def describe(
     decode.layers = query.layers
     decode.channels = query.channels
     decode.operand = TYPES[source.dtype]
+    decode.vectors = TYPES[query.position.dtype]
     decode.modulation = int(problem.form == "modulation")
     decode.source = source.data_ptr()
     decode.source_image, decode.source_row, decode.source_column = source.stride()[:3]
@@ -134,11 +140,13 @@ def _say_output(decode: Decode, problem: Problem, out: Tensor) -> None:
 
 
 def prepare(weights: Weights, dtype: torch.dtype) -> Weights:
-    """The weights as the kernels read them: matrices of products in ``dtype``, the rest in
-    float32.
+    """The weights as the launchers take them: matrices of products in ``dtype``, the rest all in
+    one dtype, float32 or ``dtype``, which the launcher widens.
     """
+    vectors = {v.dtype for name, v in weights._asdict().items() if name not in MATRICES}
+    rest = dtype if vectors == {dtype} else torch.float32
     found = {
-        name: aligned(v.detach().to(dtype if name in ("hidden", "last") else torch.float32))
+        name: aligned(v.detach().to(dtype if name in MATRICES else rest))
         for name, v in weights._asdict().items()
     }
     return Weights(**found)
@@ -154,4 +162,7 @@ def packed_bytes(decode: Decode) -> int:
     """Size of the work space that holds the weights as the kernels read them."""
     hidden = (decode.layers - 1) * (1 if decode.modulation else 2) * WIDTH * WIDTH
     # The RGB layer is filled up to blocks of 8 rows.
-    return int(2 * (hidden + (decode.channels + 7) // 8 * 8 * WIDTH))
+    matrices = 2 * (hidden + (decode.channels + 7) // 8 * 8 * WIDTH)
+    # Positions [H, 3] and biases of L layers, and of the output.
+    vectors = 4 * ((decode.layers + 3) * WIDTH + decode.channels)
+    return int(matrices + (vectors if decode.vectors != TYPES[torch.float32] else 0))

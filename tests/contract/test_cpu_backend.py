@@ -268,7 +268,7 @@ def test_extra_memory_is_bounded(dtype: torch.dtype) -> None:
     size = (300, 300)
     features = torch.randn(1, 64, *lr)
     with torch.no_grad():
-        weights = [w.to(dtype) for w in pack(decoder.layers(), 3, modulation=False)]
+        weights = [w.to(dtype) for w in pack(decoder.layers(), 3, "content").query]
         source = decoder.project(F.pad(features, (1, 1, 1, 1)).permute(0, 2, 3, 1).contiguous()).to(
             dtype
         )

@@ -162,6 +162,19 @@ def test_packing_moves_every_weight_to_one_place(
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_positions_and_biases_in_16_bit_are_widened(emulated: None, dtype: torch.dtype) -> None:
+    """As if the caller had done so, to the bit: an operator less each."""
+    source, weights = example("content", dtype, (3, 4), layers=3, channels=5)
+    narrow = [v.to(dtype) for v in weights]
+    problem = problem_of("content", (3, 4), (5, 9))
+    ours = cuda.forward(problem, source, narrow)
+    assert torch.equal(ours, cuda.forward(problem, source, [v.float() for v in narrow]))
+    # One vector of another dtype, and the caller's are widened by the framework.
+    mixed = [*narrow[:-1], narrow[-1].float()]
+    assert torch.equal(ours, cuda.forward(problem, source, mixed))
+
+
 @pytest.mark.parametrize(("largest", "error"), [(1e3, 2.5e-7), (1e4, 5e-7)])
 def test_sine_reduction(library: ctypes.CDLL, largest: float, error: float) -> None:
     x = torch.cat([torch.linspace(-largest, largest, 100_001), torch.randn(1000) * 10])

@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 FREE = {
     *("view", "_unsafe_view", "slice", "select", "t", "transpose", "permute", "expand", "alias"),
-    *("unsqueeze", "squeeze", "detach", "as_strided", "unbind", "split", "_reshape_alias"),
-    *("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "lift_fresh"),
-    *("_local_scalar_dense", "item", "sym_size", "is_pinned", "set_"),
+    *("unsqueeze", "squeeze", "detach", "as_strided", "unbind", "split", "split_with_sizes"),
+    *("_reshape_alias", "lift_fresh", "set_", "_local_scalar_dense", "item", "sym_size"),
+    *("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "is_pinned"),
 }
 """Operators that make views or take memory, and launch nothing."""
 

@@ -53,25 +53,28 @@ static int answer(const std::string& error, char* message, int64_t length) {
 extern "C" {
 
 int64_t diinn_decode_bytes() { return sizeof(Decode); }
-int64_t diinn_packed_bytes(const Decode* d) { return 2 * packed_elements(*d); }
+int64_t diinn_packed_bytes(const Decode* d) {
+  return 2 * packed_elements(*d) + 4 * vector_elements(*d);
+}
 
 // How many blocks the next decodes run on, and in which order their warps.
 void diinn_emulate_on(int blocks, uint64_t seed) { emulated_blocks = blocks, emulated_seed = seed; }
 
 void diinn_emulate_pack(const Decode* d) {
-  for (int64_t piece = 0; piece < packed_elements(*d) / 8; ++piece) pack_piece(*d, piece);
+  for (int64_t job = 0; job < pack_jobs(*d); ++job) pack_job(*d, job);
 }
 
-int diinn_forward(const Decode* d, char* message, int64_t length) {
-  diinn_emulate_pack(d);
-  return answer(d->operand == kFloat16 ? forward<Float16>(*d) : forward<BFloat16>(*d), message,
+int diinn_forward(const Decode* given, char* message, int64_t length) {
+  diinn_emulate_pack(given);
+  const Decode d = with_widened_vectors(*given);
+  return answer(d.operand == kFloat16 ? forward<Float16>(d) : forward<BFloat16>(d), message,
                 length);
 }
 
 int64_t diinn_gradient_bytes() { return sizeof(Gradient); }
 
 int diinn_gradient(const Gradient* g, char* message, int64_t length) {
-  for (int64_t piece = 0; piece < hidden_elements(*g) / 8; ++piece) pack_piece(*g, piece);
+  for (int64_t job = 0; job < pack_jobs(*g); ++job) pack_job(*g, job);
   return answer(g->operand == kFloat16 ? gradient<Float16>(*g) : gradient<BFloat16>(*g), message,
                 length);
 }
