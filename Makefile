@@ -46,11 +46,12 @@ fuzz: $(INSTALLED)          ## random problems against the reference, for a minu
 sanitize: $(INSTALLED)      ## kernel tests on a build with address and undefined-behaviour sanitizers
 	$(BIN)/python tests/run_sanitized.py
 
-lint: $(INSTALLED)          ## ruff, mypy and clang-format
+lint: $(INSTALLED)          ## ruff, mypy, clang-format, and the goals of stats
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/python tests/stats.py
 
 docs: $(RELEASE)            ## the documentation as a site, links checked: build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +33,14 @@ class Window(NamedTuple):
     @property
     def shape(self) -> tuple[int, int]:
         return self.y1 - self.y0, self.x1 - self.x0
+
+
+def split(window: Window, rows: int, columns: int) -> Iterator[Window]:
+    """The window in parts of at most that size, row by row."""
+    y0, y1, x0, x1 = window
+    for y in range(y0, y1, rows):
+        for x in range(x0, x1, columns):
+            yield Window(y, min(y + rows, y1), x, min(x + columns, x1))
 
 
 def nearest_index(

@@ -7,8 +7,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from diinn_fast.formats.sources import Source
-from diinn_fast.geometry import Window
-from diinn_fast.inference.plan import split
+from diinn_fast.geometry import Window, split
 
 SIDE = 1024
 """Pixels along a side of what is looked at at a time."""

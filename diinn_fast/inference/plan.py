@@ -10,7 +10,7 @@ is small. Tiles and blocks begin and end at multiples of the sink's unit.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -21,7 +21,7 @@ from torch import nn
 from diinn_fast.decoder import ImplicitDecoder
 from diinn_fast.encoders import LEAST_PIXELS, Cost, cost_of
 from diinn_fast.errors import UpscaleError
-from diinn_fast.geometry import Window
+from diinn_fast.geometry import Window, split
 from diinn_fast.inference.memory import MIB, size_text
 
 BLOCK_PIXELS = 1 << 20
@@ -138,14 +138,6 @@ def cuts(length: int, unit: int, count: int) -> list[int]:
     """``[0, ..., length]``: ``count`` nearly equal parts that begin at multiples of ``unit``."""
     units = -(-length // unit)
     return [min(length, unit * (units * n // count)) for n in range(count + 1)]
-
-
-def split(window: Window, rows: int, columns: int) -> Iterator[Window]:
-    """The window in parts of at most that size, row by row."""
-    y0, y1, x0, x1 = window
-    for y in range(y0, y1, rows):
-        for x in range(x0, x1, columns):
-            yield Window(y, min(y + rows, y1), x, min(x + columns, x1))
 
 
 def make_plan(task: Task, free: int) -> Plan:

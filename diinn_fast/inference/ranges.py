@@ -17,8 +17,7 @@ from diinn_fast.errors import UpscaleError
 from diinn_fast.formats.image import check_unit, finite_ends, not_finite
 from diinn_fast.formats.sample_range import FULL, SampleRange
 from diinn_fast.formats.sources import DerivedSource, Source
-from diinn_fast.geometry import Window
-from diinn_fast.inference.plan import split
+from diinn_fast.geometry import Window, split
 from diinn_fast.metadata import Metadata, geotiff
 
 log = logging.getLogger("diinn_fast")

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from diinn_fast.formats.sources import DerivedSource, Source
-from diinn_fast.geometry import Window
+from diinn_fast.geometry import Window, split
 from diinn_fast.inference.bicubic import bicubic_range, resize_bicubic
-from diinn_fast.inference.plan import split
 
 SIDE = 512
 """Picture pixels along a side of what is read at a time, beside the filter's margins."""

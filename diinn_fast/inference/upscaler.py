@@ -14,7 +14,7 @@ from torch import Tensor
 from diinn_fast.errors import UpscaleError
 from diinn_fast.formats import Image
 from diinn_fast.formats.sample_range import SampleRange
-from diinn_fast.geometry import Window
+from diinn_fast.geometry import Window, split
 from diinn_fast.inference import rendering
 from diinn_fast.inference.bicubic import resize_bicubic
 from diinn_fast.inference.bleed import bleed_alpha
@@ -22,7 +22,7 @@ from diinn_fast.inference.engine import Engine, store, to_unit
 from diinn_fast.inference.kinds import as_request
 from diinn_fast.inference.memory import check_memory, parse_size
 from diinn_fast.inference.neutral import is_neutral
-from diinn_fast.inference.plan import split, with_halo
+from diinn_fast.inference.plan import with_halo
 from diinn_fast.inference.progress import Bar, Progress, make_bar
 from diinn_fast.inference.ranges import (
     DTYPE,

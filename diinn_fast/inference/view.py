@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from diinn_fast.errors import UpscaleError
-from diinn_fast.geometry import Window, check_size, check_window
+from diinn_fast.geometry import Window, check_size, check_window, split
 from diinn_fast.inference.bicubic import bicubic_range, resize_bicubic
 from diinn_fast.inference.engine import Engine, store
 from diinn_fast.inference.features import FeatureTiles
 from diinn_fast.inference.identity import weights_digest
 from diinn_fast.inference.neutral import source_is_neutral
-from diinn_fast.inference.plan import split
 from diinn_fast.inference.ranges import Asked, asked_of
 from diinn_fast.inference.reduced import needs_network, reduced
 from diinn_fast.inference.scaled import Scaled
