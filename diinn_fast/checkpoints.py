@@ -65,6 +65,7 @@ class Found:
 
     @property
     def state(self) -> dict[str, Tensor]:
+        """The model's tensors, named without the prefix."""
         named = {
             name.removeprefix(self.prefix): value
             for name, value in self.tensors.items()

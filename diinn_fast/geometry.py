@@ -32,6 +32,7 @@ class Window(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
         return self.y1 - self.y0, self.x1 - self.x0
 
 

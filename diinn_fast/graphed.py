@@ -130,6 +130,7 @@ class Graphed:
 
 
 def can_record(x: Tensor) -> bool:
+    """Whether calls on this input can be recorded: CUDA tensors alone."""
     return x.is_cuda
 
 

@@ -30,6 +30,7 @@ class Sine(nn.Module):
     """The activation of the synthesis layers."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """sin(x), element by element."""
         return torch.sin(x)
 
 

@@ -40,6 +40,7 @@ class Problem:
 
     @property
     def ratio(self) -> float:
+        """The third component of every position: LR pixels per HR pixel."""
         return area_ratio(self.lr, self.size)
 
     def grid(self, source: Tensor) -> tuple[int, int]:

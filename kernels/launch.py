@@ -102,9 +102,11 @@ class Network:
 
     @property
     def fast_sine(self) -> bool:
+        """Whether the hardware's sine is accurate enough: with 16-bit or TF32 products."""
         return self.dtype != torch.float32 or self.precision == "tf32"
 
     def forward(self, problem: Problem) -> Tensor:
+        """RGB of all queries of a problem."""
         out = self.source.new_empty(problem.output_shape(len(self.source), self.channels))
         if out.numel():
             self._launch(problem, self.source, out, None)

@@ -166,6 +166,7 @@ def narrow(x, DTYPE: tl.constexpr):
 
 @triton.jit
 def relu(x):
+    """max(x, 0); NaN stays NaN."""
     return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 

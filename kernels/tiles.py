@@ -112,6 +112,7 @@ def step_back(dtype: torch.dtype, width: int) -> Step:
 
 
 def step_back_constants(step: Step) -> dict[str, int]:
+    """The kernel's compile-time arguments for a tile."""
     return {"BM": step.bm, "BN": step.bn, "BK": step.bk, "STAGES": step.stages}
 
 

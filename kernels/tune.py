@@ -70,6 +70,7 @@ def work(
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Time of one call, on a GPU measured by its own clock."""
     if device.type != "cuda":
         begin = time.perf_counter()
         call()
@@ -182,6 +183,7 @@ def describe(label: str, result: Result) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """The program; returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m diinn_fast.kernels.tune", description=__doc__.splitlines()[0]
     )

@@ -51,6 +51,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def path(device: torch.device) -> Path:
+    """The file of a device's tuned tiles."""
     slug = re.sub(r"[^a-z0-9]+", "-", machine(device)["device"].lower()).strip("-")
     return cache_folder() / f"tiles-{slug}.json"
 

@@ -66,6 +66,7 @@ class Backend(Protocol):
 
 
 def check_name(name: str) -> str:
+    """The name, if there is such a backend; BackendError otherwise."""
     if name not in ("auto", PLAIN, *NAMES):
         known = ", ".join(("auto", *NAMES, PLAIN))
         raise BackendError(f"unknown backend {name!r}: choose one of {known}")
@@ -77,6 +78,7 @@ _requested: ContextVar[str] = ContextVar("diinn_fast_backend", default=_DEFAULT)
 
 
 def load(name: str) -> Backend:
+    """The module of a backend, imported at its first use."""
     return cast(Backend, importlib.import_module(f"diinn_fast.backends.{name}"))
 
 

@@ -54,6 +54,7 @@ def nvcc() -> str | None:
 
 
 def flags() -> list[str]:
+    """Options of nvcc, with those of the variable for tuning."""
     return [*FLAGS, *os.environ.get(TUNING, "").split()]
 
 

@@ -49,6 +49,7 @@ class Slab:
 
     @property
     def count(self) -> int:
+        """Number of images."""
         return int(self.images.stop - self.images.start)
 
     @cached_property
@@ -83,6 +84,7 @@ class Place:
 
     @cached_property
     def position(self) -> Tensor:
+        """Positions (dy, dx, ratio) of the queries, float32 ``[queries, 3]``."""
         problem = self.problem
         if problem.window is None:
             assert problem.offset is not None
@@ -101,6 +103,7 @@ class Place:
 
     @cached_property
     def pixel(self) -> Tensor:
+        """Index of each query's pixel among those of the source."""
         rows, columns = self.grid
         if self.problem.window is None:
             assert self.problem.index is not None

@@ -48,6 +48,7 @@ _checked: dict[tuple[Any, ...], str | None] = {}
 
 
 def unavailable() -> str | None:
+    """Why the backend cannot run on this machine, or None."""
     if not torch.cuda.is_available():
         return (
             "PyTorch sees no CUDA device (it needs an NVIDIA GPU, its driver and a CUDA build "
@@ -69,6 +70,7 @@ def _not_compiled(arch: str) -> str | None:
 
 
 def unsupported(problem: Problem, source: Tensor) -> str | None:
+    """Why the backend cannot do this problem, or None."""
     if source.device.type != "cuda":
         return f"it needs tensors on a CUDA device, got {source.device}"
     if (capability := torch.cuda.get_device_capability(source.device)) < (8, 0):
@@ -92,6 +94,7 @@ def _unsuited(problem: Problem, source: Tensor) -> str | None:
 
 
 def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """RGB of all queries, see `Backend.forward`."""
     with torch.cuda.device_of(source):
         if (other := _other(problem, source, weights, gradients=False)) is not None:
             result: Tensor = other.forward(problem, source, weights)

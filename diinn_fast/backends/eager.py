@@ -37,10 +37,12 @@ ROWS = 16
 
 
 def unavailable() -> str | None:
+    """Why the backend cannot run on this machine, or None."""
     return None
 
 
 def unsupported(problem: Problem, source: Tensor) -> str | None:
+    """Why the backend cannot do this problem, or None."""
     return None
 
 
@@ -266,6 +268,7 @@ class _Network:
 
 
 def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """RGB of all queries, see `Backend.forward`."""
     network = _Network(problem, source, weights)
     batch = source.shape[0]
     out = source.new_empty(problem.output_shape(batch, network.query.channels))

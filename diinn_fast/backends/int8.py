@@ -41,6 +41,7 @@ _checked: dict[str, str | None] = {}
 
 
 def unavailable() -> str | None:
+    """Why the backend cannot run on this machine, or None."""
     if reason := cpu.unavailable():
         return reason
     if not cpu.int8_instruction_sets():
@@ -55,6 +56,7 @@ def unavailable() -> str | None:
 
 
 def unsupported(problem: Problem, source: Tensor) -> str | None:
+    """Why the backend cannot do this problem, or None."""
     return cpu.unsupported(problem, source)
 
 
@@ -70,6 +72,7 @@ def instruction_set() -> str | None:
 
 
 def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """RGB of all queries, see `Backend.forward`."""
     query = query_weights(weights)
     if problem.form == "direct" or query.width > MOST_WIDTH or cpu._refuses_shape(weights):
         return cpu.forward(problem, source, weights)
@@ -81,6 +84,7 @@ def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tens
 def backward(
     problem: Problem, grad: Tensor, source: Tensor, weights: Sequence[Tensor], needs: Sequence[bool]
 ) -> list[Tensor]:
+    """Refused: rounding to integers has no gradient."""
     raise BackendError(
         "backend 'int8' has no gradients: train with the backend auto, or decode under "
         "torch.no_grad()"

@@ -38,10 +38,12 @@ _checked: dict[tuple[Any, ...], str | None] = {}
 
 
 def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def unavailable() -> str | None:
+    """Why the backend cannot run on this machine, or None."""
     if importlib.util.find_spec("triton") is None:
         return (
             "Triton is not installed (pip install triton; on Linux, CUDA builds of PyTorch "
@@ -61,6 +63,7 @@ def unavailable() -> str | None:
 
 
 def unsupported(problem: Problem, source: Tensor) -> str | None:
+    """Why the backend cannot do this problem, or None."""
     if source.device.type != ("cpu" if interpreted() else "cuda"):
         return f"it needs tensors on a CUDA device, got {source.device}"
     if source.dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -73,6 +76,7 @@ def unsupported(problem: Problem, source: Tensor) -> str | None:
 
 
 def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """RGB of all queries, see `Backend.forward`."""
     with _surroundings(source):
         if _refused(problem, source, weights, gradients=False):
             return eager.forward(problem, source, weights)

@@ -33,6 +33,7 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(in_features, out_features))
 
     def forward(self, x: Tensor) -> Tensor:
+        """The layers one after the other."""
         result: Tensor = self.layers(x)
         return result
 
@@ -96,6 +97,7 @@ def grid_queries(
 
 
 def check_pixels(yx: Tensor, features: Tensor) -> None:
+    """ValueError unless yx is int64 ``[B, N, 2]`` for these features."""
     if (
         yx.ndim != 3
         or yx.shape[0] != features.shape[0]

@@ -18,6 +18,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one sentence."""
 
     def error(self, message: str) -> NoReturn:
+        """Refuse the command line by one sentence, in place of argparse's usage text."""
         raise Refused(f"{message}; {self.prog} --help explains")
 
 

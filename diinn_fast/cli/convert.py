@@ -19,6 +19,7 @@ EXAMPLE = "  diinn-fast convert official.ckpt my-model --fp16\n"
 
 
 def main(arguments: list[str]) -> int:
+    """The command; returns its exit status."""
     parser = make_parser(
         "convert",
         "[options] CHECKPOINT FOLDER",

@@ -21,6 +21,7 @@ EXAMPLE = """\
 
 
 def main(arguments: list[str]) -> int:
+    """The command; returns its exit status."""
     options = make_eval_parser().parse_args(arguments)
     try:
         return run(options)
@@ -29,6 +30,7 @@ def main(arguments: list[str]) -> int:
 
 
 def make_eval_parser() -> argparse.ArgumentParser:
+    """The options of ``eval``, in the groups of its help."""
     parser = make_parser(
         "eval",
         "[options] --data DIR [DIR ...]",
@@ -113,6 +115,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    """Evaluate as the options say; returns the exit status."""
     from diinn_fast.evaluation import tables
 
     if options.table == "runtime":

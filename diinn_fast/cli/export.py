@@ -14,6 +14,7 @@ EXAMPLE = "  diinn-fast export onnx/\n  diinn-fast export onnx/ --scale 2 4\n"
 
 
 def main(arguments: list[str]) -> int:
+    """The command; returns its exit status."""
     parser = make_parser(
         "export",
         "[options] FOLDER",

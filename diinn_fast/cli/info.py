@@ -17,6 +17,7 @@ EXAMPLE = "  diinn-fast info --json\n"
 
 
 def main(arguments: list[str]) -> int:
+    """The command; returns its exit status."""
     parser = make_parser(
         "info", "[--json]", "Show versions, devices, threads, bundled models and backends.", EXAMPLE
     )
@@ -28,6 +29,7 @@ def main(arguments: list[str]) -> int:
 
 
 def collect() -> dict[str, Any]:
+    """Versions, devices, threads, models and backends of this installation."""
     return {
         "diinn_fast": __version__,
         "torch": torch.__version__,
@@ -53,6 +55,7 @@ def _devices() -> dict[str, str]:
 
 
 def as_text(facts: dict[str, Any]) -> str:
+    """The facts as lines for a person."""
     lines = [f"{name:18} {facts[name]}" for name in ("diinn_fast", "torch", "python", "system")]
     lines += [f"device {name:11} {text}" for name, text in facts["devices"].items()]
     lines += [f"{'threads':18} {facts['threads']}"]

@@ -20,6 +20,7 @@ EXAMPLE = """\
 
 
 def main(arguments: list[str]) -> int:
+    """The command; returns its exit status."""
     parser = make_parser(
         "serve",
         "[options] PICTURE [PICTURE ...]",
@@ -69,6 +70,7 @@ def run(options: argparse.Namespace, ready: Callable[[str], None]) -> int:
 
 
 def print_address(address: str) -> None:
+    """Say where the server listens."""
     print(f"open {address} in a browser; Ctrl-C ends", flush=True)
 
 

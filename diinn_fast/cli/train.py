@@ -28,6 +28,7 @@ Every other option of a configuration can be given by its name, such as --model.
 
 
 def main(arguments: list[str]) -> int:
+    """The command; returns its exit status."""
     options, rest = make_train_parser().parse_known_args(arguments)
     try:
         if options.pack:
@@ -41,6 +42,7 @@ def main(arguments: list[str]) -> int:
 
 
 def make_train_parser() -> argparse.ArgumentParser:
+    """The options of ``train`` beside those of the configuration."""
     parser = make_parser(
         "train",
         "--data FOLDER [--config NAME] [--out RUN] [options]",

@@ -14,6 +14,7 @@ EXAMPLE = """\
 
 
 def main(arguments: list[str]) -> int:
+    """The command; returns its exit status."""
     parser = make_parser(
         "view",
         "[options] PICTURE [PICTURE ...]",

@@ -21,6 +21,7 @@ class Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """relu(x + body(x))."""
         return torch.relu_(add(self.body(x), x))
 
 
@@ -32,6 +33,7 @@ class Fusion(nn.Module):
         self.body = nn.Sequential(nn.Conv2d(images * channels, channels, 1), nn.ReLU(inplace=True))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Concatenated images to one of as many channels as each has."""
         result: Tensor = self.body(x)
         return result
 
@@ -49,6 +51,7 @@ class Cascade(nn.Module):
         self.c3 = Fusion(4, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Three blocks, each of which sees the outputs of all before it."""
         images = [x]
         for block, fusion in ((self.b1, self.c1), (self.b2, self.c2), (self.b3, self.c3)):
             images.append(block(x))
@@ -57,6 +60,7 @@ class Cascade(nn.Module):
 
 
 def local_cascade(channels: int) -> Cascade:
+    """A block of the outer cascade: a cascade of residual blocks."""
     return Cascade(channels, Residual)
 
 
@@ -74,10 +78,12 @@ class CARN(Cascade, Encoder):
 
     @classmethod
     def detect(cls, keys: Collection[str]) -> bool:
+        """See `Encoder.detect`."""
         return any(key.startswith(("entry.", "b1.b1.")) for key in keys)
 
     @property
     def cost(self) -> Cost:
+        """See `Encoder.cost`."""
         return Cost(floats=1210, floats_bounded=880)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,4 +91,5 @@ class CARN(Cascade, Encoder):
         return super().forward(self.entry(fast_layout(x)))
 
     def plain(self, x: Tensor) -> Tensor:
+        """See `Encoder.plain`."""
         return super().forward(self.entry(x))

@@ -20,6 +20,7 @@ convolution, which sums in another order."""
 
 
 def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """A 3x3 convolution that keeps the grid: zero padding, stride 1."""
     return nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
 

@@ -20,6 +20,7 @@ class ResBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """x + body(x)."""
         return add(self.body(x), x)
 
 
@@ -41,10 +42,12 @@ class EDSR(Encoder):
 
     @classmethod
     def detect(cls, keys: Collection[str]) -> bool:
+        """See `Encoder.detect`."""
         return any(key.startswith("head.") for key in keys)
 
     @property
     def cost(self) -> Cost:
+        """See `Encoder.cost`."""
         return Cost(floats=280, floats_bounded=272)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,6 +56,7 @@ class EDSR(Encoder):
         return add(self.body(x), x)
 
     def plain(self, x: Tensor) -> Tensor:
+        """See `Encoder.plain`."""
         x = self.head(x)
         result: Tensor = x + self.body(x)
         return result

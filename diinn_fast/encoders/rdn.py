@@ -37,6 +37,7 @@ class DenseConv(nn.Module):
         self.conv = nn.Sequential(conv3x3(in_channels, growth), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
+        """The input, and behind it what the layer makes of it."""
         return torch.cat((x, self.conv(x)), dim=1)
 
 
@@ -53,6 +54,7 @@ class RDB(nn.Module):
         self.LFF = nn.Conv2d(channels + convs * growth, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The block on ``[B, C, h, w]``, by the fastest path that gives the layers' result."""
         training = torch.is_grad_enabled()
         fast = dense.supported(x) if training else x.device.type == "cpu"
         if not fast or _must_call(x, self.edit):
@@ -212,10 +214,12 @@ class RDN(Encoder):
 
     @classmethod
     def detect(cls, keys: Collection[str]) -> bool:
+        """See `Encoder.detect`."""
         return any(key.startswith(("SFENet1.", "RDBs.")) for key in keys)
 
     @property
     def cost(self) -> DenseCost:
+        """See `Encoder.cost`."""
         block = self.RDBs[0]
         assert isinstance(block, RDB)
         return DenseCost(1500, 300, (0.15, 0.3, 0.5), block.dense_floats, len(block.convs))
@@ -261,6 +265,7 @@ class RDN(Encoder):
         return f"encoder.GFF {reason}" if reason else None
 
     def plain(self, x: Tensor) -> Tensor:
+        """See `Encoder.plain`."""
         shallow = self.SFENet1(x)
         x = self.SFENet2(shallow)
         outputs = []

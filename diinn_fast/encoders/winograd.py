@@ -76,14 +76,17 @@ class Tiling(NamedTuple):
 
     @property
     def rows(self) -> int:
+        """Tiles down."""
         return -(-self.height // INNER)
 
     @property
     def columns(self) -> int:
+        """Tiles across."""
         return -(-self.width // INNER)
 
     @property
     def tiles(self) -> int:
+        """Tiles of all images."""
         return self.batch * self.rows * self.columns
 
     def at_points(self, image: Tensor) -> Tensor:

@@ -105,6 +105,7 @@ def describe(model: nn.Module) -> str:
 
 
 def unique(candidates: list[Candidate]) -> list[Candidate]:
+    """The candidates, if their labels differ; UpscaleError otherwise."""
     labels = [c.label for c in candidates]
     for label in labels:
         if labels.count(label) > 1:

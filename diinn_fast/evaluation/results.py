@@ -32,9 +32,11 @@ class Row:
 
     @property
     def key(self) -> Key:
+        """What no two rows share."""
         return self.protocol, self.set, self.image, self.scale, self.model, self.weights
 
     def has(self, metrics: Iterable[str]) -> bool:
+        """Whether all these metrics have been measured."""
         return all(name in self.scores for name in metrics)
 
 

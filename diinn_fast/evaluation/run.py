@@ -68,6 +68,7 @@ def read_pixels(photo: Photo, device: torch.device) -> Tensor:
 
 
 def scale_text(scale: float) -> str:
+    """The scale as it stands in results and file names."""
     return f"{scale:g}"
 
 

@@ -93,6 +93,7 @@ def _seconds(
 
 
 def markdown(encoder: str, timings: Timings, device: torch.device) -> str:
+    """The table, with what was measured and where above it."""
     from diinn_fast.evaluation.report import table
 
     scales = list(dict.fromkeys(scale for _, scale in timings))
@@ -122,6 +123,7 @@ def markdown(encoder: str, timings: Timings, device: torch.device) -> str:
 
 
 def quartiles(samples: Sequence[float]) -> tuple[float, float, float]:
+    """(first quartile, median, third quartile)."""
     q1, median, q3 = statistics.quantiles(samples, n=4, method="inclusive")
     return q1, median, q3
 

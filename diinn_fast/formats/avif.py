@@ -21,6 +21,7 @@ class AvifReader(PillowReader):
     """Says so where more than 8 bits are rounded."""
 
     def check(self) -> None:
+        """See `PillowReader.check`."""
         super().check()
         self.file.seek(0)
         _, found, configuration = self.file.read(_SEARCHED).partition(b"av1C")
@@ -37,7 +38,9 @@ class Avif(PillowFormat):
     reader = AvifReader
 
     def recognises(self, start: bytes) -> bool:
+        """See `Format.recognises`."""
         return start[4:8] == b"ftyp" and (b"avif" in start[8:] or b"avis" in start[8:])
 
     def plugin(self, file: BinaryIO) -> PIL.Image.Image:
+        """See `PillowFormat.plugin`."""
         return AvifImageFile(file)

@@ -19,4 +19,5 @@ class Bmp(PillowFormat):
     magics = (b"BM",)
 
     def plugin(self, file: BinaryIO) -> PIL.Image.Image:
+        """See `PillowFormat.plugin`."""
         return BmpImageFile(file)

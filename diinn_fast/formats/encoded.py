@@ -27,6 +27,7 @@ class EncodedFormat(PillowFormat):
     def write(
         self, name: str, file: BinaryIO, layout: Layout, read: Read, *, quality: int | None
     ) -> None:
+        """See `Format.write`."""
         # Encoded in memory: Pillow ignores a short write to a nearly full disk, a file does not.
         samples = read(0, layout.height, 0, layout.width)
         picture = PIL.Image.fromarray(samples[..., 0] if layout.channels == 1 else samples)

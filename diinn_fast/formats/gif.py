@@ -15,6 +15,7 @@ class GifReader(PillowReader):
     """Grey palettes are told apart by Pillow; their transparent level is alpha too."""
 
     def samples(self) -> np.ndarray:
+        """See `PillowReader.samples`."""
         self.picture.load()
         if self.picture.mode == "L" and self.picture.has_transparency_data:
             return as_array(self.picture.convert("LA"))
@@ -31,4 +32,5 @@ class Gif(PillowFormat):
     reader = GifReader
 
     def plugin(self, file: BinaryIO) -> PIL.Image.Image:
+        """See `PillowFormat.plugin`."""
         return GifImageFile(file)

@@ -23,6 +23,7 @@ class HeifReader(PillowReader):
         """Nothing: depth maps, thumbnails and gain maps follow the main picture."""
 
     def check(self) -> None:
+        """See `PillowReader.check`."""
         super().check()
         if self.picture.info.get("bit_depth", 8) > 8:
             _log.warning(
@@ -41,9 +42,11 @@ class Heif(PillowFormat):
     reader = HeifReader
 
     def recognises(self, start: bytes) -> bool:
+        """See `Format.recognises`."""
         return start[4:8] == b"ftyp" and start[8:12] in _BRANDS
 
     def read(self, name: str, file: BinaryIO, max_bytes: int | None = None) -> Decoded:
+        """See `Format.read`."""
         try:
             import pillow_heif  # noqa: F401
         except ImportError:
@@ -54,6 +57,7 @@ class Heif(PillowFormat):
         return super().read(name, file, max_bytes)
 
     def plugin(self, file: BinaryIO) -> PIL.Image.Image:
+        """See `PillowFormat.plugin`."""
         from pillow_heif import HeifImageFile
 
         return HeifImageFile(file)

@@ -28,6 +28,7 @@ class JpegReader(PillowReader):
     """Reads the first picture: previews and gain maps follow it."""
 
     def check_frames(self) -> None:
+        """Nothing: of a multi-picture file the first is the picture."""
         return
 
 
@@ -45,9 +46,11 @@ class Jpeg(EncodedFormat):
     reader = JpegReader
 
     def plugin(self, file: BinaryIO) -> PIL.Image.Image:
+        """See `PillowFormat.plugin`."""
         return jpeg_factory(file)
 
     def encoder(self, layout: Layout, quality: int | None) -> dict[str, Any]:
+        """Options of Pillow's encoder; ``quality`` None: without loss."""
         options: dict[str, Any] = {"quality": quality, "subsampling": "4:4:4"}
         metadata = layout.metadata
         if metadata.comment is not None:

@@ -30,9 +30,11 @@ class Jpeg2000Reader(PillowReader):
 
     @property
     def bits(self) -> int:
+        """See `PillowReader.bits`."""
         return 16 if set(self._depths) == {16} else 8
 
     def check(self) -> None:
+        """See `PillowReader.check`."""
         grey = len(self._depths) == 1
         if not (set(self._depths) == {8} or (grey and self._depths == [16])):
             kinds = ", ".join(str(depth) for depth in sorted(set(self._depths))) or "unknown"
@@ -65,4 +67,5 @@ class Jpeg2000(PillowFormat):
     reader = Jpeg2000Reader
 
     def plugin(self, file: BinaryIO) -> PIL.Image.Image:
+        """See `PillowFormat.plugin`."""
         return Jpeg2KImageFile(file)

@@ -62,6 +62,7 @@ class Layout:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
         return self.height, self.width, self.channels
 
     @property
@@ -71,14 +72,17 @@ class Layout:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of a row of samples."""
         return self.width * self.channels * self.stored.itemsize
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all samples."""
         return self.height * self.row_bytes
 
     @property
     def alpha(self) -> bool:
+        """Whether the last channel is alpha."""
         return self.channels in (2, 4)
 
 

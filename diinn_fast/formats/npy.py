@@ -28,15 +28,19 @@ class Npy(Format):
     dtypes = ("uint8", "uint16", "float32")
 
     def open(self, path: Path, file: BinaryIO, max_bytes: int | None = None) -> Source:
+        """See `Format.open`."""
         return npy_source(path)
 
     def sink(self, target: SinkTarget) -> Sink:
+        """See `Format.sink`."""
         return NpySink(target)
 
     def disk_bytes(self, layout: Layout, options: SinkOptions) -> tuple[int, int]:
+        """See `Format.disk_bytes`."""
         return 0, layout.nbytes + len(npy_header(layout))
 
     def finish_bytes(self, layout: Layout) -> int:
+        """See `Format.finish_bytes`."""
         return 2**16
 
 
@@ -57,10 +61,12 @@ class NpySink(SampleSink):
         self._opened().sync()
 
     def encode(self, file: BinaryIO, samples: SampleFile, progress: Progress | None) -> None:
+        """See `SampleSink.encode`."""
         raise NotImplementedError("the samples are the file")
 
 
 def npy_header(layout: Layout) -> bytes:
+    """All that stands before the samples, for an array [h, w] or [h, w, c]."""
     buffer = BytesIO()
     shape = layout.shape[:2] if layout.channels == 1 else layout.shape
     fields = {

@@ -157,6 +157,7 @@ class PillowFormat(Format):
         raise NotImplementedError
 
     def read(self, name: str, file: BinaryIO, max_bytes: int | None = None) -> Decoded:
+        """See `Format.read`."""
         return self.reader(self, name, file).read(max_bytes)
 
 

@@ -45,6 +45,7 @@ class PngReader(PillowReader):
 
     @property
     def bits(self) -> int:
+        """See `PillowReader.bits`."""
         return 16 if self.header.depth == 16 else 8
 
     def metadata(self) -> Metadata:
@@ -53,6 +54,7 @@ class PngReader(PillowReader):
         return replace(metadata_of_chunks(self.header.chunks), icc=icc)
 
     def samples(self) -> np.ndarray:
+        """See `PillowReader.samples`."""
         samples = self._samples_16bit() if self.bits == 16 else super().samples()
         if self.header.transparent is None or self.header.colour_type == PALETTE:
             return samples
@@ -82,9 +84,11 @@ class Png(PillowFormat):
     reader = PngReader
 
     def plugin(self, file: BinaryIO) -> PIL.Image.Image:
+        """See `PillowFormat.plugin`."""
         return PngImageFile(file)
 
     def can_hold(self, entry: str, value: Any) -> bool:
+        """See `Format.can_hold`."""
         if entry == "resolution" and not fits_physical(value):
             return False
         return super().can_hold(entry, value)
@@ -92,18 +96,23 @@ class Png(PillowFormat):
     def write(
         self, name: str, file: BinaryIO, layout: Layout, read: Read, *, quality: int | None
     ) -> None:
+        """See `Format.write`."""
         write_png(file, layout, read)
 
     def sink(self, target: SinkTarget) -> Sink:
+        """See `Format.sink`."""
         return PngSink(target)
 
     def disk_bytes(self, layout: Layout, options: SinkOptions) -> tuple[int, int]:
+        """See `Format.disk_bytes`."""
         return layout.nbytes, png_size(layout)
 
     def finish_bytes(self, layout: Layout) -> int:
+        """See `Format.finish_bytes`."""
         return png_bytes(layout)
 
     def read_job(self, path: Path) -> str | None:
+        """See `Format.read_job`."""
         with open(path, "rb") as file:
             job = png_job(file)
             return job if job is not None and png_is_whole(file) else None
@@ -113,6 +122,7 @@ class PngSink(SampleSink):
     """Encodes the raw samples by bands of rows."""
 
     def encode(self, file: BinaryIO, samples: SampleFile, progress: Progress | None) -> None:
+        """See `SampleSink.encode`."""
         write_png(file, self.layout, samples.read, progress)
 
 

@@ -35,9 +35,11 @@ class PnmReader(PillowReader):
 
     @property
     def bits(self) -> int:
+        """See `PillowReader.bits`."""
         return 16 if self._most > 255 else 8
 
     def check(self) -> None:
+        """See `PillowReader.check`."""
         if self.bits == 8:
             super().check()
         elif self._kind not in _CHANNELS or self._most > 65535:
@@ -47,6 +49,7 @@ class PnmReader(PillowReader):
             )
 
     def samples(self) -> np.ndarray:
+        """See `PillowReader.samples`."""
         if self.bits == 8:
             return super().samples()
         width, height = self.picture.size
@@ -69,9 +72,11 @@ class Pnm(PillowFormat):
     reader = PnmReader
 
     def recognises(self, start: bytes) -> bool:
+        """See `Format.recognises`."""
         return _HEADER.match(start + b"\n") is not None or (
             start[:1] == b"P" and start[1:2] in b"123456" and start[2:3].isspace()
         )
 
     def plugin(self, file: BinaryIO) -> PIL.Image.Image:
+        """See `PillowFormat.plugin`."""
         return PpmImageFile(file)

@@ -31,12 +31,15 @@ class PositionedFile:
 
     @property
     def size(self) -> int:
+        """Bytes of the file, now."""
         return os.fstat(self._descriptor).st_size
 
     def resize(self, size: int) -> None:
+        """Cut the file or let it grow, by a hole that reads as zeros."""
         os.ftruncate(self._descriptor, size)
 
     def write(self, data: memoryview, offset: int) -> None:
+        """Write all of ``data`` at ``offset``."""
         while data:
             if hasattr(os, "pwrite"):
                 done = os.pwrite(self._descriptor, data, offset)
@@ -58,6 +61,7 @@ class PositionedFile:
             offset = offset + len(data)
 
     def exactly(self, count: int, offset: int) -> bytes:
+        """``count`` bytes at ``offset``; EOFError if there are fewer."""
         buffer = bytearray(count)
         self.read(memoryview(buffer), offset)
         return bytes(buffer)
@@ -79,9 +83,11 @@ class PositionedFile:
         return out
 
     def sync(self) -> None:
+        """Return when what was written is on the disk."""
         os.fsync(self._descriptor)
 
     def close(self) -> None:
+        """Close the file. Can be called twice."""
         descriptor = self._descriptor
         self._descriptor = -1
         if descriptor >= 0:
@@ -106,6 +112,7 @@ class StreamFile(PositionedFile):
 
     @property
     def size(self) -> int:
+        """Bytes of the stream, now."""
         with self._lock:
             return self._stream.seek(0, os.SEEK_END)
 

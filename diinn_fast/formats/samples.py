@@ -40,6 +40,7 @@ class SampleFile:
             raise
 
     def write(self, y: int, x: int, samples: np.ndarray) -> None:
+        """Samples [h, w, c] of the window whose upper left corner is at (y, x)."""
         check_window(self.layout, y, x, samples)
         rows, columns, _ = samples.shape
         data = np.ascontiguousarray(samples, dtype=self.layout.stored)
@@ -62,9 +63,11 @@ class SampleFile:
         return values.reshape(y1 - y0, x1 - x0, channels).astype(self.layout.dtype, copy=False)
 
     def sync(self) -> None:
+        """Return when what was written is on the disk."""
         self._file.sync()
 
     def close(self) -> None:
+        """Close the file. Can be called twice."""
         self._file.close()
 
 

@@ -155,16 +155,19 @@ class SampleSink(ABC):
         return self.part / "samples"
 
     def write(self, y: int, x: int, samples: np.ndarray) -> None:
+        """See `Sink.write`."""
         with system_errors(self.path, self.part):
             self._opened().write(y, x, samples)
 
     def flush(self) -> None:
+        """See `Sink.flush`."""
         with system_errors(self.path, self.part):
             if self.samples is not None:
                 self.samples.sync()
                 sync_folder(self.part)
 
     def finish(self, progress: Progress | None = None) -> None:
+        """See `Sink.finish`."""
         with system_errors(self.path, self.part):
             if self._published():
                 return
@@ -210,5 +213,6 @@ class SampleSink(ABC):
         return self.samples
 
     def close(self) -> None:
+        """See `Sink.close`."""
         if self.samples is not None:
             self.samples.close()

@@ -82,6 +82,7 @@ class SampleSource(ABC):
         """[y1 - y0, x1 - x0, C] of a window inside the picture."""
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> tuple[Tensor, Tensor | None]:
+        """See `Source.read`."""
         check_inside(self, y0, y1, x0, x1)
         samples = self.samples(y0, y1, x0, x1)
         rgb = torch.empty(3, y1 - y0, x1 - x0)
@@ -93,6 +94,7 @@ class SampleSource(ABC):
         return rgb, alpha
 
     def close(self) -> None:
+        """See `Source.close`."""
         if self._file is not None:
             self._file.close()
 
@@ -142,6 +144,7 @@ class ArraySource(SampleSource):
         self.resident_bytes = samples.nbytes
 
     def samples(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        """See `SampleSource.samples`."""
         return self._samples[y0:y1, x0:x1]
 
 
@@ -165,6 +168,7 @@ class RowsSource(SampleSource):
         self._file: PositionedFile = file
 
     def samples(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        """See `SampleSource.samples`."""
         channels = self.channels
         try:
             values = self._file.window(
@@ -210,6 +214,7 @@ def check_array(path: Path | str, shape: tuple[int, ...], dtype: np.dtype) -> tu
 
 
 def unreadable(path: Path | str, error: Exception) -> ImageError:
+    """The refusal of a file that can no longer be read."""
     reason = (
         getattr(error, "strerror", None)
         or " ".join(str(error).split()).rstrip(".")

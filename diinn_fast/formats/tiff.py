@@ -58,6 +58,7 @@ class TiffReader(PillowReader):
 
     @property
     def bits(self) -> int:
+        """See `PillowReader.bits`."""
         return 16 if self.picture.tag_v2.get(_BITS, (1,))[0] == 16 else 8
 
     def check_frames(self) -> None:
@@ -78,6 +79,7 @@ class TiffReader(PillowReader):
         _pass_over_surplus_tiles(self.picture)
 
     def samples(self) -> np.ndarray:
+        """See `PillowReader.samples`."""
         if is_huge(self.picture):
             with pillow_limit_lifted():
                 return self._samples()
@@ -110,9 +112,11 @@ class TiffReader(PillowReader):
             return metadata_of_page(tiff, tiff.pages.first)
 
     def orientation(self) -> object:
+        """Of the first page's tag, which Pillow may have removed."""
         return self._orientation
 
     def upright(self, samples: np.ndarray, orientation: object) -> np.ndarray:
+        """The samples as they are: the decoder has turned them."""
         return samples  # Pillow has turned it while loading
 
 
@@ -131,9 +135,11 @@ class Tiff(PillowFormat):
     reader = TiffReader
 
     def plugin(self, file: BinaryIO) -> PIL.Image.Image:
+        """See `PillowFormat.plugin`."""
         return TiffImageFile(file)
 
     def read(self, name: str, file: BinaryIO, max_bytes: int | None = None) -> Decoded:
+        """See `Format.read`."""
         source = tiff_source(name, file, StreamFile(file), "", None)
         # What cannot be read by region is left to Pillow's decoder.
         if source is None:
@@ -151,6 +157,7 @@ class Tiff(PillowFormat):
         return Decoded(samples, source.metadata)
 
     def open(self, path: Path, file: BinaryIO, max_bytes: int | None = None) -> Source:
+        """See `Format.open`."""
         positioned = PositionedFile(path)
         try:
             source = tiff_source(str(path), file, positioned, file_identity(path), max_bytes)
@@ -164,6 +171,7 @@ class Tiff(PillowFormat):
         return ArraySource(decoded.samples, file_identity(path), decoded.metadata)
 
     def can_hold(self, entry: str, value: Any) -> bool:
+        """See `Format.can_hold`."""
         if entry == "resolution" and not fits_rational(value):
             return False
         return super().can_hold(entry, value)
@@ -175,20 +183,25 @@ class Tiff(PillowFormat):
     def write(
         self, name: str, file: BinaryIO, layout: Layout, read: Read, *, quality: int | None
     ) -> None:
+        """See `Format.write`."""
         write_tiff(file, layout, read)
 
     def sink(self, target: SinkTarget) -> Sink:
+        """See `Format.sink`."""
         return TiffSink(target)
 
     def disk_bytes(self, layout: Layout, options: SinkOptions) -> tuple[int, int]:
+        """See `Format.disk_bytes`."""
         levels = tiff_levels(layout) if options.pyramid else []
         raw = sum(level.nbytes for level in levels)
         return layout.nbytes + raw, sum(tiff_size(level) for level in [layout, *levels])
 
     def finish_bytes(self, layout: Layout) -> int:
+        """See `Format.finish_bytes`."""
         return tiff_bytes(layout)
 
     def read_job(self, path: Path) -> str | None:
+        """See `Format.read_job`."""
         with open(path, "rb") as file:
             return tiff_job(file)
 
@@ -197,6 +210,7 @@ class TiffSink(SampleSink):
     """Our name and the fingerprint of the job stand in the tag Software."""
 
     def encode(self, file: BinaryIO, samples: SampleFile, progress: Progress | None) -> None:
+        """See `SampleSink.encode`."""
         with ExitStack() as stack:
             levels: list[tuple[Layout, Read]] = []
             above = samples
@@ -218,6 +232,7 @@ class TiffSink(SampleSink):
 
 
 def tiff_levels(layout: Layout) -> list[Layout]:
+    """The reduced copies of a pyramid, largest first."""
     return levels_below(layout, TILE)
 
 

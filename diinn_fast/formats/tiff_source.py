@@ -73,10 +73,12 @@ class Segments:
 
     @property
     def across(self) -> int:
+        """Tiles or strips in a row of them."""
         return -(-self.shape[1] // self.columns)
 
     @property
     def per_plane(self) -> int:
+        """Tiles or strips of one plane."""
         return self.across * -(-self.shape[0] // self.rows)
 
     @property
@@ -171,6 +173,7 @@ class TiffSource(SampleSource):
         self._file: PositionedFile = file
 
     def samples(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        """See `SampleSource.samples`."""
         stored = self._stored
         orientation = stored.orientation
         # The window as it lies in the stored picture.

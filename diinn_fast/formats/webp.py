@@ -17,6 +17,7 @@ class WebPReader(PillowReader):
 
     @property
     def lossless(self) -> bool:
+        """Whether the first chunk of pixels is of the kind without loss."""
         self.file.seek(12)
         while len(head := self.file.read(8)) == 8:
             if head[:4] in (b"VP8L", b"VP8 "):
@@ -39,15 +40,19 @@ class WebP(EncodedFormat):
     holds = frozenset({"icc", "exif", "note", "xmp"})
 
     def plugin(self, file: BinaryIO) -> PIL.Image.Image:
+        """See `PillowFormat.plugin`."""
         return WebPImageFile(file)
 
     def recognises(self, start: bytes) -> bool:
+        """See `Format.recognises`."""
         return start[:4] == b"RIFF" and start[8:12] == b"WEBP"
 
     def stored(self, channels: int, bits: int) -> tuple[int, int]:
+        """RGB with or without alpha, 8 bits: WebP has neither grey nor more bits."""
         return channels if channels >= 3 else channels + 2, 8
 
     def encoder(self, layout: Layout, quality: int | None) -> dict[str, Any]:
+        """Options of Pillow's encoder; ``quality`` None: without loss."""
         if quality is None:
             return {"lossless": True, "quality": 80, "method": 4, "exact": True}
         return {"quality": quality, "method": 4, "alpha_quality": 100, "exact": True}

@@ -27,20 +27,26 @@ class Zarr(Format):
     sink_class: ClassVar[type[ZarrSink]] = ZarrSink
 
     def recognises_folder(self, path: Path) -> bool:
+        """See `Format.recognises_folder`."""
         return any((path / name).exists() for name in METADATA)
 
     def open_folder(self, path: Path, max_bytes: int | None = None) -> Source:
+        """See `Format.open_folder`."""
         return ZarrSource(path, max_bytes)
 
     def sink(self, target: SinkTarget) -> Sink:
+        """See `Format.sink`."""
         return self.sink_class(target)
 
     def disk_bytes(self, layout: Layout, options: SinkOptions) -> tuple[int, int]:
+        """See `Format.disk_bytes`."""
         multiscale = self.sink_class.multiscale
         return 0, zarr_size(layout, multiscale=multiscale, compress=options.compress)
 
     def finish_bytes(self, layout: Layout) -> int:
+        """See `Format.finish_bytes`."""
         return zarr_bytes(layout)
 
     def read_job(self, path: Path) -> str | None:
+        """See `Format.read_job`."""
         return zarr_job(path)

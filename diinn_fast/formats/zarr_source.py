@@ -53,6 +53,7 @@ class ZarrSource(SampleSource):
         super().__init__(shape, np.dtype(array.dtype), _identity(path, files), metadata)
 
     def samples(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        """See `SampleSource.samples`."""
         window: list[Any] = [0] * self._array.ndim
         places = [slice(y0, y1), slice(x0, x1), slice(None)]
         for axis, place in zip(self._order, places, strict=False):

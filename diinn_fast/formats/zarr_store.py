@@ -69,6 +69,7 @@ class ZarrSink:
                 raise self._nothing_to_resume()
 
     def write(self, y: int, x: int, samples: np.ndarray) -> None:
+        """See `Sink.write`."""
         if self.array is None:
             raise ImageError(f"{self.path} is finished already: nothing more can be written.")
         check_window(self.layout, y, x, samples)
@@ -82,6 +83,7 @@ class ZarrSink:
                 self._written.add(self._full_size / self._chunk_name(row, column))
 
     def flush(self) -> None:
+        """See `Sink.flush`."""
         with self._lock:
             written = self._written
             self._written = set()
@@ -96,6 +98,7 @@ class ZarrSink:
                     sync_folder(folder)
 
     def finish(self, progress: Progress | None = None) -> None:
+        """See `Sink.finish`."""
         with system_errors(self.path, self.part):
             if not self.store.exists() and self._published():
                 return
@@ -119,6 +122,7 @@ class ZarrSink:
             self._publish()
 
     def close(self) -> None:
+        """See `Sink.close`."""
         self.array = None
 
     @property
@@ -218,6 +222,7 @@ class ZarrSink:
 
 
 def import_zarr(path: Path) -> Any:
+    """The package zarr; ImageError, which names the remedy, if it is absent."""
     try:
         import zarr
         import zarr.codecs
@@ -242,6 +247,7 @@ def zarr_attributes(store: Path, *, any_version: bool = False) -> dict[str, Any]
 
 
 def zarr_job(store: Path) -> str | None:
+    """See `Format.read_job`."""
     state = zarr_attributes(store).get("diinn_fast")
     if not isinstance(state, dict) or not state.get("complete"):
         return None

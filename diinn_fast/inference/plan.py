@@ -90,10 +90,12 @@ class Plan:
     peak_bytes: int  # beyond what the process held before
 
     def tile_windows(self) -> list[Window]:
+        """The tiles, HR windows that cover the output, row by row."""
         rows, columns = (cuts(*axis) for axis in zip(self.hr, self.unit, self.tiles, strict=True))
         return [Window(y0, y1, x0, x1) for y0, y1 in pairwise(rows) for x0, x1 in pairwise(columns)]
 
     def blocks(self, tile: Window) -> list[Window]:
+        """The blocks of a tile, row by row."""
         return list(split(tile, *self.block))
 
     def region(self, needed: Window) -> Window:
@@ -108,10 +110,12 @@ class Plan:
         return sum(r.shape[0] * r.shape[1] for r in regions)
 
     def as_json(self) -> dict[str, Any]:
+        """The plan as a journal stores it."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in self.__dict__.items()}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Plan:
+        """The plan of a journal."""
         values: Any = {
             name: tuple(v) if isinstance(v, list) else int(v) for name, v in fields.items()
         }

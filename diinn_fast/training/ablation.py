@@ -31,10 +31,12 @@ VARIANTS = [
 
 
 def variant_name(mode: int, init_q: bool) -> str:
+    """The folder of a variant's run."""
     return f"mode{mode}" + ("-init_q" if init_q else "")
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Train all variants and write the table; returns the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

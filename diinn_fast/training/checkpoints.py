@@ -29,6 +29,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
+        """Write a checkpoint, complete or not at all."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         try:
             with atomic_file(path, overwrite=True) as file:
@@ -39,6 +40,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
+        """A checkpoint or a run file; nothing but tensors and plain values is loaded."""
         if Path(path).suffix == ".safetensors":
             return read_run(path)
         try:
@@ -75,18 +77,22 @@ class Checkpoints(Checkpoint):
         self._signal, self._before = "", {}  # type: tuple[str, dict[int, Any]]
 
     def state_dict(self) -> dict[str, Any]:
+        """The best score so far, which a resumed run has to beat."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best score of the run."""
         self.best = state_dict["best"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock, and catch the signals that end a run in order."""
         self._begin = self._saved = time.monotonic()
         self._step = trainer.global_step
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._note)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give signals back to whoever handled them before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -97,6 +103,7 @@ class Checkpoints(Checkpoint):
         self._signal = "interrupted"
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Save ``last.ckpt`` where it is due, and stop the run where time is over."""
         step = trainer.global_step
         if step == self._step:
             return  # gradients are still being accumulated
@@ -117,6 +124,7 @@ class Checkpoints(Checkpoint):
             self._saved = time.monotonic()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save ``best.ckpt`` after a validation that is better than all before."""
         score = trainer.callback_metrics.get("val/psnr")
         if score is not None and not trainer.sanity_checking and float(score) > self.best:
             self.best = float(score)

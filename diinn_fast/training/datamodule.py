@@ -103,6 +103,7 @@ class PhotoData(L.LightningDataModule):
         self._load()
 
     def setup(self, stage: str) -> None:
+        """Decode the photographs; Lightning calls it before each stage."""
         self._load()
 
     def _load(self) -> None:
@@ -133,6 +134,7 @@ class PhotoData(L.LightningDataModule):
         return [photo for photo in photos if photo.name not in names], held
 
     def train_dataloader(self) -> DataLoader[Any]:
+        """Batches from the step at which the run is."""
         assert self.sampler and self.trainer
         trainer = self.trainer
         if self.sampler.batch % trainer.world_size:
@@ -153,6 +155,7 @@ class PhotoData(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Pairs of every validation photograph and scale; no batches without photographs."""
         if not self.validation:
             return []
         assert self.trainer

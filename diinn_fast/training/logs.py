@@ -22,10 +22,12 @@ class JsonLines(Logger):
 
     @property
     def name(self) -> str:
+        """Lightning's name of the log."""
         return self.path.stem
 
     @property
     def version(self) -> str:
+        """Empty: a run has one log."""
         return ""
 
     @rank_zero_only
@@ -34,6 +36,7 @@ class JsonLines(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append one line."""
         values = {k: float(f"{v:.6g}") for k, v in metrics.items() if k != "epoch"}
         with self.path.open("a") as file:
             file.write(

@@ -100,6 +100,7 @@ class SRModule(L.LightningModule):
         return result
 
     def setup(self, stage: str) -> None:
+        """ValueError for crops sampled at points, of a mode that needs the grid."""
         data = getattr(self.trainer, "datamodule", None)
         if (
             self.hparams["arch"] == "diinn"
@@ -115,11 +116,13 @@ class SRModule(L.LightningModule):
     # -- training ----------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
+        """Load the teacher, if there is one."""
         h = self.hparams
         if h["teacher"] is not None:
             self._teacher = Teacher(h["teacher"], h["teacher_share"], h["teacher_features"])
 
     def training_step(self, batch: list[Crops], batch_idx: int) -> Tensor:
+        """The loss of a step; DivergedError if it is not finite."""
         step = self.global_step
         full = step >= self.hparams["fp32_from"] * self.total_steps
         # Pairs are data: 16 bit would round the targets.
@@ -181,6 +184,7 @@ class SRModule(L.LightningModule):
 
     @property
     def total_steps(self) -> float:
+        """Steps of the whole run, or infinity."""
         return self.trainer.max_steps if self.trainer.max_steps > 0 else math.inf
 
     def rate_factor(self, step: int) -> float:
@@ -199,6 +203,7 @@ class SRModule(L.LightningModule):
         return float(factor)
 
     def configure_optimizers(self) -> Any:
+        """Adam, with a rate for every step (`rate_factor`)."""
         trained = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(trained, self.hparams["lr"], betas=self.hparams["betas"])
         scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -212,6 +217,7 @@ class SRModule(L.LightningModule):
     # -- validation --------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
+        """Begin the sums of a validation."""
         self._scores: dict[float, Tensor] = {}
 
     def validation_step(self, batch: tuple[Tensor, float, float], batch_idx: int) -> None:
@@ -243,6 +249,7 @@ class SRModule(L.LightningModule):
     # -- checkpoints -------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """DivergedError for weights that are not finite: they replace no good ones."""
         if bad := [name for name, value in self.named_parameters() if not value.isfinite().all()]:
             raise DivergedError(
                 f"{bad[0]} is not finite after step {self.global_step - 1}: the last good state "
@@ -254,4 +261,5 @@ class SRModule(L.LightningModule):
         checkpoint["moments_from"] = self.moments_from
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the step at which Adam's moments were last empty."""
         self.moments_from = checkpoint.get("moments_from", -REWARM)

@@ -62,14 +62,15 @@ class TrainCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: Any) -> None:
+        """The groups ``ema`` and ``checkpoints`` of the configuration."""
         parser.add_lightning_class_args(EMA, "ema")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
 
     def instantiate_trainer(self, **_: Any) -> L.Trainer:
+        """Lightning's trainer with our log, checkpoints, and the processes of torchrun."""
         config = self.config_init["trainer"]
-        if (
-            ranks := int(os.environ.get("WORLD_SIZE", 1))
-        ) > 1:  # torchrun started us: it knows how many there are
+        # torchrun, if it has started us, knows how many processes there are.
+        if (ranks := int(os.environ.get("WORLD_SIZE", 1))) > 1:
             config["devices"] = int(os.environ["LOCAL_WORLD_SIZE"])
             config["num_nodes"] = ranks // config["devices"]
             config["strategy"] = "ddp" if config["strategy"] == "auto" else config["strategy"]

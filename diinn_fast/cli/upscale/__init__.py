@@ -16,6 +16,7 @@ from diinn_fast.loading import load_weights
 
 
 def main(arguments: list[str]) -> int:
+    """The command; returns its exit status."""
     options = parse(arguments)
     level = logging.INFO if options.verbose else logging.ERROR if options.quiet else logging.WARNING
     with messages(level):
@@ -29,6 +30,7 @@ def main(arguments: list[str]) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
+    """Upscale what the options name; returns the exit status."""
     batch = make_batch(options)
     model = options.weights
     if options.mode is not None:

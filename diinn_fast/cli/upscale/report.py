@@ -84,6 +84,7 @@ class ProgressLines:
         self._worked = worked
 
     def __call__(self, done: int, total: int) -> None:
+        """Print how far the picture is, now and then."""
         now = time.monotonic()
         if now - self._said < PROGRESS_SECONDS or not 0 < done < total:
             return

@@ -102,6 +102,7 @@ class TorchrunGroup:
         self._store.set("words", json.dumps(words))
 
     def hear(self) -> dict[str, Any]:
+        """See `Group.hear`."""
         try:
             result: dict[str, Any] = json.loads(self._store.get("words"))
             return result
@@ -122,6 +123,7 @@ class TorchrunGroup:
             raise UpscaleError("process 0 is gone: run it again with --resume") from error
 
     def finish(self) -> None:
+        """See `Group.finish`."""
         self._store.set(f"finished/{self.rank}", "yes")
         if self.rank > 0:
             return
@@ -149,6 +151,7 @@ class TorchrunGroup:
                 return  # the store is gone, and with it the first process
 
     def close(self) -> None:
+        """See `Group.close`."""
         self._closing.set()
         self._pulse.join(5.0)
 

@@ -35,6 +35,7 @@ class ImageSource:
         self.identity = digest(*(plane.detach().float().cpu().numpy() for plane in planes))
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> tuple[Tensor, Tensor | None]:
+        """See `Source.read`."""
         check_inside(self, y0, y1, x0, x1)
         rgb = self._image.rgb
         alpha = self._image.alpha
