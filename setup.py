@@ -74,6 +74,7 @@ class BuildKernels(build_ext):
     """Compiles the kernels, or says in one line why not: never fails the installation."""
 
     def run(self) -> None:
+        """Compile for the CPU; copy the CUDA sources, and compile them too if there is an nvcc."""
         super().run()
         folder = Path(self.get_ext_fullpath("diinn_fast._cpu")).parent / "_cuda"
         if not self.inplace:  # an editable installation reads them in csrc/cuda
@@ -89,6 +90,7 @@ class BuildKernels(build_ext):
             )
 
     def build_extension(self, extension: Extension) -> None:
+        """Write a file for ninja and run it."""
         sanitize = os.environ.get("DIINN_FAST_SANITIZE") == "1"
         target = Path(self.get_ext_fullpath(extension.name))
         if sanitize:
@@ -176,6 +178,7 @@ def load_nvcc() -> ModuleType:
 
 
 def find_compiler() -> list[str]:
+    """The command of a C++ compiler; RuntimeError if there is none."""
     configured = [os.environ.get("CXX"), "c++", "g++", "clang++"]
     for command in filter(None, configured):
         if shutil.which(command.split()[0]):
@@ -210,6 +213,7 @@ def accepts(compiler: list[str], flag: str) -> bool:
 
 
 def include_folders() -> list[str]:
+    """Folders of Python's and pybind11's headers; RuntimeError if they are missing."""
     try:
         import pybind11
     except ImportError as error:
@@ -246,10 +250,12 @@ def run_jobs(jobs: list[tuple[Path, list[str]]], folder: Path) -> None:
 
 
 def escape(path: str) -> str:
+    """The path as a file for ninja spells it."""
     return path.replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
 def run(command: list[str]) -> None:
+    """Run a command; RuntimeError with its first error, if it fails."""
     result = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )

@@ -186,4 +186,4 @@ def test_what_the_first_refuses_all_refuse(
 
 def test_a_process_that_hears_nothing_says_so(two: list[group.TorchrunGroup]) -> None:
     with pytest.raises(UpscaleError, match="heard nothing from process 0"):
-        two[1].hear()
+        two[1].receive()

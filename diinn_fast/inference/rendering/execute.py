@@ -63,27 +63,27 @@ def begin(
     try:
         state = _prepare(spec, part, group.world, resume=resume, overwrite=overwrite)
     except (ValueError, OSError) as error:
-        group.announce({"refused": str(error)})
+        group.broadcast({"refused": str(error)})
         raise
     if state is None:
-        group.announce({"job": None})
+        group.broadcast({"job": None})
     else:
-        group.announce({"job": state.job, "plan": state.plan.as_json()})
+        group.broadcast({"job": state.job, "plan": state.plan.as_json()})
     return state
 
 
 def _join(spec: RenderSpec, part: PartialOutput, group: Group) -> State | None:
     """What the first process has begun."""
-    words = group.hear()
-    if "refused" in words:
-        raise UpscaleError(words["refused"])
-    if words["job"] is None:
+    message = group.receive()
+    if "refused" in message:
+        raise UpscaleError(message["refused"])
+    if message["job"] is None:
         return None
-    if words["job"] != spec.layout.job:
+    if message["job"] != spec.layout.job:
         raise UpscaleError(f"process {group.rank} was given another job than process 0")
     part.claim(group.rank)
     found = read_journals(part.folder)
-    return State(words["job"], Plan.from_json(words["plan"]), found.done if found else set())
+    return State(message["job"], Plan.from_json(message["plan"]), found.done if found else set())
 
 
 def _prepare(

@@ -1,7 +1,7 @@
 """Several processes on one output, as started by ``torchrun``: who does which tile, and what if one
 dies.
 
-Processes exchange no tensors, only a few words through the key-value store by which
+Processes exchange no tensors, only short messages through the key-value store by which
 torch.distributed rendezvous: the plan, a counter from which each takes its next tile, and signs of
 life. That works alike beside gloo and NCCL, on any device, and needs no process group.
 """
@@ -37,10 +37,10 @@ class Group(Protocol):
     rank: int
     world: int
 
-    def announce(self, words: dict[str, Any]) -> None:
+    def broadcast(self, message: dict[str, Any]) -> None:
         """What the first process says to the others."""
 
-    def hear(self) -> dict[str, Any]:
+    def receive(self) -> dict[str, Any]:
         """What the first process said, in the others."""
 
     def share(self, items: Sequence[Item]) -> Iterator[Item]:
@@ -59,10 +59,10 @@ class SingleProcess:
     rank = 0
     world = 1
 
-    def announce(self, words: dict[str, Any]) -> None:
+    def broadcast(self, message: dict[str, Any]) -> None:
         """Nobody listens."""
 
-    def hear(self) -> dict[str, Any]:
+    def receive(self) -> dict[str, Any]:
         """Nobody speaks."""
         raise NotImplementedError
 
@@ -97,14 +97,14 @@ class TorchrunGroup:
         self._pulse = threading.Thread(target=self._beat, daemon=True)
         self._pulse.start()
 
-    def announce(self, words: dict[str, Any]) -> None:
+    def broadcast(self, message: dict[str, Any]) -> None:
         """See `Group`."""
-        self._store.set("words", json.dumps(words))
+        self._store.set("message", json.dumps(message))
 
-    def hear(self) -> dict[str, Any]:
-        """See `Group.hear`."""
+    def receive(self) -> dict[str, Any]:
+        """See `Group.receive`."""
         try:
-            result: dict[str, Any] = json.loads(self._store.get("words"))
+            result: dict[str, Any] = json.loads(self._store.get("message"))
             return result
         except RuntimeError as error:
             raise UpscaleError(
