@@ -34,7 +34,8 @@ results live at once; training keeps every layer's inputs."""
 @dataclass(frozen=True)
 class Case:
     """``kind``: decode (features to RGB), model (LR image to RGB), training (decoder forward and
-    backward; with an encoder, of the whole model)."""
+    backward; with an encoder, of the whole model).
+    """
 
     kind: str
     lr: tuple[int, int]

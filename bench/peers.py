@@ -164,7 +164,8 @@ def _model(case: Case, peer: str) -> Call:
 
 def _training(case: Case, peer: str) -> Call:
     """Forward and backward of the decoder: gradients for the features and all weights. With an
-    encoder, of the whole model on LR images: gradients for all weights."""
+    encoder, of the whole model on LR images: gradients for all weights.
+    """
     source = _to(case, torch.rand(case.batch, 3 if case.encoder else 64, *case.lr) * 2 - 1)
     target = _to(case, torch.rand(case.batch, 3, *case.size) * 2 - 1)
     decoder: Any

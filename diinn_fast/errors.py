@@ -1,4 +1,4 @@
-"""The errors of this package: ``diinn_fast.Error`` above all of them.
+"""The errors of this package; ``diinn_fast.Error`` is the base class of all.
 
 Each message is one sentence that names what is wrong and what to do about it. The second base of a
 class is the built-in error that callers may already expect.

@@ -1,5 +1,6 @@
 """A model frozen for inference, its work on a GPU recorded in CUDA graphs: for images so small that
-launching kernels takes longer than running them."""
+launching kernels takes longer than running them.
+"""
 
 from __future__ import annotations
 
@@ -49,8 +50,8 @@ class Graphed:
         most: graphs kept, each with the memory of one run; the least recently used makes room.
         largest: most LR pixels (of a batch) that are recorded.
 
-    Raises RuntimeError where an encoder of one's own cannot be recorded (it waits for the GPU, for
-    instance).
+    Raises RuntimeError if a custom encoder cannot be recorded, for example because it waits for the
+    GPU.
     """
 
     def __init__(

@@ -148,7 +148,8 @@ def store_output(
 @triton.jit
 def keep(slab, value, layer, column, rows, WIDTH: tl.constexpr, BN: tl.constexpr):
     """Write a [BM, BN] tile of a layer into a slab [layers, queries, H], for the backward;
-    ``rows`` = (queries of all images, place of each among them, mask)."""
+    ``rows`` = (queries of all images, place of each among them, mask).
+    """
     queries, place, mask = rows
     where = (layer * queries + place)[:, None] * WIDTH + (column + tl.arange(0, BN))[None, :]
     tl.store(slab + where, narrow(value, slab.dtype.element_ty), mask=mask[:, None])

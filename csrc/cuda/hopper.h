@@ -2,8 +2,8 @@
 //
 // A cluster of 2 blocks takes 4 tiles of 64 queries at a time, one per consumer warpgroup.
 // Activations never leave the registers: a chunk of a layer's sums, multiplied out of k and s, is
-// in 16 bits the A operand of the next layer (layout.h). Weights, packed as they shall lie in
-// shared memory, come in stages of 16 KB: each block's producer fetches one half of every stage and
+// in 16 bits the A operand of the next layer (layout.h). Weights, packed in their shared-memory
+// layout, come in stages of 16 KB: each block's producer fetches one half of every stage and
 // multicasts it to both blocks. The two consumers of a block take turns at the tensor cores, so
 // that one has its sines computed while the other's products run.
 //

@@ -1,5 +1,6 @@
 """A decode, and a slab of its backward, as the CUDA kernels' C interface takes them: mirrors the
-structs ``Decode`` of csrc/cuda/decode.h and ``Gradient`` of csrc/cuda/gradient.h."""
+structs ``Decode`` of csrc/cuda/decode.h and ``Gradient`` of csrc/cuda/gradient.h.
+"""
 
 from __future__ import annotations
 

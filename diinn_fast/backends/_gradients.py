@@ -1,4 +1,4 @@
-"""Sums in float32 that the backwards share."""
+"""float32 sums shared by the backward passes."""
 
 from __future__ import annotations
 

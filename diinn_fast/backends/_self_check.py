@@ -1,4 +1,4 @@
-"""The first-use check of the GPU backends: the very kernels of a decode on a tiny image, against
+"""The first-use check of the GPU backends: a decode's kernels on a tiny image, compared with
 ``eager``.
 """
 

@@ -210,7 +210,8 @@ def _other(
     problem: Problem, source: Tensor, weights: Sequence[Tensor], gradients: bool
 ) -> Backend | None:
     """The backend that must do it instead: said at debug level where the kernels do not apply,
-    loudly where they are wrong."""
+    loudly where they are wrong.
+    """
     # What `unsupported`, which knows only the source, could not see.
     named = query_weights(weights)
     width = named.width

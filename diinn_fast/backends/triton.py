@@ -137,7 +137,8 @@ def _distrusted(
     problem: Problem, source: Tensor, weights: Sequence[Tensor], gradients: bool
 ) -> str | None:
     """Compare the very kernels of this decode with eager on a tiny image, once per device and
-    kernel (milliseconds, as they must be compiled anyway): None, or why they are refused."""
+    kernel (milliseconds, as they must be compiled anyway): None, or why they are refused.
+    """
     from diinn_fast.kernels.launch import allows_tf32
 
     # One kernel for each of these.

@@ -35,8 +35,8 @@ def make_eval_parser() -> argparse.ArgumentParser:
         "eval",
         "[options] --data DIR [DIR ...]",
         "Score models on folders of HR images. Rows are added to OUT/images.csv as they come; the "
-        "same command goes on "
-        "after an interruption, and further models, sets or scales are added to the same OUT.",
+        "same command resumes an interrupted evaluation, and further models, sets or scales are "
+        "added to the same OUT.",
         EXAMPLE,
     )
     _add_subjects(parser)

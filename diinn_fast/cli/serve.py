@@ -1,4 +1,4 @@
-"""``diinn-fast serve``: pictures in a browser, zoomed without end."""
+"""``diinn-fast serve``: show pictures in a browser, at any zoom."""
 
 from __future__ import annotations
 

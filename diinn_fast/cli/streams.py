@@ -1,5 +1,5 @@
-"""The program's standard streams: a reader that goes away, or a full disk behind one, does not stop
-the work.
+"""The program's standard streams: work goes on when their reader has ended or their disk is
+full.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, TextIO, cast
 
 
 class UnbreakableStream:
-    """A text stream that is silent from the first write on that the system refuses."""
+    """A text stream that drops its output after the first write that the system refuses."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -15,7 +15,7 @@ from diinn_fast.files import parse_size
 EXAMPLE = """\
   diinn-fast train --config paper --data DIV2K --out runs/paper
   diinn-fast train --data PHOTOS --out runs/edsr --steps 40000 --model.lr 1e-4
-  diinn-fast train --out runs/edsr                                goes on where it stopped
+  diinn-fast train --out runs/edsr                                resume
   torchrun --nproc-per-node 4 -m diinn_fast train --config paper --data DIV2K --out runs/paper
 
 in stretches on different machines:
@@ -125,7 +125,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
     if int(os.environ.get("RANK", 0)) > 0:  # the first of several processes speaks for all
         return 0
     if stopped:
-        print(f"stopped at step {step}, {stopped}: diinn-fast train --out {out} goes on")
+        print(f"stopped at step {step}, {stopped}: diinn-fast train --out {out} resumes")
     else:
         model = out / "model"
         print(

@@ -3,8 +3,8 @@
 A clean LR image becomes one with mild blur, sharpening, an earlier change of size, noise and JPEG
 compression, each with a probability and a range of its own, in the order in which a photograph
 meets them. The ideas (random order-preserving chains, two compressions) are those of BSRGAN (Zhang
-et al., ICCV 2021) and Real-ESRGAN (Wang et al., ICCVW 2021); the strengths here are milder, since
-the model shall stay faithful and invent nothing.
+et al., ICCV 2021) and Real-ESRGAN (Wang et al., ICCVW 2021); the strengths here are milder, because
+the model must stay faithful to its input and invent nothing.
 """
 
 from __future__ import annotations

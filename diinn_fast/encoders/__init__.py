@@ -1,5 +1,5 @@
-"""Encoders: LR image to LR features. One file each holds all that knows the encoder's name; a new
-one is such a file and its line in ``ENCODERS``.
+"""Encoders: LR image to LR features. Each has one file that holds everything specific to it; a new
+encoder is such a file and a line in ``ENCODERS``.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What is evaluated: bicubic, or a model by bundled name, folder or checkpoint, whichever
-architecture it is of.
+"""What is evaluated: bicubic, or a model by bundled name, folder or checkpoint, of any
+architecture.
 """
 
 from __future__ import annotations

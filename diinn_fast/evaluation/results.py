@@ -1,5 +1,5 @@
 """Scores per image in a CSV file, a line per metric, that grows image by image, so that an
-interrupted evaluation goes on where it was.
+interrupted evaluation can be resumed.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from diinn_fast.metrics import Protocol, degrade, score
 
 
 class DataSet(NamedTuple):
-    """A folder of HR images, the protocol that it is judged by, and what its LR images suffer."""
+    """A folder of HR images, the protocol of its scores, and the degradation of its LR images."""
 
     name: str
     photos: list[Photo]

@@ -1,4 +1,4 @@
-"""Crop sheets: the same detail by every model side by side, as one looks at super-resolution."""
+"""Crop sheets: the same detail by every model, side by side, to be judged by eye."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _HIGH_BIT_DEPTH = 0x40
 
 
 class AvifReader(PillowReader):
-    """Says so where more than 8 bits are rounded."""
+    """Warns where more than 8 bits are rounded."""
 
     def check(self) -> None:
         """See `PillowReader.check`."""

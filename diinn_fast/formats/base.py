@@ -37,7 +37,7 @@ class Format:
     A subclass sets the attributes and overrides the methods for what it can do.
 
     Attributes:
-        key: short name in lower case, unique; journals of interrupted work bear it.
+        key: short name in lower case, unique; stored in the journals of interrupted work.
         name: as messages spell it.
         suffixes: of file names, in lower case; the first one is the usual one.
         magics: how files begin; an empty tuple where `recognises` decides otherwise.

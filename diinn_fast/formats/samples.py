@@ -72,9 +72,7 @@ class SampleFile:
 
 
 def check_window(layout: Layout, y: int, x: int, samples: np.ndarray) -> None:
-    """ValueError for samples that are no window of the layout: a mistake of the program, not of its
-    user.
-    """
+    """ValueError for samples that are no window of the layout: a programming error."""
     rows, columns, channels = samples.shape
     inside = 0 <= y <= y + rows <= layout.height and 0 <= x <= x + columns <= layout.width
     if not inside or channels != layout.channels or samples.dtype != np.dtype(layout.dtype):

@@ -1,5 +1,5 @@
-"""What every sink can do; and the sinks that collect samples in one raw file and make the output of
-it in the end.
+"""The interface of sinks, and sinks that collect samples in one raw file and encode it at the
+end.
 """
 
 from __future__ import annotations
@@ -200,8 +200,8 @@ class SampleSink(ABC):
         """Write the final form into a new, empty file open for reading and writing."""
 
     def _published(self) -> bool:
-        """The output bears its name already: as a second link, or moved (a file system without
-        links).
+        """Whether the output has its name already: as a second link, or moved (on a file system
+        without links).
         """
         if not self._taken.exists() or not self.target.exists():
             return False

@@ -1,4 +1,4 @@
-"""What every source can do; how samples become what the network sees."""
+"""The interface of sources, and how samples become the network's input."""
 
 from __future__ import annotations
 
@@ -186,9 +186,7 @@ class RowsSource(SampleSource):
 
 
 def check_inside(source: Source | SampleSource, y0: int, y1: int, x0: int, x1: int) -> None:
-    """IndexError for a window that is empty or not inside: a mistake of the program, not of its
-    user.
-    """
+    """IndexError for a window that is empty or not inside: a programming error."""
     if not (0 <= y0 < y1 <= source.height and 0 <= x0 < x1 <= source.width):
         raise IndexError(
             f"window {(y0, y1, x0, x1)} is not inside {source.height} x {source.width}"

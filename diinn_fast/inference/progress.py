@@ -48,7 +48,7 @@ class CalledBar:
 
 
 def make_bar(progress: Progress, total: int, initial: int = 0, *, unit: str = "px") -> Bar:
-    """The bar of one piece of work; one that says nothing for ``progress`` False."""
+    """The bar of one piece of work; a silent one for ``progress`` False."""
     if callable(progress):
         return CalledBar(progress, total, initial)
     result: Bar = tqdm(

@@ -165,8 +165,9 @@ class Upscaler(Engine):
             out: .png, .tif, .npy, .zarr or .ome.zarr.
             max_memory: bound on the process's peak resident memory (of the device's memory, where
                 that is not the CPU): bytes, or "600MiB", "1.5GiB". Default: most of what is free.
-            halo: LR pixels read around a tile; default: as many as the encoder sees, so that tiles
-                cannot be told. Fewer are an approximation, whose error is logged.
+            halo: LR pixels read around a tile; default: the encoder's receptive
+                radius, so that tile borders are invisible. Fewer are an approximation, whose error
+                is logged.
             resume: continue what was interrupted; a finished output of the same job is left as it
                 is.
             overwrite: replace an existing output, or what was interrupted.

@@ -4,7 +4,7 @@
     diinn_fast.integrations.spandrel.install(scale=4)
 
 From then on ``spandrel.ModelLoader`` recognises DIINN's files. spandrel knows integer scales only:
-`install` chooses the one; for any other scale use `diinn_fast` itself.
+`install` chooses one; for any other scale use `diinn_fast` itself.
 """
 
 from __future__ import annotations

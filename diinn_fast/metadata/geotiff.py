@@ -32,7 +32,7 @@ _STATISTICS = re.compile(rb'\s*<Item\b[^>]*\bname="STATISTICS_[^>]*>.*?</Item>',
 
 
 def has_statistics(tags: tuple[Tag, ...]) -> bool:
-    """Whether GDAL's metadata tells minimum, mean and the like of the samples."""
+    """Whether GDAL's metadata has statistics of the samples."""
     return any(tag.code == GDAL_METADATA and _STATISTICS.search(tag.data) for tag in tags)
 
 

@@ -141,7 +141,7 @@ class Metadata:
 
 
 NOTHING = Metadata()
-"""Of a picture that says nothing."""
+"""Metadata without any entry."""
 
 ENTRIES: dict[str, tuple[str, Rule]] = {
     "icc": ("ICC profile", Rule.COPY),

@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         own = [f"--model.mode={mode}", f"--model.init_q={str(init_q).lower()}"]
         print(f"{variant_name(mode, init_q)}:", flush=True)
         run = options.out / variant_name(mode, init_q)
-        # A run that goes on has its weights already.
+        # A resumed run has its weights already.
         begun = (run / "last.ckpt").exists()
         _, stopped = train(
             run,
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         gc.collect()  # a trainer and its photographs refer to each other
         write_table(options.out)
         if stopped:
-            print(f"{stopped}: the same command goes on")
+            print(f"{stopped}: the same command resumes")
             return 130
     print((options.out / "ablation.md").read_text())
     return 0

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 class JsonLines(Logger):
-    """Appends to ``path``; a run that goes on goes on there."""
+    """Appends to ``path``, also when a run is resumed."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

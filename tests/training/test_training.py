@@ -512,7 +512,7 @@ def test_the_command_trains_goes_on_and_writes_a_run_file(
     ]
     assert main([*command, "--config", str(config), *SMALL]) == 0
     assert (
-        f"stopped at step 1, time is over: diinn-fast train --out {out} goes on"
+        f"stopped at step 1, time is over: diinn-fast train --out {out} resumes"
         in capsys.readouterr().out
     )
     elsewhere = [

@@ -1,4 +1,4 @@
-"""All pictures of a call, one after the other, and an account of every file."""
+"""Upscales the pictures of a call one after the other, and reports on every file."""
 
 from __future__ import annotations
 

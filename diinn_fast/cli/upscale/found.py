@@ -1,4 +1,4 @@
-"""The pictures that the inputs of a batch mean, and what lies beside them."""
+"""Finds the pictures that the inputs of a batch name, and what else their folders hold."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class LeftOut(NamedTuple):
 
 
 class Search:
-    """What inputs mean.
+    """The files that inputs name.
 
     Attributes:
-        several: an input means more than the one file that it names.
+        several: an input stands for more than one file.
         found: the pictures, in order, each path once.
         left_out: what else is in the folders.
     """

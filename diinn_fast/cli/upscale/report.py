@@ -1,4 +1,4 @@
-"""What ``diinn-fast upscale`` says of its work."""
+"""Messages of ``diinn-fast upscale``: progress, failures, and the result of a batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values of options that are more than one word, or more than a number."""
+"""Parsers of option values: scales, sizes, sample ranges."""
 
 from __future__ import annotations
 

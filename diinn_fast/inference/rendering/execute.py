@@ -1,6 +1,6 @@
-"""A render from its beginning to its end, by one process or as one of several.
+"""Runs a render from beginning to end, in one process or in one of several.
 
-All that is done lies in ``OUT.part`` until it takes its name.
+Everything stays in ``OUT.part`` until the output is renamed.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Several processes on one output, as started by ``torchrun``: who does which tile, and what if one
-dies.
+"""Several processes on one output, as started by ``torchrun``: tile assignment, and detection of
+dead processes.
 
 Processes exchange no tensors, only short messages through the key-value store by which
 torch.distributed rendezvous: the plan, a counter from which each takes its next tile, and signs of

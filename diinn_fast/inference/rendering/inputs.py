@@ -1,4 +1,4 @@
-"""The files of a picture: what tells that they are the same, and that they have changed."""
+"""The files of a picture: their digest, and whether they have changed since."""
 
 from __future__ import annotations
 

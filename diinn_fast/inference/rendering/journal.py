@@ -1,4 +1,5 @@
-"""What is done of a render, in OUT.part: one file per process, one JSON document per line.
+"""The record of a render's finished blocks, in OUT.part: one file per process, one JSON document
+per line.
 
 The first line says which format, job and plan; every further one lists blocks whose samples are on
 the disk, and the last one says that the output has taken its name. A process may be killed at any

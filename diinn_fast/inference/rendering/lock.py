@@ -1,4 +1,4 @@
-"""A lock on a file that dies with its process, so that OUT.part has one writer."""
+"""A file lock that ends with its process, so that OUT.part has one writer."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _lock(descriptor: int) -> bool:
 
 
 def _is_file(descriptor: int, path: Path) -> bool:
-    """Whether the open file still bears its name."""
+    """Whether the open file is still the one of that name."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:

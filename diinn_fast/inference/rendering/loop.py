@@ -1,5 +1,5 @@
 """The work of a render: tiles are encoded and decoded block by block by the caller's thread, and
-another thread writes the blocks and says in the journal what is safely on the disk.
+another thread writes the blocks and records in the journal what is on the disk.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _render_pieces(spec: RenderSpec, plan: Plan, pieces: list[Piece], writer: Wr
         for block, window in pieces:
             writer.put(block, window, reduced_block(spec, spec.frame.place(window)))
         return
-    # One encoding for all blocks of the tile: the encoder is the dearest part.
+    # One encoding for all blocks of the tile: the encoder costs most.
     windows = [window for _, window in pieces]
     around = Window(
         min(w.y0 for w in windows),

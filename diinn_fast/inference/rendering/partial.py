@@ -1,4 +1,4 @@
-"""OUT.part, the folder that holds an output while it is made: what it may be, and what to do."""
+"""OUT.part, the folder of an unfinished output: its possible states, and what to do in each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OWN_NAMES = ("journal-", "lock", "final", "samples")
 
 
 class Part(Enum):
-    """What OUT.part is."""
+    """States of OUT.part."""
 
     EMPTY = auto()  # there is none, or nothing is recorded in it
     NOT_OURS = auto()
@@ -31,7 +31,7 @@ class Part(Enum):
 
 
 class Out(Enum):
-    """What bears the output's name."""
+    """States of the output's path."""
 
     ABSENT = auto()
     DONE = auto()  # the output of this very job
@@ -39,7 +39,7 @@ class Out(Enum):
 
 
 class Decision(Enum):
-    """What to do."""
+    """What a run does about them."""
 
     START = auto()
     CONTINUE = auto()

@@ -1,4 +1,4 @@
-"""A plan in words, for ``--dry-run``."""
+"""A plan as text, for ``--dry-run``."""
 
 from __future__ import annotations
 

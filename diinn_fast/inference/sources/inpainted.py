@@ -1,4 +1,4 @@
-"""A picture with alpha, whose colour goes on under transparent pixels."""
+"""A picture with alpha, with colour filled in under transparent pixels."""
 
 from __future__ import annotations
 
