@@ -152,7 +152,7 @@ def peak(book: Book, case: Case, peer: Peer) -> None:
     small()
     call = build(case, peer)
     trust(peer)
-    measure = memory._cuda_peak if case.device == "cuda" else memory._resident_peak
+    measure = memory.cuda_peak if case.device == "cuda" else memory.resident_peak
     highest, result = measure(call)
     output = sum(v.numel() * v.element_size() for v in memory._tensors(result))
     extra = max(0, highest - output)

@@ -54,7 +54,7 @@ def measure(case: Case, peer: str) -> dict[str, int]:
         replace(case, lr=(8, 8), scale=2.0, batch=1), peer
     )()  # what libraries load at first use is not the peer's
     call = build(case, peer)
-    peak, result = (_cuda_peak if case.device == "cuda" else _resident_peak)(call)
+    peak, result = (cuda_peak if case.device == "cuda" else resident_peak)(call)
     output = sum(v.numel() * v.element_size() for v in _tensors(result))
     return {"extra": max(0, peak - output), "output": output}
 
@@ -63,7 +63,7 @@ def _tensors(result: Any) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else list(result)
 
 
-def _cuda_peak(call: Callable[[], object]) -> tuple[int, object]:
+def cuda_peak(call: Callable[[], object]) -> tuple[int, object]:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -72,7 +72,7 @@ def _cuda_peak(call: Callable[[], object]) -> tuple[int, object]:
     return torch.cuda.max_memory_allocated() - before, result
 
 
-def _resident_peak(call: Callable[[], object]) -> tuple[int, object]:
+def resident_peak(call: Callable[[], object]) -> tuple[int, object]:
     """Bytes by which resident memory rises at most during a call, and the call's result."""
     gc.collect()
     with suppress(OSError, AttributeError):

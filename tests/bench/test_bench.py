@@ -148,7 +148,7 @@ def test_memory_counts_what_a_call_holds() -> None:
         held = torch.ones(64 << 20, dtype=torch.uint8)
         return held[:1].clone()
 
-    extra, result = memory._resident_peak(call)
+    extra, result = memory.resident_peak(call)
     assert isinstance(result, torch.Tensor)
     assert 60 << 20 < extra < 90 << 20
     polled, _ = memory._polled_peak(call)
