@@ -253,8 +253,9 @@ class ImplicitDecoder(nn.Module):
         if reason:
             guard.say("the decoder", reason)
             return self._plain()
-        self._check_dtype(features)
-        return self._fused(name)
+        fused = self._fused(name)
+        self._check_dtype(features, fused.layers)
+        return fused
 
     def _fused(self, backend: str) -> Fused:
         return Fused(self.layers(), self.formulation, backend, {})
@@ -276,12 +277,13 @@ class ImplicitDecoder(nn.Module):
             return features.to(torch.get_autocast_dtype(features.device.type))
         return features
 
-    def _check_dtype(self, features: Tensor) -> None:
-        parameter = next(self.parameters())
-        if parameter.dtype != features.dtype and not _autocast(features):
+    def _check_dtype(self, features: Tensor, layers: Layers) -> None:
+        others = layers.dtypes - {features.dtype}
+        if others and not _autocast(features):
+            found = " and ".join(sorted(map(str, others)))
             raise ValueError(
-                f"features are {features.dtype}, the decoder is {parameter.dtype}: convert one of "
-                "them or use autocast"
+                f"features are {features.dtype}, the decoder has tensors of {found}: convert one "
+                "of them or use autocast"
             )
 
     def _check_tile(

@@ -10,23 +10,45 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as modules
 from torch.nn.utils.parametrize import type_before_parametrizations
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 log = logging.getLogger("diinn_fast")
 _said: set[str] = set()
+Kind = TypeVar("Kind", bound=type[nn.Module])
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 OWN_METHODS = ("forward", "_conv_forward", "__call__")
-FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {
-    kind: kind.forward for kind in (nn.Sequential, nn.Conv2d, nn.ReLU)
-}
-"""PyTorch's methods, to notice a class that was patched."""
+METHODS = ("forward", "_conv_forward", "__call__", "_call_impl")
+ORDINARY = (nn.Parameter, Tensor, type(None))
+"""Classes of weights and pictures of which PyTorch does not ask how to compute."""
+TRACED = ("torch._subclasses.fake_tensor", "torch._subclasses.functional_tensor")
+"""Modules of the classes that stand for ordinary tensors while a model is compiled."""
+
+_as_built: list[tuple[Any, str, Any]] = [
+    (owner, name, getattr(owner, name))
+    for owner, names in ((F, ("conv2d", "relu")), (torch, ("relu", "sin")))
+    for name in names
+]
+"""Functions and methods that layers consist of: owner, name, and what it was."""
+
+
+def watched(kind: Kind) -> Kind:
+    """A class of layers that the fused paths stand for: whoever patches it is noticed."""
+    _as_built.extend((kind, name, getattr(kind, name)) for name in METHODS if hasattr(kind, name))
+    return kind
+
+
+for _kind in (nn.Sequential, nn.Conv2d, nn.ReLU):
+    watched(_kind)
 
 
 def layer_edit(module: nn.Module, kind: type[nn.Module]) -> str | None:
@@ -42,12 +64,11 @@ def layer_edit(module: nn.Module, kind: type[nn.Module]) -> str | None:
     found = type(module)
     if found is not kind and type_before_parametrizations(module) is not kind:
         return f"is a {found.__name__}, not a {kind.__name__}"
-    if FORWARDS.get(kind, kind.forward) is not kind.forward:
-        return f"is of a patched class {kind.__name__}"
-    # Subclasses of tensors (quantised, distributed) compute in their own way.
-    for value in own["_parameters"].values():
-        if value is not None and type(value) not in (nn.Parameter, Tensor):
-            return f"has weights of class {type(value).__name__}"
+    # subclasses of tensors (quantised, distributed) compute in their own way
+    for name in ("weight", "bias"):
+        value = own["_parameters"].get(name, own.get(name))
+        if type(value) not in ORDINARY:
+            return f"has a {name} of class {type(value).__name__}"
     return None
 
 
@@ -74,6 +95,20 @@ def convolution_edit(
         return f"is another convolution: {layer}"
     if layer.stride != (1, 1) or layer.dilation != (1, 1) or layer.groups != 1:
         return f"is another convolution: {layer}"
+    return _weight_edit(layer)
+
+
+def _weight_edit(layer: nn.Conv2d) -> str | None:
+    """Whether the weight has another shape than the layer says."""
+    own = vars(layer)
+    places = (own["_parameters"], own["_buffers"], own)
+    weight = next((place["weight"] for place in places if "weight" in place), None)
+    if weight is None:
+        changes = own["_modules"].get("parametrizations", {})
+        unsafe = any(each.unsafe for each in changes.values())
+        return "has a parametrization that may change shapes" if unsafe else None
+    if weight.shape != (layer.out_channels, layer.in_channels, *layer.kernel_size):
+        return f"has a weight of shape {tuple(weight.shape)}"
     return None
 
 
@@ -106,9 +141,34 @@ def transform(x: Tensor) -> str | None:
         return "torch.jit.trace is active"
     if x.is_meta:
         return "tensors on the meta device have no values"
-    if _global_hooks():
+    if own_class(x):
+        return f"the picture is a {type(x).__name__}"
+    return _global_change()
+
+
+def _global_change() -> str | None:
+    """What was done to PyTorch itself, for all modules and functions."""
+    if modules._has_any_global_hook():
         return "hooks for all modules are registered"
+    for owner, name, built in _as_built:
+        if getattr(owner, name) is not built:
+            return f"{owner.__name__}.{name} was replaced"
+    if torch._C._len_torch_function_stack():
+        for mode in _get_current_function_mode_stack():
+            # that of torch.set_default_device changes no results
+            if type(mode).__name__ != "DeviceContext":
+                return f"the mode {type(mode).__name__} sees functions"
+    if torch._C._len_torch_dispatch_stack():
+        for mode in _get_current_dispatch_mode_stack():
+            # those that compile have a key
+            if getattr(mode, "_mode_key", None) is None:
+                return f"the mode {type(mode).__name__} sees operators"
     return None
+
+
+def own_class(x: Tensor) -> bool:
+    """Whether ``x`` is of a class that may have its own way to compute."""
+    return type(x) not in ORDINARY and type(x).__module__ not in TRACED
 
 
 def functorch() -> bool:
@@ -129,10 +189,6 @@ def _forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
-def _global_hooks() -> bool:
-    return bool(modules._has_any_global_hook())
-
-
 def say(what: str, reason: str) -> None:
     """One log line per reason: results are right, but slower than they could be."""
     if reason not in _said:
@@ -142,5 +198,5 @@ def say(what: str, reason: str) -> None:
 
 # torch.compile does not look into these: it calls them when it traces. What
 # torch.compiler.assume_constant_result does, without importing the compiler.
-for _function in (functorch, _forward_mode, _global_hooks, say):
+for _function in (functorch, _forward_mode, _global_change, say):
     vars(_function)["_dynamo_marked_constant"] = True

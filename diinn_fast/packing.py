@@ -51,6 +51,13 @@ class Layers(NamedTuple):
         """H, the hidden width."""
         return self.synthesis[0].bias.shape[0]
 
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """Of all weights and biases."""
+        first = [] if self.first is None else [self.first]
+        layers = [*self.modulation, *self.synthesis, self.last, *first]
+        return {value.dtype for layer in layers for value in layer}
+
 
 class Packing(NamedTuple):
     """A decoder's weights as a form takes them."""

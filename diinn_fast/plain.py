@@ -20,12 +20,13 @@ from diinn_fast.borders import grow, lr_ranges, with_border
 from diinn_fast.encoders.base import convolution_radius
 from diinn_fast.formulation import Formulation
 from diinn_fast.geometry import Window, area_ratio, local_offset, nearest_index
-from diinn_fast.guard import layer_edit
+from diinn_fast.guard import layer_edit, watched
 
 CHUNK = 16384
 """Queries at a time: about 8 KiB each."""
 
 
+@watched
 class Sine(nn.Module):
     """The activation of the synthesis layers."""
 

@@ -28,6 +28,7 @@ from diinn_fast.encoders.convolutions import (
 )
 
 
+@guard.watched
 class DenseConv(nn.Module):
     """One growth step of a residual dense block: x -> [x, relu(conv(x))]."""
 
@@ -41,6 +42,7 @@ class DenseConv(nn.Module):
         return torch.cat((x, self.conv(x)), dim=1)
 
 
+@guard.watched
 class RDB(nn.Module):
     """Residual dense block (Zhang et al., CVPR 2018): dense convolutions, local feature fusion,
     local residual.
@@ -232,26 +234,33 @@ class RDN(Encoder):
         shallow = self.SFENet1(fast_layout(x))
         x = self.SFENet2(shallow)
         if torch.is_grad_enabled() or _must_call(x, self.edit):
-            outputs = []
-            for block in self.RDBs:
-                x = checkpoint(block, x, use_reentrant=False) if self.recompute else block(x)
-                outputs.append(x)
-            fused: Tensor = self.GFF(torch.cat(outputs, dim=1)) + shallow
-            return fused
+            return self._by_calls(x, shallow)
         fusion = self.GFF[0]
         channels = self.out_channels
         assert isinstance(fusion, nn.Conv2d)
         weight = fusion.weight
         total = bias_image(fusion, weight)
+        first = x
         # Summed as they come, so that no block's output has to be kept.
         for n, block in enumerate(self.RDBs):
             assert isinstance(block, RDB)
             x = block(x) if work_bytes is None else block.in_pieces(x, work_bytes)
+            if guard.own_class(x):  # a block's weights gave it that
+                return self._by_calls(first, shallow)
             total = add(F.conv2d(x, weight[:, n * channels : (n + 1) * channels]), total)
         del x
         # not in place: a hook may have kept what the last layer gave
         result: Tensor = self.GFF[1](total) + shallow
         return result
+
+    def _by_calls(self, x: Tensor, shallow: Tensor) -> Tensor:
+        """The blocks one after the other, and the global fusion as a module."""
+        outputs = []
+        for block in self.RDBs:
+            x = checkpoint(block, x, use_reentrant=False) if self.recompute else block(x)
+            outputs.append(x)
+        fused: Tensor = self.GFF(torch.cat(outputs, dim=1)) + shallow
+        return fused
 
     def edit(self) -> str | None:
         """What was changed outside the blocks so that the layers must be called, or None; each

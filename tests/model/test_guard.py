@@ -218,7 +218,7 @@ def test_a_parametrization_is_evaluated_once_per_forward(
     decoder = make_decoder(mode, width=32, channels=8, layers=3)
     convolutions = [layer[0] for layer in [*decoder.K, *decoder.Q]]
     for convolution in convolutions:
-        parametrize.register_parametrization(convolution, "weight", Counted(), unsafe=True)
+        parametrize.register_parametrization(convolution, "weight", Counted())
     Counted.calls = 0
     with torch.no_grad():
         decoder(features, size)
