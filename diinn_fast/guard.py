@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as modules
+from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
@@ -105,8 +106,11 @@ def _weight_edit(layer: nn.Conv2d) -> str | None:
     weight = next((place["weight"] for place in places if "weight" in place), None)
     if weight is None:
         changes = own["_modules"].get("parametrizations", {})
-        unsafe = any(each.unsafe for each in changes.values())
-        return "has a parametrization that may change shapes" if unsafe else None
+        free = [step for each in changes.values() if each.unsafe for step in each]
+        # PyTorch's own ones keep the shape, whatever they say
+        if any(type(step).__module__ != parametrizations.__name__ for step in free):
+            return "has a parametrization that may change shapes"
+        return None
     if weight.shape != (layer.out_channels, layer.in_channels, *layer.kernel_size):
         return f"has a weight of shape {tuple(weight.shape)}"
     return None

@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import nn
 
 from diinn_fast.baselines import LIIF, MetaSR
 from diinn_fast.checkpoints import read_checkpoint
 from diinn_fast.errors import CheckpointError, UpscaleError
-from diinn_fast.model import BUNDLED, DEFAULT_WEIGHTS, DIINN, bundled_names
+from diinn_fast.model import BUNDLED, DEFAULT_WEIGHTS, DIINN, HUB, bundled_names, unknown_model
 
 ANCHORS = {"DIINN": DIINN.anchor, "LIIF": LIIF.anchor, "Meta-SR": MetaSR.anchor}
-HUB = "hf://"
-"""Beginning of a name that is looked up on the Hugging Face Hub; nothing else uses the network."""
 
 
 def load_model(name: str | os.PathLike[str] | None = None, *, mode: int | None = None) -> nn.Module:
@@ -37,16 +34,12 @@ def load_model(name: str | os.PathLike[str] | None = None, *, mode: int | None =
     if wanted in bundled_names():
         return DIINN.from_folder(BUNDLED / wanted, mode).eval()
     if wanted.startswith(HUB):
-        return _from_hub(wanted).eval()
+        return DIINN.from_pretrained(wanted).eval()
     if wanted and Path(wanted).is_dir():
         return DIINN.from_folder(Path(wanted), mode).eval()
     if wanted and Path(wanted).is_file():
         return _from_file(Path(wanted), mode).eval()
-    bundled = ", ".join(bundled_names()) or "none in this installation"
-    raise UpscaleError(
-        f"weights {wanted!r} are unknown: give a checkpoint file, a model folder, a "
-        f"bundled name ({bundled}), or {HUB}owner/name"
-    )
+    raise UpscaleError(unknown_model(wanted))
 
 
 def portable_name(name: str | os.PathLike[str] | None) -> str:
@@ -73,12 +66,3 @@ def _from_file(path: Path, mode: int | None) -> nn.Module:
         return DIINN.from_tensors(checkpoint, mode)
     architecture = LIIF if LIIF.detect(checkpoint.state) else MetaSR
     return architecture.from_tensors(checkpoint)
-
-
-def _from_hub(name: str) -> DIINN:
-    owner_and_name, _, revision = name.removeprefix(HUB).partition("@")
-    try:
-        return DIINN.from_pretrained(owner_and_name, revision=revision or None)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UpscaleError(f"weights {name!r} cannot be fetched from the Hub: {reason}") from error

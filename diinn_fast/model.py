@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ from diinn_fast.encoders import (
     make_encoder,
     without_unused,
 )
-from diinn_fast.errors import CheckpointError
+from diinn_fast.errors import CheckpointError, UpscaleError
 from diinn_fast.formulation import modes_with
 from diinn_fast.geometry import hr_size
 
@@ -30,6 +32,11 @@ log = logging.getLogger("diinn_fast")
 
 BUNDLED = Path(__file__).parent / "weights"
 DEFAULT_WEIGHTS = "edsr-baseline-mode3"
+HUB = "hf://"
+"""Beginning of a name that is looked up on the Hugging Face Hub."""
+HUB_NAME = re.compile(rf"({HUB})?\w[\w.-]*/\w[\w.-]*(@\S+)?")
+FILES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
+"""Ends of names that are files: where one is missing, the Hub would be asked for long, in vain."""
 CONFIG = ("mode", "init_q", "encoder", "trained_scales")
 """Entries of a model folder's config.json: arguments of `DIINN`."""
 
@@ -154,16 +161,38 @@ class DIINN(
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> DIINN:
-        """Model by the name of a bundled one (``"edsr-baseline-mode3"``), from a folder, or from
-        the Hub. ``kwargs``: those of the constructor, ``map_location``, and of the Hub's client.
+        """Model by the name of a bundled one (``"edsr-baseline-mode3"``), from a folder or a file,
+        or from the Hub: ``owner/name``, also as ``hf://owner/name`` or with ``@revision``.
+
+        ``kwargs``: those of the constructor, ``map_location``, and of the Hub's client. Raises
+        UpscaleError for an unknown name, CheckpointError for a damaged or unfitting model.
         """
         name = str(pretrained_model_name_or_path)
-        folder = BUNDLED / name if name in bundled_names() else Path(name)
-        if not folder.is_dir():
-            with torch.inference_mode(False):
-                return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        device = kwargs.get("map_location", "cpu")
         changes = {key: value for key, value in kwargs.items() if key in CONFIG}
-        return cls.from_folder(folder, **changes).to(kwargs.get("map_location", "cpu"))
+        if name in bundled_names():
+            return cls.from_folder(BUNDLED / name, **changes).to(device)
+        if name and Path(name).is_dir():
+            return cls.from_folder(Path(name), **changes).to(device)
+        if Path(name).is_file():
+            return cls.from_checkpoint(name, mode=kwargs.get("mode")).to(device)
+        if HUB_NAME.fullmatch(name) and Path(name).suffix not in FILES:
+            return cls._from_hub(name, **kwargs)
+        raise UpscaleError(unknown_model(name))
+
+    @classmethod
+    def _from_hub(cls, name: str, **kwargs: Any) -> DIINN:
+        owner_and_name, _, revision = name.removeprefix(HUB).partition("@")
+        if revision:
+            kwargs["revision"] = revision
+        try:
+            with torch.inference_mode(False):
+                return super().from_pretrained(owner_and_name, **kwargs)
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise UpscaleError(
+                f"weights {name!r} cannot be fetched from the Hub: {reason}"
+            ) from error
 
     @classmethod
     def _load_as_safetensor(
@@ -227,6 +256,15 @@ class DIINN(
 def bundled_names() -> list[str]:
     """Names of the models that ship with the package."""
     return sorted(p.parent.name for p in BUNDLED.glob("*/config.json"))
+
+
+def unknown_model(name: str) -> str:
+    """What to say of a name that no model has."""
+    bundled = ", ".join(bundled_names()) or "none in this installation"
+    return (
+        f"weights {name!r} are unknown: give a checkpoint file, a model folder, a "
+        f"bundled name ({bundled}), or {HUB}owner/name"
+    )
 
 
 def infer_architecture(checkpoint: Checkpoint, mode: int | None = None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import PyTorchModelHubMixin
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -176,15 +177,33 @@ def test_the_hub_is_asked_only_by_its_prefix(monkeypatch: pytest.MonkeyPatch) ->
     asked = []
 
     def from_pretrained(name: str, **options: Any) -> DIINN:
-        asked.append((name, options["revision"]))
+        asked.append((name, options.get("revision")))
         raise OSError("no network\nsecond line")
 
-    monkeypatch.setattr(DIINN, "from_pretrained", from_pretrained)
-    with pytest.raises(UpscaleError, match=r"hf://someone/model@v1.*no network$"):
-        load_model("hf://someone/model@v1")
+    monkeypatch.setattr(PyTorchModelHubMixin, "from_pretrained", from_pretrained)
+    for load in (load_model, DIINN.from_pretrained):
+        with pytest.raises(UpscaleError, match=r"hf://someone/model@v1.*no network$"):
+            load("hf://someone/model@v1")
     with pytest.raises(UpscaleError, match="bundled"):
         load_model("someone/model")
-    assert asked == [("someone/model", "v1")]
+    with pytest.raises(UpscaleError, match="'someone/model' cannot be fetched"):
+        DIINN.from_pretrained("someone/model")
+    assert asked == [("someone/model", "v1")] * 2 + [("someone/model", None)]
+
+
+@pytest.mark.parametrize("name", ["bundled", "", "a/b/c", "~/model", "runs/last.ckpt"])
+def test_an_unknown_name_is_refused_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PyTorchModelHubMixin, "from_pretrained", None)  # would ask the network
+    for load in (load_model, load_weights, DIINN.from_pretrained):
+        with pytest.raises(UpscaleError, match=r"are unknown: give a checkpoint file.*photo"):
+            load(name)
+
+
+def test_both_ways_take_the_same_names(model: DIINN, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "folder")
+    path = saved(model.state_dict(), tmp_path)
+    for name in ("photo", str(tmp_path / "folder"), tmp_path / "folder", path, str(path)):
+        assert same(DIINN.from_pretrained(name), load_model(name))
 
 
 # -- damage ----------------------------------------------------------------------------------------
