@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -71,7 +71,7 @@ def save(what: str, found: dict[str, Any]) -> None:
     print(json.dumps(found, indent=1))
 
 
-def in_turn(calls: dict[str, Call], rounds: int) -> dict[str, Any]:
+def in_turn(calls: Mapping[str, Call], rounds: int) -> dict[str, Any]:
     """Seconds of processor time of each call, by name."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
@@ -93,7 +93,8 @@ def published() -> nn.Module:
 
 def recomputing() -> nn.Module:
     net = DIINN()
-    net.encoder.recompute = True
+    encoder: Any = net.encoder
+    encoder.recompute = True
     return net
 
 
@@ -168,7 +169,7 @@ def plain(rounds: int) -> dict[str, Any]:
     found = {}
     for scale in (2, 4):
         size = (scale * SIDE, scale * SIDE)
-        calls: dict[str, Call] = {
+        calls: dict[str, Callable[[], Tensor]] = {
             "published": partial(theirs, features, size),
             "plain": partial(ours, features, size, backend="plain"),
             "operator": partial(ours, features, size),
