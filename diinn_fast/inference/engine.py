@@ -20,6 +20,7 @@ from diinn_fast.fused import Fused
 from diinn_fast.geometry import MAX_LENGTH
 from diinn_fast.inference.devices import PRECISIONS, pick_backend, pick_device, pick_precision
 from diinn_fast.inference.reduced import needs_network, reduced_size
+from diinn_fast.inference.transfer import upload
 from diinn_fast.loading import load_weights, portable_name
 from diinn_fast.model import DIINN
 from diinn_fast.plain import Plain
@@ -135,7 +136,7 @@ class Engine:
         `encoders.Cost`.
         """
         # One memory layout for all inputs: convolutions round differently in another.
-        x = rgb.to(self.device, torch.float32).contiguous()[None]
+        x = upload(rgb, self.device).to(torch.float32).contiguous()[None]
         encoder = self.model.encoder
         bounded = work_bytes is not None and cost_of(encoder).shares
         limit = {"work_bytes": work_bytes} if bounded else {}
@@ -156,13 +157,29 @@ class Engine:
 
         In [-1, 1] or slightly beyond; FloatingPointError if it is not finite.
         """
+        band = self.start_decode(features, hr, window, tile)
+        self.check_finite(torch.isfinite(band).all())
+        return band
+
+    @torch.inference_mode()
+    def start_decode(
+        self,
+        features: Tensor,
+        hr: tuple[int, int],
+        window: Sequence[int],
+        tile: tuple[tuple[int, int], tuple[int, int]] | None = None,
+    ) -> Tensor:
+        """`decode` that does not wait for a device, and so does not look at the numbers."""
         with self._arithmetic():
             path = self._path(features)
             found = self.model.decoder(features, hr, window=window, tile=tile, prepared=path)
         band: Tensor = found[0].float()
-        if not torch.isfinite(band).all():
-            raise FloatingPointError(self._not_finite())
         return band
+
+    def check_finite(self, finite: Tensor) -> None:
+        """FloatingPointError unless it is true."""
+        if not finite:
+            raise FloatingPointError(self._not_finite())
 
     def _path(self, features: Tensor) -> Fused | Plain:
         """The decoder made ready for these features: their windows share the packed weights."""
@@ -220,9 +237,12 @@ def store(target: Tensor, band: Tensor, samples: SampleRange = FULL) -> None:
     """Write what is in [0, 1] as samples of a range: as they are, or as integers rounded half up
     (8 bit leave a GPU as such).
     """
+    target.copy_(rounded(band, target.dtype, samples).cpu().to(target.dtype))
+
+
+def rounded(band: Tensor, dtype: torch.dtype, samples: SampleRange = FULL) -> Tensor:
+    """What `store` copies: still on its device, and in 8 bit if the target is."""
     band = samples.from_unit(band)
-    if not target.is_floating_point():
-        band = band * torch.iinfo(target.dtype).max + 0.5
-    if target.dtype == torch.uint8:
-        band = band.to(torch.uint8)
-    target.copy_(band.cpu().to(target.dtype))
+    if not dtype.is_floating_point:
+        band = band * torch.iinfo(dtype).max + 0.5
+    return band.to(torch.uint8) if dtype == torch.uint8 else band

@@ -92,6 +92,24 @@ def freed_memory_kept() -> Iterator[None]:
         give_back_freed_memory()
 
 
+@contextmanager
+def device_memory_within(bound: int | None, device: torch.device) -> Iterator[None]:
+    """Within, PyTorch takes no more than ``bound`` bytes of a CUDA device, what it holds already
+    included: it fails as if the device had no more, rather than pass the bound. Afterwards as
+    before.
+    """
+    if bound is None or device.type != "cuda":
+        yield
+        return
+    before = torch.cuda.get_per_process_memory_fraction(device)
+    share = bound / torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(share, before), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(before, device)
+
+
 M_MMAP_THRESHOLD = -3
 M_TRIM_THRESHOLD = -1
 

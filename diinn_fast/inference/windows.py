@@ -4,6 +4,8 @@ view.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,8 +13,9 @@ from torch import Tensor
 from diinn_fast.errors import ImageError
 from diinn_fast.geometry import Window
 from diinn_fast.inference.bicubic import bicubic_range, resize_bicubic
-from diinn_fast.inference.engine import Engine, store, to_unit
+from diinn_fast.inference.engine import Engine, rounded, store, to_unit
 from diinn_fast.inference.sources import Source
+from diinn_fast.inference.transfer import Download
 
 
 def write_samples(
@@ -31,17 +34,46 @@ def write_samples(
     hold all that the window looks at. Of a ``neutral`` picture all channels get their mean. Raises
     FloatingPointError if the network's output is not finite.
     """
+    start_samples(samples, engine, source, features, origin, window, hr, neutral)()
+
+
+def start_samples(
+    samples: np.ndarray,
+    engine: Engine,
+    source: Source,
+    features: Tensor,
+    origin: tuple[int, int],
+    window: Window,
+    hr: tuple[int, int],
+    neutral: bool,
+) -> Callable[[], None]:
+    """Begin `write_samples`; what it returns ends it. Between the two a CUDA device decodes."""
     lr = source.height, source.width
     planes = torch.from_numpy(samples).permute(2, 0, 1)
-    colours = 1 if source.grey else 3
-    band = to_unit(engine.decode(features, hr, window, tile=(lr, origin)))
-    store(planes[:colours], band.mean(0, keepdim=True) if neutral else band, source.range)
-    if source.alpha:
-        i0, i1, j0, j1 = bicubic_range(window, lr, hr)
-        _, alpha = source.read(i0, i1, j0, j1)
-        if alpha is None:
-            raise ImageError("the picture has lost its alpha: open it again.")
-        store(planes[colours:], resize_bicubic(alpha, hr, window, tile=(lr, (i0, j0))))
+    colours = planes[: 1 if source.grey else 3]
+    raw = engine.start_decode(features, hr, window, tile=(lr, origin))
+    finite = Download(torch.isfinite(raw).all())
+    band = to_unit(raw)
+    band = band.mean(0, keepdim=True) if neutral else band
+    found = Download(rounded(band, colours.dtype, source.range))
+    del raw, band
+
+    def finish() -> None:
+        engine.check_finite(finite.wait())
+        colours.copy_(found.wait().to(colours.dtype))
+        if source.alpha:
+            _write_alpha(planes[len(colours) :], source, window, hr)
+
+    return finish
+
+
+def _write_alpha(plane: Tensor, source: Source, window: Window, hr: tuple[int, int]) -> None:
+    lr = source.height, source.width
+    i0, i1, j0, j1 = bicubic_range(window, lr, hr)
+    _, alpha = source.read(i0, i1, j0, j1)
+    if alpha is None:
+        raise ImageError("the picture has lost its alpha: open it again.")
+    store(plane, resize_bicubic(alpha, hr, window, tile=(lr, (i0, j0))))
 
 
 def copy_samples(samples: np.ndarray, source: Source, window: Window) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from diinn_fast.errors import UpscaleError
 from diinn_fast.geometry import Window, split
 from diinn_fast.inference.halo import halo_error
-from diinn_fast.inference.memory import freed_memory_kept
+from diinn_fast.inference.memory import device_memory_within, freed_memory_kept
 from diinn_fast.inference.plan import Plan, with_halo
 from diinn_fast.inference.progress import Progress, make_bar
 from diinn_fast.inference.rendering.group import Group
@@ -23,7 +23,8 @@ from diinn_fast.inference.rendering.partial import part_of
 from diinn_fast.inference.rendering.spec import RenderSpec
 from diinn_fast.inference.rendering.writer import Writer
 from diinn_fast.inference.sinks import Sink
-from diinn_fast.inference.windows import copy_samples, write_samples
+from diinn_fast.inference.transfer import Late
+from diinn_fast.inference.windows import copy_samples, start_samples
 
 log = logging.getLogger("diinn_fast")
 
@@ -49,7 +50,11 @@ def render_tiles(
     # A resumed bar begins where the interrupted one ended.
     left = sum(w.shape[0] * w.shape[1] for pieces in tiles for _, w in pieces)
     journal = Journal(part_of(spec.out), group.rank, state.job, plan)
-    with make_bar(progress, total, total - left) as bar, Writer(sink, journal, bar) as writer:
+    with (
+        device_memory_within(spec.bound, spec.engine.device),
+        make_bar(progress, total, total - left) as bar,
+        Writer(sink, journal, bar) as writer,
+    ):
         for pieces in group.share(tiles):
             _render_tile(spec, plan, pieces, writer)
 
@@ -128,14 +133,20 @@ def _render_pieces(spec: RenderSpec, plan: Plan, pieces: list[Piece], writer: Wr
 def render_block(
     spec: RenderSpec, plan: Plan, features: Tensor, origin: tuple[int, int], window: Window
 ) -> np.ndarray:
-    """Samples ``[rows, columns, C]`` of a block, strip by strip."""
+    """Samples ``[rows, columns, C]`` of a block, strip by strip; a CUDA device decodes one while
+    the one before is fetched and stored.
+    """
     samples = np.empty((*window.shape, spec.layout.channels), spec.layout.dtype)
+    late = Late(spec.engine.device)
     for strip in split(window, plan.strip, window.shape[1]):
         rows = samples[strip.y0 - window.y0 : strip.y1 - window.y0]
         place = spec.frame.place(strip)
-        write_samples(
-            rows, spec.engine, spec.source, features, origin, place, spec.frame.hr, spec.neutral
+        late.do(
+            start_samples(
+                rows, spec.engine, spec.source, features, origin, place, spec.frame.hr, spec.neutral
+            )
         )
+    late.finish()
     return samples
 
 
