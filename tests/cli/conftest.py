@@ -27,7 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def upscale(folder: Path, model: Path, capsys: pytest.CaptureFixture) -> Any:
+def upscale(folder: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     """Run ``diinn-fast upscale`` with the known model on the CPU: (exit code, stdout, stderr)."""
 
     def run(*arguments: object, weights: object = model) -> tuple[int, str, str]:

@@ -437,7 +437,9 @@ def test_the_crop_is_where_the_outputs_differ() -> None:
     hr[..., 40:45, 9:12] = 1
     y, x = sheets.interesting_place([a], hr, 12, 2)  # one model: where it differs from HR
     assert y <= 40 and y + 12 >= 45 and x <= 9 and x + 12 >= 12
-    assert sheets.interesting_place([a], hr, 60, 4) == (0, pytest.approx(0, abs=80))
+    y, x = sheets.interesting_place([a], hr, 60, 4)
+    assert y == 0
+    assert abs(x) <= 80
 
 
 def test_a_sheet_shows_the_crops_as_they_are() -> None:

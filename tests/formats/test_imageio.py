@@ -519,7 +519,7 @@ def test_unsupported_colour_spaces_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [np.int16, np.int32, np.uint32, np.int8])
 def test_samples_that_are_not_8_or_16_bit_unsigned_are_refused(
-    tmp_path: Path, dtype: torch.dtype
+    tmp_path: Path, dtype: type[np.generic]
 ) -> None:
     tifffile = pytest.importorskip("tifffile")
     tifffile.imwrite(tmp_path / "x.tif", np.zeros((5, 6), dtype))

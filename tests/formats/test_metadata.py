@@ -107,7 +107,7 @@ OME = (
 IMAGEJ = "ImageJ=1.53\nimages=1\nunit=um\n"
 
 
-def tif(path: Path, tags: list[tuple], **options: object) -> None:
+def tif(path: Path, tags: list[tuple[Any, ...]], **options: object) -> None:
     tifffile.imwrite(
         path, np.asarray(PICTURE), photometric="rgb", metadata=None, extratags=tags,
         software=False, **options,
@@ -173,7 +173,8 @@ def pieces(path: Path, samples: np.ndarray, metadata: Metadata) -> None:
     metadata, lost = fitted_to(path, metadata, samples.shape[2])
     part = path.with_name(path.name + ".part")
     part.mkdir()
-    layout = Layout(*samples.shape, "uint8", metadata)
+    height, width, channels = samples.shape
+    layout = Layout(height, width, channels, "uint8", metadata)
     sink = open_sink(path, layout, part=part, resume=False)
     sink.write(0, 0, samples)
     sink.finish()
@@ -236,8 +237,8 @@ def found_in(path: Path) -> set[str]:
             found |= {"aspect"}
     if path.suffix == ".png":
         data = path.read_bytes()
-        names = [b"gAMA", b"cHRM", b"cICP", b"mDCV"]
-        found |= {name.decode() for name in names if name in data}
+        chunks = [b"gAMA", b"cHRM", b"cICP", b"mDCV"]
+        found |= {name.decode() for name in chunks if name in data}
         physical = data.partition(b"pHYs")[2][:9]
         found |= {"aspect"} if physical[8:] == b"\0" else {"resolution"} if physical else set()
     if path.suffix == ".jpg" and info.get("jfif_unit") in (1, 2):
@@ -465,7 +466,10 @@ def seen(profile: bytes, colour: tuple[int, int, int]) -> tuple[int, ...]:
     """A colour of a profile, as sRGB."""
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     change = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), "RGB", "RGB")
-    return ImageCms.applyTransform(PIL.Image.new("RGB", (1, 1), colour), change).getpixel((0, 0))
+    picture = ImageCms.applyTransform(PIL.Image.new("RGB", (1, 1), colour), change)
+    assert picture is not None
+    result: tuple[int, ...] = np.array(picture)[0, 0].tolist()
+    return tuple(result)
 
 
 @pytest.mark.parametrize("details", [{40961: 65535}, {40961: 1}])

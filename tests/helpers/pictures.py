@@ -33,7 +33,7 @@ def said(
 ) -> Metadata:
     """Metadata of a profile and a resolution."""
     resolution = None if dpi is None else Resolution(*dpi)
-    return Metadata(icc=icc, resolution=resolution, **fields)  # type: ignore[arg-type]
+    return Metadata(icc=icc, resolution=resolution, **fields)
 
 
 def to_image(samples: np.ndarray, **fields: object) -> Image:
@@ -44,7 +44,7 @@ def to_image(samples: np.ndarray, **fields: object) -> Image:
     channels = samples.shape[2]
     rgb = planes[:3] if channels >= 3 else planes[:1].repeat(3, 1, 1)
     alpha = planes[-1:] if channels in (2, 4) else None
-    metadata = said(**fields)  # type: ignore[arg-type]
+    metadata = said(**fields)
     return Image(rgb, alpha, channels < 3, 8 * samples.itemsize, metadata)
 
 
@@ -54,7 +54,8 @@ def to_samples(image: Image) -> np.ndarray:
     planes = colours if image.alpha is None else torch.cat([colours, image.alpha])
     levels = planes.permute(1, 2, 0).double().numpy() * (2**image.bits - 1)
     np.testing.assert_allclose(levels, levels.round(), atol=0.005)
-    return levels.round().astype(np.uint16 if image.bits == 16 else np.uint8)
+    result: np.ndarray = levels.round().astype(np.uint16 if image.bits == 16 else np.uint8)
+    return result
 
 
 def refused(action: Callable[[], Any], *words: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def content(height: int = 40, width: int = 50) -> np.ndarray:
     return samples
 
 
-STORED = {
+STORED: dict[str, tuple[Callable[[np.ndarray], np.ndarray], int, int]] = {
     "8 bits": (lambda unit: np.round(unit * 255).astype(np.uint8), 0, 255),
     "16 bits": (lambda unit: np.round(unit * 65535).astype(np.uint16), 0, 65535),
     "12 bits in 16": (lambda unit: np.round(unit * 4095).astype(np.uint16), 0, 4095),

@@ -35,7 +35,7 @@ def tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def middle_of_nine(upscaler: Upscaler, given: np.ndarray, hr: tuple[int, int]) -> np.ndarray:
     nine = np.tile(given, (3, 3, *[1] * (given.ndim - 2)))
-    out = upscaler(nine, size=(3 * hr[0], 3 * hr[1]))
+    out: np.ndarray = upscaler(nine, size=(3 * hr[0], 3 * hr[1]))
     return out[hr[0] : 2 * hr[0], hr[1] : 2 * hr[1]]
 
 
