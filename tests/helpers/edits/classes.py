@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ class Doubled(nn.Conv2d):
 
 class DoubledInside(nn.Conv2d):
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return 1.1 * super()._conv_forward(x, weight, bias)
+        out: Tensor = super()._conv_forward(x, weight, bias)
+        return 1.1 * out
 
 
 class Called(nn.Conv2d):
@@ -40,7 +42,7 @@ def of_class(net: nn.Module, kind: type[nn.Conv2d]) -> None:
 
 
 for _kind in (Doubled, DoubledInside, Called):
-    edit(f"convolutions of class {_kind.__name__}")(lambda net, kind=_kind: of_class(net, kind))
+    edit(f"convolutions of class {_kind.__name__}")(partial(of_class, kind=_kind))
 
 
 @edit("a forward of its own, in each of some convolutions")
@@ -71,7 +73,8 @@ def _(net: Any) -> nn.Module:
     kind = type(net)
 
     def forward(self: Any, x: Tensor, size: Any) -> Tensor:
-        return kind.forward(self, x, size).clamp(-0.1, 0.1)
+        out: Tensor = kind.forward(self, x, size)
+        return out.clamp(-0.1, 0.1)
 
     net.__class__ = type("Clamped", (kind,), {"forward": forward})
     return net  # type: ignore[no-any-return]
@@ -102,7 +105,8 @@ def _(net: Any) -> nn.Module:
             for n, name in enumerate(SOME):
                 base = self.bases[n].to(x.dtype)
                 self.net.get_submodule(name).weight = self.factors[n] * base
-            return self.net(x, size)
+            out: Tensor = self.net(x, size)
+            return out
 
     return Hyper()
 
@@ -192,7 +196,7 @@ def _(net: Any) -> None:
 
 @edit("a dense convolution cut to its centre")
 def _(net: Any) -> None:
-    layer = grown(net)[0]
+    layer: Any = grown(net)[0]
     set_weight(layer, layer.weight[:, :, 1:2, 1:2])
     layer.padding = (0, 0)
 

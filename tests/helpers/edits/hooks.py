@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.helpers.edits.registry import Wrapped, convolutions, edit, grown
 
-PLACES = {
+PLACES: dict[str, Callable[[Any], Any]] = {
     "K": lambda net: net.decoder.K[1],
     "a convolution of K": lambda net: net.decoder.K[2][0],
     "Q's activation": lambda net: net.decoder.Q[1][1],
@@ -42,10 +43,16 @@ BACKWARD_HOOKS: dict[str, Callable[[nn.Module], Any]] = {
         lambda m, dy: tuple(3 * v for v in dy)
     ),
 }
+
+
+def hooked(net: Any, hook: Callable[[Any], object], find: Callable[[Any], Any]) -> None:
+    hook(find(net))
+
+
 for _what, _hook in (HOOKS | BACKWARD_HOOKS).items():
     for _place, _find in PLACES.items():
         edit(f"{_what} {_place}", silent=_what in BACKWARD_HOOKS)(
-            lambda net, hook=_hook, find=_find: (hook(find(net)), None)[1]
+            partial(hooked, hook=_hook, find=_find)
         )
 
 
@@ -60,9 +67,11 @@ def _(net: Any) -> nn.Module:
             self.net = net
 
         def forward(self, x: Tensor, size: Any) -> Tensor:
-            out = self.net(x, size)
+            out: Tensor = self.net(x, size)
             sums = [kept[name].double().sum() for name in sorted(kept)]
-            return out + 0 * torch.stack(sums).sum().to(out.dtype) if sums else out
+            if sums:
+                out = out + 0 * torch.stack(sums).sum().to(out.dtype)
+            return out
 
     for name, layer in net.named_modules():
         if not list(layer.children()):
@@ -75,7 +84,8 @@ def _(net: Any) -> nn.Module:
 @edit("hooks on gradients of weights", silent=True)
 def _(net: Any) -> None:
     for layer in convolutions(net):
-        layer.weight.register_hook(lambda grad: 2 * grad)
+        weight: Any = layer.weight
+        weight.register_hook(lambda grad: 2 * grad)
 
 
 # -- other ways to register ------------------------------------------------------------------------

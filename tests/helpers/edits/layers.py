@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ class Gated(nn.Module):
         self.gate = nn.Parameter(torch.tensor(0.7))
 
     def forward(self, *args: Any) -> Tensor:
-        return self.gate * self.layer(*args)
+        out: Tensor = self.gate * self.layer(*args)
+        return out
 
 
 EXCHANGED: dict[str, tuple[str, Callable[[Any], nn.Module]]] = {
@@ -97,7 +99,7 @@ EXCHANGED: dict[str, tuple[str, Callable[[Any], nn.Module]]] = {
     ),
 }  # fmt: skip
 for _name, (_where, _make) in EXCHANGED.items():
-    edit(_name)(lambda net, where=_where, make=_make: replaced(net, where, make))
+    edit(_name)(partial(replaced, name=_where, make=_make))
 
 
 def last_with(last: nn.Conv2d, channels: int = 3, bias: bool = True) -> nn.Conv2d:
@@ -185,7 +187,8 @@ def _(net: Any) -> nn.Module:
             self.net = net
 
         def forward(self, x: Tensor, size: Any) -> Tensor:
-            return self.net(torch.cat([x, x[:, :1]], dim=1), size)
+            out: Tensor = self.net(torch.cat([x, x[:, :1]], dim=1), size)
+            return out
 
     return Four()
 
@@ -218,7 +221,7 @@ class ChannelAttention(nn.Module):
         return out * gates
 
 
-OTHERS: dict[str, tuple[str, Callable[[Any], nn.Module]]] = {
+OTHERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "an activation in place in K": ("decoder.K.1.1", lambda _: nn.ReLU(inplace=True)),
     "an activation in place in a dense block": (
         "encoder.RDBs.0.convs.1.conv.1", lambda _: nn.ReLU(inplace=True)
@@ -254,7 +257,7 @@ OTHERS: dict[str, tuple[str, Callable[[Any], nn.Module]]] = {
 UNCHANGED = ("in place", "by name", "published", "checkpointed", "scripted")
 for _name, (_where, _make) in OTHERS.items():
     edit(_name, silent=any(word in _name for word in UNCHANGED))(
-        lambda net, where=_where, make=_make: replaced(net, where, make)
+        partial(replaced, name=_where, make=_make)
     )
 
 

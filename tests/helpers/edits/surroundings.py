@@ -60,7 +60,8 @@ for _name, _find in PATCHED.items():
 
     @called(f"patched: {_name}")
     def _(net: Any, x: Tensor, size: Any, find: Any = _find) -> Tensor:
-        with patched(*find(net), louder):
+        owner, name = find(net)
+        with patched(owner, name, louder):
             out: Tensor = net(x, size)
         return out
 
@@ -205,7 +206,8 @@ class Louder(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = super().__torch_function__(func, types, args, kwargs or {})
+        parent: Any = super()
+        out = parent.__torch_function__(func, types, args, kwargs or {})
         return 1.1 * out if func in (F.conv2d, torch.sin) else out
 
 

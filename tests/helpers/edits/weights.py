@@ -27,12 +27,13 @@ class LowRank(nn.Module):
         super().__init__()
         self.base = base.requires_grad_(False)
         self.down = nn.Conv2d(
-            base.in_channels, 2, base.kernel_size, padding=base.padding, bias=False  # type: ignore[arg-type]
+            base.in_channels, 2, base.kernel_size, padding=base.padding, bias=False
         )  # fmt: skip
         self.up = nn.Conv2d(2, base.out_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + self.up(self.down(x))
+        out: Tensor = self.base(x) + self.up(self.down(x))
+        return out
 
 
 def adapted(net: nn.Module, starts: str) -> None:
