@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from diinn_fast.formats.layout import Layout
 from diinn_fast.formats.positioned import PositionedFile, bytes_of
+
+_BLOCK = 2**18
 
 
 class SampleFile:
@@ -33,11 +37,28 @@ class SampleFile:
                 self._file.resize(size)
                 self._file.write(memoryview(header), 0)
             # Samples of another job in the same place would be taken for ours.
-            elif self._file.size != size or self._file.exactly(len(header), 0) != header:
+            elif self._file.size != size or not self._begins_with(header):
                 raise FileNotFoundError(f"{path} does not hold samples {layout.shape}")
         except BaseException:
             self.close()
             raise
+
+    def _begins_with(self, header: bytes) -> bool:
+        """Whether the file has this header, whatever white space stands in it."""
+        found = self._file.exactly(len(header), 0)
+        return found.replace(b"\t", b" ") == header.replace(b"\t", b" ")
+
+    def put_header(self, header: bytes) -> None:
+        """Replace the header by another one of the same length."""
+        if len(header) != self._start:
+            raise ValueError("the header has another length")
+        self._file.write(memoryview(header), 0)
+
+    def checksum(self, before: int = 0) -> int:
+        """CRC-32 of all samples as they are stored; ``before``: of what comes before them."""
+        with open(self._file.path, "rb") as file:
+            file.seek(self._start)
+            return checksum_of(file, before)
 
     def write(self, y: int, x: int, samples: np.ndarray) -> None:
         """Samples [h, w, c] of the window whose upper left corner is at (y, x)."""
@@ -69,6 +90,13 @@ class SampleFile:
     def close(self) -> None:
         """Close the file. Can be called twice."""
         self._file.close()
+
+
+def checksum_of(file: BinaryIO, checksum: int = 0) -> int:
+    """CRC-32 of the rest of a file, behind that of what comes before."""
+    while block := file.read(_BLOCK):
+        checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 def check_window(layout: Layout, y: int, x: int, samples: np.ndarray) -> None:

@@ -28,9 +28,10 @@ from diinn_fast.formats.positioned import PositionedFile, StreamFile
 from diinn_fast.formats.samples import SampleFile
 from diinn_fast.formats.sinks import SampleSink, Sink, SinkOptions, SinkTarget
 from diinn_fast.formats.sources import ArraySource, Source, file_identity
+from diinn_fast.formats.tiff_job import tiff_job
 from diinn_fast.formats.tiff_metadata import fits_rational, metadata_of_page
 from diinn_fast.formats.tiff_source import complaints, tiff_source
-from diinn_fast.formats.tiff_writer import TILE, tiff_bytes, tiff_job, tiff_size, write_tiff
+from diinn_fast.formats.tiff_writer import TILE, tiff_bytes, tiff_size, write_tiff
 from diinn_fast.metadata import Metadata
 
 _WIDTH = 256

@@ -5,10 +5,10 @@ Source: TIFF revision 6.0; Adobe's TIFF technical notes; XMP part 3, section 3.2
 
 from __future__ import annotations
 
-import re
 import struct
 from typing import Any, BinaryIO
 
+from diinn_fast.formats.tiff_job import OURS, made_by
 from diinn_fast.metadata import Exif, Metadata, Resolution, Tag, geotiff, microscopy
 from diinn_fast.metadata.exif import (
     DESCRIPTION,
@@ -22,7 +22,6 @@ from diinn_fast.metadata.exif import (
 from diinn_fast.metadata.fit import MAKER_NOTE
 from diinn_fast.metadata.resolution import CENTIMETRE, INCH, METRE, UNKNOWN, exif_resolution
 from diinn_fast.metadata.tags import Directories, Packer, ascii_tag
-from diinn_fast.version import __version__
 
 _XMP = 700
 _IPTC = 33723
@@ -36,9 +35,6 @@ _ABOUT = frozenset({11, 269, 270, 271, 272, 285, 286, 287, 297, 305, 306, 315, 3
 
 _SCALING = frozenset({X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT})
 _UNITS = {1: UNKNOWN, 2: INCH, 3: CENTIMETRE}
-
-_JOB = re.compile(r"(?:; )?diinn_fast \S+(?: job (\w+))?$")
-"""What stands at the end of the tag Software of our own outputs."""
 
 
 def metadata_of_page(tiff: Any, page: Any) -> Metadata:
@@ -80,7 +76,7 @@ def _bytes(tags: dict[int, Tag], code: int, end: bytes = b"") -> bytes | None:
 
 def _exif_of_picture(found: Exif, left_out: set[int]) -> Exif:
     """Without those tags, and without our own name in Software."""
-    software = _JOB.sub("", found.text(SOFTWARE) or "")
+    software = OURS.sub("", found.text(SOFTWARE) or "")
     exif = found.without_main(left_out | {SOFTWARE})
     return exif.with_main(ascii_tag(SOFTWARE, software)) if software else exif
 
@@ -91,18 +87,12 @@ def _names(codes: set[int]) -> list[str]:
     return [names.get(code, f"tag {code}") for code in sorted(codes)]
 
 
-def job_of_page(page: Any) -> str | None:
-    """The fingerprint of the job that has made a file of ours."""
-    found = _JOB.search(str(page.tags.valueof(SOFTWARE, "")))
-    return found[1] if found else None
-
-
 def extra_tags(metadata: Metadata, dtype: str, channels: int, job: str) -> list[tuple[Any, ...]]:
     """Of the first page, as `tifffile.TiffWriter.write` takes them."""
     exif = (metadata.exif or Exif()).little_endian()
-    software = [text for text in (exif.text(SOFTWARE), f"diinn_fast {__version__}") if text]
+    software = [text for text in (exif.text(SOFTWARE), made_by(job)) if text]
     tags = list(exif.without_main({SOFTWARE, ORIENTATION, *STORAGE, *_SCALING}).main)
-    tags.append(ascii_tag(SOFTWARE, "; ".join(software) + (f" job {job}" if job else "")))
+    tags.append(ascii_tag(SOFTWARE, "; ".join(software)))
     # OME and ImageJ describe the samples in the same tag as the picture's own description.
     if metadata.ome is not None or metadata.imagej is not None:
         ome = metadata.ome and microscopy.ome_stored(metadata.ome, dtype, channels)

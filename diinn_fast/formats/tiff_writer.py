@@ -10,18 +10,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from diinn_fast.formats.layout import WORKERS, Layout, Progress, Read, in_order
-from diinn_fast.formats.tiff_metadata import (
-    append_directories,
-    extra_tags,
-    job_of_page,
-    resolution_options,
-)
+from diinn_fast.formats.tiff_job import put_checksum
+from diinn_fast.formats.tiff_metadata import append_directories, extra_tags, resolution_options
 
 TILE = 256
 CLASSIC_MAX_BYTES = 2**32 - 2**26
@@ -83,6 +78,8 @@ def write_tiff(
             )
             done += page.height
     append_directories(file, layout.metadata, big=big)
+    if layout.job:
+        put_checksum(file)
 
 
 def tiff_bytes(layout: Layout) -> int:
@@ -92,23 +89,6 @@ def tiff_bytes(layout: Layout) -> int:
     )
     tiles = layout.height * layout.width // TILE**2
     return 6 * WORKERS * segment + 150 * tiles + 2**23
-
-
-def tiff_job(file: BinaryIO) -> str | None:
-    """The fingerprint that `write_tiff` stored; None if there is none, this is no TIFF, or its
-    tiles go beyond the end of the file.
-    """
-    import tifffile
-
-    with (
-        suppress(tifffile.TiffFileError, ValueError, KeyError, IndexError),
-        tifffile.TiffFile(file) as tiff,
-    ):
-        page = tiff.pages.first
-        ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))
-        whole = max(ends, default=0) <= tiff.filehandle.size
-        return job_of_page(page) if whole else None
-    return None
 
 
 def _metadata(layout: Layout) -> dict[str, Any]:

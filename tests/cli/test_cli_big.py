@@ -324,7 +324,7 @@ def test_a_zarr_is_a_picture_and_no_folder(
 # -- resuming --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("out", ["out.png", "out.tif", "out.zarr", "out.ome.zarr"])
+@pytest.mark.parametrize("out", ["out.png", "out.tif", "out.npy", "out.zarr", "out.ome.zarr"])
 def test_a_finished_output_is_resumed_by_doing_nothing(
     upscale: Callable[..., tuple[int, str, str]],
     folder: Path,

@@ -519,7 +519,7 @@ def interrupted(edsr: Upscaler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_finished_job_is_resumed_by_doing_nothing(edsr: Upscaler, tmp_path: Path) -> None:
-    for name in ("out.png", "out.tif", "out.zarr"):
+    for name in ("out.png", "out.tif", "out.npy", "out.zarr"):
         assert render(edsr, picture(), tmp_path / name, scale=2)
         assert not render(edsr, picture(), tmp_path / name, scale=2, resume=True)
         with pytest.raises(ImageError, match="already exists"):
