@@ -2,7 +2,8 @@
 
     python -m tests.run_kills --kills 200 --races 100 --disks 50
 
-Each job is a process of its own, forked from one that has loaded everything and computed nothing.
+Half of the kills come at a random moment, half before or after a random call to the system that
+makes, writes, names or removes a file. Each job is a process of its own, forked from one that has loaded everything and computed nothing.
 A killed or starved job must leave no output or a whole one, and ``--resume`` must end with the very
 pixels of an undisturbed run. Of two jobs at once, the output must be that of one of them.
 """
@@ -43,8 +44,25 @@ def many_tiles(task: Task, base: int, bound: int) -> Plan:
     return Plan(task.lr, task.hr, task.unit, task.radius or 0, (2, 3), (12, 12), 8, 1 << 16, 0)
 
 
-def start(folder: Path, picture: str, out: str, *options: str, bytes_left: int = -1) -> int:
-    """A job in a process of its own; its number. With ``bytes_left``, the disk is then full."""
+CALLS = ("open", "write", "pwrite", "fsync", "ftruncate", "link", "replace", "rename", "unlink")
+CALLS += ("mkdir", "rmdir")
+"""Functions of `os` at which a job is killed."""
+
+
+def start(
+    folder: Path,
+    picture: str,
+    out: str,
+    *options: str,
+    bytes_left: int = -1,
+    dies_at: int = 0,
+    counted: Path | None = None,
+) -> int:
+    """A job in a process of its own; its number.
+
+    With ``bytes_left``, the disk is then full. With ``dies_at`` n it kills itself before its nth
+    call of `CALLS`, with -n behind it. ``counted``: a file for the number of its calls.
+    """
     process = os.fork()
     if process:
         return process
@@ -58,8 +76,11 @@ def start(folder: Path, picture: str, out: str, *options: str, bytes_left: int =
         writer.FLUSH_SECONDS = 0.0
         if bytes_left >= 0:
             fill_disk(bytes_left)
+        calls = count_calls(dies_at)
         words = ["--scale", "2", "--device", "cpu", "--weights", "model", "--max-memory", "4GiB"]
         code = command(["upscale", picture, out, *words, *options])
+        if counted is not None:
+            counted.write_text(str(calls[0]))
     finally:
         os._exit(code)
 
@@ -77,6 +98,27 @@ def fill_disk(bytes_left: int) -> None:
 
     os.pwrite = lambda file, data, place: limited(lambda: real[0](file, data, place), data)
     os.write = lambda file, data: limited(lambda: real[1](file, data), data)
+
+
+def count_calls(dies_at: int) -> list[int]:
+    """Count calls of `CALLS`, and die at one of them."""
+    count = [0]
+
+    def watched(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            count[0] += 1
+            if count[0] == dies_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = real(*arguments, **named)
+            if count[0] == -dies_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return call
+
+    for name in CALLS:
+        setattr(os, name, watched(getattr(os, name)))
+    return count
 
 
 def end(process: int) -> int:
@@ -111,15 +153,18 @@ class Trial:
             np.save(folder / name, samples)
         save(random_model(), folder / "model")
         self.right: dict[tuple[str, str], str] = {}
-        self.seconds = 0.0
+        self.calls: dict[str, int] = {}
+        times = []
         for out in names:
             for picture in PICTURES:
                 began = time.monotonic()
-                if end(start(folder, picture, out)) != 0:
+                if end(start(folder, picture, out, counted=folder / "calls")) != 0:
                     raise SystemExit(f"an undisturbed job into {out} fails")
-                self.seconds = max(self.seconds, time.monotonic() - began)
+                times.append(time.monotonic() - began)
+                self.calls[out] = int((folder / "calls").read_text())
                 self.right[picture, out] = pixels(folder / out)
                 remove(folder / out)
+        self.seconds = sorted(times)[len(times) // 2]
 
     def fault(self, said: str) -> None:
         """Say and keep what must not be."""
@@ -142,10 +187,6 @@ class Trial:
     def finish(self, out: str, allowed: list[str], what: str) -> None:
         """Resuming ends with the output of one of the pictures, and with nothing beside it."""
         part = rendering.part_of(self.folder / out)
-        if (self.folder / out).exists() and not part.exists():
-            # Whole, as was checked; an .npy does not say of which job it is.
-            remove(self.folder / out)
-            return
         codes = []
         for picture in allowed:
             codes.append(end(start(self.folder, picture, out, "--resume")))
@@ -158,15 +199,21 @@ class Trial:
         remove(part)
 
     def kill(self, chance: random.Random) -> None:
-        """Kill a job at a random moment."""
+        """Kill a job at a random moment, or at a random call."""
         out = chance.choice(self.names)
-        process = start(self.folder, "a.npy", out)
-        time.sleep(chance.uniform(0, 1.1 * self.seconds))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
+        how = "killed"
+        if chance.random() < 0.5:
+            process = start(self.folder, "a.npy", out)
+            time.sleep(chance.uniform(0, 1.1 * self.seconds))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        else:
+            call = chance.choice([1, -1]) * chance.randint(1, self.calls[out])
+            how = f"killed at call {call}"
+            process = start(self.folder, "a.npy", out, dies_at=call)
         end(process)
-        self.check(out, ["a.npy"], "killed")
-        self.finish(out, ["a.npy"], "killed")
+        self.check(out, ["a.npy"], how)
+        self.finish(out, ["a.npy"], how)
 
     def race(self, chance: random.Random) -> None:
         """Two jobs for one output, of one picture or of two."""
@@ -212,7 +259,7 @@ def main() -> int:
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory(prefix="diinn-kills-") as folder:
         trial = Trial(Path(folder), options.names)
-        print(f"an undisturbed job takes up to {trial.seconds:.1f} s", flush=True)
+        print(f"an undisturbed job takes {trial.seconds:.1f} s, and calls {trial.calls}", flush=True)
         for count, name in ((options.kills, "kill"), (options.races, "race")):
             for _ in range(count):
                 getattr(trial, name)(chance)

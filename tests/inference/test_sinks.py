@@ -785,18 +785,18 @@ def test_a_file_that_has_changed_since_is_not_complete(
     assert read_job(path) == "0123abcd"
 
 
-def test_an_npy_with_a_job_is_one_for_everybody(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", [(40, 30, 3), (7, 5, 1), (11, 13, 4)])
+def test_an_npy_with_a_job_is_one_for_everybody(
+    tmp_path: Path, shape: tuple[int, int, int]
+) -> None:
     """The fingerprint is white space, and samples begin at a multiple of 64 bytes."""
-    for shape in ((40, 30, 3), (7, 5, 1), (11, 13, 4)):
-        samples = noise(shape[2], 8, *shape[:2])
-        save(tmp_path / "x.npy", samples, job="ab" * 32)
-        expected = samples[..., 0] if shape[2] == 1 else samples
-        np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), expected)
-        mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
-        np.testing.assert_array_equal(mapped, expected)
-        assert mapped.offset % 64 == 0 and (tmp_path / "x.npy").stat().st_size % 64 == (
-            samples.nbytes % 64
-        )
+    samples = noise(shape[2], 8, *shape[:2])
+    save(tmp_path / "x.npy", samples, job="ab" * 32)
+    expected = samples[..., 0] if shape[2] == 1 else samples
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), expected)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    np.testing.assert_array_equal(mapped, expected)
+    assert ((tmp_path / "x.npy").stat().st_size - samples.nbytes) % 64 == 0
 
 
 def test_an_unfinished_store_says_so(tmp_path: Path) -> None:
