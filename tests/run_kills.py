@@ -3,9 +3,10 @@
     python -m tests.run_kills --kills 200 --races 100 --disks 50
 
 Half of the kills come at a random moment, half before or after a random call to the system that
-makes, writes, names or removes a file. Each job is a process of its own, forked from one that has loaded everything and computed nothing.
-A killed or starved job must leave no output or a whole one, and ``--resume`` must end with the very
-pixels of an undisturbed run. Of two jobs at once, the output must be that of one of them.
+makes, writes, names or removes a file. Each job is a process of its own, forked from one that has
+loaded everything and computed nothing. A killed or starved job must leave no output or a whole one,
+and ``--resume`` must end with the very pixels of an undisturbed run. Of two jobs at once, the
+output must be that of one of them.
 """
 
 from __future__ import annotations
@@ -259,7 +260,7 @@ def main() -> int:
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory(prefix="diinn-kills-") as folder:
         trial = Trial(Path(folder), options.names)
-        print(f"an undisturbed job takes {trial.seconds:.1f} s, and calls {trial.calls}", flush=True)
+        print(f"an undisturbed job takes {trial.seconds:.1f} s, calls {trial.calls}", flush=True)
         for count, name in ((options.kills, "kill"), (options.races, "race")):
             for _ in range(count):
                 getattr(trial, name)(chance)
