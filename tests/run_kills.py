@@ -45,8 +45,10 @@ def many_tiles(task: Task, base: int, bound: int) -> Plan:
     return Plan(task.lr, task.hr, task.unit, task.radius or 0, (2, 3), (12, 12), 8, 1 << 16, 0)
 
 
-CALLS = ("open", "write", "pwrite", "fsync", "ftruncate", "link", "replace", "rename", "unlink")
-CALLS += ("mkdir", "rmdir")
+CALLS = (
+    *("open", "write", "pwrite", "fsync", "ftruncate", "mkdir"),
+    *("link", "replace", "rename", "unlink", "rmdir"),
+)
 """Functions of `os` at which a job is killed."""
 
 

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 
 from diinn_fast.errors import ImageError
+from diinn_fast.formats.bands import Bands
 from diinn_fast.formats.layout import Layout, Read
 from diinn_fast.formats.sinks import Sink, SinkOptions, SinkTarget
 from diinn_fast.formats.sources import ArraySource, Source, file_identity
@@ -24,11 +25,13 @@ class Decoded:
             alpha.
         metadata: what else the file says, of the upright picture.
         lossless: the file has no loss although files of its format may have.
+        bands: what c is, where it is anything else; None: as said.
     """
 
     samples: np.ndarray
     metadata: Metadata = NOTHING
     lossless: bool = False
+    bands: Bands | None = None
 
 
 class Format:
@@ -47,6 +50,7 @@ class Format:
         alpha: it can hold an alpha channel.
         max_side: longest side in pixels that can really be written.
         dtypes: sample types that can be written.
+        bands: samples may be more, or others, than grey or RGB with or without alpha.
         unit: (rows, columns) of the pieces that processes may write independently.
         holds: entries of `Metadata` that it has a place for; "note" is EXIF's maker note.
     """
@@ -63,6 +67,7 @@ class Format:
     alpha: ClassVar[bool] = True
     max_side: ClassVar[int] = 2**31 - 1
     dtypes: ClassVar[tuple[str, ...]] = ("uint8",)
+    bands: ClassVar[bool] = False
     unit: ClassVar[tuple[int, int]] = (1, 1)
     holds: ClassVar[frozenset[str]] = frozenset()
 
@@ -135,6 +140,11 @@ class Format:
 
     def check_layout(self, path: Path, layout: Layout) -> None:
         """Refuse (ImageError) what the format cannot hold."""
+        if not (layout.bands.is_picture or self.bands):
+            raise ImageError(
+                f"{path} cannot hold {layout.channels} bands, {self.name} has grey or RGB: write "
+                ".tif, .npy or .zarr."
+            )
         if layout.dtype not in self.dtypes:
             raise ImageError(
                 f"{path} cannot hold {layout.dtype}, {self.name} has {' or '.join(self.dtypes)}: "

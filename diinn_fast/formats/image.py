@@ -11,6 +11,7 @@ import torch
 
 from diinn_fast.errors import ImageError
 from diinn_fast.files import explain
+from diinn_fast.formats.missing import Missing
 from diinn_fast.metadata import NOTHING, Metadata
 
 TOLERANCE = 1e-3
@@ -41,6 +42,16 @@ class Image:
     lossless: bool = False
 
     @property
+    def dtype(self) -> str:
+        """Type of the samples that it has in a file: "uint8", "uint16" or "float32"."""
+        return "float32" if self.bits == 32 else f"uint{self.bits}"
+
+    @property
+    def missing(self) -> Missing | None:
+        """What stands for missing samples, None if nothing does."""
+        return Missing.of(self.metadata, self.dtype)
+
+    @property
     def icc(self) -> bytes | None:
         """ICC profile, copied through; pixels are never converted."""
         return self.metadata.icc
@@ -58,8 +69,12 @@ def to_float(samples: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(samples.astype(np.float32, order="C")).div_(np.iinfo(samples.dtype).max)
 
 
-def check_unit(values: torch.Tensor) -> None:
-    """ImageError for floats that are not in [0, 1], but for rounding."""
+def check_unit(values: torch.Tensor, missing: Missing | None = None) -> None:
+    """ImageError for floats ``[C, h, w]`` that are not in [0, 1], but for rounding, and are not
+    missing.
+    """
+    if missing is not None:
+        values = missing.split(values, None)[0]
     low, high = finite_ends(values)
     if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
         raise ImageError(

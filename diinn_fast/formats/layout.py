@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from diinn_fast.errors import ImageError
+from diinn_fast.formats.bands import Bands, bands_of_channels
 from diinn_fast.metadata import NOTHING, Metadata
 
 DTYPES = ("uint8", "uint16", "float32")
@@ -35,10 +36,12 @@ class Layout:
     """Samples [height, width, channels] and what the file says about them.
 
     Attributes:
-        channels: 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha; alpha is not premultiplied.
+        channels: 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha, unless ``others`` says something
+            else; alpha is not premultiplied.
         dtype: "uint8" or "uint16" over their whole range, or "float32" in [0, 1].
         metadata: what else the file says, of a picture of this size.
         job: fingerprint of the job that made the samples; stored where the format has room for it.
+        others: what the channels are if they are no picture.
     """
 
     height: int
@@ -47,6 +50,7 @@ class Layout:
     dtype: str
     metadata: Metadata = NOTHING
     job: str = ""
+    others: Bands | None = None
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 1:
@@ -54,7 +58,7 @@ class Layout:
                 f"an output of {self.width} x {self.height} pixels has none: ask for at least 1 x "
                 "1."
             )
-        if self.channels not in (1, 2, 3, 4) or self.dtype not in DTYPES:
+        if self.channels < 1 or self.bands.count != self.channels or self.dtype not in DTYPES:
             raise ImageError(
                 f"an output of {self.channels} channels of {self.dtype} is not possible: "
                 f"choose 1 to 4 channels of {', '.join(DTYPES)}."
@@ -81,9 +85,9 @@ class Layout:
         return self.height * self.row_bytes
 
     @property
-    def alpha(self) -> bool:
-        """Whether the last channel is alpha."""
-        return self.channels in (2, 4)
+    def bands(self) -> Bands:
+        """What the channels are."""
+        return self.others or bands_of_channels(self.channels)
 
 
 def levels_below(layout: Layout, smallest: int) -> list[Layout]:
@@ -91,7 +95,7 @@ def levels_below(layout: Layout, smallest: int) -> list[Layout]:
     levels = []
     while max(layout.height, layout.width) > smallest:
         half = math.ceil(layout.height / 2), math.ceil(layout.width / 2)
-        layout = Layout(*half, layout.channels, layout.dtype)
+        layout = Layout(*half, layout.channels, layout.dtype, others=layout.others)
         levels.append(layout)
     return levels
 

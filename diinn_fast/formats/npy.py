@@ -18,6 +18,7 @@ from typing import BinaryIO
 import numpy as np
 
 from diinn_fast.errors import ImageError
+from diinn_fast.formats.bands import bands_of_array
 from diinn_fast.formats.base import Format
 from diinn_fast.formats.layout import Layout, Progress
 from diinn_fast.formats.positioned import PositionedFile
@@ -39,6 +40,7 @@ class Npy(Format):
     magics = (b"\x93NUMPY",)
     streams = True
     dtypes = ("uint8", "uint16", "float32")
+    bands = True
 
     def open(self, path: Path, file: BinaryIO, max_bytes: int | None = None) -> Source:
         """See `Format.open`."""
@@ -53,9 +55,11 @@ class Npy(Format):
         return 0, layout.nbytes + len(npy_header(layout))
 
     def finish_bytes(self, layout: Layout) -> int:
+        """See `Format.finish_bytes`."""
         return 2**21
 
     def read_job(self, path: Path) -> str | None:
+        """See `Format.read_job`."""
         return npy_job(path)
 
 
@@ -153,4 +157,6 @@ def npy_source(path: Path) -> RowsSource:
         raise ImageError(f"{path} is stored column by column: save np.ascontiguousarray of it.")
     if size < start + full[0] * full[1] * full[2] * dtype.itemsize:
         raise ImageError(f"{path} is cut off: fetch or save the file again.")
-    return RowsSource(str(path), PositionedFile(path), start, full, dtype, file_identity(path))
+    identity = file_identity(path)
+    each = bands_of_array(full[2])
+    return RowsSource(str(path), PositionedFile(path), start, full, dtype, identity, each=each)

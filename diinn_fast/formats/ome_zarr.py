@@ -11,17 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from diinn_fast.formats.bands import Bands
 from diinn_fast.formats.layout import Layout, Progress, halve, levels_below
 from diinn_fast.formats.zarr import Zarr
 from diinn_fast.formats.zarr_store import CHUNK, SMALLEST_LEVEL, ZarrSink
 from diinn_fast.metadata import Space
 
-_CHANNELS = {
-    1: ["grey"],
-    2: ["grey", "alpha"],
-    3: ["red", "green", "blue"],
-    4: ["red", "green", "blue", "alpha"],
-}
 _COLOURS = {
     "grey": "FFFFFF",
     "alpha": "FFFFFF",
@@ -141,15 +136,26 @@ class OmeZarrSink(ZarrSink):
                 "channels": [
                     {
                         "label": name,
-                        "color": _COLOURS[name],
+                        "color": _COLOURS.get(name, "FFFFFF"),
                         "active": name != "alpha",
                         "window": window,
                     }
-                    for name in _CHANNELS[self.layout.channels]
+                    for name in _names(self.layout.bands)
                 ],
-                "rdefs": {"model": "greyscale" if self.layout.channels < 3 else "color"},
+                "rdefs": {"model": "greyscale" if self.layout.bands.colours == 1 else "color"},
             },
         }
+
+
+def _names(bands: Bands) -> list[str]:
+    """Of channels, for viewers."""
+    names = ["red", "green", "blue"] if bands.colours == 3 else ["grey"]
+    if not bands.is_picture and bands.colours == 1:
+        names = ["band 1"]
+    names += [f"band {n + 1}" for n in range(bands.colours, bands.count)]
+    if bands.alpha is not None:
+        names[bands.alpha] = "alpha"
+    return names
 
 
 class OmeZarr(Zarr):

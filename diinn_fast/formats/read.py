@@ -12,8 +12,10 @@ from typing import BinaryIO, cast
 import torch
 
 from diinn_fast.errors import ImageError
+from diinn_fast.formats.bands import check_picture
 from diinn_fast.formats.base import Format
 from diinn_fast.formats.image import Image, check_unit, to_float
+from diinn_fast.formats.missing import Missing
 from diinn_fast.formats.registry import by_content, names
 
 CONTENTS = (bytes, bytearray, memoryview, IOBase)
@@ -31,7 +33,8 @@ def read_image(file: File, *, any_range: bool = False) -> Image:
     premultiplied alpha of a TIFF is divided out. Of a phone's multi-picture JPEG the main picture
     is read.
 
-    With ``any_range``, floats may lie outside [0, 1]; else they are refused.
+    With ``any_range``, floats may lie outside [0, 1]; else they are refused, but for the value that
+    the metadata calls missing.
 
     Raises:
         ImageError: missing, empty, damaged or cut off file; not a format that is read; CMYK,
@@ -41,6 +44,8 @@ def read_image(file: File, *, any_range: bool = False) -> Image:
     """
     with opened(file) as (name, stream):
         decoded = sniff(name, stream).read(name, stream)
+        if decoded.bands is not None:
+            check_picture(name, decoded.bands)
     samples = decoded.samples
     channels = samples.shape[2]
     colours = 3 if channels >= 3 else 1
@@ -51,7 +56,7 @@ def read_image(file: File, *, any_range: bool = False) -> Image:
             rgb[channel] = to_float(samples[..., min(channel, colours - 1)])
         alpha = to_float(samples[..., -1])[None] if channels > colours else None
         if samples.dtype.kind == "f" and not any_range:
-            check_unit(rgb)
+            check_unit(rgb, Missing.of(decoded.metadata, "float32"))
         if samples.dtype.kind == "f" and alpha is not None:
             check_unit(alpha)
     except (MemoryError, RuntimeError):  # torch reports a failed allocation as RuntimeError

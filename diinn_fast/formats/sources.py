@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 from diinn_fast.errors import ImageError
+from diinn_fast.formats.bands import Bands, bands_of_channels
 from diinn_fast.formats.image import check_unit, to_float
+from diinn_fast.formats.missing import Missing
 from diinn_fast.formats.positioned import PositionedFile
 from diinn_fast.formats.sample_range import FULL, SampleRange
 from diinn_fast.metadata import NOTHING, Metadata
@@ -23,6 +26,8 @@ class Source(Protocol):
     Attributes:
         height, width: in pixels, of the upright picture.
         grey, alpha: it is grey, it has alpha.
+        missing: what stands for missing samples; None: nothing, or nothing that is known of.
+        masked: `read` gives an alpha, of the picture or of its missing samples.
         bits: 8 or 16 per sample (8 for floating point).
         dtype: "uint8", "uint16" or "float32": what an output of the same kind holds.
         metadata: what else the file says, of the upright picture.
@@ -36,6 +41,8 @@ class Source(Protocol):
     width: int
     grey: bool
     alpha: bool
+    missing: Missing | None
+    masked: bool
     bits: int
     dtype: str
     metadata: Metadata
@@ -56,10 +63,17 @@ class Source(Protocol):
 
 
 class SampleSource(ABC):
-    """A source of samples [H, W, C], integers or floats."""
+    """A source of samples [H, W, C], integers or floats.
+
+    Attributes:
+        bands: what the channels are; `read` is for pictures alone (`Bands.is_picture`).
+        each: what they are to whom asks for every band; an array has no alpha then.
+        is_array: it is an array, which says nothing of its channels.
+    """
 
     resident_bytes = 0
     range = FULL
+    missing: Missing | None = None
     _file: PositionedFile | None = None
 
     def __init__(
@@ -68,10 +82,16 @@ class SampleSource(ABC):
         dtype: np.dtype,
         identity: str,
         metadata: Metadata = NOTHING,
+        bands: Bands | None = None,
+        each: Bands | None = None,
     ) -> None:
         self.height, self.width, self.channels = shape
-        self.grey = self.channels < 3
-        self.alpha = self.channels in (2, 4)
+        self.bands = bands or bands_of_channels(self.channels)
+        self.each = each or self.bands
+        self.is_array = each is not None
+        self.grey = self.bands.colours == 1
+        self.alpha = self.bands.alpha is not None
+        self.masked = self.alpha
         self.bits = 16 if dtype.kind == "u" and dtype.itemsize == 2 else 8
         self.dtype = f"uint{self.bits}" if dtype.kind == "u" else "float32"
         self.metadata = metadata
@@ -93,6 +113,12 @@ class SampleSource(ABC):
             check_unit(alpha)
         return rgb, alpha
 
+    def planes(self, y0: int, y1: int, x0: int, x1: int, channels: Sequence[int]) -> Tensor:
+        """Some channels ``[n, y1 - y0, x1 - x0]`` as `read` gives them, whatever they are."""
+        check_inside(self, y0, y1, x0, x1)
+        samples = self.samples(y0, y1, x0, x1)
+        return torch.stack([to_float(samples[..., channel]) for channel in channels])
+
     def close(self) -> None:
         """See `Source.close`."""
         if self._file is not None:
@@ -111,6 +137,8 @@ class DerivedSource(ABC):
         self.height, self.width = size or (source.height, source.width)
         self.grey = source.grey
         self.alpha = source.alpha
+        self.missing = source.missing
+        self.masked = source.masked
         self.bits = source.bits
         self.dtype = source.dtype
         self.metadata = source.metadata
@@ -137,9 +165,12 @@ class ArraySource(SampleSource):
         samples: np.ndarray,
         identity: str,
         metadata: Metadata = NOTHING,
+        bands: Bands | None = None,
+        each: Bands | None = None,
     ) -> None:
         height, width, channels = samples.shape
-        super().__init__((height, width, channels), samples.dtype, identity, metadata)
+        shape = height, width, channels
+        super().__init__(shape, samples.dtype, identity, metadata, bands, each)
         self._samples = samples
         self.resident_bytes = samples.nbytes
 
@@ -160,8 +191,10 @@ class RowsSource(SampleSource):
         dtype: np.dtype,
         identity: str,
         metadata: Metadata = NOTHING,
+        bands: Bands | None = None,
+        each: Bands | None = None,
     ) -> None:
-        super().__init__(shape, dtype, identity, metadata)
+        super().__init__(shape, dtype, identity, metadata, bands, each)
         self.name = name
         self._start = start
         self._dtype = dtype
@@ -200,9 +233,9 @@ def file_identity(path: Path) -> str:
 
 
 def check_array(path: Path | str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int, int]:
-    """[h, w, C] of an array that can be a picture, ImageError for any other."""
+    """[h, w, C] of an array that can be a picture, or its bands; ImageError for any other."""
     full = shape if len(shape) == 3 else (*shape, 1)
-    if len(full) != 3 or min(full) < 1 or full[2] not in (1, 2, 3, 4):
+    if len(full) != 3 or min(full) < 1:
         raise ImageError(
             f"{path} holds an array {list(shape)}: give one of [h, w] or [h, w, 1 to 4]."
         )

@@ -132,6 +132,7 @@ class Tiff(PillowFormat):
     streams = True
     max_side = 2**32 - 1
     dtypes = ("uint8", "uint16", "float32")
+    bands = True
     holds = frozenset({"icc", "resolution", "exif", "xmp", "iptc", "geo", "ome", "imagej"})
     reader = TiffReader
 
@@ -155,7 +156,7 @@ class Tiff(PillowFormat):
         # Half and double floats become what the network computes in.
         if samples.dtype.kind == "f":
             samples = samples.astype(np.float32)
-        return Decoded(samples, source.metadata)
+        return Decoded(samples, source.metadata, bands=source.bands)
 
     def open(self, path: Path, file: BinaryIO, max_bytes: int | None = None) -> Source:
         """See `Format.open`."""

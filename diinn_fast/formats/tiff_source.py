@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from diinn_fast.errors import ImageError
+from diinn_fast.formats.bands import PREMULTIPLIED, Bands
 from diinn_fast.formats.pillow import decode_bytes, upright
 from diinn_fast.formats.positioned import PositionedFile
 from diinn_fast.formats.sources import RowsSource, SampleSource, unreadable
@@ -30,7 +31,13 @@ from diinn_fast.formats.tiff_segments import (
     decode_segment,
     most_stored,
 )
-from diinn_fast.formats.tiff_tags import BLACK_IS_ZERO, PREMULTIPLIED, RGB, picture_page
+from diinn_fast.formats.tiff_tags import (
+    BLACK_IS_ZERO,
+    RGB,
+    bands_of_page,
+    check_whole,
+    picture_page,
+)
 from diinn_fast.metadata import Metadata
 
 _CONTIGUOUS = 1
@@ -59,6 +66,7 @@ class Segments:
     """
 
     shape: tuple[int, int, int]
+    bands: Bands | None
     dtype: np.dtype
     compression: int
     predictor: int
@@ -126,7 +134,9 @@ def tiff_source(
         if found.offsets[0] + size > file.size:
             raise ImageError(f"{name} is cut off: fetch or export the file again.")
         start = found.offsets[0]
-        return RowsSource(name, file, start, found.shape, found.dtype, identity, found.metadata)
+        return RowsSource(
+            name, file, start, found.shape, found.dtype, identity, found.metadata, found.bands
+        )
     if found.compression not in NO_CODECS_NEEDED and not _has_imagecodecs():
         _refuse_without_codecs(name, found, max_bytes)
         return None
@@ -147,7 +157,8 @@ class TiffSource(SampleSource):
         height, width, channels = stored.shape
         if stored.orientation in (5, 6, 7, 8):
             height, width = width, height
-        super().__init__((height, width, channels), stored.dtype, identity, stored.metadata)
+        shape = height, width, channels
+        super().__init__(shape, stored.dtype, identity, stored.metadata, stored.bands)
         self.name = name
         self._stored = stored
         # The smallest unit of reading: as it is in the file, decoded, and in the cache.
@@ -250,6 +261,8 @@ def _read_tags(name: str, stream: BinaryIO) -> Segments | None:
             page = picture_page(name, tiff)
             # Only the first page: others are copies or masks, or have been refused.
             found = _segments(tiff, page) if _is_simple(page) else None
+            if found is None:
+                check_whole(name, page)
         for line in said:  # of a tag that was then passed over
             if (tag := _TAG.search(line)) and int(tag[1]) in _NEEDED:
                 raise ValueError(f"its tag {tag[1]} is damaged")
@@ -288,6 +301,7 @@ def _segments(tiff: Any, page: Any) -> Segments:
     orientation = int(page.tags.valueof(274, 1))
     return Segments(
         shape=(height, width, page.samplesperpixel),
+        bands=bands_of_page(page),
         dtype=np.dtype(page.dtype).newbyteorder(tiff.byteorder),
         compression=int(page.compression),
         predictor=int(page.predictor),

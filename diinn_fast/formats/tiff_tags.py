@@ -10,6 +10,7 @@ import logging
 from typing import Any
 
 from diinn_fast.errors import ImageError
+from diinn_fast.formats.bands import PREMULTIPLIED, Bands
 
 _log = logging.getLogger(__name__)
 
@@ -28,10 +29,6 @@ _RAW_PHOTOMETRICS = (32803, 34892)  # colour filter array, linear raw
 _DNG_VERSION = 50706
 _COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1}
 
-PREMULTIPLIED = 1
-STRAIGHT = 2
-"""Kinds of alpha in the tag ExtraSamples."""
-
 UNSIGNED = 1
 FLOAT = 3
 """Values of the tag SampleFormat."""
@@ -41,13 +38,12 @@ def picture_page(name: str, tiff: Any) -> Any:
     """The page of a `tifffile.TiffFile` that is the picture.
 
     Raises:
-        ImageError: a camera raw, several pages, channels beyond grey or RGB with alpha, samples
-            that are neither unsigned integers of 1, 2, 4, 8 or 16 bits nor floats.
+        ImageError: a camera raw, several pages, samples that are neither unsigned integers of 1, 2,
+            4, 8 or 16 bits nor floats.
     """
     page = tiff.pages.first
     _refuse_raw(name, page)
     _refuse_pages(name, tiff)
-    _refuse_channels(name, page)
     _refuse_samples(name, page)
     return page
 
@@ -82,19 +78,29 @@ def _refuse_pages(name: str, tiff: Any) -> None:
         _log.warning("%s has a mask of valid pixels, which is left aside.", name)
 
 
-def _refuse_channels(name: str, page: Any) -> None:
+def bands_of_page(page: Any) -> Bands | None:
+    """What the samples of a pixel are; None for other colour spaces, which are refused, or
+    converted, by the decoder.
+    """
     colours = _COLOURS.get(page.photometric)
     if colours is None:
-        return  # other colour spaces are refused by the decoder, which may convert some
-    extra = page.samplesperpixel - colours
-    meanings = tuple(int(meaning) for meaning in page.extrasamples)
+        return None
     # One extra channel is alpha only if the file says so; it may as well be infrared.
-    alpha = extra == 1 and meanings in ((PREMULTIPLIED,), (STRAIGHT,))
-    if extra == 0 or (alpha and page.photometric != PALETTE):
+    meanings = [int(meaning) for meaning in page.extrasamples]
+    missing = page.samplesperpixel - colours - len(meanings)
+    return Bands(colours, (*meanings, *[0] * missing))
+
+
+def check_whole(name: str, page: Any) -> None:
+    """Refuse bands that are no picture, where samples are not read by region."""
+    bands = bands_of_page(page)
+    if bands is None or bands.is_picture:
         return
-    kind = "RGB" if colours == 3 else "grey"
+    if bands.extra == (PREMULTIPLIED,) and page.photometric != PALETTE:
+        return
+    kind = "RGB" if bands.colours == 3 else "grey"
     raise ImageError(
-        f"{name} has {page.samplesperpixel} channels, which are not {kind} with or without alpha: "
+        f"{name} has {bands.count} channels, which are not {kind} with or without alpha: "
         "save the bands as pictures of their own."
     )
 

@@ -101,11 +101,12 @@ def _metadata(layout: Layout) -> dict[str, Any]:
 
 
 def _page_options(layout: Layout, compress: bool) -> dict[str, Any]:
-    options: dict[str, Any] = {"photometric": "RGB" if layout.channels >= 3 else "MINISBLACK"}
+    bands = layout.bands
+    options: dict[str, Any] = {"photometric": "RGB" if bands.colours == 3 else "MINISBLACK"}
     if layout.channels > 1:
         options["planarconfig"] = "CONTIG"
-    if layout.alpha:
-        options["extrasamples"] = ["UNASSALPHA"]
+    if bands.extra:
+        options["extrasamples"] = bands.extra
     if compress:
         options |= {"compression": "ADOBE_DEFLATE", "predictor": 2 if _predicted(layout) else None}
     if _is_tiled(layout):

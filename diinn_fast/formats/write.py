@@ -168,12 +168,18 @@ def _quantise(path: Path, image: Image, channels: int, bits: int) -> np.ndarray:
     rows = max(1, _BAND_PIXELS // width)
     for top in range(0, height, rows):
         band = image.rgb[:, top : top + rows].detach().to("cpu", torch.float32)
+        missing = torch.zeros(band.shape[1:], dtype=torch.bool)
+        if image.missing is not None:
+            missing = image.missing.find(band)
         if image.grey:
-            band = band.mean(0, keepdim=True).expand(3 if channels >= 3 else 1, -1, -1)
+            # Equal values are not mixed: their mean may be another one by rounding.
+            equal = (band == band[:1]).all(0) | missing
+            mean = torch.where(equal, band[:1], band.mean(0, keepdim=True))
+            band = mean.expand(3 if channels >= 3 else 1, -1, -1)
         if image.alpha is not None:
             alpha = image.alpha[:, top : top + rows].detach().to("cpu", torch.float32)
             band = torch.cat([band, alpha])
-        if not bool(torch.isfinite(band).all()):
+        if not bool((torch.isfinite(band) | missing).all()):
             raise ImageError(
                 f"{path} was not written, the picture has NaN or infinite values: check the model."
             )

@@ -22,6 +22,7 @@ class Zarr(Format):
     suffixes = (".zarr",)
     streams = True
     dtypes = ("uint8", "uint16", "float32")
+    bands = True
     unit = (CHUNK, CHUNK)
     holds = frozenset(ENTRIES) | {"note"}
     sink_class: ClassVar[type[ZarrSink]] = ZarrSink

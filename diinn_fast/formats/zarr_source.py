@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from diinn_fast.errors import ImageError
+from diinn_fast.formats.bands import bands_of_array
 from diinn_fast.formats.sources import SampleSource, check_array, unreadable
 from diinn_fast.formats.zarr_store import import_zarr
 from diinn_fast.metadata import Metadata, Space, from_json
@@ -50,7 +51,9 @@ class ZarrSource(SampleSource):
         _check_chunks(path, array, max_bytes)
         # Only now is it known how large a file of samples may be.
         store.most_bytes = max(_most_stored(array), MOST_METADATA_BYTES)
-        super().__init__(shape, np.dtype(array.dtype), _identity(path, files), metadata)
+        identity = _identity(path, files)
+        each = bands_of_array(shape[2])
+        super().__init__(shape, np.dtype(array.dtype), identity, metadata, each=each)
 
     def samples(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """See `SampleSource.samples`."""

@@ -1,9 +1,67 @@
-"""Colour under transparent pixels, so that a network sees no dark fringe around what is visible."""
+"""Colour under transparent pixels, so that a network sees no dark fringe around what is visible.
+
+A picture is filled cell by cell, each from what is visible in and around it, so that all of it
+need not be in memory, and that the result does not depend on which windows are asked for.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import product
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
+from diinn_fast.geometry import Window
+
+CELL = 256
+"""Pixels along a side of a cell; cells begin at multiples of it."""
+
+AROUND = 128
+"""Pixels around a cell whose colours fill it."""
+
+ReadWindow = Callable[[Window], tuple[Tensor, Tensor]]
+"""A window's colours ``[3, h, w]`` and its alpha ``[1, h, w]``."""
+
+
+def bleed_picture(rgb: Tensor, alpha: Tensor) -> Tensor:
+    """All of a picture with colours under its transparent pixels."""
+    size = rgb.shape[1], rgb.shape[2]
+
+    def read(window: Window) -> tuple[Tensor, Tensor]:
+        y0, y1, x0, x1 = window
+        return rgb[:, y0:y1, x0:x1], alpha[:, y0:y1, x0:x1]
+
+    return bleed_window(read, size, Window(0, size[0], 0, size[1]))[0]
+
+
+def bleed_window(read: ReadWindow, size: tuple[int, int], window: Window) -> tuple[Tensor, Tensor]:
+    """A window of a picture of ``size`` (height, width) with colours under its transparent pixels,
+    and its alpha.
+    """
+    rgb, alpha = read(window)
+    visible = alpha > 0
+    if bool(visible.all()):
+        return rgb, alpha
+    out = rgb.clone()
+    rows = range(window.y0 // CELL, -(-window.y1 // CELL))
+    columns = range(window.x0 // CELL, -(-window.x1 // CELL))
+    for row, column in product(rows, columns):
+        y0, y1 = _within(row * CELL, (row + 1) * CELL, window.y0, window.y1)
+        x0, x1 = _within(column * CELL, (column + 1) * CELL, window.x0, window.x1)
+        place = slice(y0 - window.y0, y1 - window.y0), slice(x0 - window.x0, x1 - window.x0)
+        if bool(visible[:, *place].all()):
+            continue
+        top, bottom = _within(row * CELL - AROUND, (row + 1) * CELL + AROUND, 0, size[0])
+        left, right = _within(column * CELL - AROUND, (column + 1) * CELL + AROUND, 0, size[1])
+        filled = bleed_alpha(*read(Window(top, bottom, left, right)))
+        out[:, *place] = filled[:, y0 - top : y1 - top, x0 - left : x1 - left]
+    return out, alpha
+
+
+def _within(start: int, stop: int, low: int, high: int) -> tuple[int, int]:
+    return max(start, low), min(stop, high)
 
 
 def bleed_alpha(rgb: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:

@@ -33,6 +33,7 @@ def upscale(
     metadata: str = KEEP,
     range: Asked = DTYPE,
     wrap: bool = False,
+    bands: str | None = None,
     device: str | torch.device | None = None,
     precision: str | None = None,
     backend: str | None = None,
@@ -50,7 +51,15 @@ def upscale(
     upscaler = Upscaler(
         model, device=device, precision=precision, backend=backend, self_ensemble=self_ensemble
     )
-    return upscaler(image, progress=progress, metadata=metadata, range=range, wrap=wrap, **target)
+    return upscaler(
+        image,
+        progress=progress,
+        metadata=metadata,
+        range=range,
+        wrap=wrap,
+        bands=bands,
+        **target,
+    )
 
 
 class RenderOptions(TargetSize, total=False):
@@ -65,6 +74,7 @@ class RenderOptions(TargetSize, total=False):
     metadata: str
     range: Asked
     wrap: bool
+    bands: str | None
     progress: Progress
 
 

@@ -70,15 +70,31 @@ def as_request(image: Any, metadata: str = KEEP, *, any_range: bool = False) -> 
 
 def _check_floats(image: Image, any_range: bool) -> None:
     """The refusals of files, as refusals of a request."""
+    missing = image.missing
+    seen = image.rgb if missing is None else missing.split(image.rgb, None)[0]
     try:
         if any_range:
-            finite_ends(image.rgb)
+            finite_ends(seen)
         else:
-            check_unit(image.rgb)
+            check_unit(seen)
         if image.alpha is not None:
             check_unit(image.alpha)
     except ImageError as error:
         raise UpscaleError(str(error).rstrip(".")) from None
+
+
+def each_channel(upscale: Callable[[Any], Any], image: Any) -> Any:
+    """Every channel of an array [h, w, C] or tensor [..., C, h, w] upscaled as a grey picture."""
+    if isinstance(image, Tensor) and image.ndim in (3, 4):
+        colours = [band.expand(*image.shape[:-3], 3, -1, -1) for band in image.split(1, -3)]
+        return torch.cat([upscale(band)[..., :1, :, :] for band in colours], -3)
+    if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] > 0:
+        check_plain(image)
+        return np.stack([upscale(band) for band in np.moveaxis(image, 2, 0)], -1)
+    raise UpscaleError(
+        'bands="each" needs an array [h, w, C] or a tensor [..., C, h, w]: of files, use render '
+        "(diinn-fast upscale --bands each)"
+    )
 
 
 def _request(image: Any, metadata: str) -> Request:
@@ -160,7 +176,10 @@ def _metadata(picture: PIL.Image.Image) -> Metadata:
 
 def _from_array(array: np.ndarray) -> Request:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)):
-        raise UpscaleError(f"arrays must be [h, w] or [h, w, 1 to 4], got {list(array.shape)}")
+        raise UpscaleError(
+            f"arrays must be [h, w] or [h, w, 1 to 4], got {list(array.shape)}: for other channels "
+            'give bands="each"'
+        )
     return _from_samples(array)
 
 

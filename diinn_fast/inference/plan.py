@@ -56,6 +56,7 @@ class Task:
     workers: int = 1  # processes that share the tiles
     item: int = 4  # bytes of a number in the encoder's dtype
     wraps: bool = False  # what lies beyond an edge is read from the opposite one
+    bands: int = 1  # pictures of one size that are made side by side
     finishing: int = 0  # bytes that turning blocks into the file holds, after the work
 
     @cached_property
@@ -314,20 +315,27 @@ def _strip_bytes(task: Task, rows: int, columns: int) -> int:
 
 
 def _encoding(task: Task, pixels: int, work: int) -> int:
-    """Bytes that encoding so many LR pixels holds at most, ``work`` of them by `Cost.shares`."""
-    return int(pixels * task.cost.floats_bounded * task.item) + work
+    """Bytes that encoding so many LR pixels holds at most, ``work`` of them by `Cost.shares`, and
+    the features of other bands.
+    """
+    others = (task.bands - 1) * _feature_bytes(task)
+    return int(pixels * (task.cost.floats_bounded * task.item + others)) + work
 
 
 def _features(task: Task, pixels: int) -> int:
     """Bytes that the features of so many LR pixels take."""
-    return pixels * task.decoder.in_channels * max(task.item, 4)
+    return pixels * task.bands * _feature_bytes(task)
+
+
+def _feature_bytes(task: Task) -> int:
+    """Of one pixel of one picture."""
+    return task.decoder.in_channels * max(task.item, 4)
 
 
 def _most_pixels(task: Task, free: int, work: int, strip_bytes: int) -> int:
     """LR pixels that can be encoded at once."""
-    encoding = (free - work) / (task.cost.floats_bounded * task.item)
-    decoding = (free - strip_bytes) / (task.decoder.in_channels * max(task.item, 4))
-    return int(min(encoding, decoding))
+    per_pixel = _encoding(task, 1, 0)
+    return int(min((free - work) / per_pixel, (free - strip_bytes) / _features(task, 1)))
 
 
 def _largest_tile(task: Task, tiles: tuple[int, int]) -> tuple[int, int]:

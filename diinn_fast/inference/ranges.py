@@ -15,10 +15,10 @@ from torch import Tensor
 
 from diinn_fast.errors import UpscaleError
 from diinn_fast.formats.image import check_unit, finite_ends, not_finite
+from diinn_fast.formats.missing import TOPS
 from diinn_fast.formats.sample_range import FULL, SampleRange
 from diinn_fast.formats.sources import DerivedSource, Source
 from diinn_fast.geometry import Window, split
-from diinn_fast.metadata import Metadata, geotiff
 
 log = logging.getLogger("diinn_fast")
 
@@ -33,9 +33,6 @@ LEAST_USED = 0.25
 
 SIDE = 1024
 """Pixels along a side of what is looked at at a time."""
-
-TOPS = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
-"""What a sample of 1 is, by the type of samples."""
 
 Parts = Callable[[], Iterator[Tensor]]
 """Colours ``[3, ...]`` of all of a picture, part by part, as sources give them."""
@@ -82,7 +79,7 @@ def choose_range(asked: Asked, top: float, parts: Parts) -> SampleRange:
     return SampleRange(low / top, high / top)
 
 
-def warn_of_unused(asked: Asked, top: float, parts: Parts) -> None:
+def warn_of_unused(asked: Asked, top: float, parts: Parts, what: str = "the picture") -> None:
     """Say of a picture of more than 8 bits that it uses little of its range."""
     if asked != DTYPE or top == TOPS["uint8"]:
         return
@@ -97,29 +94,12 @@ def warn_of_unused(asked: Asked, top: float, parts: Parts) -> None:
             return
     if low < high:
         log.warning(
-            "the picture uses %g to %g of the sample range 0 to %g, so the network sees little of "
+            "%s uses %g to %g of the sample range 0 to %g, so the network sees little of "
             'its detail: give --range auto (range="auto"), or the lowest and the highest value',
+            what,
             low * top,
             high * top,
             top,
-        )
-
-
-def warn_of_nodata(metadata: Metadata, top: float, parts: Parts) -> None:
-    """Say that a picture has samples that its file calls missing: nothing can be made of those, and
-    their neighbours are mixed with them.
-    """
-    value = geotiff.nodata(metadata.geo)
-    if value is None or not math.isfinite(value):
-        return
-    # Samples are float32 numbers in the unit of ``top``.
-    near = 0.25 if top != 1 else 1e-6 * max(abs(value), 1e-6)
-    if any(bool(((part * top - value).abs() <= near).all(dim=0).any()) for part in parts()):
-        log.warning(
-            "the picture has missing samples (nodata %g), which are enlarged like values and mixed "
-            "with their neighbours: give it an alpha channel in their place (gdalwarp -dstalpha), "
-            "or mask the output there",
-            value,
         )
 
 

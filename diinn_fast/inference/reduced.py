@@ -5,12 +5,16 @@ reaches it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
+from diinn_fast.errors import ImageError
 from diinn_fast.formats.sources import DerivedSource, Source
 from diinn_fast.geometry import Window, split
 from diinn_fast.inference.bicubic import bicubic_range, resize_bicubic
+from diinn_fast.inference.sources.inpainted import InpaintedSource
 
 SIDE = 512
 """Picture pixels along a side of what is read at a time, beside the filter's margins."""
@@ -55,27 +59,49 @@ class ReducedSource(DerivedSource):
             min(length, step * factor + 4 * factor)
             for length, step, factor in zip(self._lr, self._step, factors, strict=True)
         ]
-        self.working_bytes = int(PIXEL_BYTES * read[0] * read[1])
+        inner = getattr(source, "working_bytes", 0)
+        self.working_bytes = int(PIXEL_BYTES * read[0] * read[1]) + inner
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> tuple[Tensor, Tensor | None]:
         """See `Source.read`."""
-        size = self.height, self.width
         rgb = torch.empty(3, y1 - y0, x1 - x0)
-        alpha = torch.empty(1, y1 - y0, x1 - x0) if self.alpha else None
+        alpha = torch.empty(1, y1 - y0, x1 - x0) if self.masked else None
         # Filters look at more pixels than they make: small parts bound how many are held.
-        for part in split(Window(y0, y1, x0, x1), self._step[0], self._step[1]):
-            needed = bicubic_range(part, self._lr, size)
-            tile = self._lr, (needed.y0, needed.x0)
+        for part, needed, place in self._parts(Window(y0, y1, x0, x1)):
             colours, opacity = self._source.read(*needed)
-            place = (
-                slice(None),
-                slice(part.y0 - y0, part.y1 - y0),
-                slice(part.x0 - x0, part.x1 - x0),
-            )
-            rgb[place] = resize_bicubic(colours, size, part, tile)
+            rgb[place] = self._resized(colours, part, needed)
             if alpha is not None and opacity is not None:
-                alpha[place] = resize_bicubic(opacity, size, part, tile)
+                alpha[place] = self._resized(opacity, part, needed)
         return rgb, alpha
+
+    def read_alpha(self, y0: int, y1: int, x0: int, x1: int) -> Tensor:
+        """Alpha ``[1, ...]`` alone."""
+        alpha = torch.empty(1, y1 - y0, x1 - x0)
+        for part, needed, place in self._parts(Window(y0, y1, x0, x1)):
+            alpha[place] = self._resized(read_alpha(self._source, needed), part, needed)
+        return alpha
+
+    def _parts(self, window: Window) -> Iterator[tuple[Window, Window, tuple[slice, ...]]]:
+        """(window of the output, what it is made of, where it goes), a few pixels at a time."""
+        for part in split(window, self._step[0], self._step[1]):
+            needed = bicubic_range(part, self._lr, (self.height, self.width))
+            rows = slice(part.y0 - window.y0, part.y1 - window.y0)
+            columns = slice(part.x0 - window.x0, part.x1 - window.x0)
+            yield part, needed, (slice(None), rows, columns)
+
+    def _resized(self, planes: Tensor, part: Window, needed: Window) -> Tensor:
+        tile = self._lr, (needed.y0, needed.x0)
+        return resize_bicubic(planes, (self.height, self.width), part, tile)
+
+
+def read_alpha(source: Source, window: Window) -> Tensor:
+    """Alpha ``[1, ...]`` of a window of a picture that has one."""
+    if isinstance(source, (InpaintedSource, ReducedSource)):
+        return source.read_alpha(*window)
+    alpha = source.read(*window)[1]
+    if alpha is None:
+        raise ImageError("the picture has lost its alpha: open it again.")
+    return alpha
 
 
 def reduced(source: Source, hr: tuple[int, int]) -> Source:

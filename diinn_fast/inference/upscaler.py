@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,15 @@ from torch import Tensor
 
 from diinn_fast.errors import UpscaleError
 from diinn_fast.formats import Image
+from diinn_fast.formats.bands import check_asked
+from diinn_fast.formats.missing import Missing
 from diinn_fast.formats.sample_range import SampleRange
 from diinn_fast.geometry import Window, split
 from diinn_fast.inference import rendering
 from diinn_fast.inference.bicubic import resize_bicubic
-from diinn_fast.inference.bleed import bleed_alpha
-from diinn_fast.inference.engine import Engine, store, to_unit
-from diinn_fast.inference.kinds import as_request
+from diinn_fast.inference.bleed import bleed_picture
+from diinn_fast.inference.engine import Engine, to_unit
+from diinn_fast.inference.kinds import as_request, each_channel
 from diinn_fast.inference.memory import check_memory, parse_size
 from diinn_fast.inference.neutral import is_neutral
 from diinn_fast.inference.plan import with_halo
@@ -31,16 +34,16 @@ from diinn_fast.inference.ranges import (
     choose_range,
     in_range,
     visible,
-    warn_of_nodata,
     warn_of_unused,
 )
 from diinn_fast.inference.reduced import needs_network, reduce_planes, reduced, reduced_size
 from diinn_fast.inference.sizes import TargetSize, target_size, warn_of_aspect, warn_of_scale
 from diinn_fast.inference.sources import open_source
-from diinn_fast.inference.sources.inpainted import InpaintedSource
+from diinn_fast.inference.sources.inpainted import inpainted
 from diinn_fast.inference.sources.memory import ImageSource
+from diinn_fast.inference.sources.missing import without_missing
 from diinn_fast.inference.view import View
-from diinn_fast.inference.windows import copy_samples, write_samples
+from diinn_fast.inference.windows import copy_samples, put, write_samples
 from diinn_fast.inference.wrapped import frame_of_copies, radius_of, wrapped
 from diinn_fast.metadata import KEEP
 
@@ -83,6 +86,7 @@ class Upscaler(Engine):
         metadata: str = KEEP,
         range: Asked = DTYPE,
         wrap: bool = False,
+        bands: str | None = None,
         **target: Unpack[TargetSize],
     ) -> Any:
         """The picture at another size, as the same kind as it was given (a path gives an
@@ -100,6 +104,8 @@ class Upscaler(Engine):
                 beyond is cut off. The output has samples of the same range.
             wrap: the picture is a texture that tiles, and so is the output: beyond an edge lies the
                 opposite one.
+            bands: "each": every channel of an array [h, w, C] or tensor [..., C, h, w] is a grey
+                picture of its own, whatever their number.
             progress: show a bar on stderr; or a function, see `Progress`.
             target: how large, as of `TargetSize`.
 
@@ -113,6 +119,9 @@ class Upscaler(Engine):
             FloatingPointError: the network's output is not finite (fp16 can overflow).
         """
         asked = check_range(range)
+        if check_asked(bands):
+            grey = partial(self, progress=progress, range=range, wrap=wrap, **target)
+            return each_channel(grey, image)
         request = as_request(image, metadata, any_range=asked != DTYPE)
         height, width = request.images[0].rgb.shape[-2:]
         lr = height, width
@@ -135,10 +144,9 @@ class Upscaler(Engine):
         """The sample range of a picture in memory; says if it uses little of its own."""
 
         def parts() -> Iterator[Tensor]:
-            yield visible(picture.rgb, picture.alpha)
+            yield visible(*_seen(picture))
 
         warn_of_unused(asked, top, parts)
-        warn_of_nodata(picture.metadata, top, parts)
         return choose_range(asked, top, parts)
 
     def render(
@@ -155,6 +163,7 @@ class Upscaler(Engine):
         metadata: str = KEEP,
         range: Asked = DTYPE,
         wrap: bool = False,
+        bands: str | None = None,
         progress: Progress = False,
         **target: Unpack[TargetSize],
     ) -> Path:
@@ -176,6 +185,8 @@ class Upscaler(Engine):
             compress: TIFF and Zarr: compress without loss; False is faster and larger.
             metadata: "keep", or "none": only profiles and what else tells what pixels mean.
             range, wrap: as of a call.
+            bands: "each": every band is upscaled as a grey picture of its own, whatever their
+                number; into .tif, .npy, .zarr or .ome.zarr.
             progress: show a bar on stderr; or a function, see `Progress`.
             target: how large, as of `TargetSize`.
 
@@ -198,6 +209,7 @@ class Upscaler(Engine):
             metadata=metadata,
             range=range,
             wrap=wrap,
+            bands=bands,
             **target,
         )
         rendering.run(spec, resume=resume, overwrite=overwrite, progress=progress)
@@ -283,35 +295,36 @@ class Upscaler(Engine):
         """Planes ``[C, H, W]``, on the CPU; colour (or grey), then alpha."""
         if way.wrap:
             return self._upscale_texture(picture, hr, way)
-        rgb = way.samples.to_unit(picture.rgb)
-        alpha = picture.alpha
-        colours = 1 if picture.grey else 3
+        rgb, alpha = _seen(picture)
+        rgb = way.samples.to_unit(rgb)
         if alpha is not None:
-            rgb = bleed_alpha(rgb, alpha)
+            rgb = bleed_picture(rgb, alpha)
         neutral = picture.grey or is_neutral(rgb)
         # What gets smaller is reduced before the network, which enlarges the rest.
         lr = rgb.shape[1], rgb.shape[2]
-        rgb = reduce_planes(rgb, reduced_size(lr, hr))
+        small = reduced_size(lr, hr)
+        rgb = reduce_planes(rgb, small)
+        alpha = None if alpha is None else reduce_planes(alpha, small)
+        kind = _Kind(picture.grey, picture.alpha is not None, way.samples, picture.missing)
+        out = torch.empty(*hr, (1 if kind.grey else 3) + kind.alpha, dtype=way.dtype)
+        samples = out.numpy()
         # The output is made once, in its own dtype: bands of floats are all that is held beside it.
-        out = torch.empty(colours + (alpha is not None), *hr, dtype=way.dtype)
-        if alpha is not None:
-            self._store_alpha(out[colours:], reduce_planes(alpha, reduced_size(lr, hr)))
         if not needs_network(lr, hr):
-            store(out[:colours], rgb[:colours], way.samples)
-            return out
+            put(samples, kind, rgb[:1] if kind.grey else rgb, alpha)
+            return out.permute(2, 0, 1)
         with make_bar(way.progress, hr[0] * hr[1] * (8 if self.self_ensemble else 1)) as bar:
             for y, band in self.bands(rgb, hr, bar=bar):
-                band = band.mean(0, keepdim=True) if neutral else band
-                store(out[:colours, y : y + band.shape[1]], band, way.samples)
-        return out
+                window = Window(y, y + band.shape[1], 0, hr[1])
+                colours = band.mean(0, keepdim=True) if neutral else band
+                opacity = None if alpha is None else resize_bicubic(alpha, hr, window)
+                put(samples[y : window.y1], kind, colours, opacity)
+        return out.permute(2, 0, 1)
 
     def _upscale_texture(self, picture: Image, hr: tuple[int, int], way: _Way) -> Tensor:
         """The same of a picture that tiles: the middle one of many copies."""
-        source = in_range(ImageSource(picture), way.samples)
+        source = in_range(without_missing(ImageSource(picture)), way.samples)
         frame = frame_of_copies((source.height, source.width), hr, self.model.encoder)
-        source = wrapped(source, frame)
-        if source.alpha:
-            source = InpaintedSource.of(source, None)
+        source = inpainted(wrapped(source, frame))
         # The order is that of a render, so that both give the same bits.
         neutral = picture.grey or is_neutral(picture.rgb)
         source = reduced(source, frame.hr)
@@ -334,10 +347,19 @@ class Upscaler(Engine):
                 bar.update(place.shape[0] * hr[1])
         return out.permute(2, 0, 1)
 
-    def _store_alpha(self, out: Tensor, alpha: Tensor) -> None:
-        """Alpha ``[1, h, w]`` at the size of ``out``, in bands of rows."""
-        height, width = out.shape[1:]
-        step = max(1, BAND_PIXELS // width)
-        for y in range(0, height, step):
-            window = Window(y, min(y + step, height), 0, width)
-            store(out[:, y : window.y1], resize_bicubic(alpha, (height, width), window))
+
+@dataclass(frozen=True)
+class _Kind:
+    """See `diinn_fast.inference.windows.Kind`."""
+
+    grey: bool
+    alpha: bool
+    range: SampleRange
+    missing: Missing | None
+
+
+def _seen(picture: Image) -> tuple[Tensor, Tensor | None]:
+    """Colours and alpha, in which missing samples are transparent."""
+    if picture.missing is None:
+        return picture.rgb, picture.alpha
+    return picture.missing.split(picture.rgb, picture.alpha)

@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from diinn_fast.errors import UpscaleError
 from diinn_fast.geometry import Window, check_size, check_window, split
 from diinn_fast.inference.bicubic import bicubic_range, resize_bicubic
-from diinn_fast.inference.engine import Engine, store
+from diinn_fast.inference.engine import Engine
 from diinn_fast.inference.features import FeatureTiles
 from diinn_fast.inference.identity import weights_digest
 from diinn_fast.inference.neutral import source_is_neutral
@@ -25,8 +24,8 @@ from diinn_fast.inference.ranges import Asked, asked_of
 from diinn_fast.inference.reduced import needs_network, reduced
 from diinn_fast.inference.scaled import Scaled
 from diinn_fast.inference.sources import Source
-from diinn_fast.inference.sources.inpainted import InpaintedSource
-from diinn_fast.inference.windows import copy_samples, write_samples
+from diinn_fast.inference.sources.inpainted import inpainted
+from diinn_fast.inference.windows import copy_samples, put, write_samples
 
 BAND_PIXELS = 1 << 19
 """Output pixels decoded at a time."""
@@ -53,8 +52,7 @@ class View:
     def __init__(
         self, engine: Engine, source: Source, max_features: int, picture: Any = None
     ) -> None:
-        if source.alpha:
-            source = InpaintedSource.of(source, None)
+        source = inpainted(source)
         self._engine = engine
         self._source = source
         self._picture = picture
@@ -116,7 +114,6 @@ class View:
         hr = self.check_size(size)
         cut = self._check_window(window, hr)
         samples = np.empty((*cut.shape, self.channels), self.dtype)
-        planes = torch.from_numpy(samples).permute(2, 0, 1)
         # Bands of rows, each of which needs few pixels of the picture.
         needed = bicubic_range(cut, self.shape, hr).shape
         rows = max(1, cut.shape[0] * BICUBIC_PIXELS // max(BICUBIC_PIXELS, needed[0] * needed[1]))
@@ -125,9 +122,12 @@ class View:
             rgb, alpha = self._source.read(*needed_band)
             colours = rgb[:1] if self._source.grey else rgb
             seen = colours if alpha is None else torch.cat([colours, alpha])
-            place = planes[:, band.y0 - cut.y0 : band.y1 - cut.y0]
             tile = self.shape, (needed_band.y0, needed_band.x0)
-            _store(place, resize_bicubic(seen, hr, band, tile), self._source)
+            resized = resize_bicubic(seen, hr, band, tile)
+            count = len(colours)
+            rows_of_band = samples[band.y0 - cut.y0 : band.y1 - cut.y0]
+            opacity = None if alpha is None else resized[count:]
+            put(rows_of_band, self._source, resized[:count], opacity)
         return samples[..., 0] if self.channels == 1 else samples
 
     def submit(self, window: Sequence[int] | None, size: Sequence[int]) -> Future[np.ndarray]:
@@ -210,11 +210,3 @@ def _reopened(engine: Any, picture: Any, max_features: int, asked: Asked, identi
             "device"
         )
     return view
-
-
-def _store(planes: Tensor, seen: Tensor, source: Source) -> None:
-    """Colours in the source's sample range, then alpha."""
-    count = 1 if source.grey else 3
-    store(planes[:count], seen[:count], source.range)
-    if source.alpha:
-        store(planes[count:], seen[count:])

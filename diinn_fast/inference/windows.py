@@ -5,17 +5,60 @@ view.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diinn_fast.errors import ImageError
+from diinn_fast.formats.missing import Missing
+from diinn_fast.formats.sample_range import SampleRange
 from diinn_fast.geometry import Window
 from diinn_fast.inference.bicubic import bicubic_range, resize_bicubic
 from diinn_fast.inference.engine import Engine, rounded, store, to_unit
+from diinn_fast.inference.reduced import read_alpha
 from diinn_fast.inference.sources import Source
 from diinn_fast.inference.transfer import Download
+
+
+class Kind(Protocol):
+    """What samples are: attributes of a `Source`."""
+
+    @property
+    def grey(self) -> bool:
+        """See `Source`."""
+
+    @property
+    def alpha(self) -> bool:
+        """See `Source`."""
+
+    @property
+    def range(self) -> SampleRange:
+        """See `Source`."""
+
+    @property
+    def missing(self) -> Missing | None:
+        """See `Source`."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which channels of the output a source fills: a picture all, a band its own.
+
+    Attributes:
+        colours: of grey or RGB.
+        alpha: None: none.
+    """
+
+    colours: slice
+    alpha: int | None = None
+
+
+def place_of(source: Kind) -> Place:
+    """Of a picture: grey or RGB, then alpha."""
+    count = 1 if source.grey else 3
+    return Place(slice(0, count), count if source.alpha else None)
 
 
 def write_samples(
@@ -46,11 +89,12 @@ def start_samples(
     window: Window,
     hr: tuple[int, int],
     neutral: bool,
+    place: Place | None = None,
 ) -> Callable[[], None]:
     """Begin `write_samples`; what it returns ends it. Between the two a CUDA device decodes."""
+    place = place or place_of(source)
     lr = source.height, source.width
-    planes = torch.from_numpy(samples).permute(2, 0, 1)
-    colours = planes[: 1 if source.grey else 3]
+    colours = torch.from_numpy(samples).permute(2, 0, 1)[place.colours]
     raw = engine.start_decode(features, hr, window, tile=(lr, origin))
     finite = Download(torch.isfinite(raw).all())
     band = to_unit(raw)
@@ -61,26 +105,42 @@ def start_samples(
     def finish() -> None:
         engine.check_finite(finite.wait())
         colours.copy_(found.wait().to(colours.dtype))
-        if source.alpha:
-            _write_alpha(planes[len(colours) :], source, window, hr)
+        if source.masked:
+            needed = bicubic_range(window, lr, hr)
+            tile = lr, (needed.y0, needed.x0)
+            alpha = resize_bicubic(read_alpha(source, needed), hr, window, tile)
+            _put_alpha(samples, source, alpha, place)
 
     return finish
 
 
-def _write_alpha(plane: Tensor, source: Source, window: Window, hr: tuple[int, int]) -> None:
-    lr = source.height, source.width
-    i0, i1, j0, j1 = bicubic_range(window, lr, hr)
-    _, alpha = source.read(i0, i1, j0, j1)
-    if alpha is None:
-        raise ImageError("the picture has lost its alpha: open it again.")
-    store(plane, resize_bicubic(alpha, hr, window, tile=(lr, (i0, j0))))
-
-
-def copy_samples(samples: np.ndarray, source: Source, window: Window) -> None:
+def copy_samples(
+    samples: np.ndarray, source: Source, window: Window, place: Place | None = None
+) -> None:
     """Fill ``[rows, columns, C]`` with the source's own pixels, for an output of its size."""
-    planes = torch.from_numpy(samples).permute(2, 0, 1)
-    colours = 1 if source.grey else 3
     rgb, alpha = source.read(*window)
-    store(planes[:colours], rgb[:colours], source.range)
+    put(samples, source, rgb[:1] if source.grey else rgb, alpha, place)
+
+
+def put(
+    samples: np.ndarray,
+    kind: Kind,
+    colours: Tensor,
+    alpha: Tensor | None,
+    place: Place | None = None,
+) -> None:
+    """Write colours and alpha in [0, 1] as samples ``[rows, columns, C]`` of a kind."""
+    place = place or place_of(kind)
+    planes = torch.from_numpy(samples).permute(2, 0, 1)
+    store(planes[place.colours], colours, kind.range)
     if alpha is not None:
-        store(planes[colours:], alpha)
+        _put_alpha(samples, kind, alpha, place)
+
+
+def _put_alpha(samples: np.ndarray, kind: Kind, alpha: Tensor, place: Place) -> None:
+    """Write alpha, and into colours that are there already the value of missing samples."""
+    planes = torch.from_numpy(samples).permute(2, 0, 1)
+    if place.alpha is not None:
+        store(planes[place.alpha : place.alpha + 1], alpha)
+    if kind.missing is not None:
+        kind.missing.put(planes[place.colours], alpha, half=not kind.alpha)

@@ -89,7 +89,7 @@ class WrappedSource(DerivedSource):
         columns = _cut(x0, x1, source.width)
         parts = [[source.read(*down, *along) for along in columns] for down in rows]
         rgb = torch.cat([torch.cat([part[0] for part in row], 2) for row in parts], 1)
-        if not source.alpha:
+        if not source.masked:
             return rgb, None
         alpha = [torch.cat([cast(Tensor, part[1]) for part in row], 2) for row in parts]
         return rgb, torch.cat(alpha, 1)

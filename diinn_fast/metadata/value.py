@@ -137,7 +137,8 @@ class Metadata:
 
     def colours_alone(self) -> Metadata:
         """What pixels mean, and nothing that tells of the picture: no metadata."""
-        return Metadata(icc=self.icc, colour=self.colour)
+        nodata = tuple(tag for tag in self.geo if tag.code == geotiff.NODATA)
+        return Metadata(icc=self.icc, colour=self.colour, geo=nodata)
 
 
 NOTHING = Metadata()

@@ -321,6 +321,20 @@ def test_a_zarr_is_a_picture_and_no_folder(
     assert sorted(folder.rglob("*")) == before
 
 
+def test_bands_of_a_satellite(upscale: Callable[..., tuple[int, str, str]], folder: Path) -> None:
+    """Refused by their number, and made if they are asked for."""
+    import tifffile
+
+    samples = np.random.default_rng(0).integers(0, 256, (6, 8, 4)).astype(np.uint8)
+    tifffile.imwrite("map.tif", samples, photometric="rgb", extrasamples=[0])
+    code, _, err = upscale("map.tif", "out.tif", "--scale", 2)
+    assert code == 2 and "has 4 channels" in err and "--bands each" in err
+    assert upscale("map.tif", "out.tif", "--scale", 2, "--bands", "each")[0] == 0
+    assert tifffile.imread("out.tif").shape == (12, 16, 4)
+    code, _, err = upscale("map.tif", "out.jpg", "--bands", "each")
+    assert code == 2 and "leave out --bands" in err
+
+
 # -- resuming --------------------------------------------------------------------------------------
 
 

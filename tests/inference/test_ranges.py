@@ -152,46 +152,6 @@ def test_a_picture_that_uses_little_of_its_range_is_warned_of(
     assert "uses 0 to 0.1 of" in upscale((content() / 2550).astype(np.float32))
 
 
-@pytest.mark.parametrize("in_pieces", [False, True])
-@pytest.mark.parametrize(
-    ("dtype", "nodata", "missing", "said"),
-    [
-        ("uint16", "40000", [40000] * 3, True),
-        ("uint16", "40000", [40000, 40000, 39999], False),  # one band alone is a value
-        ("uint8", "0", [0] * 3, True),
-        ("uint8", "-9999", [0] * 3, False),  # no sample can be that
-        ("uint8", "none", [0] * 3, False),
-        ("float32", "0.3", [0.3] * 3, True),
-    ],
-)
-def test_samples_that_a_file_calls_missing_are_warned_of(
-    upscaler: Upscaler,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    in_pieces: bool,
-    dtype: str,
-    nodata: str,
-    missing: list[float],
-    said: bool,
-) -> None:
-    tifffile = pytest.importorskip("tifffile")
-    samples = np.full((40, 50, 3), 200, dtype)
-    if dtype == "float32":
-        samples[:] = 1
-    samples[0, 0] = samples[1, 1] = 1
-    samples[0, 1] = 60000 if dtype == "uint16" else 1
-    samples[20, 30] = missing
-    path = tmp_path / "map.tif"
-    tag = (42113, 2, len(nodata) + 1, nodata, False)
-    tifffile.imwrite(path, samples, photometric="rgb", extratags=[tag])
-    if in_pieces:
-        upscaler.render(path, tmp_path / "out.tif", scale=2)
-    else:
-        upscaler(path, scale=2)
-    assert ("missing samples" in caplog.text) == said
-    assert f"(nodata {nodata})" in caplog.text or not said
-
-
 @pytest.mark.parametrize("asked", ["automatic", (1, 1), (5, 2), (0, float("nan")), (1,), 7, None])
 def test_ranges_that_are_none_are_refused(
     asked: str | tuple[int, int] | tuple[int, float] | tuple[int] | int | None,

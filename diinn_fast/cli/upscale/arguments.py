@@ -7,6 +7,7 @@ import argparse
 from diinn_fast.cli.common import Parser, make_parser
 from diinn_fast.cli.upscale import values
 from diinn_fast.formats import by_suffix
+from diinn_fast.formats.bands import EACH
 from diinn_fast.inference import target_size
 from diinn_fast.inference.devices import PRECISIONS
 from diinn_fast.inference.memory import parse_size
@@ -63,6 +64,7 @@ def _parser() -> Parser:
     # Groups of options, in the order in which --help lists them.
     _add_sizes(parser)
     _add_picture(parser)
+    _add_bands(parser)
     _add_model(parser)
     _add_metadata(parser)
     _add_batch(parser)
@@ -153,6 +155,15 @@ def _add_picture(parser: Parser) -> None:
         "--wrap",
         action="store_true",
         help="the picture is a texture that tiles, and so is the output",
+    )
+
+
+def _add_bands(parser: Parser) -> None:
+    parser.add_argument(
+        "--bands",
+        choices=[EACH],
+        help="each: every band is upscaled as a grey picture of its own, whatever their number "
+        "(satellites, microscopes); into .tif, .npy, .zarr, .ome.zarr",
     )
 
 

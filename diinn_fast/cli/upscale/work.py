@@ -33,6 +33,7 @@ DEFAULT_ENDING = "png"
 """Of a picture on stdout."""
 
 PIECES_OPTIONS = (
+    "--bands",
     "--max-memory",
     "--dry-run",
     "--resume",
@@ -172,6 +173,7 @@ def _render(
         metadata=options.metadata,
         range=options.range,
         wrap=options.wrap,
+        bands=options.bands,
         **size_options(options),
     )
     if options.dry_run:

@@ -5,6 +5,7 @@ another thread writes the blocks and records in the journal what is on the disk.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import numpy as np
@@ -121,9 +122,9 @@ def _render_pieces(spec: RenderSpec, plan: Plan, pieces: list[Piece], writer: Wr
     frame = spec.frame
     needed = spec.engine.model.decoder.lr_window(frame.place(around), frame.lr, frame.hr)
     region = with_halo(needed, frame.lr, plan.radius)
-    rgb, _ = spec.source.read(*region)
-    features = spec.engine.encode(rgb, plan.work_bytes)
-    del rgb
+    features = [
+        spec.engine.encode(source.read(*region)[0], plan.work_bytes) for source in spec.sources
+    ]
     origin = region.y0, region.x0
     with nullcontext() if spec.bound is None else freed_memory_kept():
         for block, window in pieces:
@@ -131,21 +132,28 @@ def _render_pieces(spec: RenderSpec, plan: Plan, pieces: list[Piece], writer: Wr
 
 
 def render_block(
-    spec: RenderSpec, plan: Plan, features: Tensor, origin: tuple[int, int], window: Window
+    spec: RenderSpec,
+    plan: Plan,
+    features: Sequence[Tensor],
+    origin: tuple[int, int],
+    window: Window,
 ) -> np.ndarray:
     """Samples ``[rows, columns, C]`` of a block, strip by strip; a CUDA device decodes one while
-    the one before is fetched and stored.
+    the one before is fetched and stored. ``features`` are those of each source.
     """
     samples = np.empty((*window.shape, spec.layout.channels), spec.layout.dtype)
-    late = Late(spec.engine.device)
-    for strip in split(window, plan.strip, window.shape[1]):
-        rows = samples[strip.y0 - window.y0 : strip.y1 - window.y0]
-        place = spec.frame.place(strip)
-        late.do(
-            start_samples(
-                rows, spec.engine, spec.source, features, origin, place, spec.frame.hr, spec.neutral
+    engine = spec.engine
+    grid = spec.frame.hr
+    late = Late(engine.device)
+    for source, seen, channels in zip(spec.sources, features, spec.places, strict=True):
+        for strip in split(window, plan.strip, window.shape[1]):
+            rows = samples[strip.y0 - window.y0 : strip.y1 - window.y0]
+            place = spec.frame.place(strip)
+            late.do(
+                start_samples(
+                    rows, engine, source, seen, origin, place, grid, spec.neutral, channels
+                )
             )
-        )
     late.finish()
     return samples
 
@@ -153,7 +161,8 @@ def render_block(
 def reduced_block(spec: RenderSpec, window: Window) -> np.ndarray:
     """Samples ``[rows, columns, C]`` of a block of an output that is smaller than the picture."""
     samples = np.empty((*window.shape, spec.layout.channels), spec.layout.dtype)
-    copy_samples(samples, spec.source, window)
+    for source, channels in zip(spec.sources, spec.places, strict=True):
+        copy_samples(samples, source, window, channels)
     return samples
 
 

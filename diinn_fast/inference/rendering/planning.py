@@ -35,6 +35,7 @@ def make_plan(spec: RenderSpec, workers: int = 1) -> Plan:
         workers=workers,
         wraps=spec.wraps,
         item=engine.dtype.itemsize,
+        bands=len(spec.sources),
         finishing=finish_bytes(spec.out, layout, spec.options) if on_host else 0,
     )
     base = held_bytes(spec)

@@ -6,10 +6,13 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diinn_fast.errors import UpscaleError
+from diinn_fast.formats.bands import Bands, bands_of_channels, check_asked
+from diinn_fast.formats.missing import TOPS
 from diinn_fast.formats.zarr_store import import_zarr
 from diinn_fast.inference.engine import Engine
 from diinn_fast.inference.identity import weights_digest
@@ -17,11 +20,9 @@ from diinn_fast.inference.memory import give_back_freed_memory, parse_size, resi
 from diinn_fast.inference.neutral import source_is_neutral
 from diinn_fast.inference.ranges import (
     DTYPE,
-    TOPS,
     Asked,
     check_range,
     colours,
-    warn_of_nodata,
     warn_of_unused,
 )
 from diinn_fast.inference.reduced import needs_network, reduced, reduced_size
@@ -29,8 +30,9 @@ from diinn_fast.inference.rendering.group import first_rank
 from diinn_fast.inference.rendering.inputs import InputFiles
 from diinn_fast.inference.sinks import Layout, SinkOptions, disk_bytes, fitted_to, sink_kind
 from diinn_fast.inference.sizes import TargetSize, target_size
-from diinn_fast.inference.sources import Source, open_source
-from diinn_fast.inference.sources.inpainted import InpaintedSource
+from diinn_fast.inference.sources import Source, open_bands, open_source
+from diinn_fast.inference.sources.inpainted import inpainted
+from diinn_fast.inference.windows import Place, place_of
 from diinn_fast.inference.wrapped import Frame, frame_of_copies, wrapped
 from diinn_fast.metadata import KEEP, chosen
 
@@ -42,7 +44,7 @@ SLACK_BYTES = 48 << 20
 bench/bounded.py.
 """
 
-PIXELS = 2
+PIXELS = 3
 """Raised when the same job begins to give other pixels: an older output is then not its own."""
 
 
@@ -52,7 +54,9 @@ class RenderSpec:
 
     Attributes:
         picture: (height, width) of the picture.
-        source: what the network enlarges, or for a smaller output, the output's own pixels.
+        sources: what the network enlarges, or for a smaller output, the output's own pixels; of a
+            picture that is upscaled band by band, one for each band.
+        places: which channels of the output each of them fills.
         neutral: the three channels are equal everywhere, and so are those of the output.
         hr: (height, width) of the output.
         layout: what the file holds; its ``job`` is the fingerprint of all that the samples depend
@@ -67,7 +71,8 @@ class RenderSpec:
 
     engine: Engine
     picture: tuple[int, int]
-    source: Source
+    sources: tuple[Source, ...]
+    places: tuple[Place, ...]
     neutral: bool
     out: Path
     hr: tuple[int, int]
@@ -79,6 +84,11 @@ class RenderSpec:
     target: TargetSize
     lost: tuple[str, ...]
     frame: Frame
+
+    @property
+    def source(self) -> Source:
+        """The first one, whose file is that of all."""
+        return self.sources[0]
 
     @property
     def lr(self) -> tuple[int, int]:
@@ -114,6 +124,7 @@ def prepare(
     metadata: str = KEEP,
     range: Asked = DTYPE,
     wrap: bool = False,
+    bands: str | None = None,
     **target: Unpack[TargetSize],
 ) -> RenderSpec:
     """Open the picture and check all that can be checked before the work; arguments as of
@@ -124,25 +135,28 @@ def prepare(
     _check(engine, out, halo)
     asked = check_range(range)
     bound, on_host = _bounds(engine, out, max_memory)
-    source = open_source(picture, max_bytes=on_host, range=asked)
+    sources, channels = _opened(picture, on_host, asked, each=check_asked(bands))
+    source = sources[0]
     lr = source.height, source.width
     hr = target_size(lr, **target)
     engine.check_sizes(lr, hr)
-    layout, lost = _layout_of(source, out, hr, metadata)
+    layout, lost = _layout_of(source, channels, out, hr, metadata)
     # Work is continued only by a job that would make the same bytes.
     inputs = InputFiles(picture)
-    identity = f"{inputs.identity or source.identity} {source.range} {wrap}"
+    ranges = " ".join(str(each.range) for each in sources)
+    identity = f"{inputs.identity or source.identity} {ranges} {wrap} {bands}"
     layout = replace(
         layout, job=_fingerprint(engine, identity, out, layout, options, halo, metadata)
     )
     disk_bytes(out, layout, options)  # refuses what the format cannot hold
-    _warn_of_samples(source, asked)
+    _warn_of_samples(sources, asked)
     frame = _frame(engine, lr, hr, wrap)
-    source, neutral = _for_network(source, frame, on_host)
+    seen, neutral = _for_network(sources, frame)
     return RenderSpec(
         engine=engine,
         picture=lr,
-        source=source,
+        sources=seen,
+        places=_places(sources, channels),
         neutral=neutral,
         out=out,
         hr=hr,
@@ -157,15 +171,34 @@ def prepare(
     )
 
 
+def _opened(
+    picture: Any, max_bytes: int | None, asked: Asked, *, each: bool
+) -> tuple[list[Source], Bands]:
+    """(one source, or one for each band; what the channels of the output are)."""
+    if each:
+        return open_bands(picture, max_bytes=max_bytes, range=asked)
+    source = open_source(picture, max_bytes=max_bytes, range=asked)
+    return [source], bands_of_channels((1 if source.grey else 3) + source.alpha)
+
+
+def _places(sources: list[Source], channels: Bands) -> tuple[Place, ...]:
+    """Where each source goes; the alpha of all bands is written with the first."""
+    if len(sources) == 1 and channels.is_picture:
+        return (place_of(sources[0]),)
+    numbers = [n for n in range(channels.count) if n != channels.alpha]
+    places = [Place(slice(n, n + 1)) for n in numbers]
+    return (replace(places[0], alpha=channels.alpha), *places[1:])
+
+
 def _layout_of(
-    source: Source, out: Path, hr: tuple[int, int], metadata: str
+    source: Source, channels: Bands, out: Path, hr: tuple[int, int], metadata: str
 ) -> tuple[Layout, tuple[str, ...]]:
     """What the file is to hold, and the names of what its format cannot keep."""
-    channels = (1 if source.grey else 3) + source.alpha
     lr = source.height, source.width
     said = chosen(source.metadata, metadata).rescaled(lr, hr)
-    kept, lost = fitted_to(out, said, channels)
-    return Layout(*hr, channels, source.dtype, kept), tuple(lost)
+    kept, lost = fitted_to(out, said, channels.colours)
+    others = None if channels.is_picture else channels
+    return Layout(*hr, channels.count, source.dtype, kept, others=others), tuple(lost)
 
 
 def _frame(engine: Engine, lr: tuple[int, int], hr: tuple[int, int], wrap: bool) -> Frame:
@@ -175,14 +208,12 @@ def _frame(engine: Engine, lr: tuple[int, int], hr: tuple[int, int], wrap: bool)
     return Frame(reduced_size(lr, hr), hr)
 
 
-def _for_network(source: Source, frame: Frame, on_host: int | None) -> tuple[Source, bool]:
-    """The source as the network reads it, and whether its three channels are equal everywhere."""
-    source = wrapped(source, frame)
-    if source.alpha:
-        source = InpaintedSource.of(source, on_host)
+def _for_network(sources: list[Source], frame: Frame) -> tuple[tuple[Source, ...], bool]:
+    """The sources as the network reads them, and whether three channels are equal everywhere."""
+    seen = [inpainted(wrapped(source, frame)) for source in sources]
     # Before the reduction, whose rounding could make channels differ.
-    neutral = source_is_neutral(source)
-    return reduced(source, frame.hr), neutral
+    neutral = all(source_is_neutral(source) for source in seen)
+    return tuple(reduced(source, frame.hr) for source in seen), neutral
 
 
 def _bounds(
@@ -201,13 +232,13 @@ def _bounds(
     return bound, max(SLACK_BYTES, bound - resident_bytes())
 
 
-def _warn_of_samples(source: Source, asked: Asked) -> None:
-    """Of samples that the network sees little of, or that are none; once, by the first process."""
+def _warn_of_samples(sources: list[Source], asked: Asked) -> None:
+    """Of samples that the network sees little of; once, by the first process."""
     if not first_rank():
         return
-    top = TOPS[source.dtype]
-    warn_of_unused(asked, top, lambda: colours(source))
-    warn_of_nodata(source.metadata, top, lambda: colours(source))
+    for number, source in enumerate(sources, 1):
+        what = f"band {number}" if len(sources) > 1 else "the picture"
+        warn_of_unused(asked, TOPS[source.dtype], partial(colours, source), what)
 
 
 def _check(engine: Engine, out: Path, halo: int | None) -> None:

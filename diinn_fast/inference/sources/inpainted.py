@@ -1,50 +1,45 @@
-"""A picture with alpha, with colour filled in under transparent pixels."""
+"""A picture with alpha or missing samples, whose colour goes on under them."""
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor
 
-from diinn_fast.errors import UpscaleError
 from diinn_fast.formats.sources import DerivedSource, Source
-from diinn_fast.inference.bleed import bleed_alpha
-from diinn_fast.inference.memory import size_text
+from diinn_fast.geometry import Window
+from diinn_fast.inference.bleed import AROUND, CELL, bleed_window
 
 PIXEL_BYTES = 60
-"""Most bytes per pixel while it is made, with the pyramid and its weights."""
-
-RESIDENT_BYTES = 16
-"""Bytes per pixel that it holds: four floats."""
+"""Most bytes per pixel of a cell and what is around it, with the pyramid and its weights."""
 
 
 class InpaintedSource(DerivedSource):
-    """Another source's picture, held in memory, inpainted under transparent pixels (see
-    `bleed_alpha`): the colour there comes from all of the picture.
+    """Another source's picture, inpainted under transparent pixels (see `bleed_alpha`).
+
+    Attributes:
+        working_bytes: most memory that a read takes for a while.
     """
 
-    def __init__(self, source: Source, rgb: Tensor, alpha: Tensor) -> None:
+    def __init__(self, source: Source) -> None:
         super().__init__(source)
-        del self._source  # closed already; its samples would be held beside ours
-        self._rgb = rgb
-        self._alpha = alpha
-        self.resident_bytes = RESIDENT_BYTES * rgb[0].numel()
-
-    @classmethod
-    def of(cls, source: Source, most: int | None) -> InpaintedSource:
-        """Reads and closes the source. UpscaleError if it needs more than ``most`` bytes."""
-        needed = PIXEL_BYTES * source.height * source.width
-        if most is not None and needed > most:
-            raise UpscaleError(
-                f"a picture with alpha is held in memory, which takes {size_text(needed)}: "
-                "give a larger --max-memory, or save it without alpha"
-            )
-        rgb, alpha = source.read(0, source.height, 0, source.width)
-        source.close()
-        assert alpha is not None
-        return cls(source, bleed_alpha(rgb, alpha), alpha)
+        sides = [min(CELL + 2 * AROUND, length) for length in (source.height, source.width)]
+        inner = getattr(source, "working_bytes", 0)
+        self.working_bytes = PIXEL_BYTES * sides[0] * sides[1] + inner
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> tuple[Tensor, Tensor]:
         """See `Source.read`."""
-        return self._rgb[:, y0:y1, x0:x1], self._alpha[:, y0:y1, x0:x1]
+        size = self.height, self.width
+        return bleed_window(self._read, size, Window(y0, y1, x0, x1))
 
-    def close(self) -> None:
-        """Nothing to release: the source is closed already."""
+    def read_alpha(self, y0: int, y1: int, x0: int, x1: int) -> Tensor:
+        """Alpha ``[1, ...]`` alone, for which nothing is filled."""
+        return self._read(Window(y0, y1, x0, x1))[1]
+
+    def _read(self, window: Window) -> tuple[Tensor, Tensor]:
+        return cast(tuple[Tensor, Tensor], self._source.read(*window))
+
+
+def inpainted(source: Source) -> Source:
+    """The source without colours of what cannot be seen; as it is if all can."""
+    return InpaintedSource(source) if source.masked else source

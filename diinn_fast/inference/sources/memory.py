@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from diinn_fast.errors import ImageError
+from diinn_fast.formats.bands import bands_of_array, bands_of_channels
 from diinn_fast.formats.image import Image
+from diinn_fast.formats.missing import Missing
 from diinn_fast.formats.sample_range import FULL
 from diinn_fast.formats.sources import ArraySource, check_array, check_inside
 from diinn_fast.inference.kinds import as_request, check_plain
@@ -19,15 +23,20 @@ class ImageSource:
     """An `Image`: float samples, on any device."""
 
     range = FULL
+    missing: Missing | None = None
+    is_array = False
 
     def __init__(self, image: Image) -> None:
         self._image = image
         self.height, self.width = image.rgb.shape[1:]
         self.grey = image.grey
         self.alpha = image.alpha is not None
+        self.masked = self.alpha
         self.bits = image.bits
-        self.dtype = "float32" if image.bits == 32 else f"uint{image.bits}"
+        self.dtype = image.dtype
         self.metadata = image.metadata
+        colours = 1 if image.grey else 3
+        self.bands = self.each = bands_of_channels(colours + self.alpha)
         planes = [image.rgb] if image.alpha is None else [image.rgb, image.alpha]
         self.resident_bytes = sum(
             plane.untyped_storage().nbytes() for plane in planes if plane.device.type == "cpu"
@@ -43,6 +52,12 @@ class ImageSource:
             alpha, y0, y1, x0, x1
         )
 
+    def planes(self, y0: int, y1: int, x0: int, x1: int, channels: Sequence[int]) -> Tensor:
+        """See `SampleSource.planes`."""
+        rgb, alpha = self.read(y0, y1, x0, x1)
+        seen = rgb[:1] if self.grey else rgb
+        return (seen if alpha is None else torch.cat([seen, alpha]))[list(channels)]
+
     def close(self) -> None:
         """Nothing to release."""
 
@@ -54,7 +69,8 @@ def memory_source(picture: Any, *, any_range: bool = False) -> ArraySource | Ima
     if isinstance(picture, np.ndarray) and picture.dtype.kind == "u":
         check_plain(picture)
         check_array("the picture", picture.shape, picture.dtype)
-        return ArraySource(np.atleast_3d(picture), digest(picture))
+        samples = np.atleast_3d(picture)
+        return ArraySource(samples, digest(picture), each=bands_of_array(samples.shape[2]))
     request = as_request(picture, any_range=any_range)
     if len(request.images) != 1:
         raise ImageError(
