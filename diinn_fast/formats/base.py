@@ -51,6 +51,7 @@ class Format:
         max_side: longest side in pixels that can really be written.
         dtypes: sample types that can be written.
         bands: samples may be more, or others, than grey or RGB with or without alpha.
+        folders: its pictures are folders.
         unit: (rows, columns) of the pieces that processes may write independently.
         holds: entries of `Metadata` that it has a place for; "note" is EXIF's maker note.
     """
@@ -68,8 +69,17 @@ class Format:
     max_side: ClassVar[int] = 2**31 - 1
     dtypes: ClassVar[tuple[str, ...]] = ("uint8",)
     bands: ClassVar[bool] = False
+    folders: ClassVar[bool] = False
     unit: ClassVar[tuple[int, int]] = (1, 1)
     holds: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def pieces_only(self) -> bool:
+        """Whether its pictures are never held in memory as a whole: arrays of any size."""
+        return self.streams and not self.writes
+
+    def prepare(self, path: Path) -> None:
+        """Import what writing `path` needs; ImageError if that is absent."""
 
     def recognises(self, start: bytes) -> bool:
         """Whether a file that begins with `start` (32 bytes or all of it) is of this format."""

@@ -10,7 +10,14 @@ from diinn_fast.formats.layout import Layout
 from diinn_fast.formats.sinks import Sink, SinkOptions, SinkTarget
 from diinn_fast.formats.sources import Source
 from diinn_fast.formats.zarr_source import METADATA, ZarrSource
-from diinn_fast.formats.zarr_store import CHUNK, ZarrSink, zarr_bytes, zarr_job, zarr_size
+from diinn_fast.formats.zarr_store import (
+    CHUNK,
+    ZarrSink,
+    import_zarr,
+    zarr_bytes,
+    zarr_job,
+    zarr_size,
+)
 from diinn_fast.metadata.value import ENTRIES
 
 
@@ -23,9 +30,14 @@ class Zarr(Format):
     streams = True
     dtypes = ("uint8", "uint16", "float32")
     bands = True
+    folders = True
     unit = (CHUNK, CHUNK)
     holds = frozenset(ENTRIES) | {"note"}
     sink_class: ClassVar[type[ZarrSink]] = ZarrSink
+
+    def prepare(self, path: Path) -> None:
+        """See `Format.prepare`."""
+        import_zarr(path)
 
     def recognises_folder(self, path: Path) -> bool:
         """See `Format.recognises_folder`."""

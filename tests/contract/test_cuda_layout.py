@@ -23,7 +23,7 @@ from torch import Tensor
 from diinn_fast import BackendError, backends
 from diinn_fast.backends import _cuda, cuda, eager
 from diinn_fast.geometry import Window, local_offset, lr_range, nearest_index
-from diinn_fast.problem import Problem
+from diinn_fast.problem import Problem, query_weights
 from tests.helpers import emulated_gpu
 
 pytestmark = pytest.mark.skipif(
@@ -142,8 +142,8 @@ def test_packing_moves_every_weight_to_one_place(
     library: ctypes.CDLL, kernel: int, form: str
 ) -> None:
     source, weights = example(form, torch.float16, (1, 1), layers=2, channels=5)
-    hidden = weights[2]
-    last = weights[4]
+    hidden = query_weights(weights).hidden
+    last = query_weights(weights).last
     hidden.view(torch.int16).copy_(torch.arange(hidden.numel()).view_as(hidden).to(torch.int16))
     decode = _cuda.describe(
         problem_of(form, (1, 1), (1, 1)), source, weights, source.new_empty(1, 5, 1, 1)

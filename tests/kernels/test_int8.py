@@ -236,7 +236,7 @@ def test_rows_of_zeros_and_tiny_numbers(isa: str) -> None:
     problem, source, weights = case("content", points=50)
     source[:, 0] = 0.0
     source[:, 1] *= 1e-35
-    weights[2][0, :32] = 0.0
+    query_weights(weights).hidden[0, :32] = 0.0
     got = int8.forward(problem, source, weights)
     assert got.isfinite().all()
     assert torch.equal(got, int8._decode("portable", problem, source, weights))
@@ -252,7 +252,7 @@ def test_nan_and_infinity_come_out_where_they_do_from_eager(
     got = int8.forward(problem, source, weights)
     want = backends.load("eager").forward(problem, source, weights)
     assert torch.equal(got.isnan(), want.isnan())
-    weights[2][1, 5, 7] = float("nan")
+    query_weights(weights).hidden[1, 5, 7] = float("nan")
     assert int8.forward(problem, source, weights).isnan().all()
 
 

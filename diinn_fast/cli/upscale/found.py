@@ -119,7 +119,7 @@ class Search:
 
 def _is_picture(path: Path) -> bool:
     """Whether a name promises a picture that is read; some are folders."""
-    if path.is_dir():
-        return path.suffix.lower() == ".zarr" or by_folder(path) is not None
     form = by_suffix(path)
+    if path.is_dir():
+        return (form is not None and form.folders) or by_folder(path) is not None
     return form is not None and form.reads and path.is_file()

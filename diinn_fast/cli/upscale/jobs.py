@@ -13,10 +13,6 @@ from diinn_fast.cli.common import Refused
 from diinn_fast.cli.upscale.found import Found, LeftOut, Search
 from diinn_fast.cli.upscale.pipes import is_pipe
 from diinn_fast.formats import by_suffix, output_name, writable_suffixes
-from diinn_fast.inference.sinks import sink_kind
-
-PIECES_ONLY = ("npy", "zarr", "ome-zarr")
-"""Kinds of output that are only written piece by piece."""
 
 log = logging.getLogger("diinn_fast")
 
@@ -54,7 +50,8 @@ def make_batch(options: argparse.Namespace) -> Batch:
     search = Search(inputs, output, recursive=options.recursive)
     out = Path(output)
     # A Zarr is a folder on the disk, and shells end its name with a slash.
-    store = sink_kind(out) in PIECES_ONLY
+    form = by_suffix(out)
+    store = form is not None and form.pieces_only
     into = search.several or (not store and (out.is_dir() or output.endswith(("/", os.sep))))
     if not into:
         if options.format is not None and not is_pipe(out):

@@ -11,12 +11,13 @@ import torch
 
 from diinn_fast.cli.common import Refused
 from diinn_fast.cli.upscale.arguments import size_options
-from diinn_fast.cli.upscale.jobs import PIECES_ONLY, Job
+from diinn_fast.cli.upscale.jobs import Job
 from diinn_fast.cli.upscale.pipes import contents, is_pipe, place_of
 from diinn_fast.cli.upscale.report import factor_text
 from diinn_fast.errors import ImageError, UnfinishedError
 from diinn_fast.formats import (
     Image,
+    by_suffix,
     check_writable,
     read_image,
     writable_suffixes,
@@ -130,11 +131,8 @@ def _in_pieces(task: Task, options: argparse.Namespace) -> bool:
     target = task.place
     asked = [name for name in PIECES_OPTIONS if _is_given(options, name)]
     # Outputs and inputs that do not fit in memory, and those that several processes make.
-    if (
-        sink_kind(target) in PIECES_ONLY
-        or task.job.source.suffix.lower() in (".npy", ".zarr")
-        or torchrun_started()
-    ):
+    forms = (by_suffix(target), by_suffix(task.job.source))
+    if torchrun_started() or any(form is not None and form.pieces_only for form in forms):
         return True
     if sink_kind(target) is not None and rendering.part_of(target).is_dir():
         return True  # an interrupted run is continued, or replaced, only if asked

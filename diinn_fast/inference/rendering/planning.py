@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from diinn_fast.formats.zarr_store import ZarrSink
 from diinn_fast.inference.memory import available_bytes, resident_bytes
 from diinn_fast.inference.plan import Plan, Task, plan_within
 from diinn_fast.inference.rates import measure_rates
 from diinn_fast.inference.rendering.spec import SLACK_BYTES, RenderSpec
-from diinn_fast.inference.sinks import finish_bytes
+from diinn_fast.inference.sinks import finish_bytes, output_format
 
 SHARE_OF_FREE = 0.7
 """How much of the free memory a render without a bound plans with."""
@@ -30,7 +29,7 @@ def make_plan(spec: RenderSpec, workers: int = 1) -> Plan:
         spec.lr,
         spec.hr,
         pixel_bytes=layout.channels * np.dtype(layout.dtype).itemsize,
-        unit=ZarrSink.unit if "zarr" in spec.kind else (1, 1),
+        unit=output_format(spec.out).unit,
         halo=spec.halo if spec.by_network else 0,
         workers=workers,
         wraps=spec.wraps,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from diinn_fast.errors import UpscaleError
 from diinn_fast.formats.bands import Bands, bands_of_channels, check_asked
 from diinn_fast.formats.missing import TOPS
-from diinn_fast.formats.zarr_store import import_zarr
 from diinn_fast.inference.engine import Engine
 from diinn_fast.inference.identity import weights_digest
 from diinn_fast.inference.memory import give_back_freed_memory, parse_size, resident_bytes
@@ -28,7 +27,14 @@ from diinn_fast.inference.ranges import (
 from diinn_fast.inference.reduced import needs_network, reduced, reduced_size
 from diinn_fast.inference.rendering.group import first_rank
 from diinn_fast.inference.rendering.inputs import InputFiles
-from diinn_fast.inference.sinks import Layout, SinkOptions, disk_bytes, fitted_to, sink_kind
+from diinn_fast.inference.sinks import (
+    Layout,
+    SinkOptions,
+    disk_bytes,
+    fitted_to,
+    output_format,
+    sink_kind,
+)
 from diinn_fast.inference.sizes import TargetSize, target_size
 from diinn_fast.inference.sources import Source, open_bands, open_source
 from diinn_fast.inference.sources.inpainted import inpainted
@@ -105,11 +111,6 @@ class RenderSpec:
     def by_network(self) -> bool:
         """Whether the network has anything to do."""
         return needs_network(self.picture, self.hr)
-
-    @property
-    def kind(self) -> str:
-        """Kind of the output, as of `sink_kind`."""
-        return sink_kind(self.out) or ""
 
 
 def prepare(
@@ -224,8 +225,7 @@ def _bounds(
     # What the process holds before it starts counts: all of it, and no more than that.
     if bound is not None:
         give_back_freed_memory()
-    if "zarr" in (sink_kind(out) or ""):
-        import_zarr(out)
+    output_format(out).prepare(out)
     if bound is None or engine.device.type != "cpu":
         return bound, None
     # Small pictures are left to the plan's refusal, which says more.

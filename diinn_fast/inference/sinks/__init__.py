@@ -32,6 +32,7 @@ __all__ = [
     "finish_bytes",
     "fitted_to",
     "open_sink",
+    "output_format",
     "read_job",
     "sink_kind",
 ]
@@ -72,7 +73,7 @@ def open_sink(
             system's refusal.
     """
     path = Path(path)
-    form = _streamed(path, layout)
+    form = _fitting(path, layout)
     metadata, _ = fitted_to(path, layout.metadata, layout.channels)
     layout = replace(layout, metadata=metadata)
     return form.sink(SinkTarget(path, layout, options or SinkOptions(), part, resume, overwrite))
@@ -90,12 +91,12 @@ def disk_bytes(
     path: PathLike, layout: Layout, options: SinkOptions | None = None
 ) -> tuple[int, int]:
     """Worst case in bytes: (what `part` holds beside the final form, the final form)."""
-    return _streamed(Path(path), layout).disk_bytes(layout, options or SinkOptions())
+    return _fitting(Path(path), layout).disk_bytes(layout, options or SinkOptions())
 
 
 def finish_bytes(path: PathLike, layout: Layout, options: SinkOptions | None = None) -> int:
     """Most memory in bytes that `Sink.finish` holds; grows with the length of a row at most."""
-    return _streamed(Path(path), layout).finish_bytes(layout)
+    return _fitting(Path(path), layout).finish_bytes(layout)
 
 
 def read_job(path: PathLike) -> str | None:
@@ -108,11 +109,17 @@ def read_job(path: PathLike) -> str | None:
     return None
 
 
-def _streamed(path: Path, layout: Layout) -> Format:
+def output_format(path: PathLike) -> Format:
+    """The streamed format that the file name asks for; ImageError if there is none."""
     form = by_suffix(path)
     if form is None or not form.streams:
         raise ImageError(
             f"{path} is no format that can be streamed: name it {', '.join(streamed_suffixes())}."
         )
+    return form
+
+
+def _fitting(path: Path, layout: Layout) -> Format:
+    form = output_format(path)
     form.check_layout(path, layout)
     return form
