@@ -46,7 +46,7 @@ def unsupported(problem: Problem, source: Tensor) -> str | None:
     return None
 
 
-class Part(NamedTuple):
+class Chunk(NamedTuple):
     """A chunk of one image's queries; vectors have at least ROWS entries, the surplus repeats the
     last query.
     """
@@ -58,7 +58,7 @@ class Part(NamedTuple):
     position: Tensor  # [n, 3]: dy, dx, ratio
 
 
-def _parts(problem: Problem, source: Tensor) -> Iterator[Part]:
+def _chunks(problem: Problem, source: Tensor) -> Iterator[Chunk]:
     """All queries of all images, in chunks."""
     work = torch.float64 if source.dtype == torch.float64 else torch.float32
     device = source.device
@@ -95,7 +95,7 @@ def _parts(problem: Problem, source: Tensor) -> Iterator[Part]:
                 assert problem.index is not None and problem.offset is not None
                 pixel = problem.index[image][query]
                 offset = problem.offset[image][query].to(work)
-            yield Part(image, start, stop, pixel, F.pad(offset, (0, 1), value=problem.ratio))
+            yield Chunk(image, start, stop, pixel, F.pad(offset, (0, 1), value=problem.ratio))
 
 
 class _Network:
@@ -121,12 +121,12 @@ class _Network:
         """
         return torch.mm(x.to(self.source.dtype), weight.to(self.source.dtype).t()).to(self.work)
 
-    def run(self, part: Part, keep: bool) -> tuple[Tensor, dict[str, list[Tensor]]]:
+    def run(self, chunk: Chunk, keep: bool) -> tuple[Tensor, dict[str, list[Tensor]]]:
         """RGB [n, channels] of a chunk, and what its backward needs if ``keep``."""
         width = self.width
         kept: dict[str, list[Tensor]] = {"s": [], "k": [], "q": [], "x": [], "p": []}
         # What depends on the LR pixel alone, and the input of layer 0.
-        c, p, extra = self.content(part)
+        c, p, extra = self.content(chunk)
         if keep:
             kept["x"] = extra
             kept["p"] = [p]
@@ -155,18 +155,18 @@ class _Network:
                     kept[name].append(value)
         return self.linear(q, self.query.last) + self.query.last_bias.to(self.work), kept
 
-    def content(self, part: Part) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def content(self, chunk: Chunk) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Content [n, L*H] and position input of Q_0; in the direct form also [x, p'] for the
         backward.
         """
         direct = self.direct
         if direct is None:
-            return self.source[part.image].flatten(0, 1)[part.pixel], part.position, []
+            return self.source[chunk.image].flatten(0, 1)[chunk.pixel], chunk.position, []
         # [h, w, C, 3, 3], a view.
-        taps = self.source[part.image].unfold(0, 3, 1).unfold(1, 3, 1)
+        taps = self.source[chunk.image].unfold(0, 3, 1).unfold(1, 3, 1)
         columns = taps.shape[1]
-        x = taps[part.pixel // columns, part.pixel % columns].flatten(1)  # [n, 9C]
-        p = part.position
+        x = taps[chunk.pixel // columns, chunk.pixel % columns].flatten(1)  # [n, 9C]
+        p = chunk.position
         # With init_q, the sine layer's output takes the position's place and scales x.
         modulated = x
         if direct.first is not None:
@@ -183,13 +183,13 @@ class _Network:
             direct.first_bias.to(self.work), position, direct.first.to(self.work).t()
         )
 
-    def back(self, part: Part, grad: Tensor, sums: Gradients) -> None:
+    def back(self, chunk: Chunk, grad: Tensor, sums: Gradients) -> None:
         """Add a chunk's gradients to ``sums``, given that of its output [n, channels] (surplus rows
         zero).
         """
         # Only the inputs were saved: s, k and q of all layers once more.
         width = self.width
-        _, kept = self.run(part, keep=True)
+        _, kept = self.run(chunk, keep=True)
         _add_product(sums.last, grad, kept["q"][-1])
         _add_sum(sums.last_bias, grad)
         dq = self.linear(grad, self.query.last.t())
@@ -222,11 +222,11 @@ class _Network:
                 dq = self.linear(ds, weight[width:].t())
         _add_product(sums.position, ds, kept["p"][0])
         _add_sum(sums.position_bias, ds)
-        self.content_back(part, dc, ds, kept["x"], kept["p"][0], sums)
+        self.content_back(chunk, dc, ds, kept["x"], kept["p"][0], sums)
 
     def content_back(
         self,
-        part: Part,
+        chunk: Chunk,
         dc: Tensor,
         ds: Tensor,
         x: list[Tensor],
@@ -237,7 +237,7 @@ class _Network:
         direct = self.direct
         if direct is None:
             if sums.source is not None:
-                add_rows(sums.source[part.image].flatten(0, 1), part.pixel, dc)
+                add_rows(sums.source[chunk.image].flatten(0, 1), chunk.pixel, dc)
             return
         # The direct form: content weights, then the features of each query's neighbourhood.
         features, modulated = x
@@ -250,14 +250,14 @@ class _Network:
         if direct.first is not None:
             dp = dx * features + self.linear(ds, self.query.position.t())
             dx = dx * p
-            cosine = torch.cos(self.first_argument(direct, part.position))
-            _add_product(sums.first, dp * cosine, part.position)
+            cosine = torch.cos(self.first_argument(direct, chunk.position))
+            _add_product(sums.first, dp * cosine, chunk.position)
             _add_sum(sums.first_bias, dp * cosine)
         if sums.source is not None:
             # Tap by tap; in one of them each feature has its queries alone.
-            padded = sums.source[part.image]  # [h+2, w+2, C]
+            padded = sums.source[chunk.image]  # [h+2, w+2, C]
             columns = padded.shape[1] - 2
-            top_left = part.pixel // columns * (columns + 2) + part.pixel % columns
+            top_left = chunk.pixel // columns * (columns + 2) + chunk.pixel % columns
             taps = dx.view(len(dx), -1, 9)
             for tap in range(9):
                 add_rows(
@@ -273,9 +273,9 @@ def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tens
     batch = source.shape[0]
     out = source.new_empty(problem.output_shape(batch, network.query.channels))
     flat = out.flatten(2).transpose(1, 2) if problem.window is not None else out  # [B, N, channels]
-    for part in _parts(problem, source):
-        rgb, _ = network.run(part, keep=False)
-        flat[part.image, part.start : part.stop] = rgb[: part.stop - part.start].to(out.dtype)
+    for chunk in _chunks(problem, source):
+        rgb, _ = network.run(chunk, keep=False)
+        flat[chunk.image, chunk.start : chunk.stop] = rgb[: chunk.stop - chunk.start].to(out.dtype)
     return out
 
 
@@ -290,9 +290,9 @@ def backward(
     sums = Gradients.zeros(inputs, needs, network.work)
     # [B, N, channels]
     flat = grad.flatten(2).transpose(1, 2) if problem.window is not None else grad
-    for part in _parts(problem, source):
-        rows = flat[part.image, part.start : part.stop].to(network.work)
-        network.back(part, F.pad(rows, (0, 0, 0, len(part.pixel) - len(rows))), sums)
+    for chunk in _chunks(problem, source):
+        rows = flat[chunk.image, chunk.start : chunk.stop].to(network.work)
+        network.back(chunk, F.pad(rows, (0, 0, 0, len(chunk.pixel) - len(rows))), sums)
     return sums.like(inputs)
 
 

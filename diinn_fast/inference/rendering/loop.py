@@ -29,7 +29,7 @@ from diinn_fast.inference.windows import copy_samples, start_samples
 
 log = logging.getLogger("diinn_fast")
 
-Piece = tuple[Block, Window]
+BlockWindow = tuple[Block, Window]
 """A block and its window of the output."""
 
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
@@ -49,25 +49,25 @@ def render_tiles(
     assert sink.unit == plan.unit, "the plan is for another format"
     total = spec.hr[0] * spec.hr[1]
     # A resumed bar begins where the interrupted one ended.
-    left = sum(w.shape[0] * w.shape[1] for pieces in tiles for _, w in pieces)
+    left = sum(w.shape[0] * w.shape[1] for blocks in tiles for _, w in blocks)
     journal = Journal(part_of(spec.out), group.rank, state.job, plan)
     with (
         device_memory_within(spec.bound, spec.engine.device),
         make_bar(progress, total, total - left) as bar,
         Writer(sink, journal, bar) as writer,
     ):
-        for pieces in group.share(tiles):
-            _render_tile(spec, plan, pieces, writer)
+        for blocks in group.share(tiles):
+            _render_tile(spec, plan, blocks, writer)
 
 
-def missing(state: State) -> list[list[Piece]]:
+def missing(state: State) -> list[list[BlockWindow]]:
     """The blocks that are not done, by tile."""
     found = []
     for t, tile in enumerate(state.plan.tile_windows()):
-        blocks = enumerate(state.plan.blocks(tile))
-        pieces = [((t, b), window) for b, window in blocks if (t, b) not in state.done]
-        if pieces:
-            found.append(pieces)
+        planned = enumerate(state.plan.blocks(tile))
+        blocks = [((t, b), window) for b, window in planned if (t, b) not in state.done]
+        if blocks:
+            found.append(blocks)
     return found
 
 
@@ -82,16 +82,16 @@ def _warn_of_halo(spec: RenderSpec, plan: Plan) -> None:
 
 
 def _render_tile(
-    spec: RenderSpec, plan: Plan, pieces: list[Piece], writer: Writer, retried: bool = False
+    spec: RenderSpec, plan: Plan, blocks: list[BlockWindow], writer: Writer, retried: bool = False
 ) -> None:
     """All blocks of a tile; in halves if the device's memory is short."""
     try:
-        _render_pieces(spec, plan, pieces, writer)
+        _render_blocks(spec, plan, blocks, writer)
         return
     except (RuntimeError, MemoryError) as error:
         if not _out_of_memory(error):
             raise
-        left = [piece for piece in pieces if piece[0] not in writer.given]
+        left = [each for each in blocks if each[0] not in writer.given]
         if retried or len(left) < 2:
             raise UpscaleError(
                 "the device is out of memory: give a smaller --max-memory, or free some memory"
@@ -105,14 +105,14 @@ def _render_tile(
     _render_tile(spec, plan, left[half:], writer, retried=True)
 
 
-def _render_pieces(spec: RenderSpec, plan: Plan, pieces: list[Piece], writer: Writer) -> None:
+def _render_blocks(spec: RenderSpec, plan: Plan, blocks: list[BlockWindow], writer: Writer) -> None:
     """Encode what the blocks look at, once, and decode them."""
     if not spec.by_network:
-        for block, window in pieces:
+        for block, window in blocks:
             writer.put(block, window, reduced_block(spec, spec.frame.place(window)))
         return
     # One encoding for all blocks of the tile: the encoder costs most.
-    windows = [window for _, window in pieces]
+    windows = [window for _, window in blocks]
     around = Window(
         min(w.y0 for w in windows),
         max(w.y1 for w in windows),
@@ -127,7 +127,7 @@ def _render_pieces(spec: RenderSpec, plan: Plan, pieces: list[Piece], writer: Wr
     ]
     origin = region.y0, region.x0
     with nullcontext() if spec.bound is None else freed_memory_kept():
-        for block, window in pieces:
+        for block, window in blocks:
             writer.put(block, window, render_block(spec, plan, features, origin, window))
 
 
