@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diinn_fast import guard
+from diinn_fast.geometry import Window
 
 WIDEST = 256
 """Input channels that one 3x3 convolution sums for inference on the CPU. With more than 320 the
@@ -71,3 +74,19 @@ def bias_image(conv: nn.Conv2d, weight: Tensor) -> Tensor:
 def add(product: Tensor, total: Tensor) -> Tensor:
     """Their sum, in product's place unless autocast made it narrower."""
     return product.add_(total) if product.dtype == total.dtype else product + total
+
+
+def with_halo(window: Sequence[int], lr: tuple[int, int], radius: int) -> Window:
+    """An LR window with ``radius`` pixels around it, as far as there are any; more if it is tiny.
+
+    For with fewer than LEAST_PIXELS the encoder's sums would be in another order.
+    """
+    h, w = lr
+    i0, i1, j0, j1 = window
+    while True:
+        grown = Window(
+            max(i0 - radius, 0), min(i1 + radius, h), max(j0 - radius, 0), min(j1 + radius, w)
+        )
+        if grown.shape[0] * grown.shape[1] >= min(LEAST_PIXELS, h * w):
+            return grown
+        radius += 4

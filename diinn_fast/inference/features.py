@@ -14,9 +14,9 @@ from collections import OrderedDict
 import torch
 from torch import Tensor
 
+from diinn_fast.encoders.convolutions import with_halo
 from diinn_fast.geometry import Window
 from diinn_fast.inference.engine import Engine
-from diinn_fast.inference.plan import with_halo
 from diinn_fast.inference.sources import Source
 
 TILE = 256

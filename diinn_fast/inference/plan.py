@@ -19,7 +19,8 @@ from typing import Any
 from torch import nn
 
 from diinn_fast.decoder import ImplicitDecoder
-from diinn_fast.encoders import LEAST_PIXELS, Cost, cost_of
+from diinn_fast.encoders import Cost, cost_of
+from diinn_fast.encoders.convolutions import with_halo
 from diinn_fast.errors import UpscaleError
 from diinn_fast.geometry import Window, split
 from diinn_fast.inference.memory import MIB, size_text
@@ -121,22 +122,6 @@ class Plan:
             name: tuple(v) if isinstance(v, list) else int(v) for name, v in fields.items()
         }
         return cls(**values)
-
-
-def with_halo(window: Sequence[int], lr: tuple[int, int], radius: int) -> Window:
-    """An LR window with ``radius`` pixels around it, as far as there are any; more if it is tiny.
-
-    For with fewer than LEAST_PIXELS the encoder's sums would be in another order.
-    """
-    h, w = lr
-    i0, i1, j0, j1 = window
-    while True:
-        grown = Window(
-            max(i0 - radius, 0), min(i1 + radius, h), max(j0 - radius, 0), min(j1 + radius, w)
-        )
-        if grown.shape[0] * grown.shape[1] >= min(LEAST_PIXELS, h * w):
-            return grown
-        radius += 4
 
 
 def cuts(length: int, unit: int, count: int) -> list[int]:

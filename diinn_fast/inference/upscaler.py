@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from diinn_fast.encoders.convolutions import with_halo
 from diinn_fast.errors import UpscaleError
 from diinn_fast.formats import Image
 from diinn_fast.formats.bands import check_asked
@@ -25,7 +26,6 @@ from diinn_fast.inference.engine import Engine, to_unit
 from diinn_fast.inference.kinds import as_request, each_channel
 from diinn_fast.inference.memory import check_memory, parse_size
 from diinn_fast.inference.neutral import is_neutral
-from diinn_fast.inference.plan import with_halo
 from diinn_fast.inference.progress import Bar, Progress, make_bar
 from diinn_fast.inference.ranges import (
     DTYPE,

@@ -17,9 +17,10 @@ import torch
 
 from diinn_fast import DIINN
 from diinn_fast.encoders import LEAST_PIXELS
+from diinn_fast.encoders.convolutions import with_halo
 from diinn_fast.errors import UpscaleError
 from diinn_fast.inference import memory, plan
-from diinn_fast.inference.plan import Plan, Task, make_plan, plan_within, smallest_bound, with_halo
+from diinn_fast.inference.plan import Plan, Task, make_plan, plan_within, smallest_bound
 from tests.helpers.small_models import small_model
 
 MIB = 1 << 20

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diinn_fast.encoders.convolutions import with_halo
 from diinn_fast.errors import UpscaleError
 from diinn_fast.geometry import Window, split
 from diinn_fast.inference.halo import halo_error
 from diinn_fast.inference.memory import device_memory_within, freed_memory_kept
-from diinn_fast.inference.plan import Plan, with_halo
+from diinn_fast.inference.plan import Plan
 from diinn_fast.inference.progress import Progress, make_bar
 from diinn_fast.inference.rendering.group import Group
 from diinn_fast.inference.rendering.journal import Block, Journal, State

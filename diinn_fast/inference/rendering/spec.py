@@ -137,18 +137,14 @@ def prepare(
     asked = check_range(range)
     bound, on_host = _bounds(engine, out, max_memory)
     sources, channels = _opened(picture, on_host, asked, each=check_asked(bands))
-    source = sources[0]
-    lr = source.height, source.width
+    lr = sources[0].height, sources[0].width
     hr = target_size(lr, **target)
     engine.check_sizes(lr, hr)
-    layout, lost = _layout_of(source, channels, out, hr, metadata)
-    # Work is continued only by a job that would make the same bytes.
+    layout, lost = _layout_of(sources[0], channels, out, hr, metadata)
     inputs = InputFiles(picture)
-    ranges = " ".join(str(each.range) for each in sources)
-    identity = f"{inputs.identity or source.identity} {ranges} {wrap} {bands}"
-    layout = replace(
-        layout, job=_fingerprint(engine, identity, out, layout, options, halo, metadata)
-    )
+    identity = _identity(inputs, sources, wrap, bands)
+    job = _fingerprint(engine, identity, out, layout, options, halo, metadata)
+    layout = replace(layout, job=job)
     disk_bytes(out, layout, options)  # refuses what the format cannot hold
     _warn_of_samples(sources, asked)
     frame = _frame(engine, lr, hr, wrap)
@@ -180,6 +176,12 @@ def _opened(
         return open_bands(picture, max_bytes=max_bytes, range=asked)
     source = open_source(picture, max_bytes=max_bytes, range=asked)
     return [source], bands_of_channels((1 if source.grey else 3) + source.alpha)
+
+
+def _identity(inputs: InputFiles, sources: list[Source], wrap: bool, bands: str | None) -> str:
+    """What is enlarged: work is continued only by a job that would make the same bytes."""
+    ranges = " ".join(str(each.range) for each in sources)
+    return f"{inputs.identity or sources[0].identity} {ranges} {wrap} {bands}"
 
 
 def _places(sources: list[Source], channels: Bands) -> tuple[Place, ...]:
