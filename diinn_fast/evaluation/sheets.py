@@ -79,7 +79,7 @@ def _chosen_images(
     """File names, those first where the models' PSNR differs most; bicubic counts where there are
     too few others.
     """
-    # Every model beats bicubic: how far says nothing about which images tell models apart.
+    # Bicubic differs from every model on every image: it would hide where models differ.
     learned = [c for c in candidates if c.model is not None]
     chosen = learned if len(learned) > 1 else candidates
     spread = {}

@@ -186,11 +186,9 @@ def _from_array(array: np.ndarray) -> Request:
 def check_plain(array: np.ndarray) -> None:
     """UpscaleError for arrays that mean more than their samples, and would be taken for less."""
     if isinstance(array, np.ma.MaskedArray):
-        raise UpscaleError(
-            "a masked array has values that are none: fill them, with array.filled(...)"
-        )
+        raise UpscaleError("a masked array has missing values: fill them, with array.filled(...)")
     if isinstance(array, np.matrix):
-        raise UpscaleError("a matrix keeps two axes whatever is done: give np.asarray(matrix)")
+        raise UpscaleError("a matrix always has two axes: give np.asarray(matrix)")
 
 
 def _from_samples(samples: np.ndarray) -> Request:

@@ -129,7 +129,7 @@ def test_names_that_would_collide_keep_their_endings_and_that_is_said(
         picture(folder / "scans" / name)
     code, _, err = upscale("scans", "out", "--scale", 2, "--format", "jpg")
     assert code == 0 and made("out") == ["a.png.jpg", "a.tif.jpg", "b.jpg"]
-    assert err.count("is not alone in becoming a.jpg") == 2
+    assert err.count("is not the only one for a.jpg") == 2
 
 
 def test_equal_names_from_two_folders_are_refused(upscale: Any, tree: Path) -> None:

@@ -77,7 +77,7 @@ def _into_folder(out: Path, found: list[Found], ending: str | None) -> list[Job]
     for picture, place in zip(found, places, strict=True):
         if ending is not None and count[place] > 1:
             kept = picture.place.with_name(f"{picture.place.name}.{ending}")
-            log.warning("%s is not alone in becoming %s: it becomes %s", picture.path, place, kept)
+            log.warning("%s is not the only one for %s: it becomes %s", picture.path, place, kept)
             place = kept
         jobs.append(Job(picture.path, out / place))
     return jobs

@@ -70,7 +70,8 @@ def place_of(target: Path, ending: str) -> Iterator[Path]:
                 _copy(made, target)
         except OSError as error:
             raise UnfinishedError(
-                f"the picture was not taken ({error.strerror}): whatever reads {target} has ended"
+                f"the picture could not be written ({error.strerror}): whatever reads {target} "
+                "has ended"
             ) from error
 
 
