@@ -20,6 +20,7 @@ import os
 import random
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -73,8 +74,73 @@ def main() -> int:
     return 1 if misses else 0
 
 
-def miss(seed: int) -> str | None:
-    """One random problem: None if the kernels are as exact as they must be, else what was wrong."""
+@dataclass
+class Drawn:
+    """A random problem; ``yx`` has the pixels that are decoded if ``points``."""
+
+    mode: int
+    decoder: ImplicitDecoder
+    features: Tensor
+    size: tuple[int, int]
+    window: tuple[int, int, int, int] | None
+    points: bool
+    yx: Tensor
+    isa: str
+    threads: int
+    bf16: bool
+    int8: bool
+    gradients: bool
+
+    def __str__(self) -> str:
+        batch, channels, h, w = self.features.shape
+        decoder = self.decoder
+        return (
+            f"mode {self.mode} init_q {decoder.init_q} width {decoder.width} "
+            f"layers {len(decoder.K)} {channels}x{h}x{w} -> {self.size} batch {batch} "
+            f"window {self.window} points {self.points} {self.isa} threads {self.threads} "
+            f"bf16 {self.bf16} int8 {self.int8}"
+        )
+
+    @property
+    def coarse(self) -> bool:
+        """Whether it is judged by plain PyTorch's bfloat16."""
+        return self.bf16 or self.int8
+
+    def definition(self, dtype: torch.dtype) -> Tensor:
+        if not self.points:
+            return oracle(self.decoder, self.features, self.size, self.window, dtype)
+        whole = oracle(self.decoder, self.features, self.size, dtype=dtype)
+        return torch.stack([rgb[:, y, x].T for rgb, (y, x) in zip(whole, self.axes(), strict=True)])
+
+    def decode(self, backend: str, decoder: ImplicitDecoder | None = None) -> Tensor:
+        decoder = decoder or self.decoder
+        source = self.features.to(decoder.last_layer.weight.dtype)
+        if self.points:
+            return decoder.sample_pixels(source, self.yx, self.size, backend=backend)
+        result: Tensor = decoder(source, self.size, window=self.window, backend=backend)
+        return result
+
+    def plain(self) -> Tensor:
+        """What the kernels may be as wrong as, a few times."""
+        if self.int8:
+            return self.decode("eager", copy.deepcopy(self.decoder).bfloat16())
+        return self.decode("eager") if self.bf16 else self.definition(torch.float32)
+
+    def smooth(self, kinks: Kinks) -> Tensor:
+        """Where no relu is near its kink, of the shape of the output but for its channels."""
+        mask = ~kinks.near(self.mode == 4)  # [B, rows, columns]
+        if not self.points:
+            return cut(mask, self.window, self.size, self.mode)[:, None]
+        picked = [each[y, x] for each, (y, x) in zip(mask, self.axes(), strict=True)]
+        return torch.stack(picked)[..., None]
+
+    def axes(self) -> list[tuple[Tensor, Tensor]]:
+        """(rows, columns) of each image's points."""
+        return [(points[:, 0], points[:, 1]) for points in self.yx]
+
+
+def draw(seed: int) -> Drawn:
+    """One random problem, the same for the same seed."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
     mode = rng.randint(1, 4)
@@ -82,92 +148,75 @@ def miss(seed: int) -> str | None:
     channels = rng.choice([1, 2, 5, 8, 19])
     decoder = make_decoder(mode, init_q, rng.choice([32, 64, 96]), channels, rng.randint(2, 5))
     h, w, height, width = random_geometry(rng, mode)
-    size = (height, width)
     batch = rng.randint(1, 3)
-    gradients = seed % 3 == 0
-    features = torch.randn(batch, channels, h, w, requires_grad=gradients)
+    features = torch.randn(batch, channels, h, w)
+    # Features of any strides are taken, as encoders in another memory format make them.
     if rng.random() < 0.3:
-        features = (
-            features.detach().transpose(2, 3).contiguous().transpose(2, 3).requires_grad_(gradients)
-        )
+        features = features.transpose(2, 3).contiguous().transpose(2, 3)
     window = None
     if rng.random() < 0.5:
         y0 = rng.randrange(height)
         x0 = rng.randrange(width)
         window = (y0, rng.randint(y0 + 1, height), x0, rng.randint(x0 + 1, width))
+    gradients = seed % 3 == 0
     points = mode != 4 and rng.random() < 0.3
-    isa = rng.choice(cpu._kernels().instruction_sets())
-    threads = rng.randint(1, 3)
     bf16 = rng.random() < 0.3
+    int8 = not bf16 and not gradients and rng.random() < 0.4
+    sets = list(cpu.int8_instruction_sets()) if int8 else cpu._kernels().instruction_sets()
+    isa = rng.choice(sets)
+    threads = rng.randint(1, 3)
     if bf16:
         if gradients:
             keep_off_kinks(decoder)
         decoder = decoder.bfloat16()
-        features = features.detach().bfloat16().requires_grad_(gradients)
-    int8 = not bf16 and not gradients and rng.random() < 0.4
-    if int8:
-        isa = rng.choice(list(cpu.int8_instruction_sets()))
-    text = (
-        f"mode {mode} init_q {init_q} width {decoder.width} layers {len(decoder.K)} "
-        f"{channels}x{h}x{w} -> {size}"
-    )
-    text += f" batch {batch} window {window} points {points} {isa} threads {threads}"
-    text += f" bf16 {bf16} int8 {int8}"
-
+        features = features.bfloat16()
     count = rng.choice([1, 7, h * w + 1, 200])
-    yx = torch.stack([torch.randint(n, (batch, count)) for n in size], dim=-1)
-    inputs = [features, *decoder.parameters()]
+    yx = torch.stack([torch.randint(n, (batch, count)) for n in (height, width)], dim=-1)
+    features.requires_grad_(gradients)
+    size = (height, width)
+    return Drawn(
+        mode, decoder, features, size, window, points, yx, isa, threads, bf16, int8, gradients
+    )
 
-    def definition(dtype: torch.dtype) -> Tensor:
-        if not points:
-            return oracle(decoder, features, size, window, dtype)
-        whole = oracle(decoder, features, size, dtype=dtype)
-        return torch.stack([whole[b][:, yx[b, :, 0], yx[b, :, 1]].T for b in range(batch)])
 
-    def decode(backend: str, decoder: ImplicitDecoder = decoder) -> Tensor:
-        source = features.to(decoder.last_layer.weight.dtype)
-        if points:
-            return decoder.sample_pixels(source, yx, size, backend=backend)
-        result: Tensor = decoder(source, size, window=window, backend=backend)
-        return result
-
+def miss(seed: int) -> str | None:
+    """One random problem: None if the kernels are as exact as they must be, else what was wrong."""
+    problem = draw(seed)
+    floor = BF16_FLOOR if problem.coarse else FLOOR
+    kinks = Kinks(BF16_KINK if problem.coarse else KINK)
     torch.set_num_threads(1)
-    coarse = bf16 or int8
-    floor, kinks = (BF16_FLOOR, Kinks(BF16_KINK)) if coarse else (FLOOR, Kinks(KINK))
-    with torch.set_grad_enabled(gradients):
-        if coarse:
-            plain = decode("eager", copy.deepcopy(decoder).bfloat16() if int8 else decoder)
-        else:
-            plain = definition(torch.float32)
+    with torch.set_grad_enabled(problem.gradients):
+        plain = problem.plain()
         with kinks:
-            exact = definition(torch.float64)
-    torch.set_num_threads(threads)
-    os.environ["DIINN_FAST_CPU_ISA"] = isa
-    with torch.set_grad_enabled(gradients):
-        got = decode("int8" if int8 else "cpu")
+            exact = problem.definition(torch.float64)
+        # Only the kernels under test see other threads and another instruction set.
+        torch.set_num_threads(problem.threads)
+        os.environ["DIINN_FAST_CPU_ISA"] = problem.isa
+        got = problem.decode("int8" if problem.int8 else "cpu")
     if reason := wrong(got, plain, exact, floor):
-        return f"values {reason}; {text}"
-    if gradients:
-        smooth = ~kinks.near(mode == 4)  # [B, rows, columns]
-        if points:
-            smooth = torch.stack([smooth[b][yx[b, :, 0], yx[b, :, 1]] for b in range(batch)])[
-                ..., None
-            ]
-        else:
-            smooth = cut(smooth, window, size, mode)[:, None]
-        grad = torch.randn_like(got) * smooth
-        ours = torch.autograd.grad(got, inputs, grad)
-        torch.set_num_threads(1)
-        kept = torch.autograd.grad(plain, inputs, grad)
-        want = torch.autograd.grad(exact, inputs, grad.double(), retain_graph=True)
-        # A gradient may be a small rest of large terms: other signs show how large they are.
-        signs = [grad.double() * (2 * torch.randint(2, grad.shape) - 1) for _ in range(3)]
-        others = [torch.autograd.grad(exact, inputs, g, retain_graph=True) for g in signs]
-        for n, (a, b, c) in enumerate(zip(ours, kept, want, strict=True)):
-            if reason := wrong(
-                a, b, c, floor, max(float(other[n].abs().max()) for other in others)
-            ):
-                return f"gradient {n} {reason}; {text}"
+        return f"values {reason}; {problem}"
+    if problem.gradients and (reason := wrong_gradient(problem, got, plain, exact, floor, kinks)):
+        return f"{reason}; {problem}"
+    return None
+
+
+def wrong_gradient(
+    problem: Drawn, got: Tensor, plain: Tensor, exact: Tensor, floor: float, kinks: Kinks
+) -> str | None:
+    """Which gradient is not as exact as it must be, of queries where relu is smooth."""
+    inputs = [problem.features, *problem.decoder.parameters()]
+    grad = torch.randn_like(got) * problem.smooth(kinks)
+    ours = torch.autograd.grad(got, inputs, grad)
+    torch.set_num_threads(1)
+    kept = torch.autograd.grad(plain, inputs, grad)
+    want = torch.autograd.grad(exact, inputs, grad.double(), retain_graph=True)
+    # A gradient may be a small rest of large terms: other signs show how large they are.
+    signs = [grad.double() * (2 * torch.randint(2, grad.shape) - 1) for _ in range(3)]
+    others = [torch.autograd.grad(exact, inputs, g, retain_graph=True) for g in signs]
+    for n, (a, b, c) in enumerate(zip(ours, kept, want, strict=True)):
+        scale = max(float(other[n].abs().max()) for other in others)
+        if reason := wrong(a, b, c, floor, scale):
+            return f"gradient {n} {reason}"
     return None
 
 

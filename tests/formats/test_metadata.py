@@ -205,54 +205,85 @@ def found_in(path: Path) -> set[str]:
     if path.suffix == ".npy":
         return set()
     if path.is_dir():
-        attributes = json.loads((path / "zarr.json").read_text())["attributes"]
-        stored = attributes["diinn_fast"].get("metadata", {})
-        names = {"texts": "text", "ome": "OME-XML", "imagej": "ImageJ"}
-        found = {names.get(name, name) for name in stored} | set(stored.get("colour", {}))
-        found |= {"gps"} if "exif" in found else set()
-        found |= {"aspect"} if stored.get("resolution", [0, 0, 1])[2] == "" else set()
-        found |= {"georeference", "nodata value"} if "geo" in stored else set()
-        return found | ({"Zarr attributes"} if "sample" in attributes else set())
-    found = set()
+        return found_in_zarr(path)
+    found = found_by_pillow(path)
+    if path.suffix == ".png":
+        found |= found_in_chunks(path.read_bytes())
+    if path.suffix == ".tif":
+        found |= found_in_tags(path)
+    return found
+
+
+def named(facts: dict[str, bool]) -> set[str]:
+    return {name for name, holds in facts.items() if holds}
+
+
+def found_in_zarr(path: Path) -> set[str]:
+    attributes = json.loads((path / "zarr.json").read_text())["attributes"]
+    stored = attributes["diinn_fast"].get("metadata", {})
+    names = {"texts": "text", "ome": "OME-XML", "imagej": "ImageJ"}
+    found = {names.get(name, name) for name in stored} | set(stored.get("colour", {}))
+    return found | named(
+        {
+            "gps": "exif" in found,
+            "aspect": stored.get("resolution", [0, 0, 1])[2] == "",
+            "georeference": "geo" in stored,
+            "nodata value": "geo" in stored,
+            "Zarr attributes": "sample" in attributes,
+        }
+    )
+
+
+def found_by_pillow(path: Path) -> set[str]:
     with PIL.Image.open(path) as picture:
         picture.load()
         exif = picture.getexif()
         info = dict(picture.info)
-        found |= {"exif"} if exif.get(271) == "ACME" and len(exif.get_ifd(34665)) > 3 else set()
-        found |= {"gps"} if exif.get_ifd(34853).get(2) == (48, 8, 15) else set()
-        found |= {"xmp"} if b"Beach" in bytes(info.get("xmp", b"")) else set()
-        found |= {"icc"} if info.get("icc_profile") == SRGB else set()
-        found |= {"iptc"} if info.get("photoshop", {}).get(0x0404) == IPTC else set()
-        found |= {"comment"} if info.get("comment") in (b"hello", "hello") else set()
-        found |= {"comment"} if "hello" in (info.get("Comment"), exif.get(270)) else set()
-        found |= {"text"} if info.get("parameters") == "a cat" else set()
         profile = info.get("icc_profile", b"")
-        if b"PNG's gAMA and cHRM" in profile:
-            found |= {"gAMA", "cHRM"}
-        if 282 in exif and exif.get(296) in (2, 3):
-            found |= {"resolution"}
-        if exif.get(282) == 2 * exif.get(283, 0) and exif.get(296) == 1:
-            found |= {"aspect"}
-        if info.get("jfif_unit") == 0 and info["jfif_density"] == (2, 1):
-            found |= {"aspect"}
-    if path.suffix == ".png":
-        data = path.read_bytes()
-        chunks = [b"gAMA", b"cHRM", b"cICP", b"mDCV"]
-        found |= {name.decode() for name in chunks if name in data}
-        physical = data.partition(b"pHYs")[2][:9]
-        found |= {"aspect"} if physical[8:] == b"\0" else {"resolution"} if physical else set()
-    if path.suffix == ".jpg" and info.get("jfif_unit") in (1, 2):
-        found |= {"resolution"}
-    if path.suffix == ".tif":
-        with tifffile.TiffFile(path) as tiff:
-            tags = tiff.pages.first.tags
-            found |= {"iptc"} if 33723 in tags and tags[33723].value == IPTC else set()
-            found |= {"georeference"} if {33550, 33922, 34735} <= set(tags.keys()) else set()
-            found |= {"nodata value"} if tags.valueof(42113) == "0" else set()
-            found |= {"OME-XML"} if tiff.is_ome else set()
-            found |= {"ImageJ"} if tiff.is_imagej else set()
-            found |= {"resolution"} if 282 in tags else set()
-    return found
+        comments = (info.get("comment"), info.get("Comment"), exif.get(270))
+        square = info.get("jfif_unit") != 0 or info["jfif_density"] != (2, 1)
+        oblong = exif.get(282) == 2 * exif.get(283, 0) and exif.get(296) == 1
+        inches = 282 in exif and exif.get(296) in (2, 3)
+        jfif = path.suffix == ".jpg" and info.get("jfif_unit") in (1, 2)
+        return named(
+            {
+                "exif": exif.get(271) == "ACME" and len(exif.get_ifd(34665)) > 3,
+                "gps": exif.get_ifd(34853).get(2) == (48, 8, 15),
+                "xmp": b"Beach" in bytes(info.get("xmp", b"")),
+                "icc": profile == SRGB,
+                "iptc": info.get("photoshop", {}).get(0x0404) == IPTC,
+                "comment": b"hello" in comments or "hello" in comments,
+                "text": info.get("parameters") == "a cat",
+                "gAMA": b"PNG's gAMA and cHRM" in profile,
+                "cHRM": b"PNG's gAMA and cHRM" in profile,
+                "resolution": inches or jfif,
+                "aspect": oblong or not square,
+            }
+        )
+
+
+def found_in_chunks(data: bytes) -> set[str]:
+    """Of a PNG."""
+    found = {name for name in ("gAMA", "cHRM", "cICP", "mDCV") if name.encode() in data}
+    physical = data.partition(b"pHYs")[2][:9]
+    unit = physical[8:]
+    return found | named({"aspect": unit == b"\0", "resolution": unit not in (b"", b"\0")})
+
+
+def found_in_tags(path: Path) -> set[str]:
+    """Of a TIFF."""
+    with tifffile.TiffFile(path) as tiff:
+        tags = tiff.pages.first.tags
+        return named(
+            {
+                "iptc": 33723 in tags and tags[33723].value == IPTC,
+                "georeference": {33550, 33922, 34735} <= set(tags.keys()),
+                "nodata value": tags.valueof(42113) == "0",
+                "OME-XML": tiff.is_ome,
+                "ImageJ": tiff.is_imagej,
+                "resolution": 282 in tags,
+            }
+        )
 
 
 PAIRS = [
