@@ -99,6 +99,11 @@ class Browser:
                 raise TimeoutError(f"{script} is not true after {seconds} s")
             time.sleep(0.1)
 
+    def resize(self, width: int, height: int) -> None:
+        """Pixels of the page's window."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+
     def screenshot(self, path: Path) -> None:
         """What is seen, as PNG."""
         data = self.call("Page.captureScreenshot", format="png")["data"]
@@ -126,13 +131,7 @@ class Browser:
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Network"):
             self.call(f"{domain}.enable")
-        self.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=False,
-        )
+        self.resize(width, height)
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._rest:

@@ -22,7 +22,7 @@ from diinn_fast.serve.picture import Picture, locate
 MAX_WAITING = 128
 """Most requests in line; further ones are told to come back."""
 
-NICE = 10
+NICE = 4
 """How far the network steps back, in Unix's measure of niceness."""
 
 _TURNS = {
@@ -126,7 +126,9 @@ def _step_back() -> None:
     page and bicubic tiles answer at once while the network computes.
     """
     if sys.platform == "linux":  # elsewhere this would be the whole process
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        thread = threading.get_native_id()
+        own = os.getpriority(os.PRIO_PROCESS, thread)
+        os.setpriority(os.PRIO_PROCESS, thread, min(19, own + NICE))
 
 
 def is_quick(picture: Picture, request: ImageRequest, zoom: int) -> bool:

@@ -160,7 +160,9 @@ function remember() {
 function linked() {
   const words = decodeURIComponent(location.hash.slice(1)).split(",");
   const numbers = words.slice(1).map(Number);
-  return { name: words[0], view: numbers.length === 4 && numbers.every(Number.isFinite) && numbers };
+  const whole = numbers.length === 4 && numbers.every(Number.isFinite);
+  if (whole) numbers[3] = Math.min(1, Math.max(0, numbers[3]));
+  return { name: words[0], view: whole && numbers };
 }
 
 // -- start ----------------------------------------------------------------------------------------
@@ -185,7 +187,9 @@ function find(name) {
 
 function follow() {
   const { name, view } = linked();
-  if (find(name) && view) show(find(name), all, view);
+  if (!find(name) || !view) return;
+  split = view[3];
+  show(find(name), all, view);
 }
 
 async function start() {
@@ -193,7 +197,7 @@ async function start() {
   $("picture").onchange = () => show(find($("picture").value), all);
   $("open").hidden = $("drops").hidden = !all.drops;
   const { name, view } = linked();
-  if (view) split = Math.min(1, Math.max(0, view[3]));
+  if (view) split = view[3];
   await show(find(name) || all.pictures[0], all, find(name) && view);
   window.addEventListener("hashchange", follow);
 }
