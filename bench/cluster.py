@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import dask
 import dask.array
 import numpy as np
 import PIL.Image
@@ -34,8 +35,8 @@ PICTURE = machine.ROOT / "examples" / "coffee.png"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="a Zarr store to be made, or gone on with")
-    parser.add_argument("--side", type=int, default=1250, help="of the LR picture")
-    parser.add_argument("--scale", type=int, default=16)
+    parser.add_argument("--side", type=int, default=625, help="of the LR picture")
+    parser.add_argument("--scale", type=int, default=32)
     parser.add_argument("--chunk", type=int, help="side of a chunk (default: the view's)")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--kill-after", type=int, default=6, help="chunks that are there by then")
@@ -87,6 +88,8 @@ def opened(out: Path, view: View, side: int, chunk: int | None) -> zarr.Array[An
 def make(view: View, array: zarr.Array[Any], out: Path, kill_after: int) -> None:
     """Write the bands that are missing."""
     lazy = dask.array.from_array(view.at(array.shape[:2]), chunks=array.chunks)
+    # A worker that starts anew on a busy machine takes longer than dask waits by itself.
+    dask.config.set({f"distributed.comm.timeouts.{kind}": "600s" for kind in ("connect", "tcp")})
     cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
     with cluster, Client(cluster) as client:
         killed = Killed(client, out, kill_after)
