@@ -88,8 +88,10 @@ def opened(out: Path, view: View, side: int, chunk: int | None) -> zarr.Array[An
 def make(view: View, array: zarr.Array[Any], out: Path, kill_after: int) -> None:
     """Write the bands that are missing."""
     lazy = dask.array.from_array(view.at(array.shape[:2]), chunks=array.chunks)
-    # A worker that starts anew on a busy machine takes longer than dask waits by itself.
-    dask.config.set({f"distributed.comm.timeouts.{kind}": "600s" for kind in ("connect", "tcp")})
+    # A worker that starts anew on a busy machine takes longer than dask waits by itself, and one
+    # whose stack is looked at a hundred times a second lends a third of its core to that.
+    waits = {f"distributed.comm.timeouts.{kind}": "600s" for kind in ("connect", "tcp")}
+    dask.config.set({**waits, "distributed.worker.profile.enabled": False})
     cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
     with cluster, Client(cluster) as client:
         killed = Killed(client, out, kill_after)
