@@ -21,6 +21,9 @@ TILE = 256
 CONTEXT = "http://iiif.io/api/image/3/context.json"
 PROFILE = "http://iiif.io/api/image/3/level2.json"
 FORMATS = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
+LONGEST = {"jpg": 65500, "webp": 16383}
+"""Most pixels along a side that a format, or its library, holds; PNG's are never reached."""
+
 QUALITIES = ("default", "color", "gray", "bitonal", "bicubic")
 
 _NUMBER = r"[0-9]{1,9}"
@@ -121,6 +124,8 @@ def parse(
     quality, _, form = quality_format.rpartition(".")
     if quality not in QUALITIES or form not in FORMATS:
         raise BadRequestError(f"choose a quality of {QUALITIES} and a format of {tuple(FORMATS)}")
+    if max(wanted) > LONGEST.get(form, max(wanted)):
+        raise BadRequestError(f"{form} has {LONGEST[form]} pixels along a side at most: take png")
     return ImageRequest(taken, wanted, turned[1] == "!", int(turned[2]) % 360, quality, form)
 
 

@@ -101,6 +101,15 @@ def test_words_that_are_refused(rotation: str, quality_format: str) -> None:
         parse(SERVICE, "full", "max", rotation, quality_format)
 
 
+def test_an_answer_longer_than_its_format_holds_is_refused() -> None:
+    long = Service(width=60000, height=10, max_scale=64, max_area=1 << 22)
+    assert parse(long, "full", "max", "90", "default.jpg").size == (60000, 10)
+    for size, form in (("max", "webp"), ("^65501,11", "jpg")):
+        assert parse(long, "full", size, "0", "default.png").size[0] >= 60000
+        with pytest.raises(BadRequestError, match="take png"):
+            parse(long, "full", size, "0", f"default.{form}")
+
+
 def test_info_says_what_is_offered() -> None:
     info = Service(19200, 12800, 1, 1 << 22).info("http://host/iiif/coffee@64")
     assert (info["width"], info["height"], info["profile"]) == (19200, 12800, "level2")
