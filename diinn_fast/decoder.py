@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from diinn_fast import backends, guard
 from diinn_fast.borders import grow, lr_ranges
+from diinn_fast.errors import EditError
 from diinn_fast.formulation import Formulation, formulation
 from diinn_fast.fused import Fused
 from diinn_fast.geometry import Window, check_size, check_window, whole_number
@@ -22,6 +23,9 @@ from diinn_fast.packing import Layer, Layers
 from diinn_fast.plain import Plain, Sine
 from diinn_fast.problem import Problem
 from diinn_fast.sampler import Sampler, Size
+
+UNCALLED = ("step", "batched_step", "_make_pos_encoding")
+"""Methods of the published class that this one does without."""
 
 
 def _layer(in_channels: int, out_channels: int, activation: nn.Module) -> nn.Sequential:
@@ -219,7 +223,15 @@ class ImplicitDecoder(nn.Module):
         return module.__name__.rpartition(".")[2]
 
     def edit(self) -> str | None:
-        """What was changed inside the decoder so that its layers must be called, or None."""
+        """What was changed inside the decoder so that its layers must be called, or None.
+
+        Raises EditError for a method of the published class that would not be called.
+        """
+        for name in UNCALLED:
+            if name in self.__dict__ or hasattr(type(self), name):
+                raise EditError(
+                    f"decoder.{name} is not called here: change the layers, or override forward"
+                )
         if len(self.K) != len(self.Q):
             return f"decoder.K has {len(self.K)} layers, decoder.Q {len(self.Q)}"
         plan = self.formulation

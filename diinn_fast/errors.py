@@ -32,6 +32,10 @@ class CheckpointError(Error, ValueError):
     """A checkpoint that cannot be read, or does not fit the model."""
 
 
+class EditError(Error, NotImplementedError):
+    """A change of a model that would have no effect here, or an effect that nobody can bound."""
+
+
 class BackendError(Error, RuntimeError):
     """A backend that was asked for by name and cannot run here."""
 

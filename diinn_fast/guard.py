@@ -195,12 +195,17 @@ def _forward_mode() -> bool:
 
 def say(what: str, reason: str) -> None:
     """One log line per reason: results are right, but slower than they could be."""
-    if reason not in _said:
-        _said.add(reason)
-        log.warning("%s calls its layers one by one, which is slow: %s", what, reason)
+    note(f"{what} calls its layers one by one, which is slow: {reason}")
+
+
+def note(line: str) -> None:
+    """A warning in the log, the first time."""
+    if line not in _said:
+        _said.add(line)
+        log.warning(line)
 
 
 # torch.compile does not look into these: it calls them when it traces. What
 # torch.compiler.assume_constant_result does, without importing the compiler.
-for _function in (functorch, _forward_mode, _global_change, say):
+for _function in (functorch, _forward_mode, _global_change, say, note):
     vars(_function)["_dynamo_marked_constant"] = True

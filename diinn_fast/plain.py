@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from diinn_fast.borders import grow, lr_ranges, with_border
 from diinn_fast.encoders.base import convolution_radius
+from diinn_fast.errors import EditError
 from diinn_fast.formulation import Formulation
 from diinn_fast.geometry import Window, area_ratio, local_offset, nearest_index
-from diinn_fast.guard import layer_edit, watched
+from diinn_fast.guard import layer_edit, note, watched
+from diinn_fast.reach import known, whole_picture
 
 CHUNK = 16384
 """Queries at a time: about 8 KiB each."""
@@ -62,6 +64,8 @@ class Plain:
         ``origin`` on, ``chunk`` queries at a time.
         """
         y0, y1, x0, x1 = window
+        if (y1 - y0, x1 - x0) != tuple(size):
+            self._check_reach()
         step = self._rows(chunk, x1 - x0) or y1 - y0
         halo = sum(convolution_radius(module) for module in self._modules())
         bands = []
@@ -108,6 +112,21 @@ class Plain:
         yield self.last
         if self.first is not None:
             yield self.first
+
+    def _check_reach(self) -> None:
+        """Whether a part of the picture can be decoded alone. Raises EditError if not."""
+        for layer in self._modules():
+            for module in layer.modules():
+                if whole_picture(module):
+                    raise EditError(
+                        f"the decoder has a {type(module).__name__}, which looks at the whole "
+                        "picture: decode it in one piece"
+                    )
+                if not known(module):
+                    note(
+                        f"parts of pictures are decoded as if {type(module).__name__} looked at "
+                        "single pixels"
+                    )
 
     def _rows(self, chunk: int, columns: int) -> int:
         """Rows of a band; 0: all at once."""

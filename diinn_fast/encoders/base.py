@@ -9,6 +9,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from diinn_fast.reach import known
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -74,7 +76,13 @@ class Encoder(nn.Module, ABC):
 
     @property
     def receptive_radius(self) -> int:
-        """LR pixels on each side that a feature depends on."""
+        """LR pixels on each side that a feature depends on.
+
+        There is none where a layer was put in that may look further than its convolutions.
+        """
+        for module in self.modules():
+            if not known(module):
+                raise AttributeError(f"{type(module).__name__} may look at the whole picture")
         return convolution_radius(self)
 
 

@@ -40,6 +40,8 @@ def supported(x: Tensor) -> bool:
     """Whether `dense_block` takes ``x``: in full precision on the CPU, not compiled or traced."""
     return (
         not torch.jit.is_tracing()  # first: a trace records what is asked of x
+        and type(x) in guard.ORDINARY  # what stands for a tensor is no help to cached matrices
+        and not torch.is_inference_mode_enabled()  # whatever it says of gradients
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
         and x.numel() > 0

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 INNER = 4
 """Pixels of a tile that are computed, per axis."""
@@ -38,7 +39,8 @@ class Transforms(NamedTuple):
 @cache
 def transforms(dtype: torch.dtype) -> Transforms:
     """The matrices in a dtype, exact up to its rounding."""
-    with torch.inference_mode(False):
+    # they are kept: whatever mode the first call is in, they are ordinary tensors
+    with torch.inference_mode(False), _disable_current_modes():
         image = torch.linalg.inv(_powers(OUTER)).t()
         steps = (image, _powers(3), _powers(INNER).t())
         return Transforms(*(torch.kron(m, m).to(dtype).contiguous() for m in steps))

@@ -5,14 +5,16 @@ less memory, and only where nothing else was asked for.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diinn_fast.encoders import RDB, RDN, dense
-from diinn_fast.encoders.winograd import Tiling, kernel_at_points, kernel_gradient
+from diinn_fast.encoders.winograd import Tiling, kernel_at_points, kernel_gradient, transforms
 
 SIZES = [(4, 4), (8, 12), (1, 1), (5, 7), (3, 9)]
 
@@ -162,3 +164,21 @@ def test_elsewhere_the_modules_are_called(case: str, monkeypatch: pytest.MonkeyP
         block, x = block.bfloat16(), x.bfloat16()
     with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
         assert torch.equal(block(x), modules(block, x))
+
+
+AROUND: dict[str, Callable[[], Any]] = {
+    "fake tensors": lambda: FakeTensorMode(allow_non_fake_inputs=True),
+    "inference": torch.inference_mode,
+    "meta device": lambda: torch.device("meta"),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("mode", AROUND)
+def test_a_first_call_in_a_mode_leaves_nothing_behind(mode: str) -> None:
+    transforms.cache_clear()
+    block = RDB(8, 4, 2)
+    x = torch.rand(1, 8, 5, 7)
+    with AROUND[mode](), torch.enable_grad():
+        block(x)
+    torch.testing.assert_close(block(x), modules(block, x))

@@ -18,6 +18,7 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, 
 
 from diinn_fast import DIINN, ImplicitDecoder, guard, reference
 from diinn_fast.encoders import RDN
+from diinn_fast.errors import EditError
 from tests.helpers.problems import make_decoder
 
 SIZE = (9, 13)
@@ -301,3 +302,65 @@ def test_a_whole_model_with_an_edit(features: Tensor) -> None:
     want = by_calls(model.decoder, model.encoder(x))
     with torch.no_grad():
         torch.testing.assert_close(model(x, SIZE), want, rtol=1e-4, atol=1e-5)
+
+
+# -- what cannot be had ----------------------------------------------------------------------------
+
+
+class WithStep(ImplicitDecoder):
+    """As somebody writes who knows the published class."""
+
+    def step(self, x: Tensor, syn_inp: Tensor) -> Tensor:
+        return x
+
+
+def test_methods_that_would_not_be_called_are_refused(
+    features: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = make_decoder(3, width=32, channels=8, layers=3)
+    decoder._make_pos_encoding = lambda x, size: x
+    with pytest.raises(EditError, match=r"decoder\._make_pos_encoding is not called here"):
+        decoder(features, SIZE)
+    with pytest.raises(EditError, match=r"decoder\.step is not called here"):
+        WithStep(8, [32] * 3, mode=3)(features, SIZE)
+    monkeypatch.setattr(ImplicitDecoder, "batched_step", lambda self: None, raising=False)
+    with pytest.raises(EditError, match=r"decoder\.batched_step is not called here"):
+        make_decoder(3, width=32, channels=8, layers=3)(features, SIZE)
+
+
+def test_a_part_of_a_picture_is_refused_where_a_layer_sees_all_of_it(features: Tensor) -> None:
+    decoder = make_decoder(3, width=32, channels=8, layers=3)
+    decoder.K[1].append(nn.InstanceNorm2d(32))
+    with torch.no_grad():
+        assert decoder(features, SIZE, window=(0, *SIZE[:1], 0, *SIZE[1:])).shape[2:] == SIZE
+        with pytest.raises(EditError, match="InstanceNorm2d, which looks at the whole picture"):
+            decoder(features, SIZE, window=(2, 5, 1, 9))
+
+
+def test_parts_of_pictures_with_unknown_layers_are_logged(
+    features: Tensor, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "_said", set())
+    decoder = decoder_with("adapter")
+    with caplog.at_level(logging.WARNING, "diinn_fast"), torch.no_grad():
+        decoder(features, SIZE)
+        assert not any("single pixels" in line for line in caplog.messages)
+        decoder(features, SIZE, window=(2, 5, 1, 9))
+    assert any("as if Adapter looked at single pixels" in line for line in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.InstanceNorm2d(8), nn.AdaptiveAvgPool2d(1), Adapter(nn.Conv2d(8, 8, 1))]
+)
+def test_an_encoder_with_a_layer_that_may_see_everything_is_not_cut(layer: nn.Module) -> None:
+    encoder = small_rdn()
+    assert encoder.receptive_radius == 9
+    encoder.GFF.append(layer)
+    assert getattr(encoder, "receptive_radius", None) is None
+
+
+def test_a_normalised_batch_is_cut_in_evaluation_alone() -> None:
+    encoder = small_rdn()
+    encoder.GFF.append(nn.BatchNorm2d(8))
+    assert getattr(encoder, "receptive_radius", None) is None
+    assert encoder.eval().receptive_radius == 9
