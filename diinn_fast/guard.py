@@ -64,7 +64,9 @@ def layer_edit(module: nn.Module, kind: type[nn.Module]) -> str | None:
             return f"has a {name} of its own"
     found = type(module)
     if found is not kind and type_before_parametrizations(module) is not kind:
-        return f"is a {found.__name__}, not a {kind.__name__}"
+        same = found.__name__ == kind.__name__  # adapters are often called what they adapt
+        name = f"{found.__module__}.{found.__name__}" if same else found.__name__
+        return f"is a {name}, not a {kind.__name__}"
     # subclasses of tensors (quantised, distributed) compute in their own way
     for name in ("weight", "bias"):
         value = own["_parameters"].get(name, own.get(name))

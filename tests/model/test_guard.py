@@ -318,7 +318,7 @@ def test_methods_that_would_not_be_called_are_refused(
     features: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder = make_decoder(3, width=32, channels=8, layers=3)
-    decoder._make_pos_encoding = lambda x, size: x
+    vars(decoder)["_make_pos_encoding"] = lambda x, size: x
     with pytest.raises(EditError, match=r"decoder\._make_pos_encoding is not called here"):
         decoder(features, SIZE)
     with pytest.raises(EditError, match=r"decoder\.step is not called here"):
