@@ -55,6 +55,7 @@ def photo(height: int, width: int) -> np.ndarray:
 
 
 def save_photo(path: Path, height: int, width: int) -> None:
+    """Write a picture of that size with a photograph's detail."""
     PIL.Image.fromarray(photo(height, width)).save(path)
 
 
@@ -111,6 +112,7 @@ def imported_bytes() -> int:
 
 
 def peaks(folder: Path) -> dict[str, Any]:
+    """Peak memory against its bound, of several pictures and encoders."""
     imported = imported_bytes()
     edsr = imported + 400 * MIB
     gib = 1024 * MIB
@@ -230,6 +232,7 @@ def cost(folder: Path) -> dict[str, Any]:
 
 
 def long(outputs: list[str]) -> dict[str, Any]:
+    """One large picture into each of the outputs: time and peak."""
     runs = []
     for out in outputs:
         with tempfile.TemporaryDirectory() as folder:
@@ -259,6 +262,7 @@ def long(outputs: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
+    """The program."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

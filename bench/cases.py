@@ -48,14 +48,17 @@ class Case:
 
     @property
     def size(self) -> tuple[int, int]:
+        """HR (height, width)."""
         return size_for_scale(self.lr, self.scale)
 
     @property
     def queries(self) -> int:
+        """Queries of the batch."""
         return self.batch * self.size[0] * self.size[1]
 
     @property
     def lr_pixels(self) -> int:
+        """LR pixels of the batch."""
         return self.batch * self.lr[0] * self.lr[1]
 
     @property
@@ -67,6 +70,7 @@ class Case:
 
     @property
     def title(self) -> str:
+        """The case in a table."""
         h, w = self.lr
         height, width = self.size
         what = "decode" if self.kind == "decode" else "decoder"
@@ -104,6 +108,7 @@ class Case:
         return 2.0 * macs * (3 if self.kind == "training" else 1)
 
     def official_bytes(self) -> int:
+        """About how much memory the official formulation takes."""
         return self.queries * OFFICIAL_BYTES[self.kind]
 
     def describe(self) -> dict[str, Any]:
@@ -121,4 +126,5 @@ def encoder_macs(name: str) -> int:
 
 
 def from_description(values: dict[str, Any]) -> Case:
+    """The case of a record."""
     return Case(**{**values, "lr": tuple(values["lr"])})

@@ -33,6 +33,7 @@ PICTURE = machine.ROOT / "examples" / "coffee.png"
 
 
 def main() -> None:
+    """The program."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="a Zarr store to be made, or gone on with")
     parser.add_argument("--side", type=int, default=625, help="of the LR picture")
@@ -127,6 +128,7 @@ class Killed(threading.Thread):
         self.after = 0
 
     def run(self) -> None:
+        """Wait for the chunks, then kill."""
         while len(times := self._chunks()) < self._count:
             time.sleep(0.5)
         os.kill(self._pids[0], signal.SIGKILL)

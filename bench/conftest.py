@@ -23,6 +23,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of the benchmarks: sizes and peers, and where records go."""
     group = parser.getgroup("diinn_fast")
     group.addoption(
         "--full", action="store_true", help="all sizes and peers (tens of minutes on two cores)"
@@ -37,6 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Refuse records of a tree with changes: nobody could repeat them."""
     if config.option.save and (files := machine.modified()):
         raise pytest.UsageError(
             f"--save needs a clean tree, so that the record's commit is what was measured: commit "
@@ -177,11 +179,13 @@ BOARD = pytest.StashKey[Board]()
 
 
 def suite_of(item: pytest.Item) -> str:
+    """Name of a benchmark's file, as records have it."""
     return item.path.stem.removeprefix("test_")
 
 
 @pytest.fixture
 def board(request: pytest.FixtureRequest) -> Board:
+    """All records of this session."""
     return request.config.stash[BOARD]
 
 
@@ -226,6 +230,7 @@ def peak(board: Board, request: pytest.FixtureRequest) -> Report:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
+    """Print the tables, and store the records if asked."""
     board = config.stash[BOARD]
     if not board.records:
         return

@@ -40,6 +40,7 @@ Call = Callable[[], object]
 
 
 def main() -> None:
+    """The program."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=[*STEPS, "plain", "guard"])
     parser.add_argument("--rounds", type=int, default=3)
@@ -88,10 +89,12 @@ def in_turn(calls: Mapping[str, Call], rounds: int) -> dict[str, Any]:
 
 
 def published() -> nn.Module:
+    """The published formulation with the paper's encoder."""
     return Published(rdn=(64, 64, 16, 8), width=256)
 
 
 def recomputing() -> nn.Module:
+    """This package's model, whose encoder recomputes in the backward."""
     net = DIINN()
     encoder: Any = net.encoder
     encoder.recompute = True

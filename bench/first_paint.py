@@ -46,6 +46,7 @@ bicubic was there.
 
 
 def main() -> None:
+    """The program."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--loads", type=int, default=9)
     options = parser.parse_args()

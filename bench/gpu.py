@@ -43,6 +43,7 @@ KEPT = 5.0
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """The program; returns its exit status."""
     options = parse(arguments)
     options.run = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
     if options.device == "cuda":
@@ -68,6 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The options, with what follows from them."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu",
         description=__doc__,
@@ -108,6 +110,7 @@ def run_part(part: str, options: argparse.Namespace, out: Path) -> list[Outcome]
 
 
 def environment_of(options: argparse.Namespace) -> dict[str, str]:
+    """Environment of the steps: this checkout and a cache of their own."""
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(machine.ROOT), environment.get("PYTHONPATH", "")]

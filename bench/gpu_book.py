@@ -70,6 +70,7 @@ class Book:
         print(f"{peer} on {case.name}: {why}", flush=True)
 
     def show(self, suite: str, case: Case) -> None:
+        """Print the table of a case."""
         print(text_table(suite, self.record(suite, case)), flush=True)
 
     def add_values(self, name: str, values: dict[str, Any]) -> None:

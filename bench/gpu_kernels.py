@@ -185,6 +185,7 @@ def host_seconds(call: Callable[[], object], device: str, runs: int) -> float:
 
 
 def synchronize(device: str) -> None:
+    """Wait for the device, if it works on its own."""
     if device == "cuda":
         torch.cuda.synchronize()
 

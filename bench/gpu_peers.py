@@ -56,6 +56,7 @@ class Peer:
 
     @property
     def title(self) -> str:
+        """The peer in a table."""
         forms = {"official": "official formulation", "eager": "plain PyTorch, projected"}
         forms["conv"] = "plain PyTorch, projected, 1x1 conv NHWC"
         precision = {
@@ -72,6 +73,7 @@ class Peer:
 
     @property
     def dtype(self) -> torch.dtype:
+        """Dtype of its operands."""
         return (
             torch.float32
             if self.precision in ("float32", "exact")

@@ -67,6 +67,7 @@ def pair(path: Path, book: Book) -> tuple[Tensor, Tensor]:
 
 
 def meets(found: dict[str, Any], precision: str) -> bool:
+    """Whether differences to plain PyTorch are within the limits of a precision."""
     one, two = LIMITS[precision]
     return bool(
         found["differ"] <= one and found["by more"] <= two and abs(found["psnr change"]) < 0.01

@@ -106,6 +106,7 @@ class Planner:
         return self.command(name, (*command, *more), **settings)
 
     def command(self, name: str, command: Sequence[str], **settings: object) -> Step:
+        """A step that runs a command."""
         limit = LIMITS[name.partition("-")[0]] * (INTERPRETED if self.options.dry else 1)
         return replace(Step(name, tuple(command), limit), **settings)  # type: ignore[arg-type]
 
@@ -123,6 +124,7 @@ class Planner:
     # -- parts -------------------------------------------------------------------------------------
 
     def prepare(self) -> list[list[Step]]:
+        """Steps that compile what later ones measure."""
         steps = []
         for name, variant in variants(self.out).items():
             if not variant.tuning:
@@ -192,6 +194,7 @@ class Planner:
         ]
 
     def tune_command(self, *more: str) -> tuple[str, ...]:
+        """The command that tunes tiles."""
         small = ("--lr", "3", "--forms", "content") if self.options.dry else ()
         device = ("--device", self.options.device)
         return (sys.executable, "-m", "diinn_fast.kernels.tune", *device, *small, *more)
@@ -284,4 +287,5 @@ def plan(options: argparse.Namespace, part: str, out: Path) -> list[list[Step]]:
 
 
 def program(name: str) -> str | None:
+    """Path of one of NVIDIA's tools, None if it is not installed."""
     return shutil.which(name) or shutil.which(name, path=os.pathsep.join(TOOLS))

@@ -89,6 +89,7 @@ def others(record: dict[str, Any]) -> list[str]:
 
 
 def plain(record: dict[str, Any]) -> list[str]:
+    """Peers of a record that are plain PyTorch."""
     return [k for k in record.get("peers", {}) if k.startswith(("eager", "conv"))]
 
 
@@ -100,6 +101,7 @@ def ratio(record: dict[str, Any], names: list[str]) -> float | None:
 
 
 def fraction(record: dict[str, Any]) -> float | None:
+    """Our share of the matrix rate that was measured beside it."""
     own = ours(record)
     peers = record.get("peers", {}).values()
     return next((v["fraction"]["torch.mm"] for v in peers if own and v["median"] == own), None)

@@ -60,6 +60,7 @@ class LeftOut:
         self.folder = folder / "left_out"
 
     def add(self, subject: str, why: str) -> None:
+        """Leave a subject out from now on."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / subject).write_text(why + "\n")
 
@@ -69,10 +70,12 @@ class LeftOut:
         return path.read_text().strip() if path.is_file() else None
 
     def all(self) -> dict[str, str]:
+        """What is left out, and why."""
         paths = sorted(self.folder.glob("*")) if self.folder.exists() else []
         return {path.name: path.read_text().strip() for path in paths}
 
     def clear(self) -> None:
+        """Leave nothing out."""
         for name in self.all():
             (self.folder / name).unlink()
 
@@ -200,6 +203,7 @@ def exclude(outcome: Outcome, left_out: LeftOut) -> None:
 
 
 def last_line(log: Path) -> str:
+    """The last line of a log that is not empty."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
     return next((line for line in reversed(lines) if line), "")[:100]
 

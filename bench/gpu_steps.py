@@ -111,6 +111,7 @@ def speed(book: Book, suite: str, cases: Sequence[Case], backend: str) -> int:
 
 
 def more(book: Book, backend: str) -> int:
+    """Time all further cases of every kind."""
     kinds = ("decode", "training", "model")
     return max(speed(book, k, [c for c in FULL if c.kind == k], backend) for k in kinds)
 
@@ -147,6 +148,7 @@ def memory_of(book: Book, backend: str) -> int:
 
 
 def peak(book: Book, case: Case, peer: Peer) -> None:
+    """Peak memory of a peer."""
     # What libraries load at first use is not the peer's.
     small = build(replace(case, lr=(3, 4), scale=2, batch=1), peer)
     small()
@@ -173,6 +175,7 @@ STEPS: dict[str, Callable[[Book, str], int]] = {
 
 
 def main() -> int:
+    """One step in a process of its own; returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu_steps", description=__doc__.splitlines()[0]
     )

@@ -27,6 +27,7 @@ COMMIT = "DIINN_FAST_COMMIT"
 
 
 def device_name(device: str) -> str:
+    """Name of the CPU or GPU."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     return _cpuinfo("model name") or platform.processor() or platform.machine()
@@ -89,6 +90,7 @@ def _git(*arguments: str) -> str:
 
 
 def free_bytes(device: str) -> int:
+    """Free memory of the device."""
     if device == "cuda":
         return torch.cuda.mem_get_info()[0]
     try:
@@ -153,4 +155,5 @@ def quiet() -> list[str]:
 
 
 def command() -> str:
+    """The command that made a record."""
     return " ".join(["pytest", *sys.argv[1:]])

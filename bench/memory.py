@@ -64,6 +64,7 @@ def _tensors(result: Any) -> list[Tensor]:
 
 
 def cuda_peak(call: Callable[[], object]) -> tuple[int, object]:
+    """(most bytes allocated by a call, its result)."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

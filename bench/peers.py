@@ -49,6 +49,7 @@ cores. A training step may have twice as many: there is only one."""
 
 
 def title(peer: str) -> str:
+    """The peer in a table."""
     return TITLES.get(peer, f"diinn_fast (backend {peer})")
 
 

@@ -71,10 +71,12 @@ def adversarial(size: int = 32) -> dict[str, Tensor]:
 
 
 def row(*cells: object) -> None:
+    """Print one row of a table."""
     print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def measure_set(model: DIINN, folder: Path, scales: list[float], crop: int) -> None:
+    """PSNR of every precision on a folder of pictures."""
     found = decoders(model)
     data = open_set(folder, PROTOCOL, ("psnr",))
     for scale in scales:
@@ -105,6 +107,7 @@ def measure_set(model: DIINN, folder: Path, scales: list[float], crop: int) -> N
 
 
 def measure_adversarial(model: DIINN) -> None:
+    """Differences to float32 on pictures made to be hard."""
     found = decoders(model)
     for title, lr in adversarial().items():
         features = model.encoder(lr * 2 - 1)
@@ -117,6 +120,7 @@ def measure_adversarial(model: DIINN) -> None:
 
 @torch.inference_mode()
 def main() -> None:
+    """The program."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -81,6 +81,7 @@ def section(name: str, results: dict[str, dict[str, Any]]) -> str:
 
 
 def provenance(result: dict[str, Any]) -> str:
+    """Where a record comes from, in one line."""
     versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
     kernel = f", kernels {result['kernel_isa']}" if "kernel_isa" in result else ""
     modified = " (modified)" if result["modified"] else ""
@@ -123,6 +124,7 @@ def _axes(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
 
 
 def megapixels(record: dict[str, Any]) -> float:
+    """Output megapixels of a record's case."""
     return float(record["case"]["batch"] * record["size"][0] * record["size"][1] / 1e6)
 
 
@@ -133,6 +135,7 @@ LABELS = {
 
 
 def draw(name: str, results: dict[str, dict[str, Any]], folder: Path) -> None:
+    """Write one plot."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -165,6 +168,7 @@ def draw(name: str, results: dict[str, dict[str, Any]], folder: Path) -> None:
 
 
 def main(results: Path = ROOT / "bench" / "results", docs: Path = ROOT / "docs") -> None:
+    """The program."""
     (docs / "plots").mkdir(parents=True, exist_ok=True)
     parts = [INTRODUCTION]
     for folder in sorted(p for p in results.iterdir() if p.is_dir()):

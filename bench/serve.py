@@ -34,6 +34,7 @@ LATENCIES = list(itertools.product(("fp32", "int8"), (2, 4, 16, 64), (1, 4)))
 
 
 def main() -> None:
+    """The program."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", nargs="?", choices=["latency", "load"], default="latency")
     parser.add_argument("--seconds", type=float, default=60, help="of load")

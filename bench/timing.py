@@ -81,9 +81,11 @@ class Replay:
         self._readings: Iterator[float] = iter(())
 
     def load(self, samples: Sequence[float]) -> None:
+        """Give pytest-benchmark these samples at its next round."""
         self._readings = iter([reading for s in samples for reading in (0.0, s)])
 
     def __call__(self) -> float:
+        """The next sample's beginning or end; the clock when there are none."""
         reading = next(self._readings, None)
         # The package pytest-benchmark looks at a timer's precision.
         return time.perf_counter() if reading is None else reading

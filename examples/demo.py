@@ -25,6 +25,7 @@ LABEL = 48
 
 
 def main() -> None:
+    """The program."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", help="model to use instead of the bundled one")
     parser.add_argument(
@@ -80,6 +81,7 @@ def compare(photo: Image.Image, large: Image.Image) -> Image.Image:
 
 
 def place(sheet: Image.Image, picture: Image.Image, x: int, y: int, label: str) -> None:
+    """Put a picture with its label on the sheet."""
     ImageDraw.Draw(sheet).text((x, y), label, fill="black", font=ImageFont.load_default(size=32))
     sheet.paste(picture, (x, y + LABEL))
 

@@ -16,6 +16,7 @@ TILE = 256
 
 
 def main(folder: str, source: str, target: str, scale: float) -> None:
+    """Enlarge the picture ``source`` into ``target`` by the two graphs of a folder."""
     project = onnxruntime.InferenceSession(f"{folder}/project.onnx")
     decode = onnxruntime.InferenceSession(f"{folder}/decode.onnx")
     samples = np.asarray(PIL.Image.open(source).convert("RGB"), np.float32) / 255
