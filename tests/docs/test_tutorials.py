@@ -38,6 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("dark.tif", "tile.tif"):
         tifffile.imwrite(name, deep)
     tifffile.imwrite("map.tif", rgb)
+    tifffile.imwrite("bands.tif", random.integers(0, 256, (5, 12, 16), np.uint8))
     sizes = {"axes": "YX", "PhysicalSizeX": 0.2, "PhysicalSizeY": 0.2}
     tifffile.imwrite("cells.ome.tif", deep, metadata=sizes)
     tifffile.imwrite("stack.tif", np.stack([deep, deep + 500]))
