@@ -38,7 +38,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("dark.tif", "tile.tif"):
         tifffile.imwrite(name, deep)
     tifffile.imwrite("map.tif", rgb)
-    tifffile.imwrite("bands.tif", random.integers(0, 256, (5, 12, 16), np.uint8))
+    bands = random.integers(0, 256, (12, 16, 5), np.uint8)
+    tifffile.imwrite("bands.tif", bands, photometric="minisblack", planarconfig="contig")
     sizes = {"axes": "YX", "PhysicalSizeX": 0.2, "PhysicalSizeY": 0.2}
     tifffile.imwrite("cells.ome.tif", deep, metadata=sizes)
     tifffile.imwrite("stack.tif", np.stack([deep, deep + 500]))
