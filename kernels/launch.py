@@ -183,7 +183,7 @@ class Network:
         if self.form == "direct":
             init_q = self.first is not None
             return constants | direct_constants(self.depth, self.mode, init_q)
-        return constants | {"MODULATION": self.form == "modulation"}
+        return constants | projected_constants(tile, self.form == "modulation")
 
 
 def programs(problem: Problem, tile: tiles.Tile) -> int:
@@ -217,6 +217,11 @@ def tile_constants(tile: tiles.Tile, channels: int) -> dict[str, Any]:
     """
     padded = triton.next_power_of_2(max(LEAST, channels))
     return {"PADDED": padded, "TY": tile.ty, "TX": tile.tx, "BN": tile.bn, "STAGES": tile.stages}
+
+
+def projected_constants(tile: tiles.Tile, modulation: bool) -> dict[str, Any]:
+    """Compile-time arguments of the kernel on LR-size content alone."""
+    return {"MODULATION": modulation, "PAIRED": tile.paired, "NESTED": tile.nested}
 
 
 def direct_constants(depth: int, mode: int, init_q: bool) -> dict[str, Any]:

@@ -108,6 +108,34 @@ def product(
 
 
 @triton.jit
+def paired_product(
+    x, matrix, row, column, total, WIDTH: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr
+):
+    """``product`` of the rows K and Q of the same BN outputs at once, total [BM, 2 BN]: x is read
+    once, and waited for once. Their columns stand as ``unpair`` takes them apart.
+    """
+    n = tl.arange(0, 2 * BN)
+    k = column + tl.arange(0, BN)
+    # Columns n and n + 1 are k and s of one output, and a thread has both; that of its pairs in two
+    # blocks of 8 columns the outputs are neighbours, as they are in a product of BN columns.
+    pair = n // 2
+    output = pair // 8 * 8 + pair % 4 * 2 + pair // 4 % 2
+    m = tl.load(matrix + (n % 2 * WIDTH + row + output)[None, :] * WIDTH + k[:, None])
+    if INTERPRETED:  # whose bfloat16 products are wrong
+        return tl.dot(x.to(tl.float32), m.to(tl.float32), total, input_precision="ieee")
+    else:
+        return tl.dot(x, m, total, input_precision=PRECISION)
+
+
+@triton.jit
+def unpair(both, BN: tl.constexpr):
+    """k and s [BM, BN] of a ``paired_product``, without a move between threads."""
+    BM: tl.constexpr = both.shape[0]
+    pairs = tl.permute(tl.reshape(both, [BM, BN // 8, 2, 4, 2]), (0, 1, 3, 2, 4))
+    return tl.split(tl.reshape(pairs, [BM, BN, 2]))
+
+
+@triton.jit
 def first_argument(position, bias, point, column, BN: tl.constexpr):
     """Sine argument of layer 0, Q_0 (dy, dx, ratio) + b_0 of ``point`` = (dy, dx, ratio), for BN
     outputs from ``column``: float32 [BM, BN].
@@ -183,6 +211,15 @@ def put(chunks, value, at, CHUNKS: tl.constexpr):
     for i in tl.static_range(CHUNKS):
         replaced = replaced + (tl.where(at == i, value, chunks[i]),)
     return replaced
+
+
+@triton.jit
+def put_all(chunks, others, condition, CHUNKS: tl.constexpr):
+    """The tuple ``others`` if the condition holds, else ``chunks``."""
+    chosen = ()
+    for i in tl.static_range(CHUNKS):
+        chosen = chosen + (tl.where(condition, others[i], chunks[i]),)
+    return chosen
 
 
 @triton.jit

@@ -17,25 +17,32 @@ import torch
 
 
 class Tile(NamedTuple):
-    """How a forward kernel is cut: TY x TX queries per program, BN outputs at a time."""
+    """How a forward kernel is cut: TY x TX queries per program, BN outputs at a time; and how the
+    kernel on LR-size content goes through them.
+    """
 
     ty: int
     tx: int
     bn: int
     stages: int
     warps: int
+    paired: bool = False
+    """k and s of BN outputs are one product of 2 BN columns, which reads and awaits q once."""
+    nested: bool = False
+    """A loop for each layer, in which q stays the same: nothing is selected at its end, and q is
+    stored once; but no weights are fetched ahead from one layer to the next."""
 
 
-INTERPRETER = Tile(8, 16, 64, 1, 4)
+INTERPRETER = Tile(8, 16, 64, 1, 4, paired=True)
 """Few programs, since each costs a Python call per operation."""
 
 SIXTEEN_BIT = {
     # K_i and Q_i for 64 outputs are 64 KiB a stage; two warpgroups of 64 queries. The compiler
-    # takes operand A, q, from shared memory, where it stores it anew in every step: 416 KB a step
-    # with B, these stores and the copies, which take longer than the products.
-    90: Tile(8, 16, 64, 2, 8),
-    # mma.sync; 3 stages of 16 KiB: 73 KiB, two programs on an 8.0, and within the 99 KiB of 8.6,
-    # 8.9 and 12.0.
+    # takes operand A, q, from shared memory, where it stores it anew in every step: paired, a step
+    # moves 387 KB, unpaired 467 KB, and either takes longer than the products.
+    90: Tile(8, 16, 64, 2, 8, paired=True),
+    # mma.sync, operand A in registers: pairing saves nothing, and spills more. 3 stages of 16 KiB:
+    # 73 KiB, two programs on an 8.0, and within the 99 KiB of 8.6, 8.9 and 12.0.
     80: Tile(8, 8, 32, 3, 4),
 }
 FLOAT32 = {
@@ -58,38 +65,46 @@ DIRECT = {  # (architecture, bytes of an operand)
     (80, 4): Tile(4, 8, 64, 1, 8),
 }
 KEEP = {  # 16-bit forward kernels that also write slabs: addresses take registers, so fewer queries
-    90: Tile(8, 8, 64, 2, 8),
+    # 8 warps would divide the outputs among them, in narrow products and with 26 barriers a step;
+    # of 4 the loop for each layer spills least.
+    90: Tile(8, 8, 64, 2, 4, paired=True, nested=True),
     80: Tile(4, 8, 64, 2, 4),
 }
 
 # (family, bytes of an operand): what ``tune`` measures besides the tables' own choice.
 CANDIDATES = {
-    # Narrower products with one more stage; half the queries, so that two programs share an SM and
-    # one's sines run during the other's products.
+    # Unpaired, and in a loop for each layer. Narrower products with one more stage; half
+    # the queries, so that two programs share an SM and one's sines run during the other's products.
     (90, 2): [
-        Tile(8, 16, 32, 3, 8),
-        Tile(8, 16, 32, 2, 8),
-        Tile(8, 8, 64, 2, 4),
-        Tile(8, 8, 64, 2, 8),
-        Tile(8, 8, 32, 2, 4),
         Tile(8, 16, 64, 2, 8),
+        Tile(8, 16, 64, 2, 8, paired=True, nested=True),
+        Tile(8, 16, 32, 3, 8, paired=True),
+        Tile(8, 16, 32, 2, 8, paired=True),
+        Tile(8, 8, 64, 2, 4, paired=True),
+        Tile(8, 8, 64, 2, 8, paired=True),
+        Tile(8, 8, 32, 2, 4, paired=True),
+        Tile(8, 8, 32, 2, 4, paired=True, nested=True),
+        Tile(8, 16, 64, 2, 8, paired=True),
     ],
     # 4 warps do not divide 64 queries' outputs among them, and so meet at fewer barriers.
     (90, 4): [
         Tile(8, 8, 32, 2, 4),
+        Tile(8, 8, 32, 2, 4, paired=True, nested=True),
+        Tile(8, 8, 32, 2, 8, paired=True),
         Tile(8, 8, 32, 1, 8),
         Tile(8, 8, 32, 3, 8),
         Tile(8, 16, 32, 2, 8),
     ],
     (80, 2): [
+        Tile(8, 8, 32, 3, 4, paired=True),
         Tile(8, 8, 32, 2, 4),
         Tile(4, 8, 64, 2, 4),
         Tile(8, 16, 32, 3, 8),
         Tile(8, 8, 64, 2, 8),
     ],
     (80, 4): [Tile(4, 8, 64, 1, 8), Tile(4, 8, 64, 2, 8), Tile(4, 8, 64, 1, 4)],
-    (0, 2): [INTERPRETER._replace(ty=16, tx=8)],
-    (0, 4): [INTERPRETER._replace(ty=16, tx=8)],
+    (0, 2): [INTERPRETER._replace(ty=16, tx=8), INTERPRETER._replace(nested=True)],
+    (0, 4): [INTERPRETER._replace(ty=16, tx=8), INTERPRETER._replace(paired=False)],
 }
 
 
@@ -131,6 +146,11 @@ def candidates(
         t._replace(bn=divisor(width, t.bn))
         for t in CANDIDATES[_family(architecture), dtype.itemsize]
     ]
+    # Where there is nothing to pair, or no other order of loops.
+    if form != "content":
+        found = [t._replace(paired=chosen.paired) for t in found]
+    if form == "direct":
+        found = [t._replace(nested=chosen.nested) for t in found]
     # Three products per product are added up per block of BN.
     if dtype.itemsize == 4:
         found = [t for t in found if t.bn == chosen.bn]
@@ -158,6 +178,8 @@ def choose(
         tile = SIXTEEN_BIT[family]
     else:
         tile = FLOAT32.get(architecture, FLOAT32[86])
+    if form != "content":
+        tile = tile._replace(paired=False)
     return tile._replace(bn=divisor(width, tile.bn))
 
 

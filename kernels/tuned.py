@@ -69,7 +69,7 @@ def read(device: torch.device) -> dict[str, Tile]:
     try:
         file = path(device)
         content = json.loads(file.read_text())
-        found = {key: Tile(*map(int, values)) for key, values in content["tiles"].items()}
+        found = {key: _tile(values) for key, values in content["tiles"].items()}
         # Tiles of another GPU, Triton or kernel may be slow, or not compile.
         if content["machine"] != machine(device):
             log.warning(
@@ -82,6 +82,12 @@ def read(device: torch.device) -> dict[str, Tile]:
         log.warning("tuned tiles in %s cannot be read, the defaults serve: %r", file, error)
         return {}
     return found
+
+
+def _tile(values: list[Any]) -> Tile:
+    *numbers, paired, nested = values
+    ty, tx, bn, stages, warps = map(int, numbers)
+    return Tile(ty, tx, bn, stages, warps, bool(paired), bool(nested))
 
 
 @cache

@@ -50,11 +50,11 @@ if os.environ.get("TRITON_INTERPRET") == "1":
         tl.store(offset + at, local(y, i, n_in, n_out))
 
     @jit  # type: ignore[untyped-decorator]
-    def sine_and_cosine(x: Tensor, sine: Any, cosine: Any, FAST: tl.constexpr) -> None:
+    def sine_and_cosine(x: Tensor, sine: Any, cosine: Any) -> None:
         at = tl.program_id(0) * 16384 + tl.arange(0, 16384)
         v = tl.load(x + at)
-        tl.store(sine + at, sin(v, FAST))
-        tl.store(cosine + at, cos(v, FAST))
+        tl.store(sine + at, sin(v, False))
+        tl.store(cosine + at, cos(v, False))
 
 
 def test_index_and_offset_have_the_bits_of_geometry(seed: random.Random) -> None:
@@ -92,30 +92,56 @@ def _locate(places: list[tuple[int, int, int]]) -> list[tuple[torch.Tensor, torc
     return found
 
 
-@pytest.mark.parametrize("fast", [True, False])
-def test_sine_and_cosine(fast: bool) -> None:
-    """The interpreter has no special-function unit: for ``fast`` this tests the reduction that goes
-    before it.
-    """
+def test_sine_and_cosine() -> None:
+    """The accurate ones: the interpreter has no special-function unit."""
     for limit in (8.0, 1e2, 1e4):
         x = (torch.rand(1 << 18) * 2 - 1) * limit
         quarter = torch.pi / 2
         x[:8] = torch.tensor([0.0, -0.0, torch.pi, -torch.pi, quarter, 3 * quarter, limit, -limit])
-        sine, cosine = interpreter.call(_sine_and_cosine, x, fast)
+        sine, cosine = interpreter.call(_sine_and_cosine, x)
         assert (sine - x.double().sin()).abs().max() <= 2.5e-7
         assert (cosine - x.double().cos()).abs().max() <= 2.5e-7
         assert sine[0] == 0
     x = torch.full((16384,), float("nan"))
     x[::2] = float("inf")
-    sine, cosine = interpreter.call(_sine_and_cosine, x, fast)
+    sine, cosine = interpreter.call(_sine_and_cosine, x)
     assert sine.isnan().all() and cosine.isnan().all()
 
 
-def _sine_and_cosine(x: torch.Tensor, fast: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _sine_and_cosine(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     sine = torch.empty_like(x)
     cosine = torch.empty_like(x)
-    sine_and_cosine[(len(x) // 16384,)](x, sine, cosine, fast)
+    sine_and_cosine[(len(x) // 16384,)](x, sine, cosine)
     return sine, cosine
+
+
+@pytest.mark.parametrize(("form", "mode"), [("modulation", 1), ("content", 3)])
+def test_every_structure_of_the_kernel_gives_the_same_values(form: str, mode: int) -> None:
+    """Output, and what the backward keeps, whether k and s are one product, to NumPy's rounding of
+    products of other widths; whether each layer has a loop of its own, to the bit.
+    """
+    for dtype in FLOATS:
+        case = operands(form, mode, width=32, layers=3, dtype=dtype, small=True)
+        arguments = (case.problem, case.source.contiguous(), case.weights)
+        plain, nested, paired, both = interpreter.call(_by_every_structure, *arguments)
+        for one, other, most in ((plain, nested, 0), (paired, both, 0), (plain, paired, 1)):
+            for a, b in zip(one, other, strict=True):
+                apart = (a.double() - b.double()).norm() / a.double().norm()
+                assert apart <= most * torch.finfo(dtype).eps
+
+
+def _by_every_structure(
+    problem: Problem, source: torch.Tensor, weights: list[torch.Tensor]
+) -> list[list[torch.Tensor]]:
+    from diinn_fast.kernels.launch import Network
+    from diinn_fast.kernels.tiles import Tile
+
+    found = []
+    for paired, nested in ((False, False), (False, True), (True, False), (True, True)):
+        tile = Tile(4, 4, 16, 1, 4, paired and problem.form == "content", nested)
+        network = Network(problem, source, weights, tile)
+        found.append([network.forward(problem), *network.recompute(problem, slice(0, 1))])
+    return found
 
 
 # -- the self-check, which the backend itself does on a GPU alone ----------------------------------
