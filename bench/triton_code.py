@@ -395,6 +395,7 @@ HEADINGS = (
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Print one of the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--structures", action="store_true", help="the table of tiles")
     parser.add_argument("--json", action="store_true", help="the kernels' figures for a program")
