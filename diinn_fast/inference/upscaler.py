@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from diinn_fast.encoders.convolutions import with_halo
-from diinn_fast.errors import UpscaleError
 from diinn_fast.formats import Image
 from diinn_fast.formats.bands import check_asked
 from diinn_fast.formats.missing import Missing
 from diinn_fast.formats.sample_range import SampleRange
-from diinn_fast.geometry import Window, split
+from diinn_fast.geometry import Window
 from diinn_fast.inference import rendering
 from diinn_fast.inference.bicubic import resize_bicubic
 from diinn_fast.inference.bleed import bleed_picture
@@ -26,6 +25,7 @@ from diinn_fast.inference.engine import Engine, to_unit
 from diinn_fast.inference.kinds import as_request, each_channel
 from diinn_fast.inference.memory import check_memory, parse_size
 from diinn_fast.inference.neutral import is_neutral
+from diinn_fast.inference.parts import Part
 from diinn_fast.inference.progress import Bar, Progress, make_bar
 from diinn_fast.inference.ranges import (
     DTYPE,
@@ -43,8 +43,8 @@ from diinn_fast.inference.sources.inpainted import inpainted
 from diinn_fast.inference.sources.memory import ImageSource
 from diinn_fast.inference.sources.missing import without_missing
 from diinn_fast.inference.view import View
-from diinn_fast.inference.windows import copy_samples, put, write_samples
-from diinn_fast.inference.wrapped import frame_of_copies, radius_of, wrapped
+from diinn_fast.inference.windows import copy_samples, put, resized_alpha
+from diinn_fast.inference.wrapped import MARGIN, frame_of_copies, radius_of, wrapped
 from diinn_fast.metadata import KEEP
 
 if TYPE_CHECKING:
@@ -128,10 +128,6 @@ class Upscaler(Engine):
         hr = target_size(lr, **target)
         # Everything is refused before the first picture of a batch is computed.
         self.check(lr, hr, request.images, request.dtype)
-        if wrap and self.self_ensemble:
-            raise UpscaleError(
-                "wrap and self_ensemble do not go together: leave out one of the two"
-            )
         warn_of_scale(lr, hr, self.model.trained_scales)
         warn_of_aspect(lr, hr, target)
         outputs = []
@@ -250,45 +246,46 @@ class Upscaler(Engine):
         Each has ``n <= rows`` rows (all at once with self_ensemble), float32 in [0, 1], on the
         device; the pixels do not depend on ``rows``. ``bar`` is told of every pixel decoded.
         """
-        parts = (
-            self._ensemble(rgb, hr, bar) if self.self_ensemble else self._decode(rgb, hr, rows, bar)
-        )
+        yield from self._bands(Part.whole(rgb, hr), rows, bar)
+
+    def _bands(self, part: Part, rows: int | None, bar: Bar | None) -> Iterator[tuple[int, Tensor]]:
+        """`bands` of a window; rows are counted from its first."""
+        ensemble = self.self_ensemble
+        parts = self._ensemble(part, bar) if ensemble else self._decode(part, rows, bar)
         for y, band in parts:
             yield y, to_unit(band)
 
     @torch.inference_mode()
     def _decode(
-        self, rgb: Tensor, hr: tuple[int, int], rows: int | None, bar: Bar | None
+        self, part: Part, rows: int | None, bar: Bar | None
     ) -> Iterator[tuple[int, Tensor]]:
         """Bands of the network's raw output, in [-1, 1] or slightly beyond."""
-        height, width = hr
+        y0, y1, x0, x1 = part.window
         most = BAND_PIXELS if self.device.type == "cpu" else DEVICE_BAND_PIXELS
-        step = rows or max(1, most // width)
-        features = self.encode(rgb)
-        for y in range(0, height, step):
-            band = self.decode(features, hr, (y, min(y + step, height), 0, width))
+        step = rows or max(1, most // (x1 - x0))
+        features = self.encode(part.rgb)
+        for y in range(y0, y1, step):
+            window = y, min(y + step, y1), x0, x1
+            band = self.decode(features, part.hr, window, (part.lr, part.origin))
             if bar is not None:
                 bar.update(band[0].numel())
-            yield y, band
+            yield y - y0, band
 
     @torch.inference_mode()
-    def _ensemble(
-        self, rgb: Tensor, hr: tuple[int, int], bar: Bar | None
-    ) -> Iterator[tuple[int, Tensor]]:
+    def _ensemble(self, part: Part, bar: Bar | None) -> Iterator[tuple[int, Tensor]]:
         """The mean over the 8 symmetries of the square, of the raw outputs turned back, as one
         band.
         """
-        total = torch.zeros(3, *hr, device=self.device)
+        total = torch.zeros(3, *part.window.shape, device=self.device)
         for symmetry in range(8):
-            transposed = symmetry & 4
+            transposed = bool(symmetry & 4)
             flipped = [d for d in (1, 2) if symmetry & d]
-            picture = rgb.transpose(1, 2) if transposed else rgb
-            part = total.transpose(1, 2) if transposed else total
-            height, width = part.shape[1:]
-            for y, band in self._decode(picture.flip(flipped), (height, width), None, bar):
+            sum_of_all = total.transpose(1, 2) if transposed else total
+            height = sum_of_all.shape[1]
+            for y, band in self._decode(part.turned(transposed, flipped), None, bar):
                 stop = y + band.shape[1]
                 place = slice(height - stop, height - y) if 1 in flipped else slice(y, stop)
-                part[:, place] += band.flip(flipped)
+                sum_of_all[:, place] += band.flip(flipped)
         yield 0, total.div_(8)
 
     def _upscale(self, picture: Image, hr: tuple[int, int], way: _Way) -> Tensor:
@@ -334,17 +331,17 @@ class Upscaler(Engine):
         if not needs_network((picture.rgb.shape[1], picture.rgb.shape[2]), hr):
             copy_samples(samples, source, whole)
             return out.permute(2, 0, 1)
-        # Features of one copy and of what is seen around it, decoded in bands.
+        # One copy and what is seen around it, turned or not, decoded in bands.
         needed = self.model.decoder.lr_window(whole, frame.lr, frame.hr)
-        region = with_halo(needed, frame.lr, radius_of(self.model.encoder))
-        features = self.encode(source.read(*region)[0])
-        rows = max(1, BAND_PIXELS // hr[1])
-        with make_bar(way.progress, hr[0] * hr[1]) as bar:
-            for band in split(whole, rows, hr[1]):
-                place = samples[band.y0 - whole.y0 : band.y1 - whole.y0]
-                origin = region.y0, region.x0
-                write_samples(place, self, source, features, origin, band, frame.hr, neutral)
-                bar.update(place.shape[0] * hr[1])
+        region = with_halo(needed, frame.lr, radius_of(self.model.encoder) + MARGIN)
+        rgb = source.read(*region)[0]
+        part = Part(rgb, (region.y0, region.x0), frame.lr, frame.hr, whole)
+        with make_bar(way.progress, hr[0] * hr[1] * (8 if self.self_ensemble else 1)) as bar:
+            for y, band in self._bands(part, None, bar):
+                window = Window(whole.y0 + y, whole.y0 + y + band.shape[1], whole.x0, whole.x1)
+                colours = band.mean(0, keepdim=True) if neutral else band
+                opacity = resized_alpha(source, frame.hr, window) if source.masked else None
+                put(samples[y : y + band.shape[1]], source, colours, opacity)
         return out.permute(2, 0, 1)
 
 

@@ -106,12 +106,17 @@ def start_samples(
         engine.check_finite(finite.wait())
         colours.copy_(found.wait().to(colours.dtype))
         if source.masked:
-            needed = bicubic_range(window, lr, hr)
-            tile = lr, (needed.y0, needed.x0)
-            alpha = resize_bicubic(read_alpha(source, needed), hr, window, tile)
-            _put_alpha(samples, source, alpha, place)
+            _put_alpha(samples, source, resized_alpha(source, hr, window), place)
 
     return finish
+
+
+def resized_alpha(source: Source, hr: tuple[int, int], window: Window) -> Tensor:
+    """Alpha ``[1, rows, columns]`` of a window of the output of size ``hr``."""
+    lr = source.height, source.width
+    needed = bicubic_range(window, lr, hr)
+    alpha = read_alpha(source, needed)
+    return resize_bicubic(alpha, hr, window, (lr, (needed.y0, needed.x0)))
 
 
 def copy_samples(

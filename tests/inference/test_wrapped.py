@@ -84,6 +84,18 @@ def test_of_mode_4(tmp_path: Path) -> None:
     np.testing.assert_array_equal(out, middle_of_nine(upscaler, given, (60, 48)))
 
 
+@pytest.mark.parametrize(
+    ("kind", "hr"), [("rgb", (60, 48)), ("alpha", (81, 90)), ("neutral", (20, 60))]
+)
+@pytest.mark.parametrize("mode", [3, 4])
+def test_of_a_self_ensemble(kind: str, hr: tuple[int, int], mode: int) -> None:
+    """The mean over flips and transposes of the copies is that of one of them."""
+    upscaler = Upscaler(small_model(mode=mode), device="cpu", self_ensemble=True)
+    given = texture(kind)
+    out = upscaler(given, size=hr, wrap=True)
+    np.testing.assert_array_equal(out, middle_of_nine(upscaler, given, hr))
+
+
 def test_a_picture_smaller_than_what_the_network_sees(upscaler: Upscaler) -> None:
     """It repeats more than three times: the same as of a repeated picture."""
     given = picture(3, 5)
@@ -126,8 +138,6 @@ def test_it_is_part_of_the_job(upscaler: Upscaler, tmp_path: Path) -> None:
 
 def test_refusals(upscaler: Upscaler) -> None:
     given = texture("rgb")
-    with pytest.raises(UpscaleError, match="self_ensemble"):
-        Upscaler(small_model(), device="cpu", self_ensemble=True)(given, wrap=True)
     with pytest.raises(UpscaleError, match="longer than"):
         upscaler(given[:, :1], size=(60, 1 << 23), wrap=True)
     model = small_model()
