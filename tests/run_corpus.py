@@ -55,7 +55,8 @@ def ours(path: Path) -> np.ndarray:
 
 
 def by_libvips(path: Path) -> np.ndarray:
-    picture = pyvips.Image.new_from_file(str(path)).autorot()
+    # A reader that complains of a file is no witness.
+    picture = pyvips.Image.new_from_file(str(path), fail_on="error").autorot()
     if picture.interpretation in ("cmyk", "lab", "labs", "scrgb", "xyz"):
         raise ValueError("another colour space")
     return as_unit(np.atleast_3d(picture.numpy()))
@@ -76,6 +77,8 @@ def by_tifffile(path: Path) -> np.ndarray:
         unit = as_unit(values)
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
             unit = 1 - unit
+        if tuple(page.extrasamples) == (tifffile.EXTRASAMPLE.ASSOCALPHA,):
+            unit[..., :-1] = np.minimum(unit[..., :-1] / np.maximum(unit[..., -1:], 1e-9), 1)
         return upright(unit, page.tags.valueof(274, 1))
 
 
@@ -118,7 +121,8 @@ def equal(found: np.ndarray, other: np.ndarray, path: Path) -> bool:
     difference[..., :3] *= (found[..., 3:] > 0) & (other[..., 3:] > 0)
     if path.suffix.lower() in LOSSY:
         return bool(difference.mean() <= LEVELS)
-    return bool(difference.max() < 0.6)  # 16 bits are compared as 8 where a reader has no more
+    # One level: premultiplied colours are rounded, and some readers have 8 bits of 16.
+    return bool(difference.max() < 1.01)
 
 
 def as_rgba(samples: np.ndarray) -> np.ndarray:
@@ -156,6 +160,8 @@ def judge(path: Path) -> tuple[str, str]:
     for name, read in readers_of(path).items():
         try:
             other = within_time(read, path)
+            if not other.any():  # libvips gives old JPEG in TIFF so
+                continue
             (agree if equal(found, other, path) else differ).append(name)
         except Exception:  # it cannot read the file
             continue
