@@ -197,7 +197,7 @@ def main() -> int:
     torch.set_num_threads(1)
     model = small_model()
     engine.load_weights = lambda *_: model
-    planning.measure_rates = lambda *_: (1e-6, 1e-6)
+    planning.measure_rates = lambda *_: (1e-6, 1e-6)  # type: ignore[assignment]
     signal.signal(signal.SIGALRM, too_slow)
     seed = int(time.time() * 1000) % 2**31 if options.seed is None else options.seed
     ends = time.monotonic() + options.seconds

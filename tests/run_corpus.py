@@ -97,7 +97,8 @@ def by_pillow(path: Path) -> np.ndarray:
 def as_unit(samples: np.ndarray) -> np.ndarray:
     if samples.dtype == bool:
         return samples.astype(np.float64)
-    top = np.iinfo(samples.dtype).max if samples.dtype.kind == "u" else 1
+    kind = samples.dtype.kind
+    top = np.iinfo(samples.dtype).max if kind == "u" else 65535 if kind == "i" else 1
     return samples.astype(np.float64) / top
 
 
@@ -134,6 +135,12 @@ def as_rgba(samples: np.ndarray) -> np.ndarray:
     return np.concatenate([colours, alpha], 2)
 
 
+def turned(found: np.ndarray, path: Path) -> bool:
+    """Whether libvips, which looks for EXIF's orientation alone, has the same picture turned."""
+    other = within_time(by_libvips, path)
+    return any(equal(upright(found, orientation), other, path) for orientation in range(2, 9))
+
+
 def within_time(read: Reader, path: Path) -> np.ndarray:
     def stop(*_: object) -> None:
         raise TimeoutError(f"more than {SECONDS} s")
@@ -156,7 +163,8 @@ def judge(path: Path) -> tuple[str, str]:
         return "given up", str(error)
     except Exception as error:
         return "FAILED", f"{type(error).__name__}: {error}"
-    agree, differ = [], []
+    agree: list[str] = []
+    differ: list[str] = []
     for name, read in readers_of(path).items():
         try:
             other = within_time(read, path)
@@ -167,9 +175,11 @@ def judge(path: Path) -> tuple[str, str]:
             continue
     if set(agree) - {"Pillow"}:
         return "equal to an independent reader", ""
+    if differ and set(differ) != {"Pillow"} and agree and turned(found, path):
+        return "turned as Pillow does, of XMP or a raw profile", ""
     if differ and set(differ) != {"Pillow"}:
         return "DIFFERENT", f"{found.shape}: unlike {', '.join(differ)}, like {agree or 'none'}"
-    return ("equal to Pillow", "") if agree else ("read by nobody else", f"unlike {differ}")
+    return ("equal to Pillow alone", "") if agree else ("read by nobody else", f"unlike {differ}")
 
 
 def files_in(paths: list[Path]) -> Iterator[Path]:

@@ -77,7 +77,7 @@ def start(
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
         planning.plan_within = many_tiles
-        planning.measure_rates = lambda *_: (1e-6, 1e-6)
+        planning.measure_rates = lambda *_: (1e-6, 1e-6)  # type: ignore[assignment]
         engine.load_weights = lambda *_: MODEL
         writer.FLUSH_SECONDS = 0.0
         if bytes_left >= 0:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -81,10 +86,12 @@ class TiffReader(PillowReader):
 
     def samples(self) -> np.ndarray:
         """See `PillowReader.samples`."""
-        if is_huge(self.picture):
-            with pillow_limit_lifted():
-                return self._samples()
-        return self._samples()
+        said: list[str] = []
+        with _libtiff_heard(said), _any_size(self.picture):
+            samples = self._samples()
+        if said:
+            raise ValueError(said[0])
+        return samples
 
     def _samples(self) -> np.ndarray:
         if self.picture.mode == "P":
@@ -231,6 +238,41 @@ class TiffSink(SampleSink):
                 compress=self.options.compress,
                 progress=progress,
             )
+
+
+_stderr_lock = threading.Lock()
+_COMPLAINT = re.compile(r"(?:[A-Z]\w*(?:Lib|Decode\w*|Setup\w*)|O?JPEG\w*|TIFF\w+|tempfile\.tif): ")
+"""How libtiff's lines begin: with the name of the function."""
+
+
+@contextmanager
+def _libtiff_heard(said: list[str]) -> Iterator[None]:
+    """Within the block nothing reaches the process's stderr, where libtiff and libjpeg write of
+    damage that they may then pass over; afterwards ``said`` has it, and all else is written.
+    """
+    with _stderr_lock, tempfile.TemporaryFile() as heard:
+        try:
+            before = os.dup(2)
+        except OSError:  # there is none
+            yield
+            return
+        os.dup2(heard.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+            heard.seek(0)
+            for line in heard.read().decode("utf-8", "replace").splitlines():
+                if _COMPLAINT.match(line):
+                    said.append(line)
+                else:  # of another thread
+                    os.write(2, f"{line}\n".encode())
+
+
+def _any_size(picture: TiffImageFile) -> AbstractContextManager[None]:
+    """Within it Pillow loads the picture, whatever its size."""
+    return pillow_limit_lifted() if is_huge(picture) else nullcontext()
 
 
 def tiff_levels(layout: Layout) -> list[Layout]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import struct
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from diinn_fast.formats.tiff_job import OURS, made_by
 from diinn_fast.metadata import Exif, Metadata, Resolution, Tag, geotiff, microscopy
 from diinn_fast.metadata.exif import (
@@ -26,6 +28,8 @@ from diinn_fast.metadata.tags import Directories, Packer, ascii_tag
 _XMP = 700
 _IPTC = 33723
 _PHOTOSHOP = 34377
+_LOWEST = 340
+_HIGHEST = 341
 _IMAGEJ = (50838, 50839)
 
 _ABOUT = frozenset({11, 269, 270, 271, 272, 285, 286, 287, 297, 305, 306, 315, 316, 318, 319}) | {
@@ -64,8 +68,19 @@ def metadata_of_page(tiff: Any, page: Any) -> Metadata:
         geo=tuple(tag for code, tag in tags.items() if code in geo),
         ome=description if ome else None,
         imagej=description if imagej else None,
+        levels=_levels(page) or (microscopy.ome_levels(description) if ome else None),
         lost=tuple(dict.fromkeys(lost + unknown)),
     )
+
+
+def _levels(page: Any) -> tuple[float, float] | None:
+    """What SMinSampleValue and SMaxSampleValue say, of all channels together."""
+    try:
+        low = float(np.min(page.tags.valueof(_LOWEST, 0)))
+        high = float(np.max(page.tags.valueof(_HIGHEST)))
+    except (TypeError, ValueError):
+        return None
+    return (low, high) if low < high else None
 
 
 def _bytes(tags: dict[int, Tag], code: int, end: bytes = b"") -> bytes | None:

@@ -88,6 +88,8 @@ def bands_of_page(page: Any) -> Bands | None:
     # One extra channel is alpha only if the file says so; it may as well be infrared.
     meanings = [int(meaning) for meaning in page.extrasamples]
     missing = page.samplesperpixel - colours - len(meanings)
+    if missing < 0:
+        raise ValueError("it names more samples than it has")
     return Bands(colours, (*meanings, *[0] * missing))
 
 

@@ -56,8 +56,11 @@ def check_range(asked: Asked) -> Asked:
     )
 
 
-def choose_range(asked: Asked, top: float, parts: Parts) -> SampleRange:
-    """The range of a picture whose samples reach to ``top``; "auto" looks at all of it.
+def choose_range(
+    asked: Asked, top: float, parts: Parts, levels: tuple[float, float] | None = None
+) -> SampleRange:
+    """The range of a picture whose samples reach to ``top``; "auto" looks at all of it, and takes
+    the ``levels`` that its file states if all samples lie within them.
 
     Raises UpscaleError for numbers that its samples cannot have, ImageError for NaN and infinity.
     """
@@ -70,6 +73,9 @@ def choose_range(asked: Asked, top: float, parts: Parts) -> SampleRange:
         if top != 1:
             low = round(low)
             high = round(high)
+        if levels is not None and levels[0] <= low <= high <= levels[1] and _possible(levels, top):
+            low = levels[0]
+            high = levels[1]
         return SampleRange(low / top, high / top)
     low, high = (float(torch.tensor(float(end))) for end in asked)
     if top != 1 and not 0 <= low < high <= top:
@@ -77,6 +83,11 @@ def choose_range(asked: Asked, top: float, parts: Parts) -> SampleRange:
             f"range {low:g} to {high:g} is beyond what the picture's samples can be, 0 to {top:g}"
         )
     return SampleRange(low / top, high / top)
+
+
+def _possible(levels: tuple[float, float], top: float) -> bool:
+    """Whether samples of a type can be so: floats any, integers up to the largest."""
+    return top == 1 or 0 <= levels[0] < levels[1] <= top
 
 
 def warn_of_unused(asked: Asked, top: float, parts: Parts, what: str = "the picture") -> None:
@@ -126,7 +137,9 @@ def ranged(source: Source, asked: Asked) -> Source:
     """The source in the range that is asked for; as it is, where its samples cannot be others."""
     if check_range(asked) == DTYPE and source.dtype != "float32":
         return source
-    return in_range(source, choose_range(asked, TOPS[source.dtype], lambda: colours(source)))
+    levels = source.metadata.levels
+    top = TOPS[source.dtype]
+    return in_range(source, choose_range(asked, top, lambda: colours(source), levels))
 
 
 def in_range(source: Source, samples: SampleRange) -> Source:

@@ -143,7 +143,7 @@ class Upscaler(Engine):
             yield visible(*_seen(picture))
 
         warn_of_unused(asked, top, parts)
-        return choose_range(asked, top, parts)
+        return choose_range(asked, top, parts, picture.metadata.levels)
 
     def render(
         self,

@@ -52,6 +52,12 @@ def ome_rescaled(xml: str, scaling: Scaling) -> str:
     return xml
 
 
+def ome_levels(xml: str) -> tuple[float, float] | None:
+    """Lowest and highest sample, of what it says of significant bits."""
+    found = re.search(r'\sSignificantBits\s*=\s*["\'](\d{1,2})["\']', xml)
+    return (0.0, 2.0 ** int(found[1]) - 1) if found and int(found[1]) > 0 else None
+
+
 def ome_alone(xml: str) -> str:
     """Without what points to other files or holds places in pixels."""
     return _OTHER_FILES.sub("", _PLACES.sub("", xml))

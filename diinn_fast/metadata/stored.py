@@ -58,6 +58,9 @@ def _unpacked(name: str, value: Any) -> Any:
         return tuple(_tag(*entry) for entry in value)
     if name == "colour":
         return tuple((str(chunk), _bytes(data)) for chunk, data in value.items())
+    if name == "levels":
+        low, high = value
+        return float(low), float(high)
     if name == "texts":
         return tuple(Text(*map(str, entry)) for entry in value)
     if name in ("icc", "xmp", "iptc"):

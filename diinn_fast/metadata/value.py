@@ -53,6 +53,7 @@ class Metadata:
         imagej: ImageJ's description.
         space: physical grid of an array.
         attributes: of a Zarr store, as JSON.
+        levels: lowest and highest sample that there can be, where that is less than the type holds.
         lost: what cannot be kept in any output, by name.
     """
 
@@ -69,6 +70,7 @@ class Metadata:
     imagej: str | None = None
     space: Space | None = None
     attributes: str | None = None
+    levels: tuple[float, float] | None = None
     lost: tuple[str, ...] = ()
 
     @property
@@ -158,6 +160,7 @@ ENTRIES: dict[str, tuple[str, Rule]] = {
     "imagej": ("ImageJ's description", Rule.COPY),
     "space": ("the physical grid", Rule.RESCALE),
     "attributes": ("Zarr attributes", Rule.COPY),
+    "levels": ("the sample range", Rule.COPY),
     "lost": ("", Rule.DROP),
 }
 """Of each entry, how messages call it, and what becomes of it."""

@@ -322,6 +322,26 @@ def test_tags_of_any_damage_are_one_sentence(tmp_path: Path) -> None:
             assert image.rgb.ndim == 3
 
 
+@pytest.mark.parametrize("marker", [b"\xff\xdb", b"\xff\xda"])
+def test_damage_that_libraries_only_write_of_is_refused(
+    capfd: pytest.CaptureFixture[str], marker: bytes
+) -> None:
+    """On the process's own stderr, libjpeg complains of a JPEG in a TIFF, and goes on."""
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(noise(3)).save(buffer, "TIFF", compression="jpeg")
+    broken = buffer.getvalue().replace(marker, b"\xff\x7f")
+    refused(lambda: read_image(broken), "damaged")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_tags_that_name_more_samples_than_there_are(tmp_path: Path) -> None:
+    options = {"photometric": "minisblack", "planarconfig": "contig", "extrasamples": [0, 0]}
+    tifffile.imwrite(tmp_path / "x.tif", noise(3), **options)
+    with tifffile.TiffFile(tmp_path / "x.tif", mode="r+b") as tiff:
+        tiff.pages.first.tags[277].overwrite(1)
+    refused_by_both(tmp_path / "x.tif")
+
+
 # -- PNG -------------------------------------------------------------------------------------------
 
 

@@ -219,6 +219,41 @@ def test_float_pictures_of_any_range_are_read_and_written(
     assert not (tmp_path / "out.png").exists()
 
 
+@pytest.mark.parametrize("in_pieces", [False, True])
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ("tags", (0, 4095)),
+        ("OME-XML", (0, 4095)),
+        ("less than there is", (100, 3000)),
+        ("more than can be", (100, 3000)),
+        ("nothing", (100, 3000)),
+    ],
+)
+def test_auto_is_what_a_file_states_if_that_can_be(
+    upscaler: Upscaler, tmp_path: Path, in_pieces: bool, stated: str, expected: tuple[int, int]
+) -> None:
+    import tifffile
+
+    samples = (content()[..., 0] * 10 + 100).clip(100, 3000).astype(np.uint16)
+    samples[0, :2] = 100, 3000
+    most = {"tags": 4095, "less than there is": 2000, "more than can be": 70000}.get(stated)
+    tags = [] if most is None else [(340, 4, 1, 0, True), (341, 4, 1, most, True)]
+    xml = '<OME xmlns="x"><Image><Pixels SignificantBits="12"/></Image></OME>'
+    if stated == "OME-XML":
+        tifffile.imwrite(tmp_path / "in.tif", samples, metadata=None, description=xml)
+    else:
+        tifffile.imwrite(tmp_path / "in.tif", samples, metadata=None, extratags=tags)
+    hand = upscaler(samples, scale=2, range=expected)
+    if in_pieces:
+        upscaler.render(tmp_path / "in.tif", tmp_path / "out.npy", scale=2, range="auto")
+        np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), hand)
+    else:
+        write_image(tmp_path / "out.tif", upscaler(tmp_path / "in.tif", scale=2, range="auto"))
+        with tifffile.TiffFile(tmp_path / "out.tif") as tiff:
+            np.testing.assert_array_equal(tiff.pages.first.asarray(), hand)
+
+
 def test_the_range_is_part_of_the_job(upscaler: Upscaler, tmp_path: Path) -> None:
     np.save(tmp_path / "in.npy", content().astype(np.uint16) + 1000)
     job = {"out": tmp_path / "out.png", "scale": 2}
