@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,10 @@ import torch
 
 from diinn_fast.errors import ImageError, UpscaleError
 from diinn_fast.inference import Upscaler, rendering
+from diinn_fast.inference.plan import Plan
 from diinn_fast.inference.rendering import group
 from diinn_fast.inference.rendering.execute import begin
-from diinn_fast.inference.rendering.journal import read_journals
+from diinn_fast.inference.rendering.journal import Journal, read_journals
 from diinn_fast.inference.rendering.partial import PartialOutput
 from tests.helpers.small_models import picture, small_model
 
@@ -187,3 +190,17 @@ def test_what_the_first_refuses_all_refuse(
 def test_a_process_that_hears_nothing_says_so(two: list[group.TorchrunGroup]) -> None:
     with pytest.raises(UpscaleError, match="heard nothing from process 0"):
         two[1].receive()
+
+
+def test_a_process_that_joins_late_counts_the_tiles_as_the_others_do(tmp_path: Path) -> None:
+    """What has been done since the first process spoke does not shift the tiles' numbers."""
+    plan = Plan((8, 8), (16, 16), (1, 1), 0, (2, 2), (8, 8), 8, 1 << 16, 0)
+    message = {"job": "one", "plan": plan.as_json(), "done": [[0, 0]]}
+    journal = Journal(tmp_path, 0, "one", plan)
+    journal.add([(1, 0)])
+    journal.close()
+    part: Any = SimpleNamespace(folder=tmp_path, claim=lambda rank: None)
+    first: Any = SimpleNamespace(rank=1, receive=lambda: json.loads(json.dumps(message)))
+    spec: Any = SimpleNamespace(layout=SimpleNamespace(job="one"))
+    state = begin(spec, part, first, resume=True, overwrite=False)
+    assert state is not None and state.done == {(0, 0)}

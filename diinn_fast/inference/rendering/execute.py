@@ -68,7 +68,8 @@ def begin(
     if state is None:
         group.broadcast({"job": None})
     else:
-        group.broadcast({"job": state.job, "plan": state.plan.as_json()})
+        done = sorted(state.done)
+        group.broadcast({"job": state.job, "plan": state.plan.as_json(), "done": done})
     return state
 
 
@@ -82,8 +83,10 @@ def _join(spec: RenderSpec, part: PartialOutput, group: Group) -> State | None:
     if message["job"] != spec.layout.job:
         raise UpscaleError(f"process {group.rank} was given another job than process 0")
     part.claim(group.rank)
-    found = read_journals(part.folder)
-    return State(message["job"], Plan.from_json(message["plan"]), found.done if found else set())
+    # Not by the journals of now: others may have begun, and tiles are shared by their number among
+    # those that were missing at the start.
+    done = {(tile, block) for tile, block in message["done"]}
+    return State(message["job"], Plan.from_json(message["plan"]), done)
 
 
 def _prepare(
