@@ -299,6 +299,8 @@ def _segments(tiff: Any, page: Any) -> Segments:
     width = page.imagewidth
     tiled = page.is_tiled
     orientation = int(page.tags.valueof(274, 1))
+    if min(page.tilelength, page.tilewidth) < 1 if tiled else page.rowsperstrip < 1:
+        raise ValueError("its tiles or strips have no rows")
     return Segments(
         shape=(height, width, page.samplesperpixel),
         bands=bands_of_page(page),

@@ -334,6 +334,16 @@ def test_damage_that_libraries_only_write_of_is_refused(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(("tile", "code"), [(None, 278), ((16, 16), 322), ((16, 16), 323)])
+def test_strips_and_tiles_without_rows(
+    tmp_path: Path, tile: tuple[int, int] | None, code: int
+) -> None:
+    tifffile.imwrite(tmp_path / "x.tif", noise(3), photometric="rgb", tile=tile, compression="zlib")
+    with tifffile.TiffFile(tmp_path / "x.tif", mode="r+b") as tiff:
+        tiff.pages.first.tags[code].overwrite(0)
+    refused_by_both(tmp_path / "x.tif")
+
+
 def test_tags_that_name_more_samples_than_there_are(tmp_path: Path) -> None:
     options = {"photometric": "minisblack", "planarconfig": "contig", "extrasamples": [0, 0]}
     tifffile.imwrite(tmp_path / "x.tif", noise(3), **options)
