@@ -82,6 +82,7 @@ def _opened(path: Path, store: Any) -> tuple[Any, list[str], Metadata]:
         array, axes = _array_of(path, node, attributes)
         complete, metadata = _own_state(attributes)
         space = _space(node, attributes, axes) or metadata.space
+        lost = metadata.lost + _display(attributes)
     except ImageError:
         raise
     except Exception as error:  # zarr-python raises many kinds for metadata that are no such
@@ -91,7 +92,7 @@ def _opened(path: Path, store: Any) -> tuple[Any, list[str], Metadata]:
         ) from error
     if not complete:
         raise ImageError(f"{path} is not complete: resume the run that writes it first.")
-    return array, axes, replace(metadata, space=space, attributes=_others(attributes))
+    return array, axes, replace(metadata, space=space, attributes=_others(attributes), lost=lost)
 
 
 def _check_chunks(path: Path, array: Any, max_bytes: int | None) -> None:
@@ -157,6 +158,13 @@ def _others(attributes: dict[str, Any]) -> str | None:
     """Attributes that are neither ours nor of the layout of the array, as JSON."""
     said = {name: value for name, value in attributes.items() if name not in _LAYOUT}
     return json.dumps(said, sort_keys=True) if said else None
+
+
+def _display(attributes: dict[str, Any]) -> tuple[str, ...]:
+    """What another program said of showing the channels, which outputs say anew."""
+    if "diinn_fast" in attributes or "omero" not in attributes.get("ome", attributes):
+        return ()
+    return ("OME-Zarr's names, colours and windows of channels",)
 
 
 def _space(node: Any, attributes: dict[str, Any], axes: list[str]) -> Space | None:

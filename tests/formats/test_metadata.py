@@ -457,6 +457,27 @@ def test_imagej_finds_its_calibration(tmp_path: Path) -> None:
     assert struct.unpack(">IIB", physical) == (4_000_000, 8_000_000, 1)
 
 
+def test_names_and_colours_of_ome_zarr_channels_are_named_as_lost(tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    group = zarr.create_group(str(tmp_path / "x.ome.zarr"), zarr_format=3)
+    array = group.create_array("0", shape=(1, HEIGHT, WIDTH), dtype="uint8")
+    array[:] = noise(1, height=HEIGHT, width=WIDTH)[None, ..., 0]
+    level = {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1, 1, 1]}]}
+    group.attrs["ome"] = {
+        "version": "0.5",
+        "multiscales": [{"axes": [{"name": name} for name in "cyx"], "datasets": [level]}],
+        "omero": {"channels": [{"label": "DAPI", "color": "0000FF"}]},
+    }
+    opened = open_source(tmp_path / "x.ome.zarr")
+    assert opened.metadata.lost == ("OME-Zarr's names, colours and windows of channels",)
+    opened.close()
+    enlarge(tmp_path / "x.ome.zarr", tmp_path / "y.ome.zarr", by_pieces=True)
+    # Of our own output the same is made anew, so nothing is lost.
+    again = open_source(tmp_path / "y.ome.zarr")
+    assert again.metadata.lost == ()
+    again.close()
+
+
 def test_ome_zarr_keeps_its_physical_grid(tmp_path: Path) -> None:
     zarr = pytest.importorskip("zarr")
     group = zarr.create_group(str(tmp_path / "x.ome.zarr"), zarr_format=3)
