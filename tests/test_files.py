@@ -39,7 +39,9 @@ def test_an_existing_file_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
 
 WRITES = """
 import runpy, signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background ignores
+# A shell's background ignores the one, nohup the other.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 atomic_file = runpy.run_path(sys.argv[1])["atomic_file"]
 with atomic_file(sys.argv[2], overwrite=True) as file:
     file.write(b"half")

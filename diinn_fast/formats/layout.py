@@ -61,7 +61,7 @@ class Layout:
         if self.channels < 1 or self.bands.count != self.channels or self.dtype not in DTYPES:
             raise ImageError(
                 f"an output of {self.channels} channels of {self.dtype} is not possible: "
-                f"choose 1 to 4 channels of {', '.join(DTYPES)}."
+                f"choose one channel or more of {', '.join(DTYPES)}."
             )
 
     @property

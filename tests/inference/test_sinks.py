@@ -742,7 +742,8 @@ def test_what_no_format_takes_is_refused(tmp_path: Path) -> None:
         lambda: open_sink(tmp_path / "x.jpg", layout, part=tmp_path, resume=False), "x.jpg", ".png"
     )
     refused(lambda: Layout(0, 8, 3, "uint8"), "0 pixels")
-    refused(lambda: Layout(8, 8, 5, "uint8"), "5 channels")
+    five = Layout(8, 8, 5, "uint8")
+    refused(lambda: open_sink(tmp_path / "x.png", five, part=tmp_path, resume=False), "5 bands")
     refused(lambda: Layout(8, 8, 3, "int16"), "int16")
 
 
