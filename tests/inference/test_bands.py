@@ -12,9 +12,9 @@ import torch
 
 from diinn_fast.errors import ImageError, UpscaleError
 from diinn_fast.inference import Upscaler
-from diinn_fast.inference.plan import Plan, Task, make_plan
-from diinn_fast.inference.rendering import planning
+from diinn_fast.inference.plan import Task, make_plan
 from diinn_fast.inference.sources import open_source
+from tests.helpers.plans import six_tiles
 from tests.helpers.small_models import picture, small_model
 
 H = 40
@@ -36,10 +36,7 @@ def upscaler() -> Upscaler:
 
 @pytest.fixture
 def tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    def made(task: Task, base: int, bound: int) -> Plan:
-        return Plan(task.lr, task.hr, task.unit, task.radius or 0, (2, 3), (16, 64), 16, 1 << 16, 0)
-
-    monkeypatch.setattr(planning, "plan_within", made)
+    six_tiles(monkeypatch, (16, 64))
 
 
 def samples_of(count: int, dtype: type = np.uint8) -> np.ndarray:

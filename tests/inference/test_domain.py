@@ -15,10 +15,10 @@ import torch
 from diinn_fast.geometry import Window
 from diinn_fast.inference import Upscaler, rendering
 from diinn_fast.inference.bicubic import resize_bicubic
-from diinn_fast.inference.plan import Plan, Task
 from diinn_fast.inference.reduced import ReducedSource
 from diinn_fast.inference.rendering import planning
 from diinn_fast.inference.sources import open_source
+from tests.helpers.plans import six_tiles
 from tests.helpers.small_models import picture, small_model
 
 
@@ -30,11 +30,7 @@ def upscaler() -> Upscaler:
 @pytest.fixture
 def tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every render in six tiles of several blocks."""
-
-    def made(task: Task, base: int, bound: int) -> Plan:
-        return Plan(task.lr, task.hr, task.unit, task.radius or 0, (2, 3), (16, 20), 7, 1 << 16, 0)
-
-    monkeypatch.setattr(planning, "plan_within", made)
+    six_tiles(monkeypatch, (16, 20), 7)
 
 
 def three_ways(upscaler: Upscaler, image: np.ndarray, size: tuple[int, int], folder: Path) -> Any:

@@ -15,10 +15,10 @@ import pytest
 
 from diinn_fast.errors import ImageError, UnfinishedError, UpscaleError
 from diinn_fast.inference import Upscaler, rendering
-from diinn_fast.inference.plan import Plan, Task
-from diinn_fast.inference.rendering import loop, planning, writer
+from diinn_fast.inference.rendering import loop, writer
 from diinn_fast.inference.rendering.lock import FileLock, is_locked
 from diinn_fast.inference.rendering.partial import PartialOutput
+from tests.helpers.plans import six_tiles
 from tests.helpers.small_models import picture, small_model
 
 
@@ -30,11 +30,7 @@ def upscaler() -> Upscaler:
 @pytest.fixture
 def tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every render in six tiles, each block recorded at once."""
-
-    def made(task: Task, base: int, bound: int) -> Plan:
-        return Plan(task.lr, task.hr, task.unit, task.radius or 0, (2, 3), (64, 64), 16, 1 << 16, 0)
-
-    monkeypatch.setattr(planning, "plan_within", made)
+    six_tiles(monkeypatch, (64, 64))
     monkeypatch.setattr(writer, "FLUSH_SECONDS", 0.0)
 
 

@@ -10,8 +10,7 @@ import torch
 
 from diinn_fast.errors import UpscaleError
 from diinn_fast.inference import Upscaler
-from diinn_fast.inference.plan import Plan, Task
-from diinn_fast.inference.rendering import planning
+from tests.helpers.plans import six_tiles
 from tests.helpers.small_models import picture, small_model
 
 H = 30
@@ -26,11 +25,7 @@ def upscaler() -> Upscaler:
 @pytest.fixture
 def tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every render in six tiles."""
-
-    def made(task: Task, base: int, bound: int) -> Plan:
-        return Plan(task.lr, task.hr, task.unit, task.radius or 0, (2, 3), (64, 64), 16, 1 << 16, 0)
-
-    monkeypatch.setattr(planning, "plan_within", made)
+    six_tiles(monkeypatch, (64, 64))
 
 
 def middle_of_nine(upscaler: Upscaler, given: np.ndarray, hr: tuple[int, int]) -> np.ndarray:
