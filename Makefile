@@ -40,8 +40,9 @@ bench: $(INSTALLED)         ## speed and memory against the peers, on this machi
 gpu:                        ## check, tune and measure the GPU kernels; needs a PYTHON with a CUDA build of PyTorch
 	$(PYTHON) -m bench.gpu
 
-fuzz: $(INSTALLED)          ## random problems against the reference, for a minute
+fuzz: $(INSTALLED)          ## random problems against the reference, and damaged pictures; a minute of each
 	$(BIN)/python -m tests.fuzz_decode --seconds 60
+	$(BIN)/python -m tests.fuzz_pictures --seconds 60
 
 sanitize: $(INSTALLED)      ## kernel tests on a build with address and undefined-behaviour sanitizers
 	$(BIN)/python tests/run_sanitized.py

@@ -10,10 +10,11 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
+from contextlib import nullcontext
 
 from diinn_fast import __version__
 from diinn_fast.cli.common import Refused
-from diinn_fast.cli.streams import unbreakable_streams
+from diinn_fast.cli.streams import libraries_aside, unbreakable_streams
 from diinn_fast.errors import DivergedError, Error, UnfinishedError
 
 COMMANDS = {
@@ -45,8 +46,11 @@ example:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command (by default that of ``sys.argv``) and return its exit code."""
-    with unbreakable_streams():
-        return _run(sys.argv[1:] if arguments is None else list(arguments))
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    # All that a library says may help to find an error.
+    asides = nullcontext() if "--debug" in words else libraries_aside()
+    with unbreakable_streams(), asides:
+        return _run(words)
 
 
 def _run(arguments: list[str]) -> int:

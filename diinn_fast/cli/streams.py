@@ -1,14 +1,18 @@
 """The program's standard streams: work goes on when their reader has ended or their disk is
-full.
+full, and libraries do not write between our sentences.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TextIO, cast
+
+log = logging.getLogger("diinn_fast")
 
 
 class UnbreakableStream:
@@ -65,6 +69,35 @@ def unbreakable_streams() -> Iterator[None]:
             sys.stdout.flush()
             sys.stderr.flush()
             sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def libraries_aside() -> Iterator[None]:
+    """Within the block, what libraries warn of and log is told of with ``--verbose`` alone.
+
+    A picture that cannot be right is refused by our own sentences, whatever they say.
+    """
+    aside = _Aside()
+    root = logging.getLogger()
+    root.addHandler(aside)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_aside
+        try:
+            yield
+        finally:
+            root.removeHandler(aside)
+
+
+class _Aside(logging.Handler):
+    """Takes what no other handler does; without one, Python would print warnings on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.partition(".")[0] != log.name and record.levelno >= logging.WARNING:
+            log.info("%s: %s", record.name, " ".join(record.getMessage().split()))
+
+
+def _show_aside(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    log.info("%s: %s", category.__name__, " ".join(str(message).split()))
 
 
 def _open_closed_descriptors() -> None:

@@ -84,7 +84,7 @@ def _exif(picture: PIL.Image.Image) -> tuple[Exif | None, list[str]]:
         exif = Exif.parse(block)
     except Exception:  # on damaged tags Pillow raises nearly every exception there is
         return None, ["EXIF that cannot be read"] if picture.info.get("exif") else []
-    return (None if exif.empty else exif), []
+    return (None if exif.empty and not exif.damaged else exif), []
 
 
 def _resolution(picture: PIL.Image.Image) -> Resolution | None:

@@ -4,11 +4,9 @@ bits.
 
 from __future__ import annotations
 
-import logging
 import math
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, ClassVar
@@ -22,8 +20,6 @@ from diinn_fast.formats.base import Decoded, Format
 from diinn_fast.formats.info import metadata_of
 from diinn_fast.host import free_bytes
 from diinn_fast.metadata import Metadata
-
-_log = logging.getLogger(__name__)
 
 ORIENTATION = 274
 """EXIF and TIFF tag."""
@@ -61,17 +57,17 @@ class PillowReader:
 
     def read(self, max_bytes: int | None) -> Decoded:
         """All of `Format.read`, size and kind checked before anything is decoded."""
-        width, height = self.picture.size
-        if max_bytes is None:
-            check_size(self.name, width, height)
-        self.check()
-        if max_bytes is not None:
-            check_bound(self.name, width, height, self.bits, max_bytes)
         with damage_explained(self.name, self.form):
+            width, height = self.picture.size
+            if max_bytes is None:
+                check_size(self.name, width, height)
+            self.check()
+            if max_bytes is not None:
+                check_bound(self.name, width, height, self.bits, max_bytes)
             samples = self.samples()
-        orientation = self.orientation()  # afterwards: to look for EXIF decodes some formats
-        metadata = self.metadata().upright(orientation, self.stored_size())
-        return Decoded(self.upright(samples, orientation), metadata, self.lossless)
+            orientation = self.orientation()  # afterwards: to look for EXIF decodes some formats
+            metadata = self.metadata().upright(orientation, self.stored_size())
+            return Decoded(self.upright(samples, orientation), metadata, self.lossless)
 
     @property
     def bits(self) -> int:
@@ -163,14 +159,9 @@ class PillowFormat(Format):
 
 @contextmanager
 def damage_explained(name: str, form: Format) -> Iterator[None]:
-    """Make one ImageError of whatever a decoder raises within the block; warnings go to the log."""
+    """Make one ImageError of whatever a decoder raises within the block."""
     try:
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            yield
-        # Of tags that a decoder passed over: seldom of use, never worth a line per picture.
-        for warning in said:
-            _log.info("%s: %s", name, " ".join(str(warning.message).split()))
+        yield
     except ImageError:
         raise
     except MemoryError:

@@ -14,6 +14,7 @@ import torch
 from diinn_fast.errors import ImageError
 from diinn_fast.formats.bands import check_picture
 from diinn_fast.formats.base import Format
+from diinn_fast.formats.heard import without_warnings
 from diinn_fast.formats.image import Image, check_unit, to_float
 from diinn_fast.formats.missing import Missing
 from diinn_fast.formats.registry import by_content, names
@@ -24,6 +25,7 @@ CONTENTS = (bytes, bytearray, memoryview, IOBase)
 File = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | IOBase
 
 
+@without_warnings()
 def read_image(file: File, *, any_range: bool = False) -> Image:
     """Read a picture from a path, bytes or an open binary file; its contents decide the format, not
     the name.

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import re
-import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +12,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from diinn_fast.errors import ImageError
 from diinn_fast.formats.base import Decoded
+from diinn_fast.formats.heard import libtiff_heard, tifffile_heard
 from diinn_fast.formats.layout import Layout, Progress, Read, halve, levels_below
 from diinn_fast.formats.pillow import (
     ORIENTATION,
@@ -35,7 +31,7 @@ from diinn_fast.formats.sinks import SampleSink, Sink, SinkOptions, SinkTarget
 from diinn_fast.formats.sources import ArraySource, Source, file_identity
 from diinn_fast.formats.tiff_job import tiff_job
 from diinn_fast.formats.tiff_metadata import fits_rational, metadata_of_page
-from diinn_fast.formats.tiff_source import complaints, tiff_source
+from diinn_fast.formats.tiff_source import tiff_source
 from diinn_fast.formats.tiff_writer import TILE, tiff_bytes, tiff_size, write_tiff
 from diinn_fast.metadata import Metadata
 
@@ -87,8 +83,12 @@ class TiffReader(PillowReader):
     def samples(self) -> np.ndarray:
         """See `PillowReader.samples`."""
         said: list[str] = []
-        with _libtiff_heard(said), _any_size(self.picture):
-            samples = self._samples()
+        try:
+            with libtiff_heard(said), _any_size(self.picture):
+                samples = self._samples()
+        except Exception as error:
+            # Of Pillow there is but a number.
+            raise ValueError(said[0] if said else str(error)) from error
         if said:
             raise ValueError(said[0])
         return samples
@@ -116,7 +116,7 @@ class TiffReader(PillowReader):
         import tifffile
 
         self.file.seek(0)
-        with complaints(), tifffile.TiffFile(self.file) as tiff:
+        with tifffile_heard(), tifffile.TiffFile(self.file) as tiff:
             return metadata_of_page(tiff, tiff.pages.first)
 
     def orientation(self) -> object:
@@ -238,36 +238,6 @@ class TiffSink(SampleSink):
                 compress=self.options.compress,
                 progress=progress,
             )
-
-
-_stderr_lock = threading.Lock()
-_COMPLAINT = re.compile(r"(?:[A-Z]\w*(?:Lib|Decode\w*|Setup\w*)|O?JPEG\w*|TIFF\w+|tempfile\.tif): ")
-"""How libtiff's lines begin: with the name of the function."""
-
-
-@contextmanager
-def _libtiff_heard(said: list[str]) -> Iterator[None]:
-    """Within the block nothing reaches the process's stderr, where libtiff and libjpeg write of
-    damage that they may then pass over; afterwards ``said`` has it, and all else is written.
-    """
-    with _stderr_lock, tempfile.TemporaryFile() as heard:
-        try:
-            before = os.dup(2)
-        except OSError:  # there is none
-            yield
-            return
-        os.dup2(heard.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(before, 2)
-            os.close(before)
-            heard.seek(0)
-            for line in heard.read().decode("utf-8", "replace").splitlines():
-                if _COMPLAINT.match(line):
-                    said.append(line)
-                else:  # of another thread
-                    os.write(2, f"{line}\n".encode())
 
 
 def _any_size(picture: TiffImageFile) -> AbstractContextManager[None]:

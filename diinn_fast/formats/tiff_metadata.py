@@ -56,13 +56,14 @@ def metadata_of_page(tiff: Any, page: Any) -> Metadata:
     exif = _exif_of_picture(found, left_out | ({DESCRIPTION} if own else set()))
     lost = [MAKER_NOTE] if exif.has_note else []
     exif = exif.without_note()
+    silent = exif.without_main({ORIENTATION}).empty and not exif.damaged
     # What no entry below holds is named, so that nothing vanishes in silence.
     geo = geotiff.GEO_TAGS | geotiff.GDAL_TAGS
     unknown = _names(left_out - geo - _SCALING - {_XMP, _IPTC})
     return Metadata(
         icc=page.iccprofile or None,
         resolution=exif_resolution(found),
-        exif=None if exif.without_main({ORIENTATION}).empty else exif,
+        exif=None if silent else exif,
         xmp=_bytes(tags, _XMP, end=b"\0"),
         iptc=_bytes(tags, _IPTC),
         geo=tuple(tag for code, tag in tags.items() if code in geo),

@@ -5,12 +5,9 @@ tifffile reads the tags; decompression is bounded by the size of a tile (`tiff_s
 
 from __future__ import annotations
 
-import logging
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, BinaryIO
@@ -19,6 +16,7 @@ import numpy as np
 
 from diinn_fast.errors import ImageError
 from diinn_fast.formats.bands import PREMULTIPLIED, Bands
+from diinn_fast.formats.heard import tifffile_heard
 from diinn_fast.formats.pillow import decode_bytes, upright
 from diinn_fast.formats.positioned import PositionedFile
 from diinn_fast.formats.sources import RowsSource, SampleSource, unreadable
@@ -257,7 +255,7 @@ def _read_tags(name: str, stream: BinaryIO) -> Segments | None:
 
     stream.seek(0)
     try:
-        with complaints() as said, tifffile.TiffFile(stream) as tiff:
+        with tifffile_heard() as said, tifffile.TiffFile(stream) as tiff:
             page = picture_page(name, tiff)
             # Only the first page: others are copies or masks, or have been refused.
             found = _segments(tiff, page) if _is_simple(page) else None
@@ -277,45 +275,38 @@ def _read_tags(name: str, stream: BinaryIO) -> Segments | None:
         ) from error
 
 
-@contextmanager
-def complaints() -> Iterator[list[str]]:
-    """What tifffile logs within the block, which would else go to stderr."""
-    said: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("tifffile")
-    before = logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
-    try:
-        yield said
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = before
-
-
 def _segments(tiff: Any, page: Any) -> Segments:
-    height = page.imagelength
-    width = page.imagewidth
+    height = _whole(page.imagelength)
+    width = _whole(page.imagewidth)
+    channels = _whole(page.samplesperpixel)
     tiled = page.is_tiled
-    orientation = int(page.tags.valueof(274, 1))
-    if min(page.tilelength, page.tilewidth) < 1 if tiled else page.rowsperstrip < 1:
+    rows = _whole(page.tilelength) if tiled else min(_whole(page.rowsperstrip), height)
+    columns = _whole(page.tilewidth) if tiled else width
+    if min(rows, columns) < 1:
         raise ValueError("its tiles or strips have no rows")
+    orientation = _whole(page.tags.valueof(274, 1))
     return Segments(
-        shape=(height, width, page.samplesperpixel),
+        shape=(height, width, channels),
         bands=bands_of_page(page),
         dtype=np.dtype(page.dtype).newbyteorder(tiff.byteorder),
         compression=int(page.compression),
         predictor=int(page.predictor),
-        rows=page.tilelength if tiled else min(page.rowsperstrip, height),
-        columns=page.tilewidth if tiled else width,
+        rows=rows,
+        columns=columns,
         tiled=tiled,
-        planar=page.samplesperpixel > 1 and page.planarconfig != _CONTIGUOUS,
-        offsets=tuple(page.dataoffsets),
-        counts=tuple(page.databytecounts),
+        planar=channels > 1 and page.planarconfig != _CONTIGUOUS,
+        offsets=tuple(map(_whole, page.dataoffsets)),
+        counts=tuple(map(_whole, page.databytecounts)),
         orientation=orientation,
         metadata=metadata_of_page(tiff, page).upright(orientation, (height, width)),
     )
+
+
+def _whole(value: Any) -> int:
+    """A tag's number, which may be stored as text, or as a fraction."""
+    if not isinstance(value, (int, np.integer)):
+        raise ValueError("a size or place is no whole number")
+    return int(value)
 
 
 def _is_simple(page: Any) -> bool:

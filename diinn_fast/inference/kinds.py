@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diinn_fast.errors import ImageError, UpscaleError
 from diinn_fast.formats import Image, read_image
+from diinn_fast.formats.heard import without_warnings
 from diinn_fast.formats.image import check_unit, finite_ends
 from diinn_fast.formats.info import info_of, metadata_of
 from diinn_fast.formats.pillow import ORIENTATION
@@ -131,6 +132,7 @@ def _from_image(image: Image) -> Request:
     return Request([image], torch.float32, finish, top)
 
 
+@without_warnings()
 def _from_pil(picture: PIL.Image.Image, choice: str) -> Request:
     info = dict(picture.info)
     # Before the picture is turned: its metadata speak of the stored one.

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from diinn_fast.formats import by_folder
 from diinn_fast.formats.bands import Bands, check_picture
+from diinn_fast.formats.heard import without_warnings
 from diinn_fast.formats.read import CONTENTS, open_picture, opened, sniff
 from diinn_fast.formats.sources import ArraySource, SampleSource, Source
 from diinn_fast.inference.ranges import DTYPE, Asked, check_range, ranged
@@ -65,6 +66,7 @@ def open_bands(
         raise
 
 
+@without_warnings()
 def _opened(picture: Any, max_bytes: int | None, *, any_range: bool) -> SampleSource | ImageSource:
     if isinstance(picture, CONTENTS):
         with opened(picture) as (name, stream):
