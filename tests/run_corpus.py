@@ -4,16 +4,20 @@
 
 Meant for collections of public test images (PngSuite, and those of Pillow, libtiff, libvips,
 image-rs, wuffs), which are not part of this repository. Each file is read by `read_image`, by
-libvips, by tifffile if it is a TIFF, and by Pillow, which most of our formats use themselves.
-Exit code 1 if a file is read differently from all independent readers, or fails without an
-`ImageError`.
+libvips, by tifffile if it is a TIFF, and by Pillow, which most of our formats use themselves; in a
+process of its own, which other readers may crash, or let take all memory. Exit code 1 if a file is
+read differently from all independent readers, or fails without an `ImageError`.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import logging
+import os
+import re
+import resource
 import signal
 import sys
 import warnings
@@ -38,8 +42,14 @@ except ImportError:
 SECONDS = 20
 """After which a reader is given up."""
 
+MOST_MEMORY = 6 * 2**30
+"""Of the process that reads one file."""
+
 LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".heic", ".jp2", ".j2k", ".j2c")
 """Decoders of these may round differently: by `LEVELS` on average."""
+
+LOSSY_IN_TIFF = (6, 7, 33003, 33005, 33007, 34712, 34892, 50001)
+"""JPEG, JPEG 2000 and WebP, as a TIFF's tag Compression numbers them."""
 
 LEVELS = 2.0
 
@@ -120,10 +130,21 @@ def equal(found: np.ndarray, other: np.ndarray, path: Path) -> bool:
     difference = np.abs(found - other) * 255
     # What lies under transparent pixels, some decoders clear.
     difference[..., :3] *= (found[..., 3:] > 0) & (other[..., 3:] > 0)
-    if path.suffix.lower() in LOSSY:
+    if is_lossy(path):
         return bool(difference.mean() <= LEVELS)
     # One level: premultiplied colours are rounded, and some readers have 8 bits of 16.
     return bool(difference.max() < 1.01)
+
+
+def is_lossy(path: Path) -> bool:
+    """Whether decoders may round differently."""
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return path.suffix.lower() in LOSSY
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            return int(tiff.pages.first.compression) in LOSSY_IN_TIFF
+    except Exception:  # it is damaged
+        return False
 
 
 def as_rgba(samples: np.ndarray) -> np.ndarray:
@@ -137,7 +158,10 @@ def as_rgba(samples: np.ndarray) -> np.ndarray:
 
 def turned(found: np.ndarray, path: Path) -> bool:
     """Whether libvips, which looks for EXIF's orientation alone, has the same picture turned."""
-    other = within_time(by_libvips, path)
+    try:
+        other = within_time(by_libvips, path)
+    except Exception:  # it cannot read the file
+        return False
     return any(equal(upright(found, orientation), other, path) for orientation in range(2, 9))
 
 
@@ -153,8 +177,9 @@ def within_time(read: Reader, path: Path) -> np.ndarray:
         signal.alarm(0)
 
 
-def judge(path: Path) -> tuple[str, str]:
-    """(what became of a file, more about it)."""
+def judge(path: Path, tell: Callable[[str], None], without: set[str]) -> tuple[str, str]:
+    """(what became of a file, more about it); ``tell`` hears which reader comes next."""
+    tell("ours")
     try:
         found = within_time(ours, path)
     except ImageError as error:
@@ -166,6 +191,9 @@ def judge(path: Path) -> tuple[str, str]:
     agree: list[str] = []
     differ: list[str] = []
     for name, read in readers_of(path).items():
+        if name in without:
+            continue
+        tell(name)
         try:
             other = within_time(read, path)
             if not other.any():  # libvips gives old JPEG in TIFF so
@@ -180,6 +208,45 @@ def judge(path: Path) -> tuple[str, str]:
     if differ and set(differ) != {"Pillow"}:
         return "DIFFERENT", f"{found.shape}: unlike {', '.join(differ)}, like {agree or 'none'}"
     return ("equal to Pillow alone", "") if agree else ("read by nobody else", f"unlike {differ}")
+
+
+def judge_apart(path: Path) -> tuple[str, str]:
+    """`judge` in a process of its own; readers that crash it are left out the next time."""
+    without: set[str] = set()
+    while True:
+        said = _lines_of_process(path, without)
+        if said[-1].startswith("["):
+            verdict, more = json.loads(said[-1])
+            return verdict, more
+        if said[-1] in ("ours", *without):
+            return "FAILED", f"the process died ({said[-1]})"
+        without.add(said[-1])
+
+
+def _lines_of_process(path: Path, without: set[str]) -> list[str]:
+    answer, question = os.pipe()
+
+    def tell(line: str) -> None:
+        os.write(question, f"{line}\n".encode())
+
+    if (child := os.fork()) == 0:
+        try:
+            os.close(answer)
+            resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+            tell(json.dumps(judge(path, tell, without)))
+        finally:
+            os._exit(0)
+    os.close(question)
+    with open(answer, encoding="utf-8") as lines:
+        said = lines.read().splitlines()
+    os.waitpid(child, 0)
+    return said
+
+
+def reason(message: str, path: Path) -> str:
+    """A refusal without what differs from file to file, for counting."""
+    text = message.replace(str(path), "X").split(": ")[0]
+    return re.sub(r"\d[\d,.]*", "N", text)
 
 
 def files_in(paths: list[Path]) -> Iterator[Path]:
@@ -197,18 +264,21 @@ def main() -> int:
     logging.disable()
     warnings.simplefilter("ignore")
     counts: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
     for path in files_in(options.paths):
         if path.stat().st_size > options.most_bytes:
             counts["left out as too large"] += 1
             continue
-        verdict, more = judge(path)
+        verdict, more = judge_apart(path)
         counts[verdict] += 1
+        if verdict == "refused":
+            reasons[reason(more, path)] += 1
         if verdict.isupper() or (options.verbose and more):
             print(f"{verdict}: {path}: {more}", flush=True)
     out = io.StringIO()
     print(f"{sum(counts.values())} files", file=out)
-    for verdict, count in counts.most_common():
-        print(f"{count:6} {verdict}", file=out)
+    for what, count in [*counts.most_common(), *reasons.most_common()]:
+        print(f"{count:6} {what}", file=out)
     sys.stdout.write(out.getvalue())
     return 1 if counts["DIFFERENT"] or counts["FAILED"] else 0
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import BinaryIO
 
 import PIL.Image
 
 from diinn_fast.errors import ImageError
 from diinn_fast.formats.base import Decoded
+from diinn_fast.formats.boxes import code_points
 from diinn_fast.formats.pillow import PillowFormat, PillowReader
+from diinn_fast.metadata import Metadata
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +34,15 @@ class HeifReader(PillowReader):
                 self.name,
                 self.picture.info["bit_depth"],
             )
+
+    def metadata(self) -> Metadata:
+        """See `PillowReader`; with the colours that are told without a profile."""
+        found = super().metadata()
+        told = self.picture.info.get("nclx_profile")
+        if found.icc is not None or not told:
+            return found
+        colour = code_points(told["color_primaries"], told["transfer_characteristics"])
+        return replace(found, colour=colour)
 
 
 class Heif(PillowFormat):

@@ -6,6 +6,7 @@ Source: Netpbm's descriptions of pbm(5), pgm(5), ppm(5).
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import BinaryIO
 
 import numpy as np
@@ -14,10 +15,12 @@ from PIL.PpmImagePlugin import PpmImageFile
 
 from diinn_fast.errors import ImageError
 from diinn_fast.formats.pillow import PillowFormat, PillowReader
+from diinn_fast.metadata import Metadata
 
 _HEADER = re.compile(rb"P([1-6])" + rb"(?:\s|#[^\n]*\n)+(\d{1,10})" * 2 + rb"\s")
 _DEEP = re.compile(rb"P([2356])" + rb"(?:\s|#[^\n]*\n)+(\d{1,10})" * 3 + rb"\s")
-_HEADER_BYTES = 4096
+_COMMENT = re.compile(rb"#([^\n]*)\n")
+_HEADER_BYTES = 2**16
 _CHANNELS = {b"5": 1, b"6": 3}
 
 
@@ -29,9 +32,14 @@ class PnmReader(PillowReader):
         file.seek(0)
         start = file.read(_HEADER_BYTES)
         found = _DEEP.match(start)
+        bilevel = start[1:2] in b"14"
+        if found is None and not bilevel:
+            raise ImageError(f"{name} is a PNM without a header that is known: export it again.")
         self._kind = b"" if found is None else found[1]
         self._most = 255 if found is None else int(found[4])
         self._start = 0 if found is None else found.end()
+        head = found or _HEADER.match(start)
+        self._comments = _COMMENT.findall(b"" if head is None else head[0])
 
     @property
     def bits(self) -> int:
@@ -61,6 +69,11 @@ class PnmReader(PillowReader):
             return stored.astype(np.uint16)
         scaled = np.floor(stored * (65535 / self._most) + 0.5)
         return np.minimum(scaled, 65535).astype(np.uint16)
+
+    def metadata(self) -> Metadata:
+        """See `PillowReader`; with the comments of the header."""
+        lines = [line.decode("utf-8", "replace").strip() for line in self._comments]
+        return replace(super().metadata(), comment="\n".join(lines).strip() or None)
 
 
 class Pnm(PillowFormat):

@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from diinn_fast.inference.sources import open_source
 from diinn_fast.metadata import Exif, Metadata, Resolution, chosen, fitted, warn_of_lost
 from diinn_fast.metadata.exif import PREFIX
 from diinn_fast.metadata.tags import Tag
-from tests.helpers.pictures import SRGB, noise
+from tests.helpers.pictures import SRGB, noise, refused
 
 HEIGHT, WIDTH = 24, 36
 PICTURE = PIL.Image.fromarray(noise(3, height=HEIGHT, width=WIDTH))
@@ -42,11 +43,19 @@ IN = {
     "webp": ["exif", "gps", "xmp", "icc"],
     "png": ["exif", "gps", "xmp", "text", "icc", "resolution"],
     "gamma.png": ["gAMA", "cHRM", "exif", "text", "aspect"],
-    "hdr.png": ["cICP", "mDCV", "resolution"],
+    "hdr.png": ["cICP", "mDCV", "resolution", "sBIT", "tIME", "bKGD"],
     "tif": ["exif", "gps", "xmp", "iptc", "icc", "resolution", "georeference", "nodata value"],
     "ome.tif": ["OME-XML", "resolution"],
     "ij.tif": ["ImageJ", "resolution"],
-    "gif": ["comment"],
+    "gif": ["comment", "ICC profile of a GIF"],
+    "avif": ["exif", "gps", "xmp", "icc"],
+    "hdr.avif": ["cICP", "gain map"],
+    "heic": ["exif", "gps", "xmp", "icc"],
+    "hdr.heic": ["cICP"],
+    "jp2": ["exif", "gps", "xmp", "iptc", "icc", "resolution", "GeoJP2", "XML"],
+    "bmp": ["icc", "resolution"],
+    "gamma.bmp": ["colour space of a BMP"],
+    "ppm": ["comment"],
     "zarr": ["exif", "gps", "xmp", "iptc", "comment", "icc", "resolution", "Zarr attributes"],
 }
 """What the inputs say, by kind."""
@@ -130,6 +139,81 @@ def image(metadata: Metadata) -> Image:
     return Image(torch.rand(3, HEIGHT, WIDTH), metadata=metadata)
 
 
+def saved(form: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    PICTURE.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def gif() -> bytes:
+    """With a profile where some programs put it."""
+    data = saved("GIF", comment="hello")
+    end = data.index(b"\x21\xfe")
+    return data[:end] + b"\x21\xff\x0bICCRGBG1012\x03abc\0" + data[end:]
+
+
+def hdr(form: str) -> bytes:
+    """With the code points of BT.2020 and PQ; of AVIF, with the mark of a gain map."""
+    data = saved(form).replace(b"colrnclx\0\x01\0\x0d", b"colrnclx\0\x09\0\x10")
+    return data.replace(b"av01Color\0", b"av01tmap \0", 1)
+
+
+def heif(**options: Any) -> bytes:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    return hdr("HEIF") if not options else saved("HEIF", **options)
+
+
+def box(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", 8 + len(data)) + name + data
+
+
+def jp2() -> bytes:
+    """With boxes that Pillow does not write, before the one of the pixels."""
+    data = saved("JPEG2000")
+    header, pixels = data.index(b"jp2h") - 4, data.index(b"jp2c") - 4
+    dots = struct.pack(">HHHHBB", 11811, 1, 11811, 1, 0, 0)
+    inside = data[header + 8 : header + 30] + box(b"colr", b"\2\0\0" + SRGB)
+    inside += box(b"res ", box(b"resc", dots))
+    marks = {
+        b"JpgTiffExif->JP2": exif_block(),
+        bytes.fromhex("be7acfcb97a942e89c71999491e3afac"): XMP,
+        bytes.fromhex("33c7a4d2b81d4723a0baf1a3e097ad38"): IPTC,
+        bytes.fromhex("b14bf8bd083d4b43a5ae8cd7d5a6ce03"): b"II*\0",
+    }
+    boxes = b"".join(box(b"uuid", mark + each) for mark, each in marks.items())
+    return data[:header] + box(b"jp2h", inside) + boxes + box(b"xml ", b"<a/>") + data[pixels:]
+
+
+def bmp(kind: bytes, profile: bytes = b"") -> bytes:
+    """With the long header, which Pillow does not write."""
+    data = saved("BMP", dpi=(300, 300))
+    body = data[54:]
+    colour = kind[::-1] + bytes(36) + struct.pack("<3I", 2**16, 2**16, 2**16)
+    behind = struct.pack("<4I", 4, 124 + len(body), len(profile), 0)
+    header = struct.pack("<I", 124) + data[18:54] + bytes(16) + colour + behind
+    start = b"BM" + struct.pack("<IHHI", 138 + len(body) + len(profile), 0, 0, 138)
+    return start + header + body + profile
+
+
+def ppm() -> bytes:
+    data = saved("PPM")
+    return data[:3] + b"# hello\n" + data[3:]
+
+
+FOREIGN: dict[str, Callable[[], bytes]] = {
+    "gif": gif,
+    "avif": lambda: saved("AVIF", exif=exif_block(), xmp=XMP, icc_profile=SRGB),
+    "hdr.avif": lambda: hdr("AVIF"),
+    "heic": lambda: heif(exif=exif_block(), xmp=XMP, icc_profile=SRGB),
+    "hdr.heic": heif,
+    "jp2": jp2,
+    "bmp": lambda: bmp(b"MBED", SRGB),
+    "gamma.bmp": lambda: bmp(bytes(4)),
+    "ppm": ppm,
+}
+"""Inputs of formats that are read only."""
+
+
 def make(kind: str, path: Path) -> None:
     """An input that says all that `IN` lists."""
     exif = exif_block()
@@ -150,16 +234,18 @@ def make(kind: str, path: Path) -> None:
         shape = b"pHYs", struct.pack(">IIB", 2, 1, 0)
         path.write_bytes(png(*chunks, shape, exif=exif, pnginfo=text))
     elif kind == "hdr.png":
-        chunks = (b"cICP", bytes([9, 16, 0, 1])), (b"mDCV", bytes(24))
-        path.write_bytes(png(*chunks, dpi=(300, 300)))
+        colour = (b"cICP", bytes([9, 16, 0, 1])), (b"mDCV", bytes(24))
+        time = b"tIME", bytes([7, 227, 7, 4, 12, 0, 0])
+        others = (b"sBIT", b"\5\6\5"), time, (b"bKGD", bytes(6))
+        path.write_bytes(png(*colour, *others, dpi=(300, 300)))
     elif kind == "tif":
         full_tif(path)
     elif kind == "ome.tif":
         tif(path, [(270, 2, 1, OME.encode() + b"\0", True)])
     elif kind == "ij.tif":
         tif(path, [(270, 2, 1, IMAGEJ, True)], resolution=(2.0, 4.0), resolutionunit="NONE")
-    elif kind == "gif":
-        PICTURE.save(path, comment="hello")
+    elif kind in FOREIGN:
+        path.write_bytes(FOREIGN[kind]())
     else:
         metadata = Metadata(
             SRGB, Resolution(300, 300), Exif.parse(exif), XMP, IPTC, "hello",
@@ -664,3 +750,25 @@ def test_the_texts_of_a_pil_image() -> None:
         [torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint8)]
     )
     assert result.info["parameters"] == "a cat"
+
+
+def test_code_points_of_srgb_say_nothing_new() -> None:
+    assert read_image(saved("AVIF")).metadata.colour == ()
+    heic = heif(exif=exif_block())
+    assert read_image(heic).metadata.colour == ()
+
+
+def test_a_jpeg_2000_of_another_colour_space_is_refused() -> None:
+    data = bytearray(saved("JPEG2000"))
+    place = data.index(b"colr") + 4 + 3
+    struct.pack_into(">I", data, place, 14)  # CIELab
+    refused(lambda: read_image(bytes(data)), "colour space (14)", "sRGB")
+
+
+def test_a_pnm_of_a_long_comment_keeps_its_depth() -> None:
+    deep = (np.arange(6) * 10_000).astype(">u2")
+    data = b"P5\n#" + b"x" * 9000 + b"\n3 2\n65535\n" + deep.tobytes()
+    found = read_image(data)
+    assert found.bits == 16
+    assert found.rgb[0].ravel().tolist() == pytest.approx((deep / 65535).tolist())
+    refused(lambda: read_image(b"P5\n#" + b"x" * 70_000 + b"\n3 2\n65535\n"), "header")
