@@ -28,11 +28,18 @@ class PositionedFile:
             flags |= os.O_CREAT | os.O_TRUNC
         self._lock = threading.Lock()
         self._descriptor = os.open(path, flags, 0o666)
+        self._stamp = self._look()
 
     @property
     def size(self) -> int:
         """Bytes of the file, now."""
         return os.fstat(self._descriptor).st_size
+
+    def changed(self) -> bool:
+        """Whether the file has another size or time than when it was opened; one that has taken
+        its place under its name is none of ours.
+        """
+        return self._look() != self._stamp
 
     def resize(self, size: int) -> None:
         """Cut the file or let it grow, by a hole that reads as zeros."""
@@ -93,6 +100,10 @@ class PositionedFile:
         if descriptor >= 0:
             os.close(descriptor)
 
+    def _look(self) -> tuple[int, int]:
+        status = os.fstat(self._descriptor)
+        return status.st_size, status.st_mtime_ns
+
     def _some(self, count: int, offset: int) -> bytes:
         if hasattr(os, "pread"):
             return os.pread(self._descriptor, count, offset)
@@ -115,6 +126,10 @@ class StreamFile(PositionedFile):
         """Bytes of the stream, now."""
         with self._lock:
             return self._stream.seek(0, os.SEEK_END)
+
+    def changed(self) -> bool:
+        """Never: who has opened it knows of it."""
+        return False
 
     def _some(self, count: int, offset: int) -> bytes:
         with self._lock:

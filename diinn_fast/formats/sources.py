@@ -58,6 +58,9 @@ class Source(Protocol):
         there.
         """
 
+    def changed(self) -> bool:
+        """Whether what `read` reads of the file may be others than those that were opened."""
+
     def close(self) -> None:
         """Release the file. Can be called twice."""
 
@@ -119,6 +122,10 @@ class SampleSource(ABC):
         samples = self.samples(y0, y1, x0, x1)
         return torch.stack([to_float(samples[..., channel]) for channel in channels])
 
+    def changed(self) -> bool:
+        """See `Source.changed`."""
+        return self._file is not None and self._file.changed()
+
     def close(self) -> None:
         """See `Source.close`."""
         if self._file is not None:
@@ -149,6 +156,10 @@ class DerivedSource(ABC):
     @abstractmethod
     def read(self, y0: int, y1: int, x0: int, x1: int) -> tuple[Tensor, Tensor | None]:
         """See `Source.read`."""
+
+    def changed(self) -> bool:
+        """See `Source.changed`."""
+        return self._source.changed()
 
     def close(self) -> None:
         """Release the source."""

@@ -41,6 +41,7 @@ class ZarrSource(SampleSource):
         store = _plain_files(import_zarr(path), path)
         array, axes, metadata = _opened(path, store)
         self._array = array
+        self._stamps = self._look()
         self._order = [axes.index(name) for name in "yxc" if name in axes]
         # One picture is made: which of several to take is for the user to say.
         if any(array.shape[i] != 1 for i, name in enumerate(axes) if name not in "yxc"):
@@ -67,10 +68,23 @@ class ZarrSource(SampleSource):
         except Exception as error:
             raise unreadable(self.path, error) from error
         # Of a store that is gone, absent chunks would read as zeros.
-        if not any((self.path / name).exists() for name in METADATA):
+        if not self._look():
             raise ImageError(f"{self.path} has vanished: restore it.")
         values = values.transpose([kept.index(axis) for axis in self._order])
         return values if values.ndim == 3 else values[..., None]
+
+    def changed(self) -> bool:
+        """See `Source.changed`; told by the metadata, not by each chunk."""
+        return self._look() != self._stamps
+
+    def _look(self) -> list[tuple[int, int]]:
+        """Size and time of each file of metadata that there is."""
+        found = []
+        for name in METADATA:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                status = (self.path / name).stat()
+                found.append((status.st_size, status.st_mtime_ns))
+        return found
 
 
 def _opened(path: Path, store: Any) -> tuple[Any, list[str], Metadata]:

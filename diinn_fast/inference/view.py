@@ -25,6 +25,7 @@ from diinn_fast.inference.reduced import needs_network, reduced
 from diinn_fast.inference.scaled import Scaled
 from diinn_fast.inference.sources import Source
 from diinn_fast.inference.sources.inpainted import inpainted
+from diinn_fast.inference.sources.steady import SteadySource
 from diinn_fast.inference.windows import copy_samples, put, write_samples
 
 BAND_PIXELS = 1 << 19
@@ -38,6 +39,7 @@ class View:
     """A picture and a model; `render` gives windows. Features are kept per tile of the LR picture,
     whatever the size.
 
+    A file on disk must stay as it is: once it is written into, ImageError says so.
     Any number of threads may use it: a tile is encoded once. It can be pickled if the model was
     given by name or file: what is sent are the names of picture and model (an array or a PIL image
     as it is), never weights or features, and both are checked to be the same where they arrive.
@@ -52,7 +54,7 @@ class View:
     def __init__(
         self, engine: Engine, source: Source, max_features: int, picture: Any = None
     ) -> None:
-        source = inpainted(source)
+        source = inpainted(SteadySource(source))
         self._engine = engine
         self._source = source
         self._picture = picture

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+import tifffile
+import zarr
 
 import diinn_fast
-from diinn_fast.errors import UpscaleError
+from diinn_fast.errors import ImageError, UpscaleError
 from diinn_fast.inference import Upscaler, View, features
 from diinn_fast.inference.features import spans
 from tests.helpers.known_models import random_model, save
@@ -178,6 +180,52 @@ def test_bicubic_waits_for_no_network_and_the_sharp_one_follows() -> None:
     np.testing.assert_array_equal(sharp.result(), shown.render(window, size))
     assert abs(first.astype(int) - sharp.result()).max() > 2
     shown.close()
+
+
+# -- files that change --------------------------------------------------------------------------
+
+
+def write(path: Path, samples: np.ndarray) -> None:
+    """Into the file that is there, if there is one."""
+    if path.suffix == ".npy":
+        np.save(path, samples)
+    elif path.suffix == ".tif":
+        tifffile.imwrite(path, samples, photometric="rgb", tile=(16, 16), compression="zlib")
+    elif path.suffix == ".png":
+        PIL.Image.fromarray(samples).save(path)
+    else:
+        zarr.create_array(path, data=samples, chunks=(16, 16, 3), overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["in.npy", "in.tif", "in.zarr"])
+def test_a_file_that_is_written_into_is_refused(
+    upscaler: Upscaler, tiles: None, tmp_path: Path, name: str
+) -> None:
+    """No window is put together from two pictures, and no features of one are kept for another."""
+    path = tmp_path / name
+    write(path, picture(20, 90))
+    shown = upscaler.open(path)
+    first = shown.render((0, 10, 0, 10), (40, 180))
+    write(path, picture(20, 90, seed=1))
+    for made in (shown.render, shown.bicubic):
+        with pytest.raises(ImageError, match="has changed since it was opened: open it again"):
+            made(None, (40, 180))
+    again = upscaler.open(path).render((0, 10, 0, 10), (40, 180))
+    assert (again != first).any()
+
+
+@pytest.mark.parametrize("name", ["in.npy", "in.tif", "in.png"])
+def test_a_file_whose_name_another_one_takes_is_still_read(
+    upscaler: Upscaler, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    write(path, picture(20, 30))
+    shown = upscaler.open(path)
+    other = tmp_path / f"other-{name}"
+    write(other, picture(20, 30, seed=1))
+    other.replace(path)
+    expected = upscaler.open(picture(20, 30)).render(None, (40, 60))
+    np.testing.assert_array_equal(shown.render(None, (40, 60)), expected)
 
 
 # -- other processes ---------------------------------------------------------------------------

@@ -58,6 +58,10 @@ class ImageSource:
         seen = rgb[:1] if self.grey else rgb
         return (seen if alpha is None else torch.cat([seen, alpha]))[list(channels)]
 
+    def changed(self) -> bool:
+        """Never."""
+        return False
+
     def close(self) -> None:
         """Nothing to release."""
 
