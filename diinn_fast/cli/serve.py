@@ -11,7 +11,8 @@ from diinn_fast.cli.common import Refused, make_parser
 from diinn_fast.inference import Upscaler
 from diinn_fast.inference.memory import parse_size
 
-LOCAL = "127.0.0.1"
+LOCAL = ("127.0.0.1", "localhost")
+"""Names under which only programs of this machine can reach a server."""
 
 EXAMPLE = """\
   diinn-fast serve photo.jpg
@@ -35,14 +36,13 @@ def main(arguments: list[str]) -> int:
 def run(options: argparse.Namespace, ready: Callable[[str], None]) -> int:
     """Serve until Ctrl-C; ``ready`` is told the page's address as soon as it can be opened."""
     try:
-        import uvicorn
-
         from diinn_fast.serve import DiskCache, Picture, make_app
         from diinn_fast.serve.gallery import MAX_DROPPED, dropped_view
+        from diinn_fast.serve.http import serve
     except ImportError as error:
         raise Refused(f"{error.name} is missing: pip install 'diinn_fast[serve]'") from None
     upscaler = Upscaler(options.weights, device=options.device)
-    local = options.host == LOCAL
+    local = options.host in LOCAL
     # Features of all pictures together stay within the bound.
     count = len(options.pictures) + (MAX_DROPPED if local else 0)
     features = parse_size(options.max_features) // count
@@ -50,22 +50,25 @@ def run(options: argparse.Namespace, ready: Callable[[str], None]) -> int:
         Picture(name, upscaler.open(path, max_features=features))
         for name, path in zip(names(options.pictures), options.pictures, strict=True)
     ]
+    try:
+        disk = DiskCache(options.cache, parse_size(options.cache_size)) if options.cache else None
+    except OSError as error:
+        raise Refused(
+            f"{options.cache} cannot be used as a cache ({error.strerror}): choose another --cache"
+        ) from None
     app = make_app(
         pictures,
         max_cache=parse_size(options.max_cache),
-        disk=DiskCache(options.cache, parse_size(options.cache_size)) if options.cache else None,
+        disk=disk,
         opener=(lambda data: dropped_view(upscaler, data, features)) if local else None,
-        hosts=[LOCAL, "localhost"] if local else ["*"],
+        hosts=LOCAL if local else ["*"],
         origins=options.cors,
     )
     for picture in pictures:
         print(f"{picture.name}: {picture.width} x {picture.height}")
     listening = listen(options.host, options.port)
     ready(f"http://{options.host}:{listening.getsockname()[1]}/")
-    # Longer than a busy machine's client takes from one request to the next.
-    config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=75)
-    server = uvicorn.Server(config)
-    server.run(sockets=[listening])
+    serve(app, listening)
     return 0
 
 
@@ -80,20 +83,28 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=128)
     except OSError as error:
+        reason = str(error.strerror).partition(" (while")[0]
         raise Refused(
-            f"cannot listen on {host}, port {port} ({error.strerror}): choose another --port"
+            f"cannot listen on {host}, port {port} ({reason}): choose another --port or --host"
         ) from None
+
+
+def port_number(text: str) -> int:
+    """A port, or 0 for a free one."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: give a number up to 65535")
+    return int(text)
 
 
 def add_arguments(parser: argparse.ArgumentParser, port: int) -> None:
     """The options of `serve` and `view`; ``port`` is the default, 0 a free one."""
     parser.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="what to show")
     parser.add_argument(
-        "--host", default=LOCAL, help="address to listen on (default: %(default)s, this machine)"
+        "--host", default=LOCAL[0], help="address to listen on (default: %(default)s, this machine)"
     )
     # A fixed port for servers, any free one for a window on this machine.
     default = "%(default)s" if port else "a free one"
-    parser.add_argument("--port", type=int, default=port, help=f"(default: {default})")
+    parser.add_argument("--port", type=port_number, default=port, help=f"(default: {default})")
     parser.add_argument("--weights", help="model: bundled name, folder or file")
     parser.add_argument("--device", help="where to compute: cpu, cuda, mps")
     parser.add_argument(

@@ -5,6 +5,7 @@
 - ``gallery``: the pictures by name, those dropped onto the page among them;
 - ``tiles``: encoded answers, made once and kept within a bound, ``disk`` those kept as files;
 - ``app``: the routes;
+- ``http``: the application behind a socket;
 - ``page``: the viewer, files served as they are.
 
 Needs the extra ``serve`` (``pip install 'diinn_fast[serve]'``); `diinn-fast serve` starts it.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,17 +20,19 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from diinn_fast import __version__
-from diinn_fast.errors import Error
+from diinn_fast.errors import Error, ImageError, UpscaleError
 from diinn_fast.serve import iiif, site
 from diinn_fast.serve.disk import DiskCache
 from diinn_fast.serve.gallery import MAX_FILE, Gallery, Opener, too_large
 from diinn_fast.serve.picture import MAX_SCALE, Picture
 from diinn_fast.serve.tiles import BusyError, GoneError, Tiles, encode, is_quick
+
+log = logging.getLogger("diinn_fast")
 
 MAX_AREA = 1 << 22
 """Most pixels of one answer."""
@@ -133,6 +136,8 @@ class _Server:
             async with asyncio.timeout(TAKING_SECONDS), self._taking:
                 data = await _body(request)
                 view = await run_in_threadpool(opener, data)
+        except ClientDisconnect:
+            return Response(status_code=499)
         except TimeoutError:
             raise HTTPException(408, "the file did not arrive in time") from None
         except Error as error:
@@ -174,14 +179,25 @@ class _Server:
                 key,
                 lambda: encode(picture, wanted, zoom),
                 is_quick(picture, wanted, zoom),
-                request.is_disconnected,
+                lambda: self._is_useless(request, picture),
             )
         except BusyError:
             raise HTTPException(503, "busy", {"Retry-After": "5"}) from None
         except GoneError:
+            self._service(request)  # the picture may have made room for another one
             return Response(status_code=499)
+        except UpscaleError as error:
+            raise HTTPException(400, str(error)) from None
+        except ImageError as error:
+            # The sentence may name a path, which is nobody's business but the server's.
+            log.warning("%s: %s", picture.name, error)
+            raise HTTPException(503, "the picture's file cannot be read, or has changed") from None
         headers["X-Content-Type-Options"] = "nosniff"
         return Response(body, media_type=iiif.FORMATS[wanted.format], headers=headers)
+
+    async def _is_useless(self, request: Request, picture: Picture) -> bool:
+        """Whether an answer would come too late: for a client that left, of a picture that did."""
+        return self.gallery.find(picture.name) is not picture or await request.is_disconnected()
 
     def _service(self, request: Request) -> tuple[Picture, int, iiif.Service]:
         """Picture, enlargement of the grid, and grid of the service that a URL names."""

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,8 +25,12 @@ class DiskCache:
     is a warning: the server goes on without it.
 
     Args:
-        folder: made if it is not there, readable by its owner alone; for one server at a time.
+        folder: made if it is not there, readable by its owner alone. Of several servers that use
+            one, each keeps to the bound by what it knows of.
         max_bytes: most bytes of all files together.
+
+    Raises:
+        OSError: the folder cannot be made or read.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -33,11 +38,10 @@ class DiskCache:
         self._most = max_bytes
         self._lock = threading.Lock()
         self._sizes: OrderedDict[str, int] = OrderedDict()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with os.scandir(folder) as entries:
-            found = [(e.stat(), e.name) for e in entries if _NAME.fullmatch(e.name) and e.is_file()]
-        for status, name in sorted(found, key=lambda entry: entry[0].st_mtime_ns):
-            self._sizes[name] = status.st_size
+        self._warned = False
+        self._make_folder()
+        for _, name, size in sorted(_tiles_in(folder)):
+            self._sizes[name] = size
         self._bytes = sum(self._sizes.values())
         self._trim()
 
@@ -65,16 +69,24 @@ class DiskCache:
             return
         path = self._folder / f"{key}.tile"
         try:
+            # Somebody may have emptied the cache by removing its folder.
+            self._make_folder()
             with atomic_file(path, overwrite=True) as file:
                 file.write(body)
-        # A full disk costs speed, not the answer.
+        # A full disk costs speed, not the answer; it is said once, not for each tile.
         except OSError as error:
-            log.warning("tiles are not kept: %s", explain(path, error))
+            if not self._warned:
+                log.warning("tiles are not kept: %s", explain(path, error))
+            self._warned = True
             return
+        self._warned = False
         with self._lock:
             self._bytes += len(body) - self._sizes.pop(path.name, 0)
             self._sizes[path.name] = len(body)
             self._trim()
+
+    def _make_folder(self) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def _trim(self) -> None:
         while self._bytes > self._most:
@@ -82,3 +94,13 @@ class DiskCache:
             self._bytes -= size
             with suppress(OSError):
                 (self._folder / name).unlink()
+
+
+def _tiles_in(folder: Path) -> Iterator[tuple[int, str, int]]:
+    """(time, name, size) of the tiles of a folder, which another server may remove meanwhile."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _NAME.fullmatch(entry.name) and entry.is_file():
+                with suppress(FileNotFoundError):
+                    status = entry.stat()
+                    yield status.st_mtime_ns, entry.name, status.st_size

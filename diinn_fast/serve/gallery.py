@@ -51,12 +51,14 @@ class Gallery:
         return self._listed.get(name) or self._dropped.get(name)
 
     def drop(self, title: str, view: View) -> Picture:
-        """Take a view under a new name made of a title; the oldest dropped one may have to go."""
+        """Take a view under a new name made of a title; the oldest dropped one may have to go.
+
+        It holds no file: its memory is free when the last answer of it has been made.
+        """
         picture = Picture(f"{plain_name(title)}-{secrets.token_hex(4)}", view)
         self._dropped[picture.name] = picture
         while len(self._dropped) > MAX_DROPPED:
-            _, oldest = self._dropped.popitem(last=False)
-            oldest.close()
+            self._dropped.popitem(last=False)
         return picture
 
     def close(self) -> None:

@@ -33,11 +33,11 @@ _TURNS = {
 
 
 class BusyError(Exception):
-    """Too many requests are in line: answered with status 503."""
+    """Too many requests are in line, or none is worked on any more: answered with status 503."""
 
 
 class GoneError(Exception):
-    """The client did not wait for its answer."""
+    """Nobody can use the answer any more."""
 
 
 class Tiles:
@@ -59,6 +59,7 @@ class Tiles:
         self._kept: OrderedDict[str, bytes] = OrderedDict()
         self._bytes = 0
         self._waiting = 0
+        self._stopped = False
         self._sharp = asyncio.Semaphore(1)
         self._quick = asyncio.Semaphore(2)
         self._network = ThreadPoolExecutor(1, "diinn-tiles", initializer=_step_back)
@@ -70,8 +71,8 @@ class Tiles:
         """The answer kept under ``key``, or made by ``make`` in a thread.
 
         Raises:
-            BusyError: the line is full.
-            GoneError: ``gone`` said, when its turn came, that nobody waits any more.
+            BusyError: the line is full, or was closed by `stop`.
+            GoneError: ``gone`` said so when its turn came.
         """
         # The same answer may have been made meanwhile, or nobody may wait for it any more.
         if (found := self._find(key)) is not None:
@@ -88,6 +89,8 @@ class Tiles:
             async with self._quick if quick else self._sharp:
                 if (found := self._find(key)) is not None:
                     return found
+                if self._stopped:
+                    raise BusyError
                 if await gone():
                     raise GoneError
                 body = await (run_in_threadpool(make) if quick else self._behind(make))
@@ -98,6 +101,10 @@ class Tiles:
         if disk:
             await run_in_threadpool(disk.put, key, body)
         return body
+
+    def stop(self) -> None:
+        """Make nothing more: who is in line is sent away. From any thread, or a signal."""
+        self._stopped = True
 
     def close(self) -> None:
         """End the thread of the network, after the tile that it is at."""

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import queue
+import re
 import socket
+import subprocess
+import sys
 import webbrowser
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import numpy as np
 import PIL.Image
 import pytest
@@ -45,6 +51,14 @@ def files(tmp_path: Path) -> list[str]:
     picture = tmp_path / "my leaf.png"
     PIL.Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(picture)
     return [str(picture), "--weights", str(save(random_model(), tmp_path / "weights"))]
+
+
+def iter_until(lines: Iterable[str], start: str) -> Iterator[str]:
+    """Lines up to one that begins so, with it."""
+    for line in lines:
+        yield line
+        if line.startswith(start):
+            return
 
 
 def free_port() -> int:
@@ -94,6 +108,46 @@ def test_a_port_that_is_taken_is_refused(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["serve", *files, "--port", str(taken.getsockname()[1])]) == 2
     assert "choose another --port" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["99999", "8x", "-1"])
+def test_what_is_no_port_is_refused(
+    files: list[str], port: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", *files, f"--port={port}"]) == 2
+    assert "is no port: give a number up to 65535" in capsys.readouterr().err
+
+
+def test_a_cache_that_is_no_folder_is_refused(
+    files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", *files, "--port", "0", "--cache", files[0]]) == 2
+    assert "choose another --cache" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to send")
+def test_a_server_that_is_told_to_end_sends_the_line_away(files: list[str], tmp_path: Path) -> None:
+    """What it is at is finished; nothing is a 500, and nobody reads a traceback."""
+    command = [sys.executable, "-m", "diinn_fast", "serve", *files, "--port", "0"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None and server.stderr is not None
+        address = re.search(r"http://\S+", "".join(iter_until(server.stdout, "open ")))[0]
+        with ThreadPoolExecutor(20) as clients:
+            # Most are still in line when the first is answered.
+            asked = [
+                clients.submit(
+                    httpx.get, f"{address}iiif/my-leaf/full/^{200 - n},/0/default.png", timeout=120
+                )
+                for n in range(20)
+            ]
+            next(as_completed(asked))
+            server.terminate()
+            answers = [future.result().status_code for future in asked]
+        server.wait(120)
+        assert set(answers) == {200, 503}
+        assert server.stderr.read() == ""
 
 
 def test_names_are_plain_and_each_there_once() -> None:

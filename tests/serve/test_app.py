@@ -17,6 +17,7 @@ from urllib.parse import quote
 import numpy as np
 import PIL.Image
 import pytest
+import zarr
 from starlette.testclient import TestClient
 
 import diinn_fast
@@ -253,6 +254,28 @@ def test_only_reading_is_allowed(client: TestClient) -> None:
         assert client.request(method, "/iiif/leaf/full/max/0/default.png").status_code == 405
 
 
+def test_a_file_that_changes_or_vanishes_is_a_503_and_its_path_stays_here(
+    model: DIINN, samples: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    np.save(tmp_path / "map.npy", samples)
+    zarr.create_array(tmp_path / "gone.zarr", data=samples)
+    shown = [
+        Picture(path.stem, diinn_fast.open(path, model)) for path in sorted(tmp_path.iterdir())
+    ]
+    with TestClient(make_app(shown, hosts=["testserver"])) as client:
+        seen = client.get("/iiif/map/full/max/0/default.png")
+        np.save(tmp_path / "map.npy", samples[::-1])
+        (tmp_path / "gone.zarr").rename(tmp_path / "away.zarr")
+        for name in ("map", "gone"):
+            for words in ("^80,48/0/default.png", "^80,48/0/bicubic.png", "10,6/0/default.png"):
+                answer = client.get(f"/iiif/{name}/full/{words}")
+                assert (answer.status_code, str(tmp_path) in answer.text) == (503, False)
+        # What was made of the first file is no mixture.
+        again = client.get("/iiif/map/full/max/0/default.png")
+        assert again.content == seen.content
+    assert "has changed" in caplog.text and "gone.zarr has vanished: restore it" in caplog.text
+
+
 # -- the line and the cache ------------------------------------------------------------------------
 
 
@@ -329,5 +352,21 @@ def test_who_left_is_not_worked_for_and_a_full_line_is_closed() -> None:
             await tiles.get("one more", lambda: b"tile", False, present)
         assert await asyncio.gather(*waiting) == [b"tile"] * MAX_WAITING
         assert await tiles.get("one more", lambda: b"tile", False, present) == b"tile"
+
+    asyncio.run(use())
+
+
+def test_a_line_that_is_closed_sends_all_away_but_the_one_at_its_head() -> None:
+    async def use() -> None:
+        tiles = Tiles(1 << 20)
+
+        def make() -> bytes:
+            tiles.stop()
+            return b"tile"
+
+        asked = (tiles.get(str(n), make, False, present) for n in range(5))
+        first, *others = await asyncio.gather(*asked, return_exceptions=True)
+        assert first == b"tile"
+        assert all(isinstance(answer, BusyError) for answer in others)
 
     asyncio.run(use())

@@ -57,7 +57,7 @@ def test_other_files_of_the_folder_are_left_alone(tmp_path: Path) -> None:
     assert cache.get(KEYS[0]) is not None
 
 
-def test_a_file_that_vanished_or_cannot_be_written_is_made_again(
+def test_a_file_or_folder_that_vanished_is_made_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = DiskCache(tmp_path / "tiles", 100)
@@ -66,7 +66,37 @@ def test_a_file_that_vanished_or_cannot_be_written_is_made_again(
     assert cache.get(KEYS[0]) is None
     (tmp_path / "tiles").rmdir()
     cache.put(KEYS[0], b"tile")
-    assert "tiles are not kept" in caplog.text
+    assert cache.get(KEYS[0]) == b"tile"
+    assert not caplog.records
+
+
+def test_a_folder_that_cannot_be_written_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = DiskCache(tmp_path / "tiles", 100)
+    (tmp_path / "tiles").rmdir()
+    (tmp_path / "tiles").write_bytes(b"a file in its place")
+    for key in KEYS:
+        cache.put(key, b"tile")
+        assert cache.get(key) is None
+    assert [record.getMessage()[:18] for record in caplog.records] == ["tiles are not kept"]
+    (tmp_path / "tiles").unlink()
+    cache.put(KEYS[0], b"tile")
+    assert cache.get(KEYS[0]) == b"tile"
+
+
+def test_servers_that_share_a_folder_take_nothing_wrong_from_it(tmp_path: Path) -> None:
+    """Each knows what it has put there, and what was there at its start."""
+    first = DiskCache(tmp_path, 100)
+    second = DiskCache(tmp_path, 100)
+    first.put(KEYS[0], bytes(40))
+    second.put(KEYS[0], bytes(40))
+    second.put(KEYS[1], bytes(40))
+    second.put(KEYS[2], bytes(40))  # takes the place of the first
+    assert first.get(KEYS[0]) is None
+    first.put(KEYS[0], bytes(40))
+    assert first.get(KEYS[0]) == bytes(40)
+    assert second.get(KEYS[1]) == bytes(40)
 
 
 def test_only_sharp_tiles_are_kept_and_a_new_server_makes_none(tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import threading
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import numpy as np
 import PIL.Image
 import pytest
@@ -65,6 +68,49 @@ def test_the_oldest_makes_room_and_those_of_the_start_stay(client: TestClient) -
     assert client.get(f"/iiif/{names[0]}/info.json").status_code == 404
 
 
+def test_who_makes_room_while_it_is_enlarged_is_answered_and_who_waits_is_told(
+    upscaler: Upscaler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoding = threading.Event()
+    go_on = threading.Event()
+    real = upscaler.encode
+
+    def slow(*arguments: Any) -> Any:
+        encoding.set()
+        assert go_on.wait(60)
+        return real(*arguments)
+
+    monkeypatch.setattr(upscaler, "encode", slow)
+
+    async def use() -> None:
+        app = make_app(
+            [],
+            hosts=["testserver"],
+            opener=lambda data: gallery.dropped_view(upscaler, data, 1 << 20),
+        )
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as client:
+
+            async def dropped(samples: np.ndarray) -> str:
+                answer = await client.post("/pictures", content=file_of(samples))
+                return str(answer.json()["name"])
+
+            name = await dropped(SAMPLES)
+            path = f"/iiif/{name}/full/^28,18/0"
+            rendered = asyncio.create_task(client.get(f"{path}/default.png"))
+            await asyncio.to_thread(encoding.wait, 60)
+            waiting = asyncio.create_task(client.get(f"{path}/gray.png"))
+            # None of them waits for the network.
+            for n in range(gallery.MAX_DROPPED):
+                await dropped(SAMPLES[n:])
+            go_on.set()
+            samples = np.asarray(PIL.Image.open(io.BytesIO((await rendered).content)))
+            np.testing.assert_array_equal(samples, upscaler(SAMPLES, scale=2))
+            assert (await waiting).status_code == 404
+
+    asyncio.run(asyncio.wait_for(use(), 120))
+
+
 def test_no_picture_and_too_large_ones_are_refused(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +122,33 @@ def test_no_picture_and_too_large_ones_are_refused(
     monkeypatch.setattr(app, "MAX_FILE", 100)
     assert drop(client, file_of(SAMPLES)).status_code == 413
     assert len(client.get("/pictures.json").json()["pictures"]) == 1
+
+
+def test_who_leaves_while_a_file_is_sent_is_no_error() -> None:
+    sent: list[Any] = [
+        {"type": "http.request", "body": b"half", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    answers: list[Any] = []
+
+    async def receive() -> Any:
+        return sent.pop(0)
+
+    async def send(message: Any) -> None:
+        answers.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/pictures",
+        "query_string": b"",
+        "headers": [(b"host", b"testserver")],
+        "server": ("testserver", 80),
+        "scheme": "http",
+    }
+    served = make_app([], hosts=["testserver"], opener=lambda data: pytest.fail("half a file"))
+    asyncio.run(served(scope, receive, send))
+    assert answers[0]["status"] == 499
 
 
 def test_pages_of_other_sites_cannot_drop(client: TestClient) -> None:
