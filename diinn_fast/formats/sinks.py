@@ -15,7 +15,7 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
-from diinn_fast.errors import ImageError
+from diinn_fast.errors import ImageError, UnfinishedError
 from diinn_fast.files import is_disk_full, publish, sync_folder
 from diinn_fast.formats.image import already_exists
 from diinn_fast.formats.layout import Layout, Progress
@@ -101,12 +101,12 @@ def system_errors(path: Path, part: Path) -> Iterator[None]:
     except (OSError, EOFError) as error:
         # A full disk is the one failure whose remedy the user can always apply.
         if isinstance(error, OSError) and is_disk_full(error):
-            raise ImageError(
+            raise UnfinishedError(
                 f"{path} is not complete, the disk is full: {part} keeps what was done, free some "
                 "space and resume."
             ) from error
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ImageError(
+        raise UnfinishedError(
             f"{path} is not complete ({reason}): {part} keeps what was done, check the disk and "
             "resume."
         ) from error

@@ -191,7 +191,7 @@ def _finish(spec: RenderSpec, part: PartialOutput, sink: Sink, progress: Progres
     """Give the output its name, in the first process when the others have done their share."""
     state = read_journals(part.folder)
     if state is None or not state.complete:
-        raise UpscaleError(
+        raise UnfinishedError(
             f"{spec.out} is not complete, a process has died: run it again with --resume"
         )
     if spec.inputs.changed():
@@ -230,7 +230,4 @@ def _kept_on_errors(part: PartialOutput) -> Iterator[None]:
     except UnfinishedError:
         raise
     except (UpscaleError, ImageError) as error:
-        said = str(error)
-        raise UnfinishedError(
-            said if "resume" in said else f"{said.rstrip('.')}; {kept}"
-        ) from error
+        raise UnfinishedError(f"{str(error).rstrip('.')}; {kept}") from error

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
-from diinn_fast.errors import UpscaleError
+from diinn_fast.errors import UnfinishedError
 
 Item = TypeVar("Item")
 
@@ -88,7 +88,7 @@ class TorchrunGroup:
         try:
             found = next(iter(distributed.rendezvous("env://", timeout=timedelta(seconds=START))))
         except (RuntimeError, ValueError) as error:
-            raise UpscaleError(
+            raise UnfinishedError(
                 f"the processes cannot find each other ({error}): start them by torchrun"
             ) from error
         self._store, self.rank, self.world = found
@@ -107,7 +107,7 @@ class TorchrunGroup:
             result: dict[str, Any] = json.loads(self._store.get("message"))
             return result
         except RuntimeError as error:
-            raise UpscaleError(
+            raise UnfinishedError(
                 f"process {self.rank} heard nothing from process 0: run it again with --resume"
             ) from error
 
@@ -120,7 +120,7 @@ class TorchrunGroup:
         try:
             return int(self._store.add("taken", 1) - 1)
         except RuntimeError as error:
-            raise UpscaleError("process 0 is gone: run it again with --resume") from error
+            raise UnfinishedError("process 0 is gone: run it again with --resume") from error
 
     def finish(self) -> None:
         """See `Group.finish`."""
@@ -140,7 +140,7 @@ class TorchrunGroup:
                 if seen.get(rank, (-1, now))[0] != beat:
                     seen[rank] = beat, now
                 elif now - seen[rank][1] > SILENCE:
-                    raise UpscaleError(f"process {rank} has died: run it again with --resume")
+                    raise UnfinishedError(f"process {rank} has died: run it again with --resume")
             time.sleep(0.05)
 
     def _beat(self) -> None:
