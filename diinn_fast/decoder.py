@@ -121,7 +121,7 @@ class ImplicitDecoder(nn.Module):
         # Fused kernels, or the layers one by one where something was changed inside them.
         path = prepared or self._path(features, backend)
         if not self._needs_grad(features):
-            return path.bands(features, lr, origin, size, cut, chunk)
+            return path.strips(features, lr, origin, size, cut, chunk)
         if prepared is not None:
             raise ValueError("what was prepared has no gradients: decode under torch.no_grad()")
         return path.window(features, lr, origin, size, cut, chunk)

@@ -17,8 +17,8 @@ from diinn_fast.ops import conv3x3, decode
 from diinn_fast.packing import Layers, Packing, pack
 from diinn_fast.problem import ContentWeights
 
-BAND_BYTES = 256 << 20
-"""Most content (bytes) that inference holds at a time; larger images are projected in bands of LR
+STRIP_BYTES = 256 << 20
+"""Most content (bytes) that inference holds at a time; larger images are projected in strips of LR
 rows.
 """
 
@@ -135,7 +135,7 @@ class Fused:
         )
         return sum_taps(out, window, size) if plan.needs_grid else out
 
-    def bands(
+    def strips(
         self,
         features: Tensor,
         lr: tuple[int, int],
@@ -144,8 +144,8 @@ class Fused:
         window: Window,
         chunk: int,
     ) -> Tensor:
-        """`window` without gradients: in bands of rows whose content (and, with a 3x3 last layer,
-        nine taps) stay under BAND_BYTES.
+        """`window` without gradients: in strips of rows whose content (and, with a 3x3 last layer,
+        nine taps) stay under STRIP_BYTES.
         """
         batch = features.shape[0]
         plan = self.plan
@@ -158,15 +158,15 @@ class Fused:
         row_bytes = batch * (columns.stop - columns.start) * content * item * lr[0] / size[0]
         if plan.needs_grid:
             row_bytes += batch * plan.taps * channels * (window.x1 - window.x0) * item
-        step = max(1, int(BAND_BYTES / max(row_bytes, 1)))
-        # A small window is one band: no copy into a larger tensor.
+        step = max(1, int(STRIP_BYTES / max(row_bytes, 1)))
+        # A small window is one strip: no copy into a larger tensor.
         if step >= window.y1 - window.y0:
             return self.window(features, lr, origin, size, window, chunk)
         out = features.new_empty(batch, channels, window.y1 - window.y0, window.x1 - window.x0)
         for y in range(window.y0, window.y1, step):
-            band = Window(y, min(y + step, window.y1), window.x0, window.x1)
-            part = self.window(features, lr, origin, size, band, chunk)
-            out[:, :, y - window.y0 : band.y1 - window.y0] = part
+            strip = Window(y, min(y + step, window.y1), window.x0, window.x1)
+            part = self.window(features, lr, origin, size, strip, chunk)
+            out[:, :, y - window.y0 : strip.y1 - window.y0] = part
         return out
 
     def points(

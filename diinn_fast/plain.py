@@ -3,7 +3,7 @@
 For decoders whose layers were changed, for transforms (``torch.func``, forward-mode
 differentiation, ``torch.jit.trace``, meta tensors), and as ``backend="plain"``. What the published
 class does with a changed layer is done here, in the same order on the same shapes
-``[B, channels, rows, columns]``. Layers known to look at one pixel at a time are run on a band of
+``[B, channels, rows, columns]``. Layers known to look at one pixel at a time are run on a strip of
 rows after the other, all others on everything at once, as the published class does.
 """
 
@@ -68,20 +68,20 @@ class Plain:
             self._check_reach()
         step = self._rows(chunk, x1 - x0) or y1 - y0
         halo = sum(convolution_radius(module) for module in self._modules())
-        bands = []
+        strips = []
         for y in range(y0, y1, step) if step < y1 - y0 else (y0,):
-            band = Window(y, y1 if step >= y1 - y0 else min(y + step, y1), x0, x1)
-            grown = grow(band, size, halo) if halo else band
+            strip = Window(y, y1 if step >= y1 - y0 else min(y + step, y1), x0, x1)
+            grown = grow(strip, size, halo) if halo else strip
             out = self._network(*self._inputs(features, lr, origin, size, grown))
             # what the halo's own borders made is cut off again
-            top = band.y0 - grown.y0
-            left = band.x0 - grown.x0
+            top = strip.y0 - grown.y0
+            left = strip.x0 - grown.x0
             if halo:
-                out = out[..., top : top + band.y1 - band.y0, left : left + x1 - x0]
-            bands.append(out)
-        return bands[0] if len(bands) == 1 else torch.cat(bands, dim=2)
+                out = out[..., top : top + strip.y1 - strip.y0, left : left + x1 - x0]
+            strips.append(out)
+        return strips[0] if len(strips) == 1 else torch.cat(strips, dim=2)
 
-    bands = window
+    strips = window
     """Bands are what `window` works in anyway."""
 
     def points(
@@ -129,11 +129,11 @@ class Plain:
                     )
 
     def _rows(self, chunk: int, columns: int) -> int:
-        """Rows of a band; 0: all at once."""
+        """Rows of a strip; 0: all at once."""
         if chunk:
             return max(1, chunk // columns)
         if torch.jit.is_tracing() or torch.compiler.is_compiling():
-            return 0  # the number of bands would be recorded
+            return 0  # the number of strips would be recorded
         local = all(
             type(module) in LOCAL and layer_edit(module, type(module)) is None
             for layer in self._modules()

@@ -17,11 +17,11 @@ from diinn_fast.baselines.base import Baseline
 from diinn_fast.baselines.project import (
     CHUNK,
     MLP,
-    bands,
     check_pixels,
     grid_queries,
     linear,
     project,
+    strips,
 )
 from diinn_fast.encoders import channels_of
 from diinn_fast.geometry import check_size, local_offset
@@ -65,12 +65,12 @@ class LIIF(Baseline):
         height, width = check_size(size, (h, w))
         rows, columns = self._axes(features, (height, width))
         parts: list[list[Tensor]] = [[] for _ in range(batch)]
-        # A band of rows needs the content of its own LR rows alone, which bounds the memory.
-        for band in bands(features, (height, width), WIDTH):
-            above = int(rows[0][0][band.start])
-            below = int(rows[1][0][band.stop - 1]) + 1
+        # A strip of rows needs the content of its own LR rows alone, which bounds the memory.
+        for strip in strips(features, (height, width), WIDTH):
+            above = int(rows[0][0][strip.start])
+            below = int(rows[1][0][strip.stop - 1]) + 1
             content = self._project(features, (height, width), slice(above, below))
-            for y, x in grid_queries(band, width, bsize or CHUNK, features.device):
+            for y, x in grid_queries(strip, width, bsize or CHUNK, features.device):
                 for image in range(batch):
                     parts[image].append(self._colours(content[image], y, x, rows, columns, above))
         # Queries are pixels in row order, so that a reshape makes them an image.

@@ -18,10 +18,10 @@ from diinn_fast.baselines.base import Baseline
 from diinn_fast.baselines.project import (
     CHUNK,
     MLP,
-    bands,
     check_pixels,
     grid_queries,
     project,
+    strips,
 )
 from diinn_fast.encoders import channels_of
 from diinn_fast.geometry import check_size
@@ -57,12 +57,12 @@ class MetaSR(Baseline):
         rows = corner(*(h, height), features.device, features.dtype)
         columns = corner(*(w, width), features.device, features.dtype)
         parts: list[list[Tensor]] = [[] for _ in range(batch)]
-        # A band of rows needs the content of its own LR rows alone, which bounds the memory.
-        for band in bands(features, (height, width), 3 * (WIDTH + 1)):
-            above = int(rows[0][band.start])
-            below = int(rows[0][band.stop - 1]) + 1
+        # A strip of rows needs the content of its own LR rows alone, which bounds the memory.
+        for strip in strips(features, (height, width), 3 * (WIDTH + 1)):
+            above = int(rows[0][strip.start])
+            below = int(rows[0][strip.stop - 1]) + 1
             content = self._project(features, slice(above, below))
-            for y, x in grid_queries(band, width, bsize or CHUNK, features.device):
+            for y, x in grid_queries(strip, width, bsize or CHUNK, features.device):
                 # Filters depend on positions alone, so that all images of the batch share them.
                 hidden = self._hidden(y, x, rows, columns, h / height)
                 for image in range(batch):

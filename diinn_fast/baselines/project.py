@@ -15,7 +15,7 @@ from diinn_fast.geometry import check_size
 CHUNK = 1024
 """Queries at a time, so that hidden layers stay near the last-level cache."""
 
-BAND_BYTES = 256 << 20
+STRIP_BYTES = 256 << 20
 """Most projected content (bytes) that is held at a time without gradients."""
 
 
@@ -75,15 +75,15 @@ def linear(x: Tensor, layer: nn.Linear) -> Tensor:
     )
 
 
-def bands(features: Tensor, size: Sequence[int], channels: int) -> Iterator[slice]:
-    """HR rows in bands whose content, ``channels`` numbers per LR pixel, stays under BAND_BYTES.
+def strips(features: Tensor, size: Sequence[int], channels: int) -> Iterator[slice]:
+    """HR rows in strips whose content, ``channels`` numbers per LR pixel, stays under STRIP_BYTES.
 
-    With gradients everything is kept anyway, and there is one band.
+    With gradients everything is kept anyway, and there is one strip.
     """
     batch, _, h, w = features.shape
     height = check_size(size, (h, w))[0]
     row_bytes = batch * w * channels * features.element_size() * h / height
-    step = height if torch.is_grad_enabled() else max(1, int(BAND_BYTES / row_bytes))
+    step = height if torch.is_grad_enabled() else max(1, int(STRIP_BYTES / row_bytes))
     for y in range(0, height, step):
         yield slice(y, min(y + step, height))
 
@@ -91,7 +91,7 @@ def bands(features: Tensor, size: Sequence[int], channels: int) -> Iterator[slic
 def grid_queries(
     rows: slice, width: int, chunk: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Row and column of every HR pixel of a band, ``[n]`` each, in chunks."""
+    """Row and column of every HR pixel of a strip, ``[n]`` each, in chunks."""
     for query in torch.arange(rows.start * width, rows.stop * width, device=device).split(chunk):
         yield query // width, query % width
 

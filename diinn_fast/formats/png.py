@@ -71,7 +71,7 @@ class PngReader(PillowReader):
 
 
 class Png(PillowFormat):
-    """Written without loss by bands of rows; the fingerprint of the job is a tEXt chunk."""
+    """Written without loss by strips of rows; the fingerprint of the job is a tEXt chunk."""
 
     key = "png"
     name = "PNG"
@@ -119,7 +119,7 @@ class Png(PillowFormat):
 
 
 class PngSink(SampleSink):
-    """Encodes the raw samples by bands of rows."""
+    """Encodes the raw samples by strips of rows."""
 
     def encode(self, file: BinaryIO, samples: SampleFile, progress: Progress | None) -> None:
         """See `SampleSink.encode`."""

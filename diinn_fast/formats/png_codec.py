@@ -24,7 +24,7 @@ from diinn_fast.formats.png_metadata import JOB, MOST_BYTES, Chunk, chunks_of, i
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _BLOCK = 2**20
-_BAND_BYTES = 2**18
+_STRIP_BYTES = 2**18
 _COLOUR_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> grey, grey + alpha, RGB, RGB + alpha
 PALETTE = 3
 GREY_ALPHA = 4
@@ -107,7 +107,7 @@ def _damaged(path: str) -> ImageError:
 
 
 def write_png(file: BinaryIO, layout: Layout, read: Read, progress: Progress | None = None) -> None:
-    """Write 8 or 16 bits by bands of rows: memory of `png_bytes` and what `read` returns.
+    """Write 8 or 16 bits by strips of rows: memory of `png_bytes` and what `read` returns.
 
     Bands are filtered and compressed by several threads, each to the end of a Deflate block, so
     that the file does not depend on their number.
@@ -122,7 +122,7 @@ def write_png(file: BinaryIO, layout: Layout, read: Read, progress: Progress | N
     )
     for name, data in chunks_of(layout.metadata, layout.job):
         _write_chunk(file, name, data)
-    step = _rows_per_band(layout)
+    step = _rows_per_strip(layout)
 
     def encode(top: int) -> tuple[int, bytes, bytes]:
         filtered = _filtered(layout, read, top, min(top + step, layout.height))
@@ -143,15 +143,15 @@ def write_png(file: BinaryIO, layout: Layout, read: Read, progress: Progress | N
 
 def png_bytes(layout: Layout) -> int:
     """Most bytes that `write_png` holds: 1.4 x the resident memory measured at 8192 x 8192."""
-    return 30 * WORKERS * _rows_per_band(layout) * layout.row_bytes + 2**22
+    return 30 * WORKERS * _rows_per_strip(layout) * layout.row_bytes + 2**22
 
 
 def png_size(layout: Layout) -> int:
     """Most bytes of the file: Deflate of noise adds 5 bytes per 16 KiB, each row has its filter's
     number.
     """
-    bands = -(-layout.height // _rows_per_band(layout))
-    samples = int((layout.nbytes + layout.height) * 1.001) + 64 * bands
+    strips = -(-layout.height // _rows_per_strip(layout))
+    samples = int((layout.nbytes + layout.height) * 1.001) + 64 * strips
     return samples + layout.metadata.nbytes + 2**16
 
 
@@ -190,8 +190,8 @@ def png_is_whole(file: BinaryIO) -> bool:
     return False
 
 
-def _rows_per_band(layout: Layout) -> int:
-    return max(1, _BAND_BYTES // layout.row_bytes)
+def _rows_per_strip(layout: Layout) -> int:
+    return max(1, _STRIP_BYTES // layout.row_bytes)
 
 
 def _write_chunk(file: BinaryIO, name: bytes, data: bytes) -> None:
@@ -202,12 +202,12 @@ def _write_chunk(file: BinaryIO, name: bytes, data: bytes) -> None:
 def _filtered(layout: Layout, read: Read, top: int, stop: int) -> bytes:
     """Rows top to stop, each with the filter of the smallest sum of absolute differences."""
     samples = read(max(0, top - 1), stop, 0, layout.width)
-    band = (
+    strip = (
         samples.astype(samples.dtype.newbyteorder(">")).reshape(samples.shape[0], -1).view(np.uint8)
     )
     if top == 0:
-        band = np.concatenate([np.zeros_like(band[:1]), band])
-    return _best_filter(band[1:], band[:-1], layout.channels * layout.stored.itemsize).tobytes()
+        strip = np.concatenate([np.zeros_like(strip[:1]), strip])
+    return _best_filter(strip[1:], strip[:-1], layout.channels * layout.stored.itemsize).tobytes()
 
 
 def _best_filter(rows: np.ndarray, up: np.ndarray, pixel_bytes: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from diinn_fast.formats.layout import Layout
 from diinn_fast.formats.registry import by_suffix, writable_suffixes
 from diinn_fast.metadata import fitted, warn_of_lost
 
-_BAND_PIXELS = 2**20
+_STRIP_PIXELS = 2**20
 
 
 def check_writable(
@@ -159,32 +159,32 @@ def _check_image(path: Path, image: Image) -> None:
 
 
 def _quantise(path: Path, image: Image, channels: int, bits: int) -> np.ndarray:
-    """Samples [h, w, c] of uint8 or uint16, made in row bands so that no second float picture is
+    """Samples [h, w, c] of uint8 or uint16, made in row strips so that no second float picture is
     needed.
     """
     _, height, width = image.rgb.shape
     dtype = {8: np.uint8, 16: np.uint16, 32: np.float32}[bits]
     samples = np.empty((height, width, channels), dtype)
-    rows = max(1, _BAND_PIXELS // width)
+    rows = max(1, _STRIP_PIXELS // width)
     for top in range(0, height, rows):
-        band = image.rgb[:, top : top + rows].detach().to("cpu", torch.float32)
-        missing = torch.zeros(band.shape[1:], dtype=torch.bool)
+        strip = image.rgb[:, top : top + rows].detach().to("cpu", torch.float32)
+        missing = torch.zeros(strip.shape[1:], dtype=torch.bool)
         if image.missing is not None:
-            missing = image.missing.find(band)
+            missing = image.missing.find(strip)
         if image.grey:
             # Equal values are not mixed: their mean may be another one by rounding.
-            equal = (band == band[:1]).all(0) | missing
-            mean = torch.where(equal, band[:1], band.mean(0, keepdim=True))
-            band = mean.expand(3 if channels >= 3 else 1, -1, -1)
+            equal = (strip == strip[:1]).all(0) | missing
+            mean = torch.where(equal, strip[:1], strip.mean(0, keepdim=True))
+            strip = mean.expand(3 if channels >= 3 else 1, -1, -1)
         if image.alpha is not None:
             alpha = image.alpha[:, top : top + rows].detach().to("cpu", torch.float32)
-            band = torch.cat([band, alpha])
-        if not bool((torch.isfinite(band) | missing).all()):
+            strip = torch.cat([strip, alpha])
+        if not bool((torch.isfinite(strip) | missing).all()):
             raise ImageError(
                 f"{path} was not written, the picture has NaN or infinite values: check the model."
             )
         # Half up, the same for every format, so that two formats never differ by a level.
-        levels = band if bits == 32 else band.clamp(0, 1) * (2**bits - 1) + 0.5
+        levels = strip if bits == 32 else strip.clamp(0, 1) * (2**bits - 1) + 0.5
         samples[top : top + rows] = levels.permute(1, 2, 0).numpy().astype(samples.dtype)
     return samples
 

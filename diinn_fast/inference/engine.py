@@ -157,9 +157,9 @@ class Engine:
 
         In [-1, 1] or slightly beyond; FloatingPointError if it is not finite.
         """
-        band = self.start_decode(features, hr, window, tile)
-        self.check_finite(torch.isfinite(band).all())
-        return band
+        strip = self.start_decode(features, hr, window, tile)
+        self.check_finite(torch.isfinite(strip).all())
+        return strip
 
     @torch.inference_mode()
     def start_decode(
@@ -173,8 +173,8 @@ class Engine:
         with self._arithmetic():
             path = self._path(features)
             found = self.model.decoder(features, hr, window=window, tile=tile, prepared=path)
-        band: Tensor = found[0].float()
-        return band
+        strip: Tensor = found[0].float()
+        return strip
 
     def check_finite(self, finite: Tensor) -> None:
         """FloatingPointError unless it is true."""
@@ -228,21 +228,21 @@ def _made(kind: type[Engine], model: str, options: EngineOptions) -> Engine:
     return kind(model, **options)
 
 
-def to_unit(band: Tensor) -> Tensor:
+def to_unit(strip: Tensor) -> Tensor:
     """The network's raw output in [0, 1]."""
-    return (band * 0.5 + 0.5).clamp_(0, 1)
+    return (strip * 0.5 + 0.5).clamp_(0, 1)
 
 
-def store(target: Tensor, band: Tensor, samples: SampleRange = FULL) -> None:
+def store(target: Tensor, strip: Tensor, samples: SampleRange = FULL) -> None:
     """Write what is in [0, 1] as samples of a range: as they are, or as integers rounded half up
     (8 bit leave a GPU as such).
     """
-    target.copy_(rounded(band, target.dtype, samples).cpu().to(target.dtype))
+    target.copy_(rounded(strip, target.dtype, samples).cpu().to(target.dtype))
 
 
-def rounded(band: Tensor, dtype: torch.dtype, samples: SampleRange = FULL) -> Tensor:
+def rounded(strip: Tensor, dtype: torch.dtype, samples: SampleRange = FULL) -> Tensor:
     """What `store` copies: still on its device, and in 8 bit if the target is."""
-    band = samples.from_unit(band)
+    strip = samples.from_unit(strip)
     if not dtype.is_floating_point:
-        band = band * torch.iinfo(dtype).max + 0.5
-    return band.to(torch.uint8) if dtype == torch.uint8 else band
+        strip = strip * torch.iinfo(dtype).max + 0.5
+    return strip.to(torch.uint8) if dtype == torch.uint8 else strip

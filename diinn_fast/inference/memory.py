@@ -13,7 +13,7 @@ from diinn_fast import files
 from diinn_fast.encoders import cost_of
 from diinn_fast.errors import UpscaleError
 from diinn_fast.files import size_text as size_text
-from diinn_fast.fused import BAND_BYTES
+from diinn_fast.fused import STRIP_BYTES
 from diinn_fast.host import free_bytes
 from diinn_fast.host import resident_bytes as resident_bytes
 
@@ -24,8 +24,8 @@ class TooLargeError(UpscaleError):
     """It does not fit in memory in one piece."""
 
 
-CONSTANT_BYTES = 2 * BAND_BYTES
-"""Content of the decoder's band and its temporaries."""
+CONSTANT_BYTES = 2 * STRIP_BYTES
+"""Content of the decoder's strip and its temporaries."""
 
 
 def check_memory(

@@ -50,10 +50,10 @@ from diinn_fast.metadata import KEEP
 if TYPE_CHECKING:
     from typing import Unpack
 
-BAND_PIXELS = 1 << 19
+STRIP_PIXELS = 1 << 19
 """Output pixels decoded at a time: about a second's work of a CPU, a few MiB of floats."""
 
-DEVICE_BAND_PIXELS = 1 << 22
+DEVICE_STRIP_PIXELS = 1 << 22
 """The same on a GPU: some ten milliseconds' work, after which the host looks at the numbers and
 takes them.
 """
@@ -237,7 +237,7 @@ class Upscaler(Engine):
         small = reduced_size((height, width), hr)
         check_memory(self.model.encoder, decoder.in_channels, small, bytes_out, self.device, item)
 
-    def bands(
+    def strips(
         self, rgb: Tensor, hr: tuple[int, int], rows: int | None = None, bar: Bar | None = None
     ) -> Iterator[tuple[int, Tensor]]:
         """The output of an LR picture ``[3, h, w]`` in [0, 1] from top to bottom: (first row,
@@ -246,14 +246,16 @@ class Upscaler(Engine):
         Each has ``n <= rows`` rows (all at once with self_ensemble), float32 in [0, 1], on the
         device; the pixels do not depend on ``rows``. ``bar`` is told of every pixel decoded.
         """
-        yield from self._bands(Part.whole(rgb, hr), rows, bar)
+        yield from self._strips(Part.whole(rgb, hr), rows, bar)
 
-    def _bands(self, part: Part, rows: int | None, bar: Bar | None) -> Iterator[tuple[int, Tensor]]:
-        """`bands` of a window; rows are counted from its first."""
+    def _strips(
+        self, part: Part, rows: int | None, bar: Bar | None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """`strips` of a window; rows are counted from its first."""
         ensemble = self.self_ensemble
         parts = self._ensemble(part, bar) if ensemble else self._decode(part, rows, bar)
-        for y, band in parts:
-            yield y, to_unit(band)
+        for y, strip in parts:
+            yield y, to_unit(strip)
 
     @torch.inference_mode()
     def _decode(
@@ -261,20 +263,20 @@ class Upscaler(Engine):
     ) -> Iterator[tuple[int, Tensor]]:
         """Bands of the network's raw output, in [-1, 1] or slightly beyond."""
         y0, y1, x0, x1 = part.window
-        most = BAND_PIXELS if self.device.type == "cpu" else DEVICE_BAND_PIXELS
+        most = STRIP_PIXELS if self.device.type == "cpu" else DEVICE_STRIP_PIXELS
         step = rows or max(1, most // (x1 - x0))
         features = self.encode(part.rgb)
         for y in range(y0, y1, step):
             window = y, min(y + step, y1), x0, x1
-            band = self.decode(features, part.hr, window, (part.lr, part.origin))
+            strip = self.decode(features, part.hr, window, (part.lr, part.origin))
             if bar is not None:
-                bar.update(band[0].numel())
-            yield y - y0, band
+                bar.update(strip[0].numel())
+            yield y - y0, strip
 
     @torch.inference_mode()
     def _ensemble(self, part: Part, bar: Bar | None) -> Iterator[tuple[int, Tensor]]:
         """The mean over the 8 symmetries of the square, of the raw outputs turned back, as one
-        band.
+        strip.
         """
         total = torch.zeros(3, *part.window.shape, device=self.device)
         for symmetry in range(8):
@@ -282,10 +284,10 @@ class Upscaler(Engine):
             flipped = [d for d in (1, 2) if symmetry & d]
             sum_of_all = total.transpose(1, 2) if transposed else total
             height = sum_of_all.shape[1]
-            for y, band in self._decode(part.turned(transposed, flipped), None, bar):
-                stop = y + band.shape[1]
+            for y, strip in self._decode(part.turned(transposed, flipped), None, bar):
+                stop = y + strip.shape[1]
                 place = slice(height - stop, height - y) if 1 in flipped else slice(y, stop)
-                sum_of_all[:, place] += band.flip(flipped)
+                sum_of_all[:, place] += strip.flip(flipped)
         yield 0, total.div_(8)
 
     def _upscale(self, picture: Image, hr: tuple[int, int], way: _Way) -> Tensor:
@@ -305,14 +307,14 @@ class Upscaler(Engine):
         kind = _Kind(picture.grey, picture.alpha is not None, way.samples, picture.missing)
         out = torch.empty(*hr, (1 if kind.grey else 3) + kind.alpha, dtype=way.dtype)
         samples = out.numpy()
-        # The output is made once, in its own dtype: bands of floats are all that is held beside it.
+        # Made once, in its own dtype: beside it only strips of floats are held.
         if not needs_network(lr, hr):
             put(samples, kind, rgb[:1] if kind.grey else rgb, alpha)
             return out.permute(2, 0, 1)
         with make_bar(way.progress, hr[0] * hr[1] * (8 if self.self_ensemble else 1)) as bar:
-            for y, band in self.bands(rgb, hr, bar=bar):
-                window = Window(y, y + band.shape[1], 0, hr[1])
-                colours = band.mean(0, keepdim=True) if neutral else band
+            for y, strip in self.strips(rgb, hr, bar=bar):
+                window = Window(y, y + strip.shape[1], 0, hr[1])
+                colours = strip.mean(0, keepdim=True) if neutral else strip
                 opacity = None if alpha is None else resize_bicubic(alpha, hr, window)
                 put(samples[y : window.y1], kind, colours, opacity)
         return out.permute(2, 0, 1)
@@ -331,17 +333,17 @@ class Upscaler(Engine):
         if not needs_network((picture.rgb.shape[1], picture.rgb.shape[2]), hr):
             copy_samples(samples, source, whole)
             return out.permute(2, 0, 1)
-        # One copy and what is seen around it, turned or not, decoded in bands.
+        # One copy and what is seen around it, turned or not, decoded in strips.
         needed = self.model.decoder.lr_window(whole, frame.lr, frame.hr)
         region = with_halo(needed, frame.lr, radius_of(self.model.encoder) + MARGIN)
         rgb = source.read(*region)[0]
         part = Part(rgb, (region.y0, region.x0), frame.lr, frame.hr, whole)
         with make_bar(way.progress, hr[0] * hr[1] * (8 if self.self_ensemble else 1)) as bar:
-            for y, band in self._bands(part, None, bar):
-                window = Window(whole.y0 + y, whole.y0 + y + band.shape[1], whole.x0, whole.x1)
-                colours = band.mean(0, keepdim=True) if neutral else band
+            for y, strip in self._strips(part, None, bar):
+                window = Window(whole.y0 + y, whole.y0 + y + strip.shape[1], whole.x0, whole.x1)
+                colours = strip.mean(0, keepdim=True) if neutral else strip
                 opacity = resized_alpha(source, frame.hr, window) if source.masked else None
-                put(samples[y : y + band.shape[1]], source, colours, opacity)
+                put(samples[y : y + strip.shape[1]], source, colours, opacity)
         return out.permute(2, 0, 1)
 
 

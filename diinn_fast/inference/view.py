@@ -28,7 +28,7 @@ from diinn_fast.inference.sources.inpainted import inpainted
 from diinn_fast.inference.sources.steady import SteadySource
 from diinn_fast.inference.windows import copy_samples, put, write_samples
 
-BAND_PIXELS = 1 << 19
+STRIP_PIXELS = 1 << 19
 """Output pixels decoded at a time."""
 
 BICUBIC_PIXELS = 1 << 24
@@ -99,8 +99,8 @@ class View:
             max(1, side * out // n)
             for side, out, n in zip(self._features.sides(lr, scale), hr, lr, strict=True)
         )
-        columns = min(columns, cut.shape[1], BAND_PIXELS)
-        rows = min(rows, max(1, BAND_PIXELS // columns))
+        columns = min(columns, cut.shape[1], STRIP_PIXELS)
+        rows = min(rows, max(1, STRIP_PIXELS // columns))
         for part in split(cut, rows, columns):
             y = part.y0 - cut.y0
             x = part.x0 - cut.x0
@@ -119,17 +119,17 @@ class View:
         # Bands of rows, each of which needs few pixels of the picture.
         needed = bicubic_range(cut, self.shape, hr).shape
         rows = max(1, cut.shape[0] * BICUBIC_PIXELS // max(BICUBIC_PIXELS, needed[0] * needed[1]))
-        for band in split(cut, rows, cut.shape[1]):
-            needed_band = bicubic_range(band, self.shape, hr)
-            rgb, alpha = self._source.read(*needed_band)
+        for strip in split(cut, rows, cut.shape[1]):
+            needed_strip = bicubic_range(strip, self.shape, hr)
+            rgb, alpha = self._source.read(*needed_strip)
             colours = rgb[:1] if self._source.grey else rgb
             seen = colours if alpha is None else torch.cat([colours, alpha])
-            tile = self.shape, (needed_band.y0, needed_band.x0)
-            resized = resize_bicubic(seen, hr, band, tile)
+            tile = self.shape, (needed_strip.y0, needed_strip.x0)
+            resized = resize_bicubic(seen, hr, strip, tile)
             count = len(colours)
-            rows_of_band = samples[band.y0 - cut.y0 : band.y1 - cut.y0]
+            rows_of_strip = samples[strip.y0 - cut.y0 : strip.y1 - cut.y0]
             opacity = None if alpha is None else resized[count:]
-            put(rows_of_band, self._source, resized[:count], opacity)
+            put(rows_of_strip, self._source, resized[:count], opacity)
         return samples[..., 0] if self.channels == 1 else samples
 
     def submit(self, window: Sequence[int] | None, size: Sequence[int]) -> Future[np.ndarray]:

@@ -97,10 +97,10 @@ def start_samples(
     colours = torch.from_numpy(samples).permute(2, 0, 1)[place.colours]
     raw = engine.start_decode(features, hr, window, tile=(lr, origin))
     finite = Download(torch.isfinite(raw).all())
-    band = to_unit(raw)
-    band = band.mean(0, keepdim=True) if neutral else band
-    found = Download(rounded(band, colours.dtype, source.range))
-    del raw, band
+    strip = to_unit(raw)
+    strip = strip.mean(0, keepdim=True) if neutral else strip
+    found = Download(rounded(strip, colours.dtype, source.range))
+    del raw, strip
 
     def finish() -> None:
         engine.check_finite(finite.wait())

@@ -238,7 +238,7 @@ def test_lines_of_progress_where_there_is_no_terminal(
 ) -> None:
     """Which picture of how many, how far it is, time left; none with -q."""
     monkeypatch.setattr(report, "PROGRESS_SECONDS", 0.0)
-    monkeypatch.setattr("diinn_fast.inference.upscaler.BAND_PIXELS", 64)
+    monkeypatch.setattr("diinn_fast.inference.upscaler.STRIP_PIXELS", 64)
     picture(folder / "b.png")
     code, _, err = upscale("in.png", "b.png", "out", "--scale", 2)
     assert code == 0

@@ -77,7 +77,7 @@ def test_bands_make_no_difference(monkeypatch: pytest.MonkeyPatch, size: tuple[i
     features = torch.randn(1, 6, 9, 5, dtype=torch.float64)
     with torch.inference_mode():
         whole = model.decode(features, size)
-        monkeypatch.setattr(project, "BAND_BYTES", 1)
+        monkeypatch.setattr(project, "STRIP_BYTES", 1)
         torch.testing.assert_close(model.decode(features, size), whole, rtol=1e-12, atol=1e-12)
 
 

@@ -307,7 +307,7 @@ def test_scale_beyond_training_warns_once_per_picture(
     assert len(caplog.records) == 2 and "scale 5" in caplog.text and "scale 6" in caplog.text
 
 
-# -- bands, precision, self-ensemble ---------------------------------------------------------------
+# -- strips, precision, self-ensemble --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", [1, 3, 4])
@@ -315,9 +315,9 @@ def test_scale_beyond_training_warns_once_per_picture(
 def test_bands_equal_the_whole_bitwise(mode: int, hr: tuple[int, int]) -> None:
     upscaler = Upscaler(random_model(mode), device="cpu")
     rgb = torch.rand(3, 6, 5)
-    ((_, whole),) = upscaler.bands(rgb, hr, rows=hr[0])
+    ((_, whole),) = upscaler.strips(rgb, hr, rows=hr[0])
     for rows in (1, 2, 7):
-        parts = list(upscaler.bands(rgb, hr, rows=rows))
+        parts = list(upscaler.strips(rgb, hr, rows=rows))
         assert [y for y, _ in parts] == list(range(0, hr[0], rows))
         assert torch.equal(torch.cat([band for _, band in parts], dim=1), whole)
 
@@ -327,7 +327,7 @@ def test_large_outputs_are_decoded_in_bands(
 ) -> None:
     image = torch.rand(3, 6, 5)
     whole = mixing(image, scale=3)
-    monkeypatch.setattr("diinn_fast.inference.upscaler.BAND_PIXELS", 40)
+    monkeypatch.setattr("diinn_fast.inference.upscaler.STRIP_PIXELS", 40)
     assert torch.equal(mixing(image, scale=3), whole)
 
 
@@ -335,7 +335,7 @@ def test_large_outputs_are_decoded_in_bands(
 def test_self_ensemble_is_the_mean_over_eight_symmetries(
     hr: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diinn_fast.inference.upscaler.BAND_PIXELS", 40)  # several bands
+    monkeypatch.setattr("diinn_fast.inference.upscaler.STRIP_PIXELS", 40)  # several strips
     model = random_model()
     image = torch.rand(3, 7, 5)
 

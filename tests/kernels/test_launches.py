@@ -157,7 +157,7 @@ def test_a_render_packs_the_weights_once(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(fused, "pack", counted)
     engine = Upscaler(small_model())
     for count in (1, 2):
-        strips = list(engine.bands(torch.rand(3, 6, 5), (18, 15), rows=4))
+        strips = list(engine.strips(torch.rand(3, 6, 5), (18, 15), rows=4))
         assert len(strips) == 5 and len(calls) == count
 
 
@@ -178,11 +178,11 @@ def test_bands_share_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     features = torch.zeros(1, 64, 48, 48, dtype=torch.float16)
     whole = cuda_decode(features, monkeypatch)
     row_bytes = 48 * 4 * H * 4 // 2
-    monkeypatch.setattr(fused, "BAND_BYTES", 24 * row_bytes)
-    bands = cuda_decode(features, monkeypatch)
-    count = bands.counts["convolution"]
+    monkeypatch.setattr(fused, "STRIP_BYTES", 24 * row_bytes)
+    strips = cuda_decode(features, monkeypatch)
+    count = strips.counts["convolution"]
     assert count == 4
-    extra = bands.counts - whole.counts
+    extra = strips.counts - whole.counts
     expected = {"diinn_forward": 2, "convolution": 1, "clone": 1, "decode": 1}
     own = {"constant_pad_nd": count, "copy_": count}
     assert extra == Counter({k: n * (count - 1) for k, n in expected.items()} | own)

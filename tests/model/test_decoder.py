@@ -68,7 +68,7 @@ def test_bands_of_rows_are_bitwise_the_whole(mode: int, monkeypatch: pytest.Monk
     features = torch.randn(2, 64, 9, 6)
     with torch.no_grad():
         whole = decoder(features, (31, 20))
-        monkeypatch.setattr("diinn_fast.fused.BAND_BYTES", 60_000)
+        monkeypatch.setattr("diinn_fast.fused.STRIP_BYTES", 60_000)
         assert torch.equal(decoder(features, (31, 20)), whole)
 
 

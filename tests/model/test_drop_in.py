@@ -19,7 +19,7 @@ from tests.helpers.problems import MODES, make_decoder
 def test_any_number_of_output_channels(
     mode: int, channels: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diinn_fast.fused.BAND_BYTES", 8000)
+    monkeypatch.setattr("diinn_fast.fused.STRIP_BYTES", 8000)
     decoder = make_decoder(mode, width=32, channels=8, layers=3)
     old = decoder.last_layer
     decoder.last_layer = nn.Conv2d(

@@ -215,7 +215,7 @@ def test_parametrizations_are_taken_by_the_operator(
 def test_a_parametrization_is_evaluated_once_per_forward(
     mode: int, size: tuple[int, int], features: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diinn_fast.fused.BAND_BYTES", 8000)  # several bands
+    monkeypatch.setattr("diinn_fast.fused.STRIP_BYTES", 8000)  # several strips
     decoder = make_decoder(mode, width=32, channels=8, layers=3)
     convolutions = [layer[0] for layer in [*decoder.K, *decoder.Q]]
     for convolution in convolutions:

@@ -19,7 +19,7 @@ from tests.helpers.problems import MODES, make_decoder, oracle
 def test_it_is_the_definition_in_float64(
     mode: int, init_q: bool, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diinn_fast.plain.CHUNK", 30)  # several bands, several chunks of points
+    monkeypatch.setattr("diinn_fast.plain.CHUNK", 30)  # several strips, several chunks of points
     decoder = make_decoder(mode, init_q, width=32, channels=8, layers=3).double()
     features = torch.randn(2, 8, 5, 6, dtype=torch.float64)
     want = oracle(decoder, features, size)
