@@ -72,7 +72,7 @@ def test_equals_the_formulation_by_coordinates(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("size", [(12, 15), (11, 7), (9, 23)])
-def test_bands_make_no_difference(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
+def test_strips_make_no_difference(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
     model = LIIF(Channels()).double()
     features = torch.randn(1, 6, 9, 5, dtype=torch.float64)
     with torch.inference_mode():

@@ -312,7 +312,7 @@ def test_scale_beyond_training_warns_once_per_picture(
 
 @pytest.mark.parametrize("mode", [1, 3, 4])
 @pytest.mark.parametrize("hr", [(19, 17), (5, 4)])
-def test_bands_equal_the_whole_bitwise(mode: int, hr: tuple[int, int]) -> None:
+def test_strips_equal_the_whole_bitwise(mode: int, hr: tuple[int, int]) -> None:
     upscaler = Upscaler(random_model(mode), device="cpu")
     rgb = torch.rand(3, 6, 5)
     ((_, whole),) = upscaler.strips(rgb, hr, rows=hr[0])
@@ -322,7 +322,7 @@ def test_bands_equal_the_whole_bitwise(mode: int, hr: tuple[int, int]) -> None:
         assert torch.equal(torch.cat([band for _, band in parts], dim=1), whole)
 
 
-def test_large_outputs_are_decoded_in_bands(
+def test_large_outputs_are_decoded_in_strips(
     mixing: Upscaler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = torch.rand(3, 6, 5)
