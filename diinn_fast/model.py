@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from diinn_fast import hub
 from diinn_fast.checkpoints import Checkpoint, fit, read_checkpoint, read_config
 from diinn_fast.decoder import ImplicitDecoder
 from diinn_fast.encoders import (
@@ -94,7 +95,9 @@ class DIINN(
         given.
         """
         hr = hr_size(x.shape[-2:], size, scale)
-        result: Tensor = self.decoder(self.encoder(x), hr, bsize, backend=backend)
+        # a decoder in this one's place, or a hook, knows nothing of backends
+        chosen = {} if backend is None else {"backend": backend}
+        result: Tensor = self.decoder(self.encoder(x), hr, bsize, **chosen)
         return result
 
     def decode(self, features: Tensor, size: Sequence[int]) -> Tensor:
@@ -186,8 +189,17 @@ class DIINN(
         if revision:
             kwargs["revision"] = revision
         try:
+            # without a network, what was fetched before is found at once, and nothing else is
+            if not kwargs.get("local_files_only") and not hub.reachable(owner_and_name, **kwargs):
+                kwargs |= {"local_files_only": True, "force_download": False}
             with torch.inference_mode(False):
                 return super().from_pretrained(owner_and_name, **kwargs)
+        except LocalEntryNotFoundError as error:
+            raise UpscaleError(
+                f"weights {name!r} were not fetched before and the Hub cannot be reached: connect "
+                "to the network, or give a model folder, a checkpoint file or a bundled name "
+                f"({', '.join(bundled_names())})"
+            ) from error
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             reason = str(error).splitlines()[0]
             raise UpscaleError(

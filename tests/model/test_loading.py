@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diinn_fast import DIINN, CheckpointError, UpscaleError
+from diinn_fast import DIINN, CheckpointError, UpscaleError, hub
 from diinn_fast.baselines import LIIF, MetaSR
 from diinn_fast.checkpoints import fit
 from diinn_fast.encoders import EDSR, channels_of
@@ -180,6 +180,7 @@ def test_the_hub_is_asked_only_by_its_prefix(monkeypatch: pytest.MonkeyPatch) ->
         asked.append((name, options.get("revision")))
         raise OSError("no network\nsecond line")
 
+    monkeypatch.setattr(hub, "reachable", lambda *args, **options: True)
     monkeypatch.setattr(PyTorchModelHubMixin, "from_pretrained", from_pretrained)
     for load in (load_model, DIINN.from_pretrained):
         with pytest.raises(UpscaleError, match=r"hf://someone/model@v1.*no network$"):
@@ -189,6 +190,37 @@ def test_the_hub_is_asked_only_by_its_prefix(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(UpscaleError, match="'someone/model' cannot be fetched"):
         DIINN.from_pretrained("someone/model")
     assert asked == [("someone/model", "v1")] * 2 + [("someone/model", None)]
+
+
+class ConnectError(Exception):
+    """As HTTP libraries call it."""
+
+
+@pytest.mark.parametrize("options", [{}, {"force_download": True}, {"local_files_only": True}])
+def test_without_a_network_the_hub_is_asked_once(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def ask(url: str, **options: Any) -> None:
+        asked.append(url)
+        raise ConnectError("name or service not known")
+
+    monkeypatch.setattr(hub, "get_hf_file_metadata", ask)
+    with pytest.raises(UpscaleError, match=r"cannot be reached: connect.*bundled name \(edsr"):
+        DIINN.from_pretrained("someone/model", cache_dir=tmp_path, **options)
+    assert len(asked) == (0 if "local_files_only" in options else 1)
+
+
+def test_the_hubs_answers_are_left_to_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [None, FileNotFoundError("no such model"), TimeoutError("slow")]
+
+    def ask(url: str, **options: Any) -> None:
+        if (answer := answers.pop()) is not None:
+            raise answer
+
+    monkeypatch.setattr(hub, "get_hf_file_metadata", ask)
+    assert [hub.reachable("someone/model", revision="v1") for _ in range(3)] == [True] * 3
 
 
 @pytest.mark.parametrize("name", ["bundled", "", "a/b/c", "~/model", "runs/last.ckpt"])
