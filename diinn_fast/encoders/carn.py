@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diinn_fast.encoders.base import Cost, Encoder
-from diinn_fast.encoders.convolutions import add, conv3x3, fast_layout
+from diinn_fast.encoders.convolutions import conv3x3, fast_layout, residual
 
 
 class Residual(nn.Module):
@@ -22,7 +22,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """relu(x + body(x))."""
-        return torch.relu_(add(self.body(x), x))
+        return torch.relu_(residual(self.body, x))
 
 
 class Fusion(nn.Module):

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from torch import Tensor, nn
 
 from diinn_fast.encoders.base import Cost, Encoder
-from diinn_fast.encoders.convolutions import add, conv3x3, fast_layout
+from diinn_fast.encoders.convolutions import conv3x3, fast_layout, residual
 
 
 class ResBlock(nn.Module):
@@ -21,7 +21,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x + body(x)."""
-        return add(self.body(x), x)
+        return residual(self.body, x)
 
 
 class EDSR(Encoder):
@@ -53,7 +53,7 @@ class EDSR(Encoder):
     def forward(self, x: Tensor) -> Tensor:
         """LR image ``[B, 3, h, w]`` in [-1, 1] -> features ``[B, 64, h, w]``."""
         x = self.head(fast_layout(x))
-        return add(self.body(x), x)
+        return residual(self.body, x)
 
     def plain(self, x: Tensor) -> Tensor:
         """See `Encoder.plain`."""

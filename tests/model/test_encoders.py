@@ -173,6 +173,35 @@ def test_without_gradients_nothing_is_changed_in_place(encoder: nn.Module) -> No
     assert torch.equal(x, before) and torch.equal(first, second)
 
 
+class Twice(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+@pytest.mark.parametrize("body", [nn.Identity(), nn.Sequential(nn.Identity())])
+def test_a_body_may_give_what_it_was_given(body: nn.Module) -> None:
+    x = torch.rand(1, 3, 6, 5)
+    edsr: Any = make_encoder("edsr-baseline")
+    carn: Any = make_encoder("carn")
+    with torch.no_grad():
+        edsr.body[0].body = carn.b1.b1.body = body
+        found = [edsr(x), carn(x)]
+        edsr.body[0] = Twice()
+        carn.b1.b1 = nn.Sequential(Twice(), nn.ReLU())
+        torch.testing.assert_close(found, [edsr(x), carn(x)])
+
+
+def test_what_a_hook_kept_of_a_body_stays() -> None:
+    encoder: Any = make_encoder("edsr-baseline")
+    kept: list[tuple[Tensor, Tensor]] = []
+    for body in (encoder.body[0].body, encoder.body):
+        body.register_forward_hook(lambda m, x, y: kept.append((y, y.clone())))
+    with torch.no_grad():
+        encoder(torch.rand(1, 3, 6, 5))
+    assert len(kept) == 2
+    assert all(torch.equal(now, then) for now, then in kept)
+
+
 def test_dense_block_sums_agree_with_and_without_gradients() -> None:
     block = RDB(channels=64, growth=64, convs=8)
     x = fast_layout(torch.rand(1, 64, 24, 24))
