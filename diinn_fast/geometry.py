@@ -109,7 +109,8 @@ def round_float32(value: float) -> float:
 
 
 def whole_number(value: Any, name: str) -> int:
-    """A number of pixels: an integer as it is, a float if it is within 1e-3 of one.
+    """A number of pixels: an integer as it is, a float if it is within 1e-3 of one, or within
+    float32's rounding of three operations.
 
     A float is what ``2 / cell`` and ``scale * height`` give, and cutting it would lose a pixel.
     """
@@ -119,7 +120,8 @@ def whole_number(value: Any, name: str) -> int:
         return operator.index(value)
     except TypeError:
         number = float(value)
-    if not math.isfinite(number) or abs(number - round(number)) > 1e-3:
+    rounding = max(1e-3, min(3 * 2**-24 * abs(number), 0.25))
+    if not math.isfinite(number) or abs(number - round(number)) > rounding:
         raise ValueError(f"{name} must be a whole number of pixels, got {number}: round it first")
     return round(number)
 

@@ -44,8 +44,37 @@ def test_the_liif_adapter_trains_all_weights(printed: dict[str, Any]) -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_the_clit_adapter_takes_a_size_and_a_batch_size(printed: dict[str, Any]) -> None:
+def grids(batch: int, *sizes: tuple[int, int]) -> list[torch.Tensor]:
+    """Pixel centres [batch, H, W, 2] of some grids, (y, x) in [-1, 1]."""
+    found = []
+    for height, width in sizes:
+        rows = (2 * torch.arange(height) + 1) / height - 1
+        columns = (2 * torch.arange(width) + 1) / width - 1
+        grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
+        found.append(grid.expand(batch, -1, -1, -1))
+    return found
+
+
+def test_the_clit_adapter_decodes_the_last_grid(printed: dict[str, Any]) -> None:
     model = printed["DIINNGrid"](encoder="edsr-baseline").eval()
+    pictures = torch.rand(2, 3, 4, 5) * 2 - 1
+    coords = grids(2, (6, 7), (11, 13))
+    cell = (2 / torch.tensor([11, 13])).expand(2, 2)
+    some = coords[-1].flatten(1, 2)[:, [0, 7, 142]]
     with torch.no_grad():
-        found = model(torch.rand(1, 3, 4, 5), torch.tensor([9, 11]), 30)
-    assert found.shape == (1, 3, 9, 11)
+        (sampled,) = model(pictures, coords, some, cell)
+        whole = model.chop_forward(pictures, coords, cell, 30)
+        expected = model.decoder(model.encoder(pictures), (11, 13))
+    # the authors' tests make a picture of it so
+    assert torch.equal(whole.view(2, 11, 13, 3).permute(0, 3, 1, 2), expected)
+    assert torch.allclose(sampled, whole[:, [0, 7, 142]], atol=1e-5)
+
+
+def test_the_clit_adapter_trains_all_weights(printed: dict[str, Any]) -> None:
+    model = printed["DIINNGrid"](encoder="edsr-baseline")
+    coords = grids(1, (8, 10))
+    cell = (2 / torch.tensor([8, 10])).expand(1, 2)
+    model(torch.rand(1, 3, 4, 5), coords, coords[0].flatten(1, 2)[:, ::3], cell)[
+        -1
+    ].sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())

@@ -86,7 +86,7 @@ def test_sizes_near_an_integer_are_that_integer(value: float | Tensor) -> None:
     assert check_size((value, 9), (3, 3)) == (7, 9)
 
 
-@pytest.mark.parametrize("n", [7, 13, 26, 435])
+@pytest.mark.parametrize("n", [7, 13, 26, 435, 16411, 65521])
 def test_the_size_of_a_cell_is_the_size_it_came_from(n: int) -> None:
     cell = torch.tensor([2 / n, 2 / n])
     assert check_size(2 / cell, (3, 3)) == (n, n)
