@@ -232,6 +232,9 @@ class ImplicitDecoder(nn.Module):
                 raise EditError(
                     f"decoder.{name} is not called here: change the layers, or override forward"
                 )
+        for name, layers in (("K", self.K), ("Q", self.Q)):
+            if reason := guard.list_edit(layers):
+                return f"decoder.{name} {reason}"
         if len(self.K) != len(self.Q):
             return f"decoder.K has {len(self.K)} layers, decoder.Q {len(self.Q)}"
         plan = self.formulation

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.fx import Proxy
 from torch.nn.modules import module as modules
 from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import type_before_parametrizations
@@ -27,8 +28,9 @@ _said: set[str] = set()
 Kind = TypeVar("Kind", bound=type[nn.Module])
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-OWN_METHODS = ("forward", "_conv_forward", "__call__")
 METHODS = ("forward", "_conv_forward", "__call__", "_call_impl")
+LISTS = (nn.ModuleList, nn.Sequential)
+"""Classes of lists of layers that give what they hold."""
 ORDINARY = (nn.Parameter, Tensor, type(None))
 """Classes of weights and pictures of which PyTorch does not ask how to compute."""
 TRACED = ("torch._subclasses.fake_tensor", "torch._subclasses.functional_tensor")
@@ -59,14 +61,19 @@ def layer_edit(module: nn.Module, kind: type[nn.Module]) -> str | None:
     for hooks in HOOKS:
         if own.get(hooks):
             return "has hooks"
-    for name in OWN_METHODS:
+    for name in METHODS:
         if name in own:
             return f"has a {name} of its own"
     found = type(module)
-    if found is not kind and type_before_parametrizations(module) is not kind:
-        same = found.__name__ == kind.__name__  # adapters are often called what they adapt
-        name = f"{found.__module__}.{found.__name__}" if same else found.__name__
-        return f"is a {name}, not a {kind.__name__}"
+    if found is not kind:
+        if type_before_parametrizations(module) is not kind:
+            same = found.__name__ == kind.__name__  # adapters are often called what they adapt
+            name = f"{found.__module__}.{found.__name__}" if same else found.__name__
+            return f"is a {name}, not a {kind.__name__}"
+        # parametrize makes a class for each module, onto which others may put methods
+        for name in METHODS:
+            if name in vars(found):
+                return f"has a class with a {name} of its own"
     # subclasses of tensors (quantised, distributed) compute in their own way
     for name in ("weight", "bias"):
         value = own["_parameters"].get(name, own.get(name))
@@ -98,24 +105,30 @@ def convolution_edit(
         return f"is another convolution: {layer}"
     if layer.stride != (1, 1) or layer.dilation != (1, 1) or layer.groups != 1:
         return f"is another convolution: {layer}"
-    return _weight_edit(layer)
+    return _shape_edit(layer)
 
 
-def _weight_edit(layer: nn.Conv2d) -> str | None:
-    """Whether the weight has another shape than the layer says."""
+def _shape_edit(layer: nn.Conv2d) -> str | None:
+    """Whether weight or bias has another shape than the layer says."""
     own = vars(layer)
-    places = (own["_parameters"], own["_buffers"], own)
-    weight = next((place["weight"] for place in places if "weight" in place), None)
-    if weight is None:
-        changes = own["_modules"].get("parametrizations", {})
+    if changes := own["_modules"].get("parametrizations"):
         free = [step for each in changes.values() if each.unsafe for step in each]
         # PyTorch's own ones keep the shape, whatever they say
         if any(type(step).__module__ != parametrizations.__name__ for step in free):
             return "has a parametrization that may change shapes"
-        return None
-    if weight.shape != (layer.out_channels, layer.in_channels, *layer.kernel_size):
-        return f"has a weight of shape {tuple(weight.shape)}"
+    weight = (layer.out_channels, layer.in_channels, *layer.kernel_size)
+    for name, shape in (("weight", weight), ("bias", weight[:1])):
+        places = (own["_parameters"], own["_buffers"], own)
+        value = next((place[name] for place in places if name in place), None)
+        if value is not None and value.shape != shape:
+            return f"has a {name} of shape {tuple(value.shape)}"
     return None
+
+
+def list_edit(layers: nn.Module) -> str | None:
+    """Why a list of layers may give others than it holds, as one that drops some at random does."""
+    kind = type(layers)
+    return None if kind in LISTS else f"is a {kind.__module__}.{kind.__name__}"
 
 
 def sequence_edit(
@@ -139,6 +152,8 @@ def transform(x: Tensor) -> str | None:
     """Why layers must be called on ``x`` whatever they are: what PyTorch is doing at the moment
     sees through modules and built-in operators, but not through ours.
     """
+    if isinstance(x, Proxy):  # first: it answers no question
+        return "torch.fx records the layers"
     if functorch():
         return "a transform of torch.func is active"
     if _forward_mode():

@@ -107,8 +107,9 @@ class Plain:
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _modules(self) -> Iterable[nn.Module]:
-        yield from self.modulation
-        yield from self.synthesis
+        # what the lists hold: one of one's own may give others
+        yield from self.modulation._modules.values()
+        yield from self.synthesis._modules.values()
         yield self.last
         if self.first is not None:
             yield self.first

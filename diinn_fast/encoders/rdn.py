@@ -266,6 +266,8 @@ class RDN(Encoder):
         """What was changed outside the blocks so that the layers must be called, or None; each
         block looks after itself.
         """
+        if reason := guard.list_edit(self.RDBs):
+            return f"encoder.RDBs {reason}"
         for n, block in enumerate(self.RDBs):
             if reason := guard.layer_edit(block, RDB):
                 return f"encoder.RDBs[{n}] {reason}"

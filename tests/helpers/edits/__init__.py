@@ -5,9 +5,11 @@ tries them on both.
 """
 
 from tests.helpers.edits import (
+    calls,
     classes,
     hooks,
     layers,
+    lists,
     parameters,
     surroundings,
     weights,
@@ -20,9 +22,11 @@ __all__ = [
     "ROUNDED",
     "SILENT",
     "Edit",
+    "calls",
     "classes",
     "hooks",
     "layers",
+    "lists",
     "parameters",
     "surroundings",
     "weights",

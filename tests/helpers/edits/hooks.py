@@ -138,3 +138,46 @@ def _(net: Any) -> nn.Module:
         return out
 
     return Wrapped(net, call)
+
+
+@edit("hooks with arguments by name before layers")
+def _(net: Any) -> None:
+    for place in ("K", "Q's activation", "a block", "a fusion", "the encoder"):
+        PLACES[place](net).register_forward_pre_hook(
+            lambda m, args, kwargs: ((1.1 * args[0], *args[1:]), kwargs), with_kwargs=True
+        )
+
+
+@edit("a hook that expects the decoder's published arguments", silent=True)
+def _(net: Any) -> None:
+    def hook(decoder: nn.Module, args: Any, kwargs: Any, out: Tensor) -> None:
+        assert len(args) in (2, 3) and not kwargs
+
+    net.decoder.register_forward_hook(hook, with_kwargs=True)
+
+
+@edit("backward hooks of the old kind", silent=True)
+def _(net: Any) -> None:
+    for place in ("a convolution of K", "a block", "a fusion"):
+        PLACES[place](net).register_backward_hook(
+            lambda m, dx, dy: tuple(None if v is None else 2 * v for v in dx)
+        )
+
+
+@edit("a hook that writes the weights of later layers")
+def _(net: Any) -> None:
+    def write(layer: nn.Module, args: Any) -> None:
+        net.decoder.K[2][0].weight.data.mul_(1.1)
+
+    net.encoder.register_forward_pre_hook(write)
+    net.decoder.K[0].register_forward_pre_hook(write)
+
+
+def louder_in_place(layer: nn.Module, args: Any, out: Tensor) -> None:
+    out.data.mul_(1.1)
+
+
+@edit("hooks that write what they see")
+def _(net: Any) -> None:
+    for place in ("a convolution of K", "a block", "the global fusion's first layer"):
+        PLACES[place](net).register_forward_hook(louder_in_place)

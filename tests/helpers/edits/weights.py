@@ -176,3 +176,77 @@ def _(net: Any) -> None:
         update = rank @ torch.randn(2, layer.weight[0].numel(), dtype=layer.weight.dtype)
         with torch.no_grad():
             layer.weight += update.view_as(layer.weight)
+
+
+# -- parametrizations that count, draw, or change shapes -------------------------------------------
+
+
+class Counting(nn.Module):
+    """Another value at each evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, value: Tensor) -> Tensor:
+        self.count += 1
+        return value * (1 + 0.005 * self.count)
+
+
+@edit("parametrizations that count their evaluations")
+def _(net: Any) -> None:
+    for layer in convolutions(net):
+        for name in ("weight", "bias"):
+            parametrize.register_parametrization(layer, name, Counting())
+
+
+@edit("several parametrizations of a weight")
+def _(net: Any) -> None:
+    for name in INNER:
+        layer = net.get_submodule(name)
+        parametrizations.weight_norm(layer)
+        parametrize.register_parametrization(layer, "weight", Scaled())
+        parametrize.register_parametrization(layer, "weight", Counting())
+
+
+@edit("a method put onto a class that parametrize made")
+def _(net: Any) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return 1.1 * nn.Conv2d.forward(self, x)
+
+    for name in INNER:
+        layer = net.get_submodule(name)
+        parametrizations.weight_norm(layer)
+        type(layer).forward = forward
+
+
+class Number(nn.Module):
+    """The first of many numbers."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        return value[:1]
+
+
+for _where in (*INNER, "encoder.GFF.0", "decoder.last_layer"):
+
+    @edit(f"a bias of one number: {_where}")
+    def _(net: Any, where: str = _where) -> None:
+        """PyTorch refuses it."""
+        layer = net.get_submodule(where)
+        layer.bias = nn.Parameter(layer.bias.detach()[:1])
+
+    @edit(f"a bias parametrized to one number: {_where}")
+    def _(net: Any, where: str = _where) -> None:
+        parametrize.register_parametrization(
+            net.get_submodule(where), "bias", Number(), unsafe=True
+        )
+
+
+@edit("a last layer parametrized to six channels")
+def _(net: Any) -> None:
+    class Twice(nn.Module):
+        def forward(self, value: Tensor) -> Tensor:
+            return torch.cat([value, value])
+
+    for name in ("weight", "bias"):
+        parametrize.register_parametrization(net.decoder.last_layer, name, Twice(), unsafe=True)
