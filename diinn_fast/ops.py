@@ -83,6 +83,7 @@ def _(
     backend: str,
 ) -> Tensor:
     problem = _problem(form, mode, geometry, index, offset, chunk)
+    query_weights(weights).check()
     with _dtypes_as_given(source):  # backends check themselves when they are chosen
         result: Tensor = backends.choose(backend, problem, source).forward(
             problem, source, list(weights)
@@ -111,6 +112,7 @@ def _(
     needs: Sequence[bool],
 ) -> list[Tensor]:
     problem = _problem(form, mode, geometry, index, offset, chunk)
+    query_weights(weights).check()
     with _dtypes_as_given(source):  # backends check themselves when they are chosen
         result: list[Tensor] = backends.choose(backend, problem, source).backward(
             problem, grad, source, list(weights), list(needs)

@@ -24,8 +24,8 @@ from diinn_fast.geometry import Window, area_ratio, local_offset, nearest_index
 from diinn_fast.guard import layer_edit, note, watched
 from diinn_fast.reach import known, whole_picture
 
-CHUNK = 16384
-"""Queries at a time: about 8 KiB each."""
+CHUNK = 4096
+"""Queries at a time, of about 8 KiB each: a quarter takes less time than all of 96 x 96 at once."""
 
 
 @watched

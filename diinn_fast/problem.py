@@ -105,6 +105,22 @@ class Weights(NamedTuple):
         """Output channels: rows of the last layer."""
         return self.last.shape[0]
 
+    def check(self) -> None:
+        """ValueError unless all shapes fit together: kernels are given addresses."""
+        h = self.width
+        layers = len(self.hidden)
+        expected = {
+            "position_bias": (h,),
+            "hidden": (layers, h if self.hidden.shape[1] == h else 2 * h, h),
+            "hidden_bias": (layers, h),
+            "last": (self.channels, h),
+            "last_bias": (self.channels,),
+        }
+        for name, shape in expected.items():
+            found = getattr(self, name).shape
+            if found != shape:
+                raise ValueError(f"weights.{name} must be {list(shape)}, got {list(found)}")
+
 
 class ContentWeights(NamedTuple):
     """What the direct form needs besides: content products per query, and the extra sine layer of

@@ -20,6 +20,8 @@ from diinn_fast import guard
 from diinn_fast.encoders.winograd import OUTER, Tiling, kernel_at_points, kernel_gradient
 
 POINTS = OUTER**2
+threshold_backward = torch.ops.aten.threshold_backward
+"""The gradient of a ReLU by that of what it gave: one pass."""
 
 
 class Growth(NamedTuple):
@@ -121,7 +123,7 @@ def _grow(image: Tensor, steps: Sequence[Growth]) -> Tensor:
         sums = tiling.from_points(torch.bmm(at_points[:, :, :end], kernel))
         last = first + len(step.weight)
         feature = grown[..., first:last]
-        torch.clamp(sums if step.bias is None else sums + step.bias, min=0, out=feature)
+        torch.clamp(sums if step.bias is None else sums.add_(step.bias), min=0, out=feature)
         first = last
         if n + 1 < len(steps):
             at_points[:, :, end : end + len(step.weight)] = tiling.at_points(feature)
@@ -176,7 +178,7 @@ class _Gradients:
             if found:
                 later = dinputs[:, :, channels : channels + len(step.weight)]
                 grad = grad + tiling.image_gradient(later)
-            grad = grad * (self.grown[..., start:end] > 0)
+            grad = threshold_backward(grad, self.grown[..., start:end], 0)
             dsums = tiling.sums_gradient(grad)
             dkernel = torch.bmm(inputs[:, :, :channels].transpose(1, 2), dsums)
             # the last step reads all features: its gradient begins the sums

@@ -14,6 +14,7 @@ import torch
 
 import diinn_fast
 from diinn_fast import BackendError, backends, ops, use_backend
+from diinn_fast.problem import Weights
 from tests.helpers.problems import MODES, make_decoder
 
 
@@ -47,6 +48,16 @@ def test_opcheck(mode: int, init_q: bool, points: Any) -> None:
     torch.library.opcheck(
         torch.ops.diinn_fast.decode.default, operator_arguments(mode, init_q, points)
     )
+
+
+@pytest.mark.parametrize("name", ["position_bias", "hidden", "hidden_bias", "last", "last_bias"])
+def test_weights_that_do_not_fit_together_are_refused(name: str) -> None:
+    arguments = list(operator_arguments(3, False, False))
+    weights = Weights(*arguments[1])
+    for cut in (getattr(weights, name)[:1], getattr(weights, name)[..., :1]):
+        arguments[1] = list(weights._replace(**{name: cut}))
+        with pytest.raises((ValueError, RuntimeError), match=r"weights\.\w+ must be \["):
+            torch.ops.diinn_fast.decode(*arguments)
 
 
 @pytest.mark.parametrize(("mode", "init_q"), [(1, False), (3, False), (3, True), (4, False)])

@@ -25,7 +25,7 @@ from tests.helpers.edits.registry import called
 
 def negative(x: Tensor) -> Tensor:
     """-x as a view whose sign is a bit of the tensor."""
-    view = torch.complex(torch.zeros_like(x), x).conj().imag
+    view: Tensor = torch.complex(torch.zeros_like(x), x).conj().imag
     assert view.is_neg()
     return view
 
@@ -68,7 +68,8 @@ def damaged(net: Any, x: Tensor, size: Any, value: float) -> Tensor:
     features[0, 0, 2, 3] = value
     with torch.no_grad():
         spread: Tensor = net.decoder(features, size).nan_to_num(7.0, 8.0, 9.0)
-    return spread + 0 * net(x, size)
+    out: Tensor = net(x, size)
+    return spread + 0 * out
 
 
 for _value in (float("nan"), float("inf"), -float("inf")):
@@ -88,7 +89,8 @@ def _(net: Any, x: Tensor, size: Any) -> Tensor:
 def _(net: Any, x: Tensor, size: Any) -> Tensor:
     features = net.encoder(x)
     out: Tensor = net.decoder(features, size)
-    return out + 0 * net.decoder(features, (7, 8)).mean()
+    other: Tensor = net.decoder(features, (7, 8))
+    return out + 0 * other.mean()
 
 
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -122,7 +124,7 @@ def _(net: Any, x: Tensor, size: Any) -> Tensor:
         out: Tensor = net(x, size)
         weights = [net.decoder.K[1][0].weight, net.encoder.RDBs[0].convs[1].conv[0].bias]
         found = torch.autograd.grad(out.square().mean(), weights, create_graph=True)
-    return out + found[0].mean() + found[1].mean()
+    return out + torch.stack([value.mean() for value in found]).sum()
 
 
 # -- transforms and recordings ---------------------------------------------------------------------
@@ -135,7 +137,8 @@ def _(net: Any, x: Tensor, size: Any) -> Tensor:
             lambda v: net(v, size).square().sum(), x.detach(), torch.ones_like(x)
         )[1]
     out: Tensor = net(x, size)
-    return out + 0.01 * product.mean()
+    slope: Tensor = product.mean()
+    return out + 0.01 * slope
 
 
 @called("gradients of each picture by vmap")

@@ -47,8 +47,9 @@ def _(net: Any) -> None:
 @edit("sequences of a class of their own")
 def _(net: Any) -> None:
     class Louder(nn.Sequential):
-        def forward(self, x: Tensor) -> Any:
-            return 1.1 * super().forward(x)
+        def forward(self, x: Any) -> Any:
+            parent: Any = super()
+            return 1.1 * parent.forward(x)
 
     for sequence in (net.decoder.K[2], net.encoder.RDBs[0].convs, net.encoder.GFF):
         sequence.__class__ = Louder

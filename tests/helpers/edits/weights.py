@@ -187,6 +187,7 @@ class Counting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("count", torch.zeros(()))
+        self.count: Tensor
 
     def forward(self, value: Tensor) -> Tensor:
         self.count += 1
