@@ -227,14 +227,9 @@ class ImplicitDecoder(nn.Module):
 
         Raises EditError for a method of the published class that would not be called.
         """
-        for name in UNCALLED:
-            if name in self.__dict__ or hasattr(type(self), name):
-                raise EditError(
-                    f"decoder.{name} is not called here: change the layers, or override forward"
-                )
-        for name, layers in (("K", self.K), ("Q", self.Q)):
-            if reason := guard.list_edit(layers):
-                return f"decoder.{name} {reason}"
+        self._check_methods()
+        if reason := guard.list_edit(self.K) or guard.list_edit(self.Q):
+            return f"decoder.K or decoder.Q {reason}"
         if len(self.K) != len(self.Q):
             return f"decoder.K has {len(self.K)} layers, decoder.Q {len(self.Q)}"
         plan = self.formulation
@@ -252,6 +247,13 @@ class ImplicitDecoder(nn.Module):
         kernel = (3, 1, "reflect") if plan.needs_grid else (1, 0, "zeros")
         reason = guard.convolution_edit(self.last_layer, self.width, None, *kernel)
         return f"decoder.last_layer {reason}" if reason else None
+
+    def _check_methods(self) -> None:
+        for name in UNCALLED:
+            if name in self.__dict__ or hasattr(type(self), name):
+                raise EditError(
+                    f"decoder.{name} is not called here: change the layers, or override forward"
+                )
 
     def _path(
         self, features: Tensor, backend: str | None, points: Tensor | None = None
