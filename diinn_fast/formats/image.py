@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,19 @@ class Image:
     def dpi(self) -> tuple[float, float] | None:
         """(horizontal, vertical) resolution in dots per inch."""
         return self.metadata.dpi
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        quality: int = 95,
+        lossless: bool = False,
+    ) -> None:
+        """Write the picture to ``path``, whose extension picks the format: `write_image`."""
+        from diinn_fast.formats.write import write_image  # which needs this module
+
+        write_image(path, self, overwrite=overwrite, quality=quality, lossless=lossless)
 
 
 def to_float(samples: np.ndarray) -> torch.Tensor:

@@ -89,8 +89,8 @@ class Upscaler(Engine):
         bands: str | None = None,
         **target: Unpack[TargetSize],
     ) -> Any:
-        """The picture at another size, as the same kind as it was given (a path gives an
-        `Image`).
+        """The picture at another size, as the same kind as it was given (a path gives an `Image`,
+        which has a method `save`).
 
         Args:
             image: a path; an `Image`; a PIL image; an array [h, w] or [h, w, 1 to 4]

@@ -182,7 +182,9 @@ def test_files_keep_bits_grey_alpha_profile_and_dpi(
     original = Image(rgb, alpha, grey, bits, said(icc, (300.0, 300.0)))
     write_image(tmp_path / "in.png", original)
     result = nearest(tmp_path / "in.png", scale=3)
-    write_image(tmp_path / "out.png", result)
+    result.save(tmp_path / "out.png")
+    with pytest.raises(ImageError, match="already exists"):
+        result.save(tmp_path / "out.png")
     again = read_image(tmp_path / "out.png")
     assert (again.bits, again.grey, again.icc, again.alpha is not None) == (
         bits,
