@@ -109,6 +109,12 @@ def check_whole(name: str, page: Any) -> None:
 
 def _refuse_samples(name: str, page: Any) -> None:
     bits = page.bitspersample
+    if page.photometric == WHITE_IS_ZERO and (
+        page.samplesperpixel > 1 or page.sampleformat == FLOAT
+    ):
+        raise ImageError(
+            f"{name} has alpha or floats beside grey of which 0 is white: save it with black as 0."
+        )
     if page.sampleformat == FLOAT and bits in (16, 32, 64):
         return
     if page.sampleformat != UNSIGNED:

@@ -39,7 +39,7 @@ class EngineOptions(TypedDict, total=False):
             any.
         precision: "fp32"; "bf16" or "fp16" (autocast of encoder and decoder); "int8" (the
             decoder's hidden products, on the CPU); default: fp16 on CUDA, else fp32.
-        backend: see ``diinn_fast.use_backend``.
+        backend: see ``diinn_fast.use_backend``; default: the one in force when this is made.
         self_ensemble: mean over the 8 flips and transposes: slightly better, 8 times the work; in
             memory only.
     """

@@ -137,7 +137,13 @@ def _from_pil(picture: PIL.Image.Image, choice: str) -> Request:
     info = dict(picture.info)
     # Before the picture is turned: its metadata speak of the stored one.
     metadata = chosen(_metadata(picture), choice)
-    picture = PIL.ImageOps.exif_transpose(picture)
+    try:
+        picture = PIL.ImageOps.exif_transpose(picture)
+    except Exception as error:  # on damaged files decoders raise nearly every exception there is
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UpscaleError(
+            f"the PIL image cannot be decoded ({reason}): open a whole file again"
+        ) from error
     if picture.mode in PIL_MODES_16BIT:
         samples = np.array(picture).astype(np.uint16)
     else:
@@ -223,6 +229,8 @@ def _from_samples(samples: np.ndarray) -> Request:
 
 
 def _from_tensor(tensor: Tensor) -> Request:
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_meta:
+        raise UpscaleError("tensors must be dense and hold values: give tensor.to_dense()")
     if tensor.ndim not in (3, 4) or tensor.shape[-3] != 3 or 0 in tensor.shape:
         raise UpscaleError(f"tensors must be [3, h, w] or [B, 3, h, w], got {list(tensor.shape)}")
     if not tensor.is_floating_point():

@@ -52,6 +52,9 @@ def target_size(
     sides = (height, width) if width is not None or height is not None else None
     if sum(choice is not None for choice in (scale, size, long_side, sides)) > 1:
         raise UpscaleError("give only one of scale, size, long side, and width or height")
+    # True would be a scale of 1.
+    if any(isinstance(choice, bool) for choice in (scale, long_side, width, height)):
+        raise UpscaleError(_misfit(scale, size, long_side, sides))
     try:
         # Whatever Python makes of odd arguments becomes one sentence that names them.
         hr = _chosen_size(lr, scale, size, long_side, sides)

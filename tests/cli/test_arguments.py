@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 
 from diinn_fast import Upscaler
+from diinn_fast.cli import main
 from diinn_fast.errors import UpscaleError
 from diinn_fast.inference import target_size
 from tests.helpers.commands import one_line, picture, size_of
@@ -251,3 +252,11 @@ def test_jpeg_without_loss_is_refused_before_the_work(
     code, _, err = upscale("in.png", "out.jpg", "--lossless")
     assert code == 2 and not Path("out.jpg").exists()
     one_line(err, "JPEG", "without loss", "WebP")
+
+
+@pytest.mark.parametrize("words", [["", "out"], ["in.png", ""], ["--", "in.png", ""]])
+def test_an_empty_name_is_not_the_current_folder(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert main(["upscale", *words]) == 2
+    one_line(capsys.readouterr().err, "name is empty")

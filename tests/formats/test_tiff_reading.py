@@ -375,3 +375,14 @@ def test_an_image_of_floats_is_upscaled_as_floats(tmp_path: Path) -> None:
 
     image = Image(torch.rand(3, 5, 6), bits=32)
     assert open_source(image).dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    "samples", [noise(2), noise(1)[..., 0].astype(np.float32) / 255], ids=["alpha", "floats"]
+)
+def test_white_as_zero_with_more_than_grey_is_refused_by_name(
+    tmp_path: Path, samples: np.ndarray
+) -> None:
+    extra = {"extrasamples": [2], "planarconfig": "contig"} if samples.ndim == 3 else {}
+    tifffile.imwrite(tmp_path / "x.tif", samples, photometric="miniswhite", **extra)
+    refused_by_both(tmp_path / "x.tif", "0 is white", "black as 0")

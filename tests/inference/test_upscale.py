@@ -567,3 +567,26 @@ def test_arrays_that_are_more_than_samples_are_refused(nearest: Upscaler, kind: 
     for action in (lambda: nearest(array, scale=2), lambda: open_source(array)):
         with pytest.raises(UpscaleError, match=r"filled|np\.asarray"):
             action()
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.rand(3, 4, 4).to_sparse(), torch.empty(3, 4, 4, device="meta")],
+    ids=["sparse", "meta"],
+)
+def test_tensors_without_plain_values_are_refused(nearest: Upscaler, tensor: Tensor) -> None:
+    with pytest.raises(UpscaleError, match="dense and hold values"):
+        nearest(tensor, scale=2)
+
+
+def test_a_pil_image_of_a_cut_off_file_is_refused(nearest: Upscaler) -> None:
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (64, 64), "red").save(buffer, "JPEG")
+    picture = PIL.Image.open(io.BytesIO(buffer.getvalue()[:-60]))
+    with pytest.raises(UpscaleError, match=r"cannot be decoded .*truncated"):
+        nearest(picture, scale=2)
+
+
+def test_true_is_no_scale(nearest: Upscaler) -> None:
+    with pytest.raises(UpscaleError, match="scale must be"):
+        nearest(np.zeros((4, 4), np.uint8), scale=True)

@@ -33,6 +33,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options.paths += arguments[options_end + 1 :]
     if len(options.paths) < 2:
         parser.error("an input and an output are needed")
+    if "" in options.paths:
+        # As a path it would be the current folder, with all that is in it.
+        parser.error("a name is empty: was it a shell variable that is not set?")
     if not 1 <= options.quality <= 100:
         parser.error(f"--quality must be 1 to 100, got {options.quality}")
     if options.skip_existing and options.overwrite:
