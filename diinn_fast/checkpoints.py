@@ -168,7 +168,8 @@ def _read(path: Path) -> tuple[Mapping[Any, Any], dict[str, str]]:
         raise
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise CheckpointError(
-            f"checkpoint {path} cannot be read (truncated or not a checkpoint?): {error}"
+            f"checkpoint {path} cannot be read ({type(error).__name__}: {error}): fetch it "
+            "again, or give a .ckpt, .pt or .safetensors file"
         ) from error
     # weights_only refuses with pickle.UnpicklingError, and damaged pickles raise anything
     except Exception as error:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 _DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMG])(?:i?B)?|B)?\s*", re.IGNORECASE)
-_UNITS = " KMG"
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:i?B)?|B)?\s*", re.IGNORECASE)
+_UNITS = " KMGT"
 
 
 @contextmanager
@@ -133,7 +133,7 @@ def explain(path: str | os.PathLike[str], error: OSError) -> str:
 def parse_size(text: str | int) -> int:
     """Bytes of ``40M``, ``40MB``, ``40MiB`` (all the same), ``1.5G``, ``800K``, or a plain number.
 
-    K, M and G are powers of 1024. Raises ValueError for anything else.
+    K, M, G and T are powers of 1024. Raises ValueError for anything else.
     """
     found = _SIZE.fullmatch(str(text))
     if found is None:

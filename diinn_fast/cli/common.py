@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -27,7 +28,7 @@ def make_parser(command: str, usage: str, description: str, example: str) -> Par
     parser = Parser(
         prog=f"diinn-fast {command}",
         usage=f"diinn-fast {command} {usage}",
-        description=description,
+        description=textwrap.fill(description, 90),
         epilog=f"example:\n{example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

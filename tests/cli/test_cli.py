@@ -252,6 +252,7 @@ def test_a_file_into_a_folder(upscale: Callable[..., tuple[int, str, str]], fold
         (["in.png", "out.png", "--skip-existing", "--overwrite"], ["--skip-existing"]),
         (["in.png", "out.png", "--long-side", "-3"], ["-3"]),
         (["in.png", "out.png", "--scale", "2", "--long-side", "9"], ["--scale", "--long-side"]),
+        (["in.png", "out.png", "--scale", "2", "--width", "9"], ["--scale and --width do not"]),
         (["in.png", "out.jpg", "--size", "10", "70000"], ["JPEG", "65,5"]),
         (["in.png", "out.png", "--size", "8", "99999999"], ["99999999"]),
         (["in.png", "out.png", "--size", "16000000", "16000000"], ["GiB"]),

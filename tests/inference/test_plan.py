@@ -211,6 +211,7 @@ def test_memory_is_used_again_where_that_is_asked_for_and_else_given_back() -> N
         ("1.5GiB", 3 << 29),
         ("2048 KiB", 2 << 20),
         ("3g", 3 << 30),
+        ("0.5TB", 1 << 39),
         ("123", 123),
         (77, 77),
     ],
@@ -219,7 +220,7 @@ def test_memory_sizes(text: str | int, size: int) -> None:
     assert memory.parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "much", "-1GiB", "1.5.2MiB", "3TiB"])
+@pytest.mark.parametrize("text", ["", "much", "-1GiB", "1.5.2MiB", "3PiB"])
 def test_memory_sizes_that_are_none(text: str) -> None:
     with pytest.raises(UpscaleError, match="write it as 600MiB"):
         memory.parse_size(text)

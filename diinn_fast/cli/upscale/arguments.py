@@ -229,11 +229,12 @@ def _check_sizes(parser: Parser, options: argparse.Namespace) -> None:
             ("--scale", options.scale is not None),
             ("--size", options.size is not None),
             ("--long-side", options.long_side is not None),
-            ("--width and --height", options.width is not None or options.height is not None),
+            ("--width", options.width is not None),
+            ("--height", options.height is not None),
         )
         if given
     ]
-    if len(chosen) > 1:
+    if len(chosen) > 1 and chosen != ["--width", "--height"]:
         parser.error(f"{chosen[0]} and {chosen[1]} do not go together: leave out one of the two")
 
 
