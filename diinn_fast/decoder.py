@@ -312,7 +312,8 @@ class ImplicitDecoder(nn.Module):
         window: Window,
     ) -> None:
         top, bottom, left, right = self.lr_window(window, lr, size)
-        i, j, (rows, columns) = *origin, features.shape[-2:]
+        i, j = origin
+        rows, columns = features.shape[-2:]
         if not (i <= top and bottom <= i + rows and j <= left and right <= j + columns):
             raise ValueError(
                 f"window {tuple(window)} needs features of LR rows {top} to {bottom} and columns "

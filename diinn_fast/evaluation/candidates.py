@@ -4,7 +4,6 @@ architecture.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from diinn_fast.baselines import bicubic
 from diinn_fast.errors import UpscaleError
+from diinn_fast.inference.identity import weights_digest
 from diinn_fast.loading import load_model
 from diinn_fast.model import DEFAULT_WEIGHTS, DIINN
 
@@ -90,11 +90,7 @@ def default_label(source: str) -> str:
 
 def fingerprint(model: nn.Module) -> str:
     """Ten hexadecimal digits that depend on every weight."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:10]
+    return weights_digest(model)[:10]
 
 
 def describe(model: nn.Module) -> str:

@@ -12,20 +12,23 @@ from torch import nn
 from diinn_fast import files
 from diinn_fast.encoders import cost_of
 from diinn_fast.errors import UpscaleError
-from diinn_fast.files import size_text as size_text
 from diinn_fast.fused import STRIP_BYTES
 from diinn_fast.host import free_bytes
-from diinn_fast.host import resident_bytes as resident_bytes
 
 MIB = 1 << 20
+
+CONSTANT_BYTES = 2 * STRIP_BYTES
+"""Content of the decoder's strip and its temporaries."""
+
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+"""Options of glibc's mallopt: free bytes at the heap's top, and bytes of an allocation, from which
+on memory is given back when it is freed.
+"""
 
 
 class TooLargeError(UpscaleError):
     """It does not fit in memory in one piece."""
-
-
-CONSTANT_BYTES = 2 * STRIP_BYTES
-"""Content of the decoder's strip and its temporaries."""
 
 
 def check_memory(
@@ -108,10 +111,6 @@ def device_memory_within(bound: int | None, device: torch.device) -> Iterator[No
         yield
     finally:
         torch.cuda.set_per_process_memory_fraction(before, device)
-
-
-M_MMAP_THRESHOLD = -3
-M_TRIM_THRESHOLD = -1
 
 
 def _compare(needed: int, available: int | None, what: str, lr: tuple[int, int]) -> None:

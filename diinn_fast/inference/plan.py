@@ -22,8 +22,9 @@ from diinn_fast.decoder import ImplicitDecoder
 from diinn_fast.encoders import Cost, cost_of
 from diinn_fast.encoders.convolutions import with_halo
 from diinn_fast.errors import UpscaleError
+from diinn_fast.files import size_text
 from diinn_fast.geometry import Window, split
-from diinn_fast.inference.memory import MIB, size_text
+from diinn_fast.inference.memory import MIB
 
 BLOCK_PIXELS = 1 << 20
 """Most output pixels of a block, unless the sink's unit is larger: about a second's work of a

@@ -74,7 +74,8 @@ class Checkpoints(Checkpoint):
         self.stop_after = stop_after
         self.best = float("-inf")
         self.stopped = ""  # why training ended early
-        self._signal, self._before = "", {}  # type: tuple[str, dict[int, Any]]
+        self._signal = ""
+        self._before: dict[int, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far, which a resumed run has to beat."""

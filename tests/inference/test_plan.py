@@ -169,13 +169,14 @@ def test_strips_are_high_under_tight_bounds_too(
 
 FAULTS = """
 import resource, torch
+from diinn_fast.host import resident_bytes
 from diinn_fast.inference import memory
 
 def left():  # bytes that ten tensors of 3 MiB leave behind when they are freed
-    before = memory.resident_bytes()
+    before = resident_bytes()
     tensors = [torch.ones(3 << 18) for _ in range(10)]
     del tensors
-    return memory.resident_bytes() - before
+    return resident_bytes() - before
 
 def faults():  # pages that the system had to provide for five tensors of 3 MiB, one after the other
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -190,8 +191,8 @@ assert faults() >= 2 * pages
 with memory.freed_memory_kept():
     assert left() > 20 << 20
     assert faults() < pages
-    held = memory.resident_bytes()
-assert memory.resident_bytes() <= held - (20 << 20)
+    held = resident_bytes()
+assert resident_bytes() <= held - (20 << 20)
 assert left() < 10 << 20
 """
 

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from diinn_fast.errors import ImageError, UnfinishedError, UpscaleError
-from diinn_fast.files import interruptible
+from diinn_fast.files import interruptible, size_text
 from diinn_fast.formats.sinks import system_errors
-from diinn_fast.inference.memory import size_text
 from diinn_fast.inference.plan import Plan
 from diinn_fast.inference.progress import Progress, make_bar
 from diinn_fast.inference.rendering.group import Group, join_group

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from diinn_fast.inference.memory import available_bytes, resident_bytes
+from diinn_fast.host import resident_bytes
+from diinn_fast.inference.memory import available_bytes
 from diinn_fast.inference.plan import Plan, Task, plan_within
 from diinn_fast.inference.rates import measure_rates
 from diinn_fast.inference.rendering.spec import SLACK_BYTES, RenderSpec

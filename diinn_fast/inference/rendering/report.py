@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diinn_fast.inference.memory import size_text
+from diinn_fast.files import size_text
 from diinn_fast.inference.plan import Plan
 from diinn_fast.inference.rates import measure_rates
 from diinn_fast.inference.rendering.planning import predicted_peak

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from diinn_fast.errors import UpscaleError
 from diinn_fast.formats.bands import Bands, bands_of_channels, check_asked
 from diinn_fast.formats.missing import TOPS
+from diinn_fast.host import resident_bytes
 from diinn_fast.inference.engine import Engine
 from diinn_fast.inference.identity import weights_digest
-from diinn_fast.inference.memory import give_back_freed_memory, parse_size, resident_bytes
+from diinn_fast.inference.memory import give_back_freed_memory, parse_size
 from diinn_fast.inference.neutral import source_is_neutral
 from diinn_fast.inference.ranges import (
     DTYPE,
