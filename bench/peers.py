@@ -38,8 +38,6 @@ TITLES = {
     "metasr": "Meta-SR (another function)",
     "bicubic": "bicubic (another function)",
 }
-INFERENCE_ONLY = ("int8",)
-"""Backends without gradients."""
 PLAIN = ("eager", "conv")
 """DIINN in plain PyTorch, as fast as it goes."""
 
@@ -64,7 +62,7 @@ def fused(device: str, training: bool = False) -> list[str]:
         if name != "eager"
         and row["available"] == "yes"
         and device in row["devices"].split(", ")
-        and not (training and name in INFERENCE_ONLY)
+        and not (training and backends.load(name).INTEGERS)
     ]
 
 

@@ -145,7 +145,7 @@ class Network:
             **self._weights(),
             **outputs(slabs),
             **point_tensors(problem),
-            **_geometry(problem, source),
+            **geometry(problem, source),
             **constants,
             **options(tile),
         )
@@ -245,7 +245,7 @@ def query_count(problem: Problem) -> int:
     return problem.index.shape[1]
 
 
-def _geometry(problem: Problem, source: Tensor) -> dict[str, Any]:
+def geometry(problem: Problem, source: Tensor) -> dict[str, Any]:
     """The kernels' GEOMETRY arguments."""
     h, w = problem.lr
     height, width = problem.size

@@ -71,6 +71,14 @@ KEEP = {  # 16-bit forward kernels that also write slabs: addresses take registe
     80: Tile(4, 8, 64, 2, 4),
 }
 
+INT8 = {  # forms content and modulation; q is kept in float32 until a layer is complete
+    # Operand A in registers; 400 bytes spilled, since q in float32 takes half of them. Bound by
+    # the instructions that a warp issues, of which half the queries or outputs would take more.
+    90: Tile(8, 16, 64, 2, 8, paired=True, nested=True),
+    # 48 KiB, and bound by shared memory, from which every warp reads all weights.
+    80: Tile(8, 16, 64, 2, 8, nested=True),
+}
+
 # (family, bytes of an operand): what ``tune`` measures besides the tables' own choice.
 CANDIDATES = {
     # Unpaired, and in a loop for each layer. Narrower products with one more stage; half
@@ -103,6 +111,13 @@ CANDIDATES = {
         Tile(8, 8, 64, 2, 8),
     ],
     (80, 4): [Tile(4, 8, 64, 1, 8), Tile(4, 8, 64, 2, 8), Tile(4, 8, 64, 1, 4)],
+    (90, 1): [
+        Tile(8, 16, 64, 3, 8, paired=True, nested=True),
+        Tile(8, 8, 64, 2, 4, paired=True, nested=True),
+        Tile(8, 16, 64, 2, 8, nested=True),
+    ],
+    (80, 1): [Tile(8, 8, 64, 2, 4, nested=True)],
+    (0, 1): [INTERPRETER._replace(paired=False)],
     (0, 2): [INTERPRETER._replace(ty=16, tx=8), INTERPRETER._replace(nested=True)],
     (0, 4): [INTERPRETER._replace(ty=16, tx=8), INTERPRETER._replace(paired=False)],
 }
@@ -151,8 +166,8 @@ def candidates(
         found = [t._replace(paired=chosen.paired) for t in found]
     if form == "direct":
         found = [t._replace(nested=chosen.nested) for t in found]
-    # Three products per product are added up per block of BN.
-    if dtype.itemsize == 4:
+    # Three products per product are added up per block of BN, and int8's RGB layer too.
+    if dtype.itemsize != 2:
         found = [t for t in found if t.bn == chosen.bn]
     return list(dict.fromkeys([chosen, *found]))
 
@@ -174,6 +189,8 @@ def choose(
         tile = KEEP[family]
     elif form == "direct":
         tile = DIRECT[family, dtype.itemsize]
+    elif dtype == torch.int8:
+        tile = INT8[family]
     elif dtype.itemsize == 2:
         tile = SIXTEEN_BIT[family]
     else:

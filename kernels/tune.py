@@ -24,8 +24,9 @@ from diinn_fast.problem import Problem, query_weights
 
 from . import tiles, tuned
 from .launch import Network
+from .launch_quantised import QuantisedNetwork
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+DTYPES = (torch.float16, torch.bfloat16, torch.int8, torch.float32)
 NAMES = tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES)
 GAIN = 1.02
 """How much faster than the default a tile must be to replace it: less is noise."""
@@ -36,7 +37,10 @@ Result = dict[str, Any]
 def work(
     form: str, dtype: torch.dtype, device: torch.device, lr: int, scale: int
 ) -> tuple[Problem, Tensor, list[Tensor]]:
-    """A decode of the published size (64 features, 4 layers of 256) with random numbers."""
+    """A decode of the published size (64 features, 4 layers of 256) with random numbers; of int8
+    the content is float16.
+    """
+    dtype = torch.float16 if dtype == torch.int8 else dtype
     draw = torch.Generator().manual_seed(0)
     width = 256
     layers = 4
@@ -100,8 +104,9 @@ def compare(
     width = query_weights(weights).width
     choices = tiles.candidates(form, tuned.architecture(device), dtype, width, keep)
     calls: dict[tiles.Tile, Callable[[], Any]] = {}
+    kind = QuantisedNetwork if dtype == torch.int8 else Network
     for tile in choices:
-        network = Network(problem, source, weights, tile)
+        network = kind(problem, source, weights, tile)
 
         def call(network: Network = network) -> tuple[Tensor, ...]:
             return network.recompute(problem, slice(0, 1)) if keep else (network.forward(problem),)
@@ -162,6 +167,9 @@ def tune(
     for keep in (False, True):
         for form in forms:
             for dtype in dtypes:
+                # Integers have neither gradients nor a direct form.
+                if dtype == torch.int8 and (keep or form == "direct"):
+                    continue
                 if time.perf_counter() - begin > budget:
                     return found
                 result = compare(form, dtype, keep, device, lr, scale, rounds)

@@ -21,7 +21,7 @@ from diinn_fast.problem import Problem
 
 ORDER = ("cpu", "eager")
 """Backends that ``auto`` considers, fastest first; the last one runs everywhere."""
-NAMES = ("cpu", "int8", "triton", "cuda", "eager")
+NAMES: tuple[str, ...] = ("cpu", "int8", "triton", "triton_int8", "cuda", "eager")
 """Backends that can be asked for by name: one enters ORDER when it has been measured on
 hardware.
 """
@@ -39,6 +39,9 @@ class Backend(Protocol):
     __name__: str
     DTYPES: str
     """For ``diinn-fast info``, as is NOTE."""
+    INTEGERS: bool
+    """Whether hidden products are of 8-bit integers: as coarse as bfloat16, and without gradients.
+    """
     NOTE: str
 
     @property

@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +20,29 @@ from diinn_fast.problem import Problem, query_weights
 LR = (3, 4)
 SIZE = (7, 9)
 
+log = logging.getLogger("diinn_fast")
+_lock = threading.Lock()
+
+
+def once(
+    checked: dict[tuple[Any, ...], str | None],
+    key: tuple[Any, ...],
+    compare: Callable[[], str | None],
+    refusal: str,
+) -> str | None:
+    """What ``compare`` says of the kernel ``key``: asked at its first use, kept in ``checked``, and
+    logged after the words of ``refusal`` if it is a reason to refuse it.
+    """
+    with _lock:
+        if key not in checked:
+            # Comparing would synchronise, which a CUDA graph cannot record.
+            if torch.cuda.is_current_stream_capturing():
+                return None
+            checked[key] = compare()
+            if reason := checked[key]:
+                log.warning("%s, plain PyTorch is: %s", refusal, reason)
+        return checked[key]
+
 
 def compare_with_eager(
     problem: Problem,
@@ -26,14 +52,17 @@ def compare_with_eager(
     backward: Callable[[Problem, Tensor, Tensor, Sequence[Tensor], Sequence[bool]], list[Tensor]]
     | None,
     exact: bool,
+    least: float = 0.0,
 ) -> str | None:
     """Decode 3x4 to 7x9 pixels (or as many points) with random numbers in the shape of this
     decode's: why a backend's forward, or its backward if given, is not to be trusted, or None.
 
-    Tolerances are relative to the norm: ``exact`` float32, float16 and TF32, bfloat16.
+    Tolerances are relative to the norm: ``exact`` float32, float16 and TF32, bfloat16; or
+    ``least``, if it is larger.
     """
     trial, small, weights, grad = _trial(problem, source, weights)
     tolerance = 1e-4 if exact else 5e-2 if source.dtype == torch.bfloat16 else 1e-2
+    tolerance = max(tolerance, least)
     try:
         if backward is None:
             ours = [forward(trial, small, weights)]

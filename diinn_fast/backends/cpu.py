@@ -29,6 +29,7 @@ from diinn_fast.problem import Problem, content_weights, query_weights
 
 DEVICES = ("cpu",)
 DTYPES = "float32; bfloat16 with AVX512_BF16, else, as float16, computed in float32"
+INTEGERS = False
 NOTE = "compiled C++, fused; all modes, forward and backward"
 
 WIDTH_UNIT = 32

@@ -34,6 +34,7 @@ from diinn_fast.problem import Problem, query_weights
 
 DEVICES = ("cuda",)
 DTYPES = "float16, bfloat16"
+INTEGERS = False
 NOTE = (
     "CUDA C++, fused; all modes without init_q, forward and backward; not yet run on hardware, "
     "therefore only by name"

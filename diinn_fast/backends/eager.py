@@ -28,6 +28,7 @@ from diinn_fast.problem import (
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 DTYPES = "float64, float32, bfloat16, float16"
+INTEGERS = False
 NOTE = "plain PyTorch, projected and chunked; all modes, forward and backward"
 
 CHUNK = 4096

@@ -25,6 +25,7 @@ from diinn_fast.problem import Problem, query_weights
 
 DEVICES = ("cpu",)
 DTYPES = "int8 products; all else, the direct form included, in float32"
+INTEGERS = True
 NOTE = "compiled C++, fused; forward only, by name (VNNI and AArch64: not yet timed on hardware)"
 
 MOST_WIDTH = 65536

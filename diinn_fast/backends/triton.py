@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +22,7 @@ from diinn_fast.problem import Problem, query_weights
 
 DEVICES = ("cuda",)
 DTYPES = "float32, bfloat16, float16"
+INTEGERS = False
 NOTE = (
     "fused Triton kernels; all modes, forward and backward; not yet run on hardware, therefore "
     "only by name"
@@ -33,7 +33,6 @@ MOST_LAYERS = 16
 """Hidden widths are multiples of WIDTH_UNIT (the least a product on tensor cores takes)."""
 
 log = logging.getLogger("diinn_fast")
-_check_lock = threading.Lock()
 _checked: dict[tuple[Any, ...], str | None] = {}
 
 
@@ -77,7 +76,7 @@ def unsupported(problem: Problem, source: Tensor) -> str | None:
 
 def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """RGB of all queries, see `Backend.forward`."""
-    with _surroundings(source):
+    with surroundings(source):
         if _refused(problem, source, weights, gradients=False):
             return eager.forward(problem, source, weights)
         return _forward(problem, source, weights)
@@ -89,14 +88,14 @@ def backward(
     """Gradients of [source, *weights], empty where not needed; recomputed in slabs, bitwise the
     same every time.
     """
-    with _surroundings(source):
+    with surroundings(source):
         if _refused(problem, source, weights, gradients=True):
             return eager.backward(problem, grad, source, weights, needs)
         return _backward(problem, grad, source, weights, needs)
 
 
 @contextmanager
-def _surroundings(source: Tensor) -> Iterator[None]:
+def surroundings(source: Tensor) -> Iterator[None]:
     """Launches go to the source's device; autocast, which reaches into operators, is off."""
     with torch.cuda.device_of(source), torch.autocast(source.device.type, enabled=False):
         yield
@@ -155,19 +154,12 @@ def _distrusted(
         gradients,
         *shapes,
     )
-    with _check_lock:
-        if key not in _checked:
-            # Comparing would synchronise, which a CUDA graph cannot record.
-            if torch.cuda.is_current_stream_capturing():
-                return None
-            _checked[key] = compare_with_eager(problem, source, weights, gradients)
-            if reason := _checked[key]:
-                log.warning(
-                    "the Triton kernels are not used on %s, plain PyTorch is: %s",
-                    source.device,
-                    reason,
-                )
-        return _checked[key]
+    return _self_check.once(
+        _checked,
+        key,
+        lambda: compare_with_eager(problem, source, weights, gradients),
+        f"the Triton kernels are not used on {source.device}",
+    )
 
 
 def compare_with_eager(

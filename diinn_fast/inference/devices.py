@@ -8,7 +8,9 @@ from diinn_fast import backends
 from diinn_fast.errors import BackendError, UpscaleError
 
 INT8 = "int8"
-"""The precision, and the backend that has it: what is not in 8 bits is in float32."""
+"""The precision, and the CPU's backend that has it: what is not in 8 bits is in float32, on CUDA as
+fp16 has it.
+"""
 PRECISIONS = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
@@ -52,8 +54,8 @@ def pick_device(device: str | torch.device | None) -> torch.device:
 
 
 def pick_precision(precision: str | None, device: torch.device) -> torch.dtype:
-    """fp32 computes in float32, bf16 and fp16 by autocast, int8 in float32 but for the decoder's
-    hidden products; default: fp16 on CUDA, else fp32. Raises UpscaleError.
+    """fp32 computes in float32, bf16 and fp16 by autocast, int8 in float32 (on CUDA as fp16) but
+    for the decoder's hidden products; default: fp16 on CUDA, else fp32. Raises UpscaleError.
     """
     if precision is None or precision == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
@@ -61,22 +63,37 @@ def pick_precision(precision: str | None, device: torch.device) -> torch.dtype:
         raise UpscaleError(
             f"precision {precision!r} is unknown: choose auto, {', '.join(PRECISIONS)}"
         )
-    if precision == INT8 and device.type != "cpu":
+    if precision == INT8 and device.type not in ("cpu", "cuda"):
         raise UpscaleError(f"precision int8 is for the CPU: use fp16 on {device}")
+    if precision == INT8 and device.type == "cuda":
+        return torch.float16
     return PRECISIONS[precision]
 
 
-def pick_backend(backend: str | None, precision: str | None) -> str:
+def pick_backend(backend: str | None, precision: str | None, device: torch.device) -> str:
     """The backend asked for, or in force; of precision int8 the one that has it. Raises
     BackendError if it cannot run here.
     """
     name = backends.requested() if backend is None else backends.check_name(backend)
     if precision == INT8:
-        if name not in ("auto", INT8):
-            raise BackendError(
-                f"backend {name!r} does not compute in int8: leave the backend or the precision out"
-            )
-        name = INT8
+        name = _of_integers(name, device)
     if reason := backends.why_not(name):
         raise BackendError(f"backend {name!r} cannot run: {reason}")
     return name
+
+
+def _of_integers(name: str, device: torch.device) -> str:
+    """The backend of this name's kernels with 8-bit integers."""
+    if name in ("triton", "triton_int8"):
+        return "triton_int8"
+    if name not in ("auto", INT8):
+        raise BackendError(
+            f"backend {name!r} does not compute in int8: leave the backend or the precision out"
+        )
+    # What has not been measured on hardware is taken by name alone.
+    if device.type == "cuda":
+        raise UpscaleError(
+            f"precision int8 on {device} is the backend triton's, which has to be asked for by "
+            "name: use --backend triton, or --precision fp16"
+        )
+    return INT8

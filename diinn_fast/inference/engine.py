@@ -38,7 +38,8 @@ class EngineOptions(TypedDict, total=False):
         device: "cpu", "cuda", "cuda:1", "mps"; default: the given model's, else CUDA if there is
             any.
         precision: "fp32"; "bf16" or "fp16" (autocast of encoder and decoder); "int8" (the
-            decoder's hidden products, on the CPU); default: fp16 on CUDA, else fp32.
+            decoder's hidden products, on the CPU, or on CUDA by the backend "triton"); default:
+            fp16 on CUDA, else fp32.
         backend: see ``diinn_fast.use_backend``; default: the one in force when this is made.
         self_ensemble: mean over the 8 flips and transposes: slightly better, 8 times the work; in
             memory only.
@@ -77,7 +78,6 @@ class Engine:
             "backend": backend,
             "self_ensemble": self_ensemble,
         }
-        self.backend = pick_backend(backend, precision)
         # A model that is on a device stays there unless another one is asked for.
         given = (
             next(model.parameters()).device
@@ -85,6 +85,7 @@ class Engine:
             else device
         )
         self.device = pick_device(given)
+        self.backend = pick_backend(backend, precision, self.device)
         self.dtype = pick_precision(precision, self.device)
         self.self_ensemble = self_ensemble
         self.used_backend = ""

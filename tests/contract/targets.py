@@ -143,8 +143,8 @@ class Target:
         chosen = BRIEF_MODES if self.brief else MODES
         if "direct" in self.forms:
             return chosen
-        # The form *modulation* does not know mode 2 from mode 1.
-        return [(m, q) for m, q in chosen if m != 2 and not q]
+        # The form *modulation* does not know mode 2 from mode 1; where time is not scarce, all.
+        return [(m, q) for m, q in chosen if not q and (m != 2 or self.device != "cpu")]
 
     @property
     def few_modes(self) -> list[tuple[int, bool]]:
@@ -235,7 +235,15 @@ class Target:
 
 @cache
 def all_targets() -> list[Target]:
-    return [*_eager(), *_cpu(), *_int8(), *_interpreted(), *_emulated(), *_device()]
+    return [
+        *_eager(),
+        *_cpu(),
+        *_int8(),
+        *_interpreted(),
+        *_interpreted_int8(),
+        *_emulated(),
+        *_device(),
+    ]
 
 
 @cache
@@ -361,6 +369,31 @@ def _interpreted() -> Iterator[Target]:
         )
 
 
+def _interpreted_int8() -> Iterator[Target]:
+    """float32 features; integer sums, and sums in a fixed order: the bits of any cut."""
+    missing = None if importlib.util.find_spec("triton") else "Triton is not installed"
+    yield Target(
+        "interpreted-triton_int8-float32",
+        "triton_int8",
+        torch.float32,
+        unavailable=lambda: missing,
+        install=interpreter.install,
+        forms=PROJECTED,
+        sizes="few",
+        width=32,
+        layers=3,
+        channels=16,
+        shapes=((96, 3, 5), (64, 5, 5)),
+        foreign_width=48,
+        foreign_dtype=torch.float64,
+        yardstick="bfloat16",
+        trains=False,
+        worst=None,
+        outside="nan",
+        schedules=(),
+    )
+
+
 def _emulated() -> Iterator[Target]:
     orders = [(1, 1), (2, 2), (5, 3), (4, 4)]
     # A backward recomputes by the portable kernel, whatever the forward's.
@@ -434,6 +467,23 @@ def _device() -> Iterator[Target]:
             foreign_width=20,
             foreign_dtype=torch.float64,
         )
+        if name != "tf32":
+            yield replace(
+                common,
+                name=f"device-triton_int8-{name}",
+                backend="triton_int8",
+                dtype=dtype,
+                unavailable=partial(missing, "triton_int8"),
+                forms=PROJECTED,
+                install=partial(_multiply, precision),
+                foreign_width=48,
+                foreign_dtype=torch.float64,
+                # Of few outputs, wide layers' errors are up to 2.4 times bfloat16's.
+                shapes=((96, 3, 5),),
+                yardstick="bfloat16",
+                trains=False,
+                kernels=None,
+            )
         if dtype != torch.float32:
             yield replace(
                 common,

@@ -25,6 +25,9 @@ from tests.helpers.problems import away_from_kinks, decoder_of, make_decoder, op
 DEVICE = "cuda"
 every_backend = every(lambda target: target.device == DEVICE and target.dtype == torch.float16)
 """Once per backend, in a dtype that all of them take."""
+every_trained = every(
+    lambda target: target.device == DEVICE and target.dtype == torch.float16 and target.trains
+)
 
 
 def random_features(target: Target, *shape: int) -> Tensor:
@@ -125,7 +128,7 @@ def test_an_output_of_more_than_2_to_the_31_elements(target: Target) -> None:
             assert torch.equal(decode(y, y + 9, x, x + 7), whole[:, :, y : y + 9, x : x + 7])
 
 
-@every_backend
+@every_trained
 def test_data_parallel_gradients_are_those_of_one_device_on_the_whole_batch(
     target: Target, tmp_path: Path
 ) -> None:

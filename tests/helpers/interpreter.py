@@ -13,11 +13,13 @@ import os
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
 import torch
+
+from diinn_fast import backends
 
 LOG = "diinn_fast"
 
@@ -67,12 +69,15 @@ def _work(job: bytes) -> bytes:
 
 
 def install(patch: pytest.MonkeyPatch) -> None:
-    """Backend ``triton`` of this process does its work in the interpreter's."""
-    from diinn_fast.backends import triton
+    """The Triton backends of this process do their work in the interpreter's."""
+    patch.setattr(backends.load("triton"), "interpreted", lambda: True)
+    for name in ("triton", "triton_int8"):
+        for function in ("forward", "backward"):
+            patch.setattr(backends.load(name), function, partial(_there, name, function))
 
-    patch.setattr(triton, "interpreted", lambda: True)
-    patch.setattr(triton, "forward", lambda *arguments: call(_forward, *_detached(arguments)))
-    patch.setattr(triton, "backward", lambda *arguments: call(_backward, *_detached(arguments)))
+
+def _there(name: str, function: str, *arguments: Any) -> Any:
+    return call(_here, name, function, *_detached(arguments))
 
 
 def _detached(arguments: tuple[Any, ...]) -> list[Any]:
@@ -88,13 +93,5 @@ def _detached(arguments: tuple[Any, ...]) -> list[Any]:
     return [detach(value) for value in arguments]
 
 
-def _forward(*arguments: Any) -> torch.Tensor:
-    from diinn_fast.backends import triton
-
-    return triton.forward(*arguments)
-
-
-def _backward(*arguments: Any) -> list[torch.Tensor]:
-    from diinn_fast.backends import triton
-
-    return triton.backward(*arguments)
+def _here(name: str, function: str, *arguments: Any) -> Any:
+    return getattr(backends.load(name), function)(*arguments)

@@ -26,6 +26,7 @@ from diinn_fast.errors import ImageError, UpscaleError
 from diinn_fast.formats import Image, read_image, write_image
 from diinn_fast.inference import Upscaler, load_weights, memory, target_size
 from diinn_fast.inference import upscale as run_upscale
+from diinn_fast.inference.devices import pick_backend, pick_precision
 from diinn_fast.inference.sources import open_source
 from diinn_fast.model import bundled_names
 from tests.helpers.known_models import nearest_model, random_model, save
@@ -378,6 +379,19 @@ def test_int8_is_a_precision_of_one_backend() -> None:
     assert upscaler.used_backend == "int8"
     with pytest.raises(BackendError, match="'eager' does not compute in int8: leave the backend"):
         Upscaler(random_model(), device="cpu", precision="int8", backend="eager")
+
+
+def test_int8_on_cuda_is_triton_by_name_alone() -> None:
+    """Nothing that has not been measured on hardware is chosen."""
+    gpu = torch.device("cuda", 0)
+    assert pick_precision("int8", gpu) == torch.float16
+    with pytest.raises(UpscaleError, match="use --backend triton, or --precision fp16"):
+        pick_backend("auto", "int8", gpu)
+    for name in ("triton", "triton_int8"):
+        with pytest.raises(BackendError, match=r"'triton_int8' cannot run: .*(CUDA|install)"):
+            pick_backend(name, "int8", gpu)
+    with pytest.raises(BackendError, match="'cuda' does not compute in int8"):
+        pick_backend("cuda", "int8", gpu)
 
 
 def test_fp32_on_cuda_is_float32_for_convolutions_too() -> None:

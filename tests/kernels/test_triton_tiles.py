@@ -47,6 +47,17 @@ def test_candidates_sum_in_the_order_of_the_default() -> None:
             assert architecture != 90 or tile.ty * tile.tx >= 64
 
 
+def test_candidates_of_integers_sum_the_rgb_layer_alike() -> None:
+    for form, architecture, width in itertools.product(
+        ("content", "modulation"), (0, 80, 86, 89, 90, 120), (256, 96)
+    ):
+        chosen = tiles.choose(form, architecture, torch.int8, width)
+        found = tiles.candidates(form, architecture, torch.int8, width)
+        assert found[0] == chosen and len(set(found)) == len(found)
+        assert {tile.bn for tile in found} == {chosen.bn} and chosen.bn >= 32
+        assert form == "content" or not any(tile.paired for tile in found)
+
+
 def launched(form: str = "content", dtype: torch.dtype = torch.float16) -> Any:
     return tuned.tile(form, CPU, dtype, 256)
 

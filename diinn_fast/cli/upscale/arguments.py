@@ -125,7 +125,8 @@ def _add_model(parser: Parser) -> None:
         "--precision",
         choices=["auto", *PRECISIONS],
         default="auto",
-        help="auto: fp16 on CUDA, fp32 elsewhere; int8: the decoder's products, on the CPU",
+        help="auto: fp16 on CUDA, fp32 elsewhere; int8: the decoder's products, on the CPU, or on "
+        "CUDA with --backend triton",
     )
     parser.add_argument(
         "--backend", help="decoder implementation, see diinn-fast info (default: the fastest)"
