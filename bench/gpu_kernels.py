@@ -4,8 +4,10 @@ fast are they, and what does a launch cost the CPU.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -63,23 +65,26 @@ def prepare(book: Book, backend: str) -> int:
 def compare(
     backend: str, form: str, decoder: ImplicitDecoder, features: Tensor, size: tuple[int, int]
 ) -> None:
-    """Raise Wrong if a backend's values or gradients are much further from float64's than plain
-    PyTorch's of the same dtype, or if a second run has other bits.
+    """Raise Wrong if a backend's values or gradients, if it has any, are much further from
+    float64's than plain PyTorch's of the same dtype, or if a second run has other bits.
     """
-    ours = values_of(decoder, features, size, backend)
-    again = values_of(decoder, features, size, backend)
+    integers = backends.load(backend).INTEGERS
+    values = partial(values_of, size=size, gradients=not integers)
+    ours = values(decoder, features, backend=backend)
+    again = values(decoder, features, backend=backend)
     dtype = features.dtype
     if reason := refused(backend, dtype):
         raise Wrong(f"plain PyTorch ran instead: {reason}")
-    plain = values_of(decoder, features, size, "eager")
-    exact = values_of(decoder.double(), features.double(), size, "eager")
-    decoder.to(dtype)
+    # Integers are as coarse as bfloat16.
+    judge = torch.bfloat16 if integers else dtype
+    plain = values(copy.deepcopy(decoder).to(judge), features.to(judge), backend="eager")
+    exact = values(copy.deepcopy(decoder).double(), features.double(), backend="eager")
     # The first tensor is RGB, the others are gradients.
     factor = VALUES
     for a, b, c, d in zip(ours, again, plain, exact, strict=True):
         what = f"{form}, {dtype}, {list(a.shape)}"
         error = float((a - d).norm() / d.norm())
-        allowed = factor * (float((c - d).norm() / d.norm()) + torch.finfo(dtype).eps)
+        allowed = factor * (float((c - d).norm() / d.norm()) + torch.finfo(judge).eps)
         factor = GRADIENTS
         print(f"{what}: error {error:.2e}, allowed {allowed:.2e}", flush=True)
         if not error <= allowed:
@@ -89,9 +94,17 @@ def compare(
 
 
 def values_of(
-    decoder: ImplicitDecoder, features: Tensor, size: tuple[int, int], backend: str
+    decoder: ImplicitDecoder,
+    features: Tensor,
+    *,
+    size: tuple[int, int],
+    backend: str,
+    gradients: bool,
 ) -> list[Tensor]:
     """RGB and all gradients, in float64."""
+    if not gradients:
+        with torch.no_grad():
+            return [decoder(features, size, backend=backend).double()]
     features = features.detach().requires_grad_()
     inputs = [features, *decoder.parameters()]
     out = decoder(features, size, backend=backend)
@@ -133,7 +146,8 @@ def quick(book: Book, backend: str, variant: str) -> int:
     (small,) = book.cases([Case("decode", (48, 48), 2)])
     calls = {"a decode": build(small, peer), "a launch": kernel_of(small, peer)}
     (step,) = book.cases([Case("training", (48, 48), 4, batch=16)])
-    calls["a training step"] = build(step, peer)
+    if not backends.load(backend).INTEGERS:
+        calls["a training step"] = build(step, peer)
     for name, call in calls.items():
         call()
         say(f"CPU seconds of {name}", host_seconds(call, case.device, 2 if book.dry else 20))
@@ -193,7 +207,7 @@ def synchronize(device: str) -> None:
 def profile(book: Book, backend: str) -> int:
     """A few calls for a profiler to look at."""
     cases = [Case("decode", (512, 512), 4), Case("training", (48, 48), 4, batch=16)]
-    for case in book.cases(cases):
+    for case in book.cases(cases[: 1 if backends.load(backend).INTEGERS else None]):
         call = build(case, Peer(backend, "float16"))
         for _ in range(2):
             call()

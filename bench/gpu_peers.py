@@ -104,6 +104,9 @@ def peers_of(case: Case, backend: str = "") -> list[Peer]:
     if not backend:
         found = [Peer("official", "float32"), Peer("official", "bfloat16")]
         return found + [Peer(form, "float16") for form in ("eager", "conv")[: 1 + _decodes(case)]]
+    # Integers have no gradients.
+    if case.kind == "training" and backends.load(backend).INTEGERS:
+        return []
     candidates = [Peer(backend, p) for p in ("float16", "bfloat16", "exact")]
     found = [peer for peer in candidates if supports(backend, peer.dtype, case.device)]
     if case.kind != "training" and case.device == "cuda":

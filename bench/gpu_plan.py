@@ -77,6 +77,13 @@ def fused() -> list[str]:
     return [name for name in backends.NAMES if "cuda" in backends.load(name).DEVICES[:1]]
 
 
+def precisions_of(backend: str) -> list[str]:
+    """Those that a backend is checked in: TF32 is a way to multiply float32, not integers."""
+    module = backends.load(backend)
+    dtypes = module.DTYPES.split(", ") + ["tf32"] * ("float32" in module.DTYPES)
+    return [p for p in PRECISIONS if p in dtypes and not (p == "tf32" and module.INTEGERS)]
+
+
 def device_checks(device: str, selected: str) -> tuple[str, ...]:
     """The contract of the kernels on a device, as a command: the one place that knows how to call
     it. Without a GPU, Triton's interpreter stands in for one. A killed one has printed the name of
@@ -115,6 +122,7 @@ class Planner:
         return [
             [self.step(kind, f"{kind}-{name}", "--backend", name, *more, subject=name, check=check)]
             for name in fused()
+            if not (kind == "training" and backends.load(name).INTEGERS)
         ]
 
     def measured(self, kind: str) -> list[list[Step]]:
@@ -161,17 +169,14 @@ class Planner:
     def checks(self) -> list[Step]:
         """The tests of the kernels, a process for each variant, mode and precision."""
         dry = self.options.dry
-        modes = (3,) if dry else (1, 2, 3, 4)
         found = []
         for name, variant in variants(self.out).items():
             settings = {"subject": name, "environment": variant.environment, "check": True}
-            dtypes = backends.load(variant.backend).DTYPES
             # The dtypes' ids end in their names, and bfloat16 contains float16: hence the dash.
             selected = {
                 f"mode{mode}-{precision}": f"mode{mode} and -{precision}"
-                for precision in (("float16",) if dry else PRECISIONS)
-                for mode in modes
-                if precision.replace("tf32", "float32") in dtypes.split(", ")
+                for precision in (("float16",) if dry else precisions_of(variant.backend))
+                for mode in ((3,) if dry else (1, 2, 3, 4))
             }
             if name == variant.backend:
                 selected["surroundings"] = "not mode and not compile and not graphed"
@@ -179,13 +184,13 @@ class Planner:
                 few = {"surroundings": "autocast"}
                 selected = {k: f"{v} and {few.get(k, 'definition')}" for k, v in selected.items()}
             for what, tests in selected.items() if variant.checked else ():
-                command = device_checks(self.options.device, f"{variant.backend} and {tests}")
+                command = device_checks(self.options.device, f"{variant.backend}- and {tests}")
                 found.append(self.command(f"checks-{name}-{what}", command, **settings))
         return found
 
     def compile(self) -> list[Step]:
         """Triton's kernels into its cache on disk; each takes seconds on one core."""
-        dtypes = ("float16",) if self.options.dry else ("float16", "bfloat16", "float32")
+        dtypes = ("float16",) if self.options.dry else ("float16", "bfloat16", "float32", "int8")
         command = self.tune_command("--rounds", "0", "--dtypes")
         return [
             self.command(f"compile-{dtype}", (*command, dtype), subject="triton")
@@ -220,7 +225,9 @@ class Planner:
         checks = [
             self.command(
                 f"checks-{name}-compiled",
-                device_checks(self.options.device, f"{name} and not mode and (compile or graphed)"),
+                device_checks(
+                    self.options.device, f"{name}- and not mode and (compile or graphed)"
+                ),
                 subject=name,
                 check=True,
             )

@@ -10,6 +10,8 @@ from typing import Any
 
 Records = dict[str, dict[str, Any]]
 OURS = ("-bfloat16", "-float16", "-exact", "-graph")
+INTEGERS = "triton_int8"
+"""The backend with 8-bit products, which has a promise of its own."""
 
 
 def judge(folder: Path) -> list[dict[str, Any]]:
@@ -40,6 +42,7 @@ def judge(folder: Path) -> list[dict[str, Any]]:
         add(f"{name}: x official, its default", 10, ratio(record, ["official"]))
         add(f"{name}: x official, autocast or compiled", 5, ratio(record, others(record)))
         add(f"{name}: x best plain PyTorch projected", 2, ratio(record, plain(record)))
+        add(f"{name}: int8, x our fastest in 16 bit", 1.2, of_integers(record))
     # Memory; content is made band by band, so it counts too.
     huge = memory.get("decode-1024x1024-x8", {}).get("peers", {})
     extra = min((v["extra"] for k, v in huge.items() if k.endswith("float16")), default=None)
@@ -76,7 +79,7 @@ def load(folder: Path, suite: str) -> Records:
 
 def ours(record: dict[str, Any]) -> float | None:
     """The least median of our 16-bit peers, in seconds."""
-    forms = ("official", "eager", "conv")
+    forms = ("official", "eager", "conv", INTEGERS)
     peers = record.get("peers", {}).items()
     return min(
         (v["median"] for k, v in peers if not k.startswith(forms) and "float16" in k), default=None
@@ -98,6 +101,14 @@ def ratio(record: dict[str, Any], names: list[str]) -> float | None:
     times = [record["peers"][n]["median"] for n in names if n in record.get("peers", {})]
     own = ours(record)
     return min(times) / own if times and own else None
+
+
+def of_integers(record: dict[str, Any]) -> float | None:
+    """How many times faster 8-bit products are than ours in 16 bit."""
+    peers = record.get("peers", {}).items()
+    least = min((v["median"] for k, v in peers if k.startswith(INTEGERS)), default=None)
+    own = ours(record)
+    return own / least if own and least else None
 
 
 def fraction(record: dict[str, Any]) -> float | None:

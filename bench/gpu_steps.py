@@ -23,6 +23,7 @@ from bench.gpu_book import Book
 from bench.gpu_kernels import synchronize
 from bench.gpu_peers import Peer, build, compiled_of, left_out, peers_of, refused
 from bench.timing import interleave, summary
+from diinn_fast import backends
 
 LARGE = [Case("decode", (512, 512), 4), Case("decode", (384, 384), 4)]
 """The second because the official formulation cannot index more than 2^31 elements, which it
@@ -136,6 +137,8 @@ def memory_of(book: Book, backend: str) -> int:
         # The official formulation does not fit the large output: there ours stand alone.
         official = [Peer("official", "bfloat16"), Peer("official", "float32")]
         ours = [Peer(backend, precision) for precision in ("float16", "bfloat16")]
+        if backend and case.kind == "training" and backends.load(backend).INTEGERS:
+            continue
         plain = official if case.kind == "training" else []
         for peer in ours if backend else plain:
             release()

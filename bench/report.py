@@ -50,7 +50,22 @@ How to read it:
   content, at most 256 MiB at a time.
 - LIIF and bicubic compute other functions; they are there for scale.
 - A peer that does not fit the memory, or would take too long for the default run, has its reason
-  in place of numbers. """
+  in place of numbers.
+
+Precisions by backend:
+
+| backend | device | operands of the hidden products | gradients | timed on hardware |
+|---|---|---|---|---|
+| `cpu` | CPU | float32; bfloat16 with AVX512_BF16 | yes | yes |
+| `int8` | CPU | 8-bit integers | no | on AVX2 |
+| `triton` | NVIDIA GPU | float32, TF32, bfloat16, float16 | yes | no |
+| `triton_int8` | NVIDIA GPU | 8-bit integers | no | no |
+| `cuda` | NVIDIA GPU | bfloat16, float16 | yes | no |
+| `eager` | any | the tensors' dtype | yes | on CPUs |
+
+8-bit integers are the precision `int8` (`--precision int8`; on a GPU with `--backend triton`):
+about as exact as bfloat16 ([docs/kernels/cpu.md](kernels/cpu.md) has the figures).
+"""
 
 
 def load(folder: Path) -> dict[str, dict[str, Any]]:

@@ -68,6 +68,10 @@ CASES = [
     Case("direct", 80, "fp16", spilled=48),
     Case("direct", 80, "bf16", mode=2, init_q=True, spilled=264),
     Case("direct", 80, "fp32", mode=1, spilled=48),
+    Case("content", 90, "int8", spilled=464),
+    Case("modulation", 90, "int8", mode=1, spilled=256),
+    Case("content", 80, "int8", spilled=400),
+    Case("content", 120, "int8", spilled=600),
     Case("split", 80, "fp16"),
     Case("step_back", 80, "fp16", spilled=72),
     Case("step_back", 86, "fp32"),
@@ -76,8 +80,14 @@ CASES = [
 ]
 
 FLOAT = {
-    *("position", "position_bias", "hidden_bias", "last_bias", "content_bias"),
+    *("position", "position_bias", "units", "hidden_bias", "last_bias", "content_bias"),
     *("first", "first_bias", "offset", "slab_s", "dq", "carry", "s", "target"),
+}
+DTYPES = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+    "int8": torch.int8,
 }
 NUMBERS = {"scale_y": "fp32", "scale_x": "fp32", "ratio": "fp32"}
 INDICES = {"row_start": "*i64", "column_start": "*i64", "index": "*i64"}
@@ -89,7 +99,17 @@ INTEGERS = {
 COUNTED = {
     **{
         name: rf"\b{re.escape(name)}\b"
-        for name in ("HGMMA", "HMMA", "MUFU.SIN", "MUFU.COS", "LDGSTS", "LDL", "STL")
+        for name in (
+            "HGMMA",
+            "HMMA",
+            "IGMMA",
+            "IMMA",
+            "MUFU.SIN",
+            "MUFU.COS",
+            "LDGSTS",
+            "LDL",
+            "STL",
+        )
     },
     "wide integer products": r"IMAD\.(WIDE\.U32|HI)",
     "atomics": r"\b(ATOM|RED|ATOMG)\b",
@@ -119,7 +139,7 @@ def compile_case(case: Case, tile: Any = None) -> Code:
     from triton.compiler import ASTSource
 
     function, constants, options = signature(case, tile)
-    kinds = {n: "constexpr" if n in constants else kind(n, case.dtype) for n in function.arg_names}
+    kinds = {n: "constexpr" if n in constants else kind(n, case) for n in function.arg_names}
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, n in enumerate(function.arg_names)
@@ -153,7 +173,7 @@ def signature(case: Case, tile: Any = None) -> tuple[Any, ...]:
     from diinn_fast.kernels import tiles
 
     fast = case.dtype != "fp32" or case.precision == "tf32"
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[case.dtype]
+    dtype = DTYPES[case.dtype]
     if case.kernel in ("split", "step_back", "sum_queries"):
         return _of_backward(case, dtype, fast)
     tile = tile or tiles.choose(case.kernel, case.architecture, dtype, 256, case.keep)
@@ -183,6 +203,8 @@ def _of_forward(case: Case, tile: Any, fast: bool) -> tuple[Any, ...]:
     from diinn_fast.kernels import launch
 
     channels = 27 if case.mode == 4 else 3
+    if case.dtype == "int8":
+        return _of_integers(case, tile, channels)
     constants: dict[str, Any] = {"WIDTH": 256, "LAYERS": 4, "CHANNELS": channels, "POINTS": False}
     constants |= {"KEEP": case.keep, "PRECISION": case.precision, "FAST": fast}
     constants |= launch.tile_constants(tile, channels)
@@ -196,11 +218,25 @@ def _of_forward(case: Case, tile: Any, fast: bool) -> tuple[Any, ...]:
     return projected, constants | dict.fromkeys(absent), options
 
 
-def kind(name: str, operand: str) -> str:
+def _of_integers(case: Case, tile: Any, channels: int) -> tuple[Any, ...]:
+    from diinn_fast.kernels.quantised import quantised
+
+    from diinn_fast.kernels import launch, launch_quantised
+
+    constants = {"WIDTH": 256, "LAYERS": 4, "CHANNELS": channels, "POINTS": False}
+    constants |= launch_quantised.constants(tile, case.kernel == "modulation")
+    return quantised, constants | dict.fromkeys(["index", "offset"]), launch.options(tile)
+
+
+def kind(name: str, case: Case) -> str:
     """Type of a kernel's argument."""
     if name in INTEGERS:
         return "i32"
-    return NUMBERS.get(name) or INDICES.get(name) or ("*fp32" if name in FLOAT else f"*{operand}")
+    if known := NUMBERS.get(name) or INDICES.get(name):
+        return known
+    if case.dtype == "int8":
+        return {"source": "*fp16", "out": "*fp16", "hidden": "*i8"}.get(name, "*fp32")
+    return "*fp32" if name in FLOAT else f"*{case.dtype}"
 
 
 def measure(case: Case) -> dict[str, float]:
@@ -222,11 +258,14 @@ def measure(case: Case) -> dict[str, float]:
 SHARED_BYTES = 128
 ISSUED = 4
 MMA_16_BIT = {90: 2048, 80: 1024}
-"""Of an SM, a clock: bytes of shared memory, instructions of warps, products of 16-bit numbers."""
+"""Of an SM, a clock: bytes of shared memory, instructions of warps, products of 16-bit numbers (of
+8-bit integers twice as many)."""
 FETCH = 64
 LATENCY = 700
 """Bytes of weights from L2 a clock and SM, and clocks until the first arrive: where a loop begins
 with nothing fetched ahead."""
+MATRIX = r"^[HI]G?MMA"
+"""Instructions that multiply matrices: of 16-bit numbers or TF32, of 8-bit integers."""
 MOVED = {
     r"^STSM\.\S*\.4\b|^STSM\S*M88\.4": 512,
     r"^LDSM\S*\.4\b": 512,
@@ -257,7 +296,7 @@ class Step:
             for loop in loops
             if not any(o != loop and loop[0] <= o[0] and o[1] <= loop[1] for o in loops)
         ]
-        a, b = max(inner, key=lambda loop: _count(lines[slice(*loop)], r"^HG?MMA"))
+        a, b = max(inner, key=lambda loop: _count(lines[slice(*loop)], MATRIX))
         outer = [o for o in loops if o != (a, b) and o[0] <= a and b <= o[1]]
         start, stop = min(outer, key=lambda o: o[1] - o[0], default=(a, b))
         return cls(lines[a:b], lines[start:a] + lines[b:stop])
@@ -291,11 +330,11 @@ def shared_bytes(lines: list[str], warps: int) -> int:
     """What all warps of a program move through shared memory by these instructions."""
     total = 0
     for line in lines:
-        if found := re.match(r"HGMMA\.(\d+)x(\d+)x(\d+)\S*\s+R\d+,\s*(\S+)", line):
-            m, n, k = (int(v) for v in found.groups()[:3])
+        if found := re.match(r"([HI])GMMA\.(\d+)x(\d+)x(\d+)\S*\s+R\d+,\s*(\S+)", line):
+            m, n, k = (int(v) for v in found.groups()[1:4])
             # A warpgroup's instruction; A only if it does not come from registers.
-            rows = n + (m if found[4].startswith("gdesc") else 0)
-            total += 2 * rows * k * warps // 4
+            rows = n + (m if found[5].startswith("gdesc") else 0)
+            total += (2 if found[1] == "H" else 1) * rows * k * warps // 4
             continue
         total += next((v * warps for p, v in MOVED.items() if re.match(p, line)), 0)
     return total
@@ -305,9 +344,11 @@ def products(lines: list[str], warps: int) -> int:
     """Multiplications and additions of all warps' matrix instructions."""
     total = 0
     for line in lines:
-        if found := re.match(r"HGMMA\.(\d+)x(\d+)x(\d+)", line):
+        if found := re.match(r"[HI]GMMA\.(\d+)x(\d+)x(\d+)", line):
             m, n, k = (int(v) for v in found.groups())
             total += m * n * k * warps // 4
+        elif re.match(r"IMMA\.16832", line):
+            total += 16 * 8 * 32 * warps
         elif re.match(r"HMMA\.16816", line):
             total += 16 * 8 * 16 * warps
         elif re.match(r"HMMA\.1688", line):
@@ -320,6 +361,7 @@ def predicted(code: Code, tile: Any, architecture: int) -> dict[str, Any]:
     issued, and how many clocks each takes an SM at least.
     """
     step = Step.of(code.sass)
+    integers = step.count(r"^IG?MMA") > 0
     per_step = 128 * 64 / (tile.ty * tile.tx * tile.bn)
     steps = 256 // tile.bn  # of a layer
     moved = shared_bytes(step.body, tile.warps)
@@ -327,15 +369,16 @@ def predicted(code: Code, tile: Any, architecture: int) -> dict[str, Any]:
     wait = 0.0
     if tile.nested:
         moved += shared_bytes(step.around, tile.warps) // steps
-        wait = (LATENCY + 2 * tile.bn * 256 * 2 / FETCH) / steps
+        wait = (LATENCY + 2 * tile.bn * 256 * (1 if integers else 2) / FETCH) / steps
+    rate = MMA_16_BIT[90 if architecture == 90 else 80] * (2 if integers else 1)
     clocks = {
-        "products": products(step.body, tile.warps) / MMA_16_BIT[90 if architecture == 90 else 80],
+        "products": products(step.body, tile.warps) / rate,
         "shared": moved / SHARED_BYTES,
         "issue": len(step.body) * tile.warps / ISSUED,
     }
     return {
-        "from registers": step.count(r"^HGMMA\S*\s+R\d+, R\d") or step.count(r"^HMMA"),
-        "from shared memory": step.count(r"^HGMMA\S*\s+R\d+, gdesc"),
+        "from registers": step.count(r"^[HI]GMMA\S*\s+R\d+, R\d") or step.count(r"^[HI]MMA"),
+        "from shared memory": step.count(r"^[HI]GMMA\S*\s+R\d+, gdesc"),
         "barriers": step.count(r"^BAR"),
         "selects": step.count(r"^(SEL|PRMT)"),
         "instructions": len(step.body),
@@ -364,6 +407,12 @@ def structures() -> list[tuple[Case, Any]]:
         found.append((Case("content", 90, "fp32"), Tile(8, 8, 32, 2, warps, **flags)))
     for flags in ({}, {"paired": True}, {"nested": True}):
         found.append((Case("content", 80, "fp16"), Tile(8, 8, 32, 3, 4, **flags)))
+    integers = {"nested": True}
+    for cut in ((8, 16, 64, 2, 8), (8, 16, 64, 3, 8), (8, 8, 64, 2, 4)):
+        found.append((Case("content", 90, "int8"), Tile(*cut, paired=True, **integers)))
+    found.append((Case("content", 90, "int8"), Tile(8, 16, 64, 2, 8, **integers)))
+    for cut in ((8, 16, 64, 2, 8), (8, 8, 64, 2, 4), (8, 8, 32, 3, 4)):
+        found.append((Case("content", 80, "int8"), Tile(*cut, **integers)))
     return found
 
 

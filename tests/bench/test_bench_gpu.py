@@ -56,11 +56,13 @@ def test_the_first_part_looks_at_every_kernel_alone_before_all_tests(tmp_path: P
     assert all(len(stage) == 1 for stage in quick)  # they are timed: nothing runs beside them
     assert {"quick-cuda", "quick-cuda-portable", "quick-triton"} < {name for (name,) in quick}
     # What the second part times is compiled beside the checks, the longest first.
-    assert checks[:3] == ["compile-float16", "compile-bfloat16", "compile-float32"]
+    dtypes = ("float16", "bfloat16", "float32", "int8")
+    assert checks[:4] == [f"compile-{dtype}" for dtype in dtypes]
     sixteen = {f"mode{m}-{p}" for m in (1, 2, 3, 4) for p in ("float16", "bfloat16")}
     everything = {f"mode{m}-{p}" for m in (1, 2, 3, 4) for p in gpu_plan.PRECISIONS}
     for subject, cases in {
         "triton": everything | {"surroundings"},
+        "triton_int8": {c for c in everything if "tf32" not in c} | {"surroundings"},
         "cuda": sixteen | {"surroundings"},
         "cuda-portable": sixteen,
     }.items():
@@ -82,11 +84,12 @@ def test_the_second_part_measures_each_backend_in_a_process_of_its_own(tmp_path:
     _, tune, *stages = names_of("second", tmp_path)
     assert tune == ["tune"] and all(len(stage) == 1 for stage in stages)
     kinds = ["large", "training", "memory", "photo", "model", "small"]
+    none = {("photo", "plain"), ("training", "triton_int8")}
     expected = [
         f"{kind}-{who}"
         for kind in kinds
         for who in ("plain", *gpu_plan.fused())
-        if (kind, who) != ("photo", "plain")
+        if (kind, who) not in none
     ]
     assert [name for (name,) in stages] == expected
 
@@ -407,6 +410,7 @@ def test_promises_are_judged_by_our_best_16_bit_peer(tmp_path: Path) -> None:
         "conv": 0.3,
     }
     times |= {"triton-float16": 0.1, "cuda-bfloat16": 0.08, "triton-exact": 0.01}
+    times |= {"triton_int8-float16": 0.05}
     record = {"name": "decode-512x512-x4", "peers": {k: entry(v) for k, v in times.items()}}
     (tmp_path / "decode.json").write_text(json.dumps({"records": [record]}))
     memory = [
@@ -419,7 +423,7 @@ def test_promises_are_judged_by_our_best_16_bit_peer(tmp_path: Path) -> None:
     (tmp_path / "memory.json").write_text(json.dumps({"records": memory}))
     found = {p["what"]: p for p in gpu_promises.judge(tmp_path)}
     first = [p["got"] for what, p in found.items() if what.startswith("decode-512x512-x4")]
-    assert first == pytest.approx([0.05 / 0.08, 1.2 / 0.08, 0.45 / 0.08, 0.25 / 0.08])
+    assert first == pytest.approx([0.05 / 0.08, 1.2 / 0.08, 0.45 / 0.08, 0.25 / 0.08, 0.08 / 0.05])
     assert found["8192x8192 from 1024x1024: GiB beyond the output"]["met"] is False
     assert found["training step: part of the official's memory under autocast"][
         "got"

@@ -47,7 +47,8 @@ def test_code(case: Any, figures: dict[str, dict[str, Any]]) -> None:
     assert code["stack"] <= case.spilled
     assert code["shared"] <= SHARED[case.architecture]
     if case.kernel in ("content", "modulation", "direct", "step_back"):
-        assert code["HGMMA" if case.architecture == 90 else "HMMA"] > 0
+        kind = "I" if case.dtype == "int8" else "H"
+        assert code[f"{kind}GMMA" if case.architecture == 90 else f"{kind}MMA"] > 0
     if case.kernel in ("content", "modulation", "direct"):
         # In a b + c d the compiler fuses either product, depending on the tile: bits would differ
         # between tiles.
