@@ -4,7 +4,7 @@
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-let shown = null; // {name, width, height, zoom, bicubic, ours}: the picture on the screen
+let shown = null; // {name, width, height, zoom, bicubic, ours, failed}: the picture on the screen
 let split = 0.5; // where the line is, as a part of the width
 
 const viewer = OpenSeadragon({
@@ -19,6 +19,9 @@ const viewer = OpenSeadragon({
   // The server makes sharp tiles one after the other: a short line follows the eye better.
   imageLoaderLimit: 6,
   timeout: 600000,
+  // A busy server sends some away, and asks them to come back after that time.
+  tileRetryMax: 5,
+  tileRetryDelay: 5000,
 });
 
 // Tiles of one quality on the grid of the picture enlarged `zoom` times; levels are powers of two.
@@ -127,7 +130,8 @@ function describe() {
   const now = scale();
   $("scale").textContent = `\u00d7${now < 10 ? now.toFixed(2) : now.toFixed(1)}`;
   const sharp = shown.ours.getFullyLoaded() || split === 0;
-  $("state").textContent = now <= 1 ? "reduced" : sharp ? "sharp" : "sharpening \u2026";
+  $("state").textContent = shown.failed ? "parts are missing: reload the page" :
+    now <= 1 ? "reduced" : sharp ? "sharp" : "sharpening \u2026";
   $("download").href = viewUrl(now);
   $("download").download = `${shown.name}-x${now.toFixed(1)}.png`;
 }
@@ -170,6 +174,11 @@ function linked() {
 viewer.addHandler("update-viewport", () => { clip(); describe(); });
 viewer.addHandler("animation-finish", remember);
 viewer.addHandler("resize", clip);
+viewer.addHandler("tile-load-failed", (event) => {
+  if (!shown || !event.maxReached) return;
+  shown.failed = true;
+  describe();
+});
 $("in").onclick = () => viewer.viewport.zoomBy(2);
 $("out").onclick = () => viewer.viewport.zoomBy(0.5);
 $("whole").onclick = () => viewer.viewport.goHome();
@@ -192,8 +201,13 @@ function follow() {
   show(find(name), all, view);
 }
 
+function list(pictures) {
+  all.pictures = pictures;
+  $("picture").replaceChildren(...pictures.map((picture) => new Option(picture.name)));
+}
+
 async function start() {
-  $("picture").append(...all.pictures.map((picture) => new Option(picture.name)));
+  list(all.pictures);
   $("picture").onchange = () => show(find($("picture").value), all);
   $("open").hidden = $("drops").hidden = !all.drops;
   const { name, view } = linked();
@@ -215,8 +229,8 @@ async function take(file) {
     return;
   }
   const picture = await answer.json();
-  all.pictures.push(picture);
-  $("picture").append(new Option(picture.name));
+  // An older one may have made room for it.
+  list((await (await fetch("pictures.json")).json()).pictures);
   await show(picture, all);
   remember();
 }
