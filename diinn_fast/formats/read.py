@@ -96,7 +96,7 @@ def opened(file: File) -> Iterator[tuple[str, BinaryIO]]:
 
 def open_picture(path: Path) -> BinaryIO:
     """The file opened for reading; ImageError where that is impossible."""
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ImageError(f"{path} is a folder: name an image file in it.")
     try:
         return open(path, "rb")

@@ -189,6 +189,16 @@ def _quantise(path: Path, image: Image, channels: int, bits: int) -> np.ndarray:
     return samples
 
 
+def check_name(path: Path) -> None:
+    """Refuse a name that the file system does not take, such as one that is too long."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ImageError(explain(path, error)) from None
+
+
 def _check_place(path: Path, overwrite: bool) -> None:
     folder = path.parent
     if not folder.is_dir():
@@ -197,6 +207,7 @@ def _check_place(path: Path, overwrite: bool) -> None:
         raise ImageError(
             f"{path} cannot be written, {folder} is write-protected: choose another folder."
         )
+    check_name(path)
     # A dangling link counts as existing: writing through it would make a file elsewhere.
     if not os.path.lexists(path):
         return

@@ -260,3 +260,16 @@ def test_an_empty_name_is_not_the_current_folder(
 ) -> None:
     assert main(["upscale", *words]) == 2
     one_line(capsys.readouterr().err, "name is empty")
+
+
+@pytest.mark.parametrize("options", [[], ["--max-memory", "4GiB"]], ids=["memory", "pieces"])
+def test_a_name_may_be_as_long_as_the_file_system_takes(
+    upscale: Any, folder: Path, options: list[str]
+) -> None:
+    longest = "n" * 251 + ".png"
+    assert upscale("in.png", longest, "--scale", 2, *options)[0] == 0
+    assert {path.name for path in folder.iterdir()} == {"in.png", longest}
+    for names in (["in.png", "n" * 252 + ".png"], ["n" * 300 + ".png", "out.png"]):
+        code, _, err = upscale(*names, "--scale", 2, *options)
+        assert code == 2
+        one_line(err, "File name too long")

@@ -58,7 +58,7 @@ class Search:
         path = Path(text)
         if text == PIPE:
             return [Found(path, Path("stdin"))]
-        if path.is_dir() and not _is_picture(path):
+        if os.path.isdir(path) and not _is_picture(path):
             self.several = True
             return self._of_folder(path)
         # Shells that expand no patterns leave that to us; a file of that very name comes first.
@@ -120,6 +120,6 @@ class Search:
 def _is_picture(path: Path) -> bool:
     """Whether a name promises a picture that is read; some are folders."""
     form = by_suffix(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return (form is not None and form.folders) or by_folder(path) is not None
-    return form is not None and form.reads and path.is_file()
+    return form is not None and form.reads and os.path.isfile(path)

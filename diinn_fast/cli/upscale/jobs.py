@@ -52,14 +52,14 @@ def make_batch(options: argparse.Namespace) -> Batch:
     # A Zarr is a folder on the disk, and shells end its name with a slash.
     form = by_suffix(out)
     store = form is not None and form.pieces_only
-    into = search.several or (not store and (out.is_dir() or output.endswith(("/", os.sep))))
+    into = search.several or (not store and (os.path.isdir(out) or output.endswith(("/", os.sep))))
     if not into:
         if options.format is not None and not is_pipe(out):
             raise Refused(f"--format is for folders and pipes: the name {out} says it already")
         jobs = [Job(search.found[0].path, out)]
     else:
         named = out.exists() or out.suffix.lower() in writable_suffixes()
-        if store or is_pipe(out) or (not out.is_dir() and named):
+        if store or is_pipe(out) or (not os.path.isdir(out) and named):
             raise Refused(f"the output of several pictures must be a folder, not {output}")
         jobs = _into_folder(out, search.found, options.format)
     _refuse_collisions(jobs)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from diinn_fast.errors import ImageError, UnfinishedError, UpscaleError
 from diinn_fast.files import interruptible, size_text
 from diinn_fast.formats.sinks import system_errors
+from diinn_fast.formats.write import check_name
 from diinn_fast.inference.plan import Plan
 from diinn_fast.inference.progress import Progress, make_bar
 from diinn_fast.inference.rendering.group import Group, join_group
@@ -101,6 +102,7 @@ def _prepare(
         raise ImageError(
             f"{spec.out} cannot be written, {spec.out.parent} is not a folder: create it first."
         )
+    check_name(spec.out)
     # From here on nobody else writes; what was there may have changed until now.
     try:
         part.claim(0)

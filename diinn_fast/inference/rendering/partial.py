@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from contextlib import suppress
@@ -16,6 +17,9 @@ from diinn_fast.inference.sinks import read_job
 
 OWN_NAMES = ("journal-", "lock", "final", "samples")
 """How the names of all that is in OUT.part begin."""
+
+MOST_NAME_BYTES = 255
+"""Of the usual file systems."""
 
 
 class Part(Enum):
@@ -228,5 +232,11 @@ class PartialOutput:
 
 
 def part_of(out: Path) -> Path:
-    """The folder that holds an output while it is made."""
-    return out.with_name(out.name + ".part")
+    """The folder that holds an output while it is made; of a name that leaves no room for the
+    ending, one of its own.
+    """
+    name = out.name + ".part"
+    if len(os.fsencode(name)) > MOST_NAME_BYTES:
+        digest = hashlib.sha256(os.fsencode(out.name)).hexdigest()
+        name = f"diinn-fast-{digest[:24]}.part"
+    return out.with_name(name)

@@ -76,7 +76,7 @@ def _opened(picture: Any, max_bytes: int | None, *, any_range: bool) -> SampleSo
     if not isinstance(picture, (str, os.PathLike)):
         return memory_source(picture, any_range=any_range)
     path = Path(picture)
-    if path.is_dir() and (folder := by_folder(path)) is not None:
+    if os.path.isdir(path) and (folder := by_folder(path)) is not None:
         return cast(SampleSource, folder.open_folder(path, max_bytes))
     with open_picture(path) as file:
         return cast(SampleSource, sniff(str(path), file).open(path, file, max_bytes))
