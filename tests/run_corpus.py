@@ -23,6 +23,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -265,16 +266,17 @@ def main() -> int:
     warnings.simplefilter("ignore")
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
-    for path in files_in(options.paths):
-        if path.stat().st_size > options.most_bytes:
-            counts["left out as too large"] += 1
-            continue
-        verdict, more = judge_apart(path)
-        counts[verdict] += 1
-        if verdict == "refused":
-            reasons[reason(more, path)] += 1
-        if verdict.isupper() or (options.verbose and more):
-            print(f"{verdict}: {path}: {more}", flush=True)
+    with suppress(KeyboardInterrupt):  # the files until then are counted
+        for path in files_in(options.paths):
+            if path.stat().st_size > options.most_bytes:
+                counts["left out as too large"] += 1
+                continue
+            verdict, more = judge_apart(path)
+            counts[verdict] += 1
+            if verdict == "refused":
+                reasons[reason(more, path)] += 1
+            if verdict.isupper() or (options.verbose and more):
+                print(f"{verdict}: {path}: {more}", flush=True)
     out = io.StringIO()
     print(f"{sum(counts.values())} files", file=out)
     for what, count in [*counts.most_common(), *reasons.most_common()]:
