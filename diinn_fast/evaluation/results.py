@@ -43,7 +43,7 @@ class Row:
 KEYS = [each.name for each in fields(Row) if each.name != "scores"]
 COLUMNS = [*KEYS, "metric", "value"]
 WIDE_COLUMNS = [*KEYS, "psnr", "ssim", "lr_psnr", "seconds"]
-"""Of files of version 0.1: a column per metric. They are read, and written anew as lines."""
+"""Of older files: a column per metric. They are read, and written anew as lines."""
 
 
 class Results:

@@ -4,7 +4,7 @@ EDSR-baseline).
 It has the weights (float32), how far their average is from them (float16), step, schedule and
 configuration, as safetensors; it leaves out Adam's moments. Going on from it is therefore not
 exact: the moments start from nothing, and the rate rises again over ``module.REWARM`` steps. The
-    data go on exactly: they depend on the step number alone.
+data go on exactly: they depend on the step number alone.
 """
 
 from __future__ import annotations
