@@ -164,10 +164,10 @@ def transform(x: Tensor) -> str | None:
         return "tensors on the meta device have no values"
     if own_class(x):
         return f"the picture is a {type(x).__name__}"
-    return _global_change()
+    return global_change()
 
 
-def _global_change() -> str | None:
+def global_change() -> str | None:
     """What was done to PyTorch itself, for all modules and functions."""
     if modules._has_any_global_hook():
         return "hooks for all modules are registered"
@@ -224,5 +224,5 @@ def note(line: str) -> None:
 
 # torch.compile does not look into these: it calls them when it traces. What
 # torch.compiler.assume_constant_result does, without importing the compiler.
-for _function in (functorch, _forward_mode, _global_change, say, note):
+for _function in (functorch, _forward_mode, global_change, say, note):
     vars(_function)["_dynamo_marked_constant"] = True

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
-from diinn_fast import DIINN, ImplicitDecoder, guard, reference
+from diinn_fast import DIINN, ImplicitDecoder, guard, plain, reference
 from diinn_fast.encoders import RDN
 from diinn_fast.errors import EditError
 from tests.helpers.problems import make_decoder
@@ -364,3 +364,15 @@ def test_a_normalised_batch_is_cut_in_evaluation_alone() -> None:
     encoder.GFF.append(nn.BatchNorm2d(8))
     assert getattr(encoder, "receptive_radius", None) is None
     assert encoder.eval().receptive_radius == 9
+
+
+def test_functions_that_were_replaced_see_the_whole_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoder = make_decoder(3, False)
+    features = torch.randn(1, decoder.in_channels, *LR)
+    monkeypatch.setattr(plain, "CHUNK", 20)
+    monkeypatch.setattr(F, "relu", lambda x, inplace=False: x - x.mean())
+    with torch.no_grad():
+        expected = by_calls(decoder, features)
+        torch.testing.assert_close(decoder(features, SIZE), expected, rtol=1e-4, atol=1e-5)
