@@ -83,11 +83,10 @@ def _(
     backend: str,
 ) -> Tensor:
     problem = _problem(form, mode, geometry, index, offset, chunk)
-    query_weights(weights).check()
     with _dtypes_as_given(source):  # backends check themselves when they are chosen
-        result: Tensor = backends.choose(backend, problem, source).forward(
-            problem, source, list(weights)
-        )
+        chosen = backends.choose(backend, problem, source)
+        query_weights(weights).check()
+        result: Tensor = chosen.forward(problem, source, list(weights))
         return result
 
 
@@ -112,11 +111,10 @@ def _(
     needs: Sequence[bool],
 ) -> list[Tensor]:
     problem = _problem(form, mode, geometry, index, offset, chunk)
-    query_weights(weights).check()
     with _dtypes_as_given(source):  # backends check themselves when they are chosen
-        result: list[Tensor] = backends.choose(backend, problem, source).backward(
-            problem, grad, source, list(weights), list(needs)
-        )
+        chosen = backends.choose(backend, problem, source)
+        query_weights(weights).check()
+        result: list[Tensor] = chosen.backward(problem, grad, source, list(weights), list(needs))
         return result
 
 

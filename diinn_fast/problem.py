@@ -107,6 +107,12 @@ class Weights(NamedTuple):
 
     def check(self) -> None:
         """ValueError unless all shapes fit together: kernels are given addresses."""
+        for name, dimensions in (("position", 2), ("hidden", 3), ("last", 2)):
+            found = getattr(self, name).shape
+            if len(found) != dimensions:
+                raise ValueError(
+                    f"weights.{name} must have {dimensions} dimensions, got {list(found)}"
+                )
         h = self.width
         layers = len(self.hidden)
         expected = {

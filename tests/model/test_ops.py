@@ -60,6 +60,16 @@ def test_weights_that_do_not_fit_together_are_refused(name: str) -> None:
             torch.ops.diinn_fast.decode(*arguments)
 
 
+@pytest.mark.parametrize("name", ["position", "hidden", "last"])
+def test_weights_of_another_number_of_dimensions_are_refused(name: str) -> None:
+    arguments = list(operator_arguments(3, False, False))
+    weights = Weights(*arguments[1])
+    for wrong in (getattr(weights, name).flatten(), torch.zeros(())):
+        arguments[1] = list(weights._replace(**{name: wrong}))
+        with pytest.raises((ValueError, RuntimeError), match=rf"weights\.{name} must have"):
+            torch.ops.diinn_fast.decode(*arguments)
+
+
 @pytest.mark.parametrize(("mode", "init_q"), [(1, False), (3, False), (3, True), (4, False)])
 def test_compile_fullgraph(mode: int, init_q: bool) -> None:
     decoder = make_decoder(mode, init_q, width=32, channels=8)
