@@ -43,7 +43,7 @@ def judge(folder: Path) -> list[dict[str, Any]]:
         add(f"{name}: x official, autocast or compiled", 5, ratio(record, others(record)))
         add(f"{name}: x best plain PyTorch projected", 2, ratio(record, plain(record)))
         add(f"{name}: int8, x our fastest in 16 bit", 1.2, of_integers(record))
-    # Memory; content is made band by band, so it counts too.
+    # Memory; content is made strip by strip, so it counts too.
     huge = memory.get("decode-1024x1024-x8", {}).get("peers", {})
     extra = min((v["extra"] for k, v in huge.items() if k.endswith("float16")), default=None)
     beyond = None if extra is None else extra / 2**30

@@ -109,7 +109,7 @@ def _damaged(path: str) -> ImageError:
 def write_png(file: BinaryIO, layout: Layout, read: Read, progress: Progress | None = None) -> None:
     """Write 8 or 16 bits by strips of rows: memory of `png_bytes` and what `read` returns.
 
-    Bands are filtered and compressed by several threads, each to the end of a Deflate block, so
+    Strips are filtered and compressed by several threads, each to the end of a Deflate block, so
     that the file does not depend on their number.
     """
     file.write(SIGNATURE)

@@ -64,7 +64,7 @@ def pick_precision(precision: str | None, device: torch.device) -> torch.dtype:
             f"precision {precision!r} is unknown: choose auto, {', '.join(PRECISIONS)}"
         )
     if precision == INT8 and device.type not in ("cpu", "cuda"):
-        raise UpscaleError(f"precision int8 is for the CPU: use fp16 on {device}")
+        raise UpscaleError(f"precision int8 is for the CPU and CUDA: use fp16 on {device}")
     if precision == INT8 and device.type == "cuda":
         return torch.float16
     return PRECISIONS[precision]

@@ -116,7 +116,7 @@ class View:
         hr = self.check_size(size)
         cut = self._check_window(window, hr)
         samples = np.empty((*cut.shape, self.channels), self.dtype)
-        # Bands of rows, each of which needs few pixels of the picture.
+        # Strips of rows, each of which needs few pixels of the picture.
         needed = bicubic_range(cut, self.shape, hr).shape
         rows = max(1, cut.shape[0] * BICUBIC_PIXELS // max(BICUBIC_PIXELS, needed[0] * needed[1]))
         for strip in split(cut, rows, cut.shape[1]):
