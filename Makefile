@@ -40,9 +40,12 @@ bench: $(INSTALLED)         ## speed and memory against the peers, on this machi
 gpu:                        ## check, tune and measure the GPU kernels; needs a PYTHON with a CUDA build of PyTorch
 	$(PYTHON) -m bench.gpu
 
+# The same problems and files each time; with FUZZ="--seconds 600" others, and for so long.
+FUZZ :=
+
 fuzz: $(INSTALLED)          ## random problems against the reference, and damaged pictures; a minute of each
-	$(BIN)/python -m tests.fuzz_decode --seconds 60
-	$(BIN)/python -m tests.fuzz_pictures --seconds 60
+	$(BIN)/python -m tests.fuzz_decode $(or $(FUZZ),--seed 1 --problems 1000)
+	$(BIN)/python -m tests.fuzz_pictures $(or $(FUZZ),--seed 1 --files 2500)
 
 sanitize: $(INSTALLED)      ## kernel tests on a build with address and undefined-behaviour sanitizers
 	$(BIN)/python tests/run_sanitized.py

@@ -11,9 +11,10 @@ import tifffile
 import torch
 
 from diinn_fast.errors import ImageError, UpscaleError
+from diinn_fast.formats.bands import Bands
 from diinn_fast.inference import Upscaler
 from diinn_fast.inference.plan import Task, make_plan
-from diinn_fast.inference.sources import open_source
+from diinn_fast.inference.sources import open_bands, open_source
 from tests.helpers.plans import six_tiles
 from tests.helpers.small_models import picture, small_model
 
@@ -210,3 +211,18 @@ def test_it_is_part_of_the_job(upscaler: Upscaler, tmp_path: Path) -> None:
     upscaler.render(tmp_path / "in.npy", tmp_path / "out.tif", bands="each", resume=True)
     with pytest.raises(ImageError, match="already exists"):
         upscaler.render(tmp_path / "in.npy", tmp_path / "out.tif", resume=True)
+
+
+def test_many_bands_take_no_time_for_each_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    alpha = Bands.alpha.fget
+    assert alpha is not None
+
+    def counted(bands: Bands) -> int | None:
+        asked.append(bands)
+        return alpha(bands)
+
+    monkeypatch.setattr(Bands, "alpha", property(counted))
+    bands, _ = open_bands(np.zeros((1, 1, 3000), np.uint8))
+    assert len(bands) == 3000
+    assert len(asked) < 10

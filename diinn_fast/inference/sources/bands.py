@@ -12,16 +12,14 @@ from diinn_fast.inference.sources.memory import ImageSource
 
 
 class BandSource(DerivedSource):
-    """One band of another source's picture, with that one's alpha."""
+    """One band of another source's picture, with that one's alpha, if it has any."""
 
-    def __init__(self, source: SampleSource | ImageSource, band: int) -> None:
+    def __init__(self, source: SampleSource | ImageSource, band: int, alpha: int | None) -> None:
         super().__init__(cast(Source, source))
         self._planes = source.planes
-        self._channels = [band]
-        if source.each.alpha is not None:
-            self._channels.append(source.each.alpha)
+        self._channels = [band] if alpha is None else [band, alpha]
         self.grey = True
-        self.alpha = self.masked = len(self._channels) > 1
+        self.alpha = self.masked = alpha is not None
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> tuple[Tensor, Tensor | None]:
         """See `Source.read`."""
@@ -35,5 +33,6 @@ class BandSource(DerivedSource):
 
 def each_band(source: SampleSource | ImageSource) -> list[Source]:
     """All bands but alpha, in order."""
-    numbers = [n for n in range(source.each.count) if n != source.each.alpha]
-    return [BandSource(source, n) for n in numbers]
+    alpha = source.each.alpha
+    numbers = [n for n in range(source.each.count) if n != alpha]
+    return [BandSource(source, n, alpha) for n in numbers]
