@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 import PIL.Image
 from PIL.JpegImagePlugin import jpeg_factory
 
+from diinn_fast.errors import ImageError
 from diinn_fast.formats.encoded import EncodedFormat
 from diinn_fast.formats.info import app13
 from diinn_fast.formats.layout import Layout
@@ -20,6 +21,12 @@ _SEGMENT = 65_533
 """Most bytes of a segment."""
 
 _MOST = 65_535
+
+_BLOCK = 2**20
+_SCAN = b"\xff\xda"
+_MOST_SCANS = 500
+"""Of all pictures of a file; encoders make about ten of each."""
+
 _DENSITY = 13
 """Where the unit of JFIF's resolution stands in a file of libjpeg's."""
 
@@ -28,8 +35,19 @@ class JpegReader(PillowReader):
     """Reads the first picture: previews and gain maps follow it."""
 
     def check_frames(self) -> None:
-        """Nothing: of a multi-picture file the first is the picture."""
-        return
+        """Refuse more scans than encoders make, each of which goes over the whole picture; of a
+        multi-picture file the first is the picture.
+        """
+        self.file.seek(0)
+        found = 0
+        before = b""
+        while block := self.file.read(_BLOCK):
+            found += (before[-1:] + block).count(_SCAN)
+            before = block
+        if found > _MOST_SCANS:
+            raise ImageError(
+                f"{self.name} is a JPEG of more than {_MOST_SCANS} scans: export it again."
+            )
 
 
 class Jpeg(EncodedFormat):
@@ -44,6 +62,7 @@ class Jpeg(EncodedFormat):
     holds = frozenset({"icc", "resolution", "exif", "note", "xmp", "iptc", "comment"})
     max_side = 65_500  # the format's field goes to 65,535, libjpeg stops here
     reader = JpegReader
+    most_reads = 2**14  # four for a segment; Pillow joins those of EXIF one by one
 
     def plugin(self, file: BinaryIO) -> PIL.Image.Image:
         """See `PillowFormat.plugin`."""

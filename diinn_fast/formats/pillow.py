@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, ClassVar
+from typing import BinaryIO, ClassVar, cast
 
 import numpy as np
 import PIL.Image
@@ -17,6 +17,7 @@ from PIL.ImageFile import ImageFile
 
 from diinn_fast.errors import ImageError
 from diinn_fast.formats.base import Decoded, Format
+from diinn_fast.formats.header_file import HeaderFile
 from diinn_fast.formats.info import metadata_of
 from diinn_fast.host import free_bytes
 from diinn_fast.metadata import Metadata
@@ -131,18 +132,28 @@ class PillowReader:
 
     def opened(self) -> PIL.Image.Image:
         """The file from its beginning, with another look whatever size Pillow allows."""
-        self.file.seek(0)
         try:
-            return self.form.plugin(self.file)
+            return self._opened()
         except PIL.Image.DecompressionBombError:  # some plugins look at the setting themselves
-            self.file.seek(0)
             with pillow_limit_lifted():
-                return self.form.plugin(self.file)
+                return self._opened()
+
+    def _opened(self) -> PIL.Image.Image:
+        self.file.seek(0)
+        header = HeaderFile(self.file, self.form.most_reads)
+        picture = self.form.plugin(cast(BinaryIO, header))
+        header.opened()
+        return picture
 
 
 class PillowFormat(Format):
-    """A format that Pillow decodes, 8 bits per sample."""
+    """A format that Pillow decodes, 8 bits per sample.
 
+    Attributes:
+        most_reads: of its file, until a picture is open.
+    """
+
+    most_reads = 2**17
     reader: ClassVar[type[PillowReader]] = PillowReader
 
     def plugin(self, file: BinaryIO) -> PIL.Image.Image:

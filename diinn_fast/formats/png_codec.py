@@ -23,6 +23,9 @@ from diinn_fast.formats.layout import WORKERS, Layout, Progress, Read, in_order
 from diinn_fast.formats.png_metadata import JOB, MOST_BYTES, Chunk, chunks_of, is_metadata
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MOST_CHUNKS = 2**16
+"""Of metadata, of which pictures have a few."""
+
 _BLOCK = 2**20
 _STRIP_BYTES = 2**18
 _COLOUR_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> grey, grey + alpha, RGB, RGB + alpha
@@ -76,6 +79,8 @@ def check_png(path: str, file: BinaryIO) -> PngHeader:
             break
         elif is_metadata(word):
             chunks.append(Chunk(word, kept if noted and crc == expected else None))
+            if len(chunks) > MOST_CHUNKS:
+                raise ImageError(f"{path} has too many chunks: export it again as PNG.")
             room -= len(kept)
     if len(header) != 13:
         raise _damaged(path)

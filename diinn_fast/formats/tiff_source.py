@@ -171,6 +171,7 @@ class TiffSource(SampleSource):
         self._cache_bytes = max(segment, min(CACHE_BYTES, left))
         self.resident_bytes = self._cache_bytes + 2 * segment  # one more as it is, one decoded
         self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._held = 0
         self._lock = threading.Lock()
         # Offsets beyond the last tile are passed over, as by libtiff.
         count = stored.per_plane * (channels if stored.planar else 1)
@@ -219,9 +220,10 @@ class TiffSource(SampleSource):
                 self._cache.move_to_end(index)
                 return self._cache[index]
             segment = self._decoded(index)
-            while self._cache and self._held() + segment.nbytes > self._cache_bytes:
-                self._cache.popitem(last=False)
+            while self._cache and self._held + segment.nbytes > self._cache_bytes:
+                self._held -= self._cache.popitem(last=False)[1].nbytes
             self._cache[index] = segment
+            self._held += segment.nbytes
             return segment
 
     def _decoded(self, index: int) -> np.ndarray:
@@ -244,9 +246,6 @@ class TiffSource(SampleSource):
             raise ImageError(
                 f"{self.name} is damaged ({reason}): fetch or export the file again."
             ) from error
-
-    def _held(self) -> int:
-        return sum(segment.nbytes for segment in self._cache.values())
 
 
 def _read_tags(name: str, stream: BinaryIO) -> Segments | None:

@@ -6,14 +6,15 @@ RPCs in GeoTIFF (OSGeo).
 
 from __future__ import annotations
 
-import re
 import struct
+from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
 
+from diinn_fast.metadata.markup import Element, elements, without
 from diinn_fast.metadata.scaling import Scaling
-from diinn_fast.metadata.tags import DOUBLE, Tag, ascii_tag
+from diinn_fast.metadata.tags import DOUBLE, Tag
 
 PIXEL_SCALE = 33550
 TIE_POINTS = 33922
@@ -28,12 +29,22 @@ GDAL_TAGS = frozenset({GDAL_METADATA, NODATA})
 
 _RASTER_TYPE = 1025
 _POINT = 2
-_STATISTICS = re.compile(rb'\s*<Item\b[^>]*\bname="STATISTICS_[^>]*>.*?</Item>', re.DOTALL)
+_STATISTICS = ' name="STATISTICS_'
+"""What attributes of an `Item` in GDAL's metadata have, if it is about the samples."""
 
 
 def has_statistics(tags: tuple[Tag, ...]) -> bool:
     """Whether GDAL's metadata has statistics of the samples."""
-    return any(tag.code == GDAL_METADATA and _STATISTICS.search(tag.data) for tag in tags)
+    return any(True for tag in tags if tag.code == GDAL_METADATA for _ in _statistics(_text(tag)))
+
+
+def _text(tag: Tag) -> str:
+    """Of a tag, a character for each byte, whatever its encoding."""
+    return tag.data.rstrip(b"\0").decode("latin-1")
+
+
+def _statistics(text: str) -> Iterator[Element]:
+    return elements(text, lambda name, about: name == "Item" and _STATISTICS in about)
 
 
 def nodata(tags: tuple[Tag, ...]) -> float | None:
@@ -58,7 +69,9 @@ def _rescaled(tag: Tag, scaling: Scaling, half: float) -> Tag:
     down = float(scaling.down)
     across = float(scaling.across)
     if tag.code == GDAL_METADATA:
-        return ascii_tag(tag.code, _STATISTICS.sub(b"", tag.data).rstrip(b"\0").decode("latin-1"))
+        text = _text(tag)
+        data = without(text, _statistics(text)).encode("latin-1") + b"\0"
+        return tag._replace(items=len(data), data=data)
     if tag.kind != DOUBLE or tag.code not in (PIXEL_SCALE, TIE_POINTS, TRANSFORMATION, RPC):
         return tag
     # Each of these places pixels in the world, in its own way.

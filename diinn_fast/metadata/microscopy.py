@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 
+from diinn_fast.metadata.markup import elements, without
 from diinn_fast.metadata.resolution import METRE, UNKNOWN, Resolution, resolution
 from diinn_fast.metadata.scaling import Scaling
 
@@ -16,15 +17,10 @@ METRES = {
     **{"millimeter": 1e-3, "nanometer": 1e-9, "centimeter": 1e-2, "meter": 1.0},
 }
 
-_PLACES = re.compile(
-    r"<(?:\w+:)?(ROI|ROIRef|BinData)\b[^>]*?(?:/>|>.*?</(?:\w+:)?\1\s*>)", re.DOTALL
-)
-"""Shapes in pixels, and samples."""
+_NOT_ALONE = frozenset({"ROI", "ROIRef", "BinData", "UUID"})
+"""Elements of shapes in pixels, of samples, and of names of files, of which the output is none."""
 
-_OTHER_FILES = re.compile(
-    r"<(?:\w+:)?UUID\b[^>]*?(?:/>|>.*?</(?:\w+:)?UUID\s*>)|\sUUID\s*=\s*\"[^\"]*\"", re.DOTALL
-)
-"""Names of files, of which the output is none."""
+_OWN_NAME = re.compile(r"\sUUID\s*=\s*\"[^\"]*\"")
 
 _TYPES = {"uint8": "uint8", "uint16": "uint16", "float32": "float"}
 
@@ -60,17 +56,23 @@ def ome_levels(xml: str) -> tuple[float, float] | None:
 
 def ome_alone(xml: str) -> str:
     """Without what points to other files or holds places in pixels."""
-    return _OTHER_FILES.sub("", _PLACES.sub("", xml))
+    found = elements(xml, lambda name, _: _plain(name) in _NOT_ALONE)
+    return _OWN_NAME.sub("", without(xml, found))
 
 
 def ome_loses(xml: str) -> bool:
     """Whether there are shapes, which `ome_alone` leaves out."""
-    return any(found[1] == "ROI" for found in _PLACES.finditer(xml))
+    return any(True for _ in elements(xml, lambda name, _: _plain(name) == "ROI"))
+
+
+def _plain(name: str) -> str:
+    """An element's name without that of its namespace."""
+    return name.rpartition(":")[2]
 
 
 def ome_stored(xml: str, dtype: str, channels: int) -> str:
     """OME-XML of samples as they are stored in a TIFF of ours: interleaved and little-endian."""
-    xml = re.sub(r'(<(?:\w+:)?Pixels\b[^>]*?\sType\s*=\s*")[^"]*', rf"\g<1>{_TYPES[dtype]}", xml)
+    xml = re.sub(r'(<(?:\w+:)?Pixels\b[^<>]*?\sType\s*=\s*")[^"]*', rf"\g<1>{_TYPES[dtype]}", xml)
     xml = re.sub(r'(\sBigEndian\s*=\s*")[^"]*', r"\g<1>false", xml)
     xml = re.sub(r'(\sSizeC\s*=\s*")\d+', rf"\g<1>{channels}", xml)
     return re.sub(r'(\sSamplesPerPixel\s*=\s*")\d+', rf"\g<1>{channels}", xml)

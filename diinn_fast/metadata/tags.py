@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
+
 ASCII = 2
 SHORT = 3
 LONG = 4
@@ -55,9 +57,7 @@ def ascii_tag(code: int, text: str) -> Tag:
 
 def swapped(tag: Tag) -> bytes:
     """The bytes of a tag's values in the other byte order."""
-    size = _WORD_BYTES[tag.kind]
-    words = [tag.data[n : n + size][::-1] for n in range(0, len(tag.data), size)]
-    return b"".join(words) if size > 1 else tag.data
+    return np.frombuffer(tag.data, f"u{_WORD_BYTES[tag.kind]}").byteswap().tobytes()
 
 
 def number(order: str, tag: Tag) -> Fraction | int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from diinn_fast.metadata.markup import elements, without
 from diinn_fast.metadata.scaling import Scaling
 
 _SIZES = {
@@ -17,14 +18,10 @@ _SIZES = {
 
 _FACTORS = {b"tiff:XResolution": "across", b"tiff:YResolution": "down"}
 
-_GAIN_MAP = re.compile(
-    rb"\s+hdrgm:\w+\s*=\s*(?:\"[^\"]*\"|'[^']*')"
-    rb"|<hdrgm:(\w+)\b[^>]*?(?:/>|>.*?</hdrgm:\1\s*>)"
-    rb"|<(\w*Container):Directory\b.*?</\2:Directory\s*>"
-    rb"|\s+xmpNote:HasExtendedXMP\s*=\s*(?:\"[^\"]*\"|'[^']*')",
-    re.DOTALL,
-)
-"""What points to further pictures or segments of the file, which its output has not."""
+_ATTRIBUTE = re.compile(rb"\s(?:hdrgm:\w+|xmpNote:HasExtendedXMP)\s*=\s*(?:\"[^\"]*\"|'[^']*')")
+"""What points to further pictures or segments of the file, which its output has not; elements do so
+too.
+"""
 
 
 def has_gain_map(xmp: bytes) -> bool:
@@ -32,9 +29,19 @@ def has_gain_map(xmp: bytes) -> bool:
     return b"hdrgm:" in xmp
 
 
+def _alone(xmp: bytes) -> bytes:
+    """Without what points to further pictures or segments."""
+    text = _ATTRIBUTE.sub(b"", xmp).decode("latin-1")  # any bytes, and the same again
+    return without(text, elements(text, _points_elsewhere)).encode("latin-1")
+
+
+def _points_elsewhere(name: str, attributes: str) -> bool:
+    return name.startswith("hdrgm:") or name.endswith("Container:Directory")
+
+
 def upright(xmp: bytes, orientation: object, size: tuple[int, int]) -> bytes:
     """Of the picture turned as its orientation said, and alone; ``size`` as stored."""
-    xmp = _GAIN_MAP.sub(b"", xmp)
+    xmp = _alone(xmp)
     turned = orientation in (5, 6, 7, 8)
     xmp = _changed(xmp, b"tiff:Orientation", lambda old: b"1")
     if turned:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import struct
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
+import tifffile
 
-from diinn_fast.formats import read_image
+from diinn_fast.formats import png_codec, read_image
 from diinn_fast.formats.zarr_store import zarr_job
 from diinn_fast.inference.sources import open_source
 from tests.helpers.pictures import noise, refused
@@ -132,3 +135,43 @@ def test_libraries_say_nothing_on_their_own(
             except ValueError as error:
                 assert type(error).__name__ == "ImageError"
     assert capfd.readouterr().err == ""
+
+
+def segment(marker: int, data: bytes) -> bytes:
+    return struct.pack(">BBH", 255, marker, len(data) + 2) + data
+
+
+@pytest.mark.parametrize(
+    ("segments", "word"),
+    [
+        (segment(0xE1, b"Exif\0\0" + bytes(8)) * 5000, "too many parts"),
+        (segment(0xE5, b"ab") * 5000, "too many parts"),
+        (segment(0xE5, b"\xff\xda" * 501), "scans"),
+    ],
+)
+def test_a_jpeg_of_too_many_segments_or_scans(tmp_path: Path, segments: bytes, word: str) -> None:
+    path = tmp_path / "x.jpg"
+    PIL.Image.fromarray(noise(3)).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[:2] + segments + data[2:])
+    refused(lambda: read_image(path), "x.jpg", word)
+
+
+def test_a_png_of_too_many_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(png_codec, "MOST_CHUNKS", 100)
+    path = tmp_path / "x.png"
+    PIL.Image.fromarray(noise(3)).save(path)
+    data = path.read_bytes()
+    chunk = struct.pack(">I4sI", 0, b"abCd", zlib.crc32(b"abCd"))
+    path.write_bytes(data[:-12] + chunk * 100 + data[-12:])
+    assert read_image(path).rgb.shape[0] == 3
+    path.write_bytes(data[:-12] + chunk * 101 + data[-12:])
+    refused(lambda: read_image(path), "x.png", "too many chunks")
+
+
+def test_a_tiff_of_many_small_strips(tmp_path: Path) -> None:
+    samples = noise(1, height=20_000, width=1)
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, samples[..., 0], compression="zlib", rowsperstrip=1)
+    rgb, _ = open_source(path).read(0, 20_000, 0, 1)
+    assert np.array_equal((rgb[0] * 255).round().numpy(), samples[..., 0])

@@ -147,7 +147,7 @@ def test_only_what_a_window_touches_is_decoded(tmp_path: Path) -> None:
     source = open_source(tmp_path / "x.tif")
     source.read(40, 90, 33, 60)
     assert sorted(source._cache) == [9, 17]  # rows 1 and 2, column 1, of 8 tiles a row
-    assert source._held() == 2 * 32 * 32 * 3
+    assert source._held == 2 * 32 * 32 * 3
 
 
 def test_decoded_tiles_stay_within_the_bound(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_decoded_tiles_stay_within_the_bound(tmp_path: Path) -> None:
     source = open_source(tmp_path / "x.tif", max_bytes=7 * tile)
     assert source.resident_bytes == 7 * tile
     assert_same(source, read_image(tmp_path / "x.tif"))
-    assert 0 < source._held() <= 5 * tile
+    assert 0 < source._held <= 5 * tile
 
 
 def test_many_threads_read_one_source(tmp_path: Path) -> None:
