@@ -78,13 +78,17 @@ def check_png(path: str, file: BinaryIO) -> PngHeader:
         elif name == b"IEND":
             break
         elif is_metadata(word):
-            chunks.append(Chunk(word, kept if noted and crc == expected else None))
-            if len(chunks) > MOST_CHUNKS:
-                raise ImageError(f"{path} has too many chunks: export it again as PNG.")
+            _add(path, chunks, Chunk(word, kept if noted and crc == expected else None))
             room -= len(kept)
     if len(header) != 13:
         raise _damaged(path)
     return PngHeader(header[8], header[9], transparent, chunks)
+
+
+def _add(path: str, chunks: list[Chunk], chunk: Chunk) -> None:
+    if len(chunks) == MOST_CHUNKS:
+        raise ImageError(f"{path} has too many chunks: export it again as PNG.")
+    chunks.append(chunk)
 
 
 def _read_data(path: str, file: BinaryIO, name: bytes, length: int, most: int) -> tuple[int, bytes]:

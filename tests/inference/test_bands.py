@@ -220,7 +220,8 @@ def test_many_bands_take_no_time_for_each_pair(monkeypatch: pytest.MonkeyPatch) 
 
     def counted(bands: Bands) -> int | None:
         asked.append(bands)
-        return alpha(bands)
+        found: int | None = alpha(bands)
+        return found
 
     monkeypatch.setattr(Bands, "alpha", property(counted))
     bands, _ = open_bands(np.zeros((1, 1, 3000), np.uint8))
