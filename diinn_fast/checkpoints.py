@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from diinn_fast.errors import CheckpointError
+from diinn_fast.files import address
 
 log = logging.getLogger("diinn_fast")
 
@@ -152,7 +153,9 @@ def _read(path: Path) -> tuple[Mapping[Any, Any], dict[str, str]]:
     """What a file holds, and the metadata of a safetensors file."""
     if not path.is_file():
         raise CheckpointError(
-            f"checkpoint {path} does not exist: give the path of a .ckpt, .pt or .safetensors file"
+            address(path)
+            or f"checkpoint {path} does not exist: give the path of a .ckpt, .pt or .safetensors "
+            "file"
         )
     metadata: dict[str, str] = {}
     try:

@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, sizes as text, and the cache folder.
+"""Files that appear complete or not at all, addresses, sizes as text, and the cache folder.
 
 Everything here raises OSError or ValueError; callers translate into the error of their own work,
 with the sentence of `explain`.
@@ -21,6 +21,7 @@ from typing import BinaryIO
 _DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:i?B)?|B)?\s*", re.IGNORECASE)
 _UNITS = " KMGT"
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(?=[^/])(.*)", re.DOTALL)
 
 
 @contextmanager
@@ -114,6 +115,14 @@ def is_disk_full(error: OSError) -> bool:
     return error.errno in _DISK_FULL
 
 
+def no_folder(path: Path) -> str:
+    """What to say of an output whose folder is none."""
+    return (
+        address(path, "write a file, then send it there")
+        or f"{path} cannot be written, {path.parent} is not a folder: create it first."
+    )
+
+
 def explain(path: str | os.PathLike[str], error: OSError) -> str:
     """One sentence that says why `path` could not be written, and what to do."""
     if is_disk_full(error):
@@ -128,6 +137,22 @@ def explain(path: str | os.PathLike[str], error: OSError) -> str:
         f"{path} could not be written ({reason}): check the folder and the disk, or choose "
         "another folder."
     )
+
+
+def address(
+    path: str | os.PathLike[str], remedy: str = "download it first and give it"
+) -> str | None:
+    """What to say of a name that is no path but an address, such as ``https://example.org/a.jpg``;
+    None for all others. A drive of Windows, which has one letter, is none.
+    """
+    # A Path has made one slash of two, and another sign of it on Windows.
+    found = _ADDRESS.fullmatch(path.as_posix() if isinstance(path, Path) else os.fspath(path))
+    if found is None:
+        return None
+    scheme, rest = found.groups()
+    if scheme.lower() == "file":
+        return f"file:///{rest} is an address: give the path, /{rest}."
+    return f"{scheme}://{rest} is an address, not a file: {remedy}."
 
 
 def parse_size(text: str | int) -> int:

@@ -26,6 +26,7 @@ from diinn_fast.encoders import (
     without_unused,
 )
 from diinn_fast.errors import CheckpointError, UpscaleError
+from diinn_fast.files import address
 from diinn_fast.formulation import modes_with
 from diinn_fast.geometry import hr_size
 
@@ -272,6 +273,8 @@ def bundled_names() -> list[str]:
 
 def unknown_model(name: str) -> str:
     """What to say of a name that no model has."""
+    if not name.startswith(HUB) and (said := address(name)):
+        return said
     bundled = ", ".join(bundled_names()) or "none in this installation"
     return (
         f"weights {name!r} are unknown: give a checkpoint file, a model folder, a "

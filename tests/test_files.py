@@ -7,13 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import diinn_fast
 from diinn_fast import files, host
-from diinn_fast.files import atomic_file, cache_folder, explain, parse_size, size_text
+from diinn_fast.data.images import list_photos
+from diinn_fast.files import address, atomic_file, cache_folder, explain, parse_size, size_text
+from diinn_fast.formats import read_image
 
 
 def test_a_file_appears_complete(tmp_path: Path) -> None:
@@ -35,6 +39,40 @@ def test_an_existing_file_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
         file.write(b"new")
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("text", ["https://example.org/a b.png?w=1#x", "s3://bucket/a.zarr"])
+def test_an_address_is_told_from_a_path(text: str) -> None:
+    """A Path has made one slash of two."""
+    for name in (text, Path(text)):
+        assert address(name) == f"{text} is an address, not a file: download it first and give it."
+    said = address("file:///home/a.png")
+    assert said == "file:///home/a.png is an address: give the path, /home/a.png."
+
+
+@pytest.mark.parametrize(
+    "path", ["a.png", "/a/b.png", "C:/a.png", "C:\\a.png", "a:b.png", "12://a", "https:", "x/y:/z"]
+)
+def test_a_path_is_no_address(path: str) -> None:
+    assert address(path) is None
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        read_image,
+        diinn_fast.open,
+        diinn_fast.load_model,
+        diinn_fast.DIINN.from_pretrained,
+        diinn_fast.DIINN.from_checkpoint,
+        list_photos,
+        lambda text: diinn_fast.render(text, "out.png", scale=2),
+    ],
+)
+def test_every_entry_says_that_an_address_must_be_downloaded(use: Callable[[str], Any]) -> None:
+    for text in ("https://example.org/a", "https://example.org/a.tar"):
+        with pytest.raises(diinn_fast.Error, match=f"{text} is an address, .*download it first"):
+            use(text)
 
 
 WRITES = """

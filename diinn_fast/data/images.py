@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from diinn_fast.errors import DataError, ImageError
+from diinn_fast.files import address
 from diinn_fast.formats.pillow import PillowFormat
 from diinn_fast.formats.read import sniff
 from diinn_fast.formats.registry import FORMATS
@@ -52,7 +53,7 @@ def find_images(folder: str | Path, split: Split = "train") -> list[Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder: give one that holds images")
+        raise DataError(address(folder) or f"{folder} is not a folder: give one that holds images")
     other: Split = "valid" if split == "train" else "train"
     for place in [folder, *_below(folder, split), *_below(folder, other)]:
         if images := _images_in(place):
@@ -126,7 +127,9 @@ def list_photos(source: str | Path, split: Split = "train") -> list[Photo]:
         with tarfile.open(source, "r:") as pack:
             members = [m for m in pack if m.isfile() and Path(m.name).suffix.lower() in SUFFIXES]
     except (OSError, tarfile.TarError) as error:
-        raise DataError(f"training pack {source} cannot be read: {error}") from error
+        raise DataError(
+            address(source) or f"training pack {source} cannot be read: {error}"
+        ) from error
     if not members:
         raise DataError(f"training pack {source} holds no images")
     changed = source.stat().st_mtime_ns

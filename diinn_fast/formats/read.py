@@ -12,6 +12,7 @@ from typing import BinaryIO, cast
 import torch
 
 from diinn_fast.errors import ImageError
+from diinn_fast.files import address
 from diinn_fast.formats.bands import check_picture
 from diinn_fast.formats.base import Format
 from diinn_fast.formats.heard import without_warnings
@@ -101,7 +102,9 @@ def open_picture(path: Path) -> BinaryIO:
     try:
         return open(path, "rb")
     except FileNotFoundError:
-        raise ImageError(f"{path} does not exist: check the name and the folder.") from None
+        raise ImageError(
+            address(path) or f"{path} does not exist: check the name and the folder."
+        ) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         reason = getattr(error, "strerror", None) or error
         raise ImageError(

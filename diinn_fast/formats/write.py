@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from diinn_fast.errors import ImageError
-from diinn_fast.files import atomic_file, explain
+from diinn_fast.files import atomic_file, explain, no_folder
 from diinn_fast.formats.base import Format
 from diinn_fast.formats.image import Image, already_exists, check_unit
 from diinn_fast.formats.layout import Layout
@@ -202,7 +202,7 @@ def check_name(path: Path) -> None:
 def _check_place(path: Path, overwrite: bool) -> None:
     folder = path.parent
     if not folder.is_dir():
-        raise ImageError(f"{path} cannot be written, {folder} is not a folder: create it first.")
+        raise ImageError(no_folder(path))
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ImageError(
             f"{path} cannot be written, {folder} is write-protected: choose another folder."

@@ -216,6 +216,10 @@ def test_a_file_into_a_folder(upscale: Callable[..., tuple[int, str, str]], fold
     ("arguments", "words"),
     [
         (["missing.png", "out.png"], ["missing.png", "does not exist"]),
+        (["https://example.org/a.png?w=9", "out.png"], ["//example.org/a.png?w=9", "download"]),
+        (["s3://pictures/a.zarr", "out.png"], ["s3://pictures/a.zarr", "download"]),
+        (["in.png", "https://example.org/out.png"], ["//example.org/out.png", "send it there"]),
+        (["in.png", "s3://pictures/out.zarr"], ["s3://pictures/out.zarr", "send it there"]),
         (["truncated.png", "out.png"], ["truncated.png", "cut off"]),
         (["text.png", "out.png"], ["text.png", "none of the pictures"]),
         (["empty.png", "out.png"], ["empty.png", "empty"]),

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from diinn_fast.cli.common import Refused
 from diinn_fast.cli.upscale.pipes import PIPE
+from diinn_fast.files import address
 from diinn_fast.formats import by_folder, by_suffix, readable_suffixes
 
 HIDDEN = "hidden"
@@ -62,7 +63,7 @@ class Search:
             self.several = True
             return self._of_folder(path)
         # Shells that expand no patterns leave that to us; a file of that very name comes first.
-        if not os.path.lexists(path) and glob.has_magic(text):
+        if not os.path.lexists(path) and glob.has_magic(text) and not address(text):
             self.several = True
             matches = (Path(match) for match in sorted(glob.glob(text, recursive=True)))
             found = [match for match in matches if match.is_file() or _is_picture(match)]

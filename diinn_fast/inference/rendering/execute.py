@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from diinn_fast.errors import ImageError, UnfinishedError, UpscaleError
-from diinn_fast.files import interruptible, size_text
+from diinn_fast.files import interruptible, no_folder, size_text
 from diinn_fast.formats.sinks import system_errors
 from diinn_fast.formats.write import check_name
 from diinn_fast.inference.plan import Plan
@@ -99,9 +99,7 @@ def _prepare(
     if decision is Decision.NOTHING and not part.folder.exists():
         return None
     if not spec.out.parent.is_dir():
-        raise ImageError(
-            f"{spec.out} cannot be written, {spec.out.parent} is not a folder: create it first."
-        )
+        raise ImageError(no_folder(spec.out))
     check_name(spec.out)
     # From here on nobody else writes; what was there may have changed until now.
     try:
