@@ -91,7 +91,7 @@ class Browser:
             raise RuntimeError(answer["exceptionDetails"]["exception"].get("description", script))
         return answer["result"].get("value")
 
-    def wait(self, script: str, seconds: float) -> None:
+    def wait(self, script: str, seconds: float = 60) -> None:
         """Until an expression is true."""
         end = time.monotonic() + seconds
         while not self.run(f"Boolean({script})"):

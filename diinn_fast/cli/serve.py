@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from diinn_fast.cli.common import Refused, make_parser
+from diinn_fast.cli.common import Parser, Refused, make_parser
+from diinn_fast.cli.upscale import values
 from diinn_fast.inference import Upscaler
 from diinn_fast.inference.memory import parse_size
+from diinn_fast.inference.ranges import DTYPE
 
 LOCAL = ("127.0.0.1", "localhost")
 """Names under which only programs of this machine can reach a server."""
@@ -30,7 +33,12 @@ def main(arguments: list[str]) -> int:
         EXAMPLE,
     )
     add_arguments(parser, port=8000)
-    return run(parser.parse_args(arguments), print_address)
+    return run(parse(parser, arguments), print_address)
+
+
+def parse(parser: Parser, arguments: list[str]) -> argparse.Namespace:
+    """The options; ``--range 0 4095`` is one of them."""
+    return parser.parse_args(values.join_pairs(arguments))
 
 
 def run(options: argparse.Namespace, ready: Callable[[str], None]) -> int:
@@ -47,7 +55,7 @@ def run(options: argparse.Namespace, ready: Callable[[str], None]) -> int:
     count = len(options.pictures) + (MAX_DROPPED if local else 0)
     features = parse_size(options.max_features) // count
     pictures = [
-        Picture(name, upscaler.open(path, max_features=features))
+        Picture(name, upscaler.open(path, max_features=features, range=options.range))
         for name, path in zip(names(options.pictures), options.pictures, strict=True)
     ]
     try:
@@ -60,7 +68,9 @@ def run(options: argparse.Namespace, ready: Callable[[str], None]) -> int:
         pictures,
         max_cache=parse_size(options.max_cache),
         disk=disk,
-        opener=(lambda data: dropped_view(upscaler, data, features)) if local else None,
+        opener=partial(dropped_view, upscaler, max_features=features, range=options.range)
+        if local
+        else None,
         hosts=LOCAL if local else ["*"],
         origins=options.cors,
     )
@@ -107,6 +117,14 @@ def add_arguments(parser: argparse.ArgumentParser, port: int) -> None:
     parser.add_argument("--port", type=port_number, default=port, help=f"(default: {default})")
     parser.add_argument("--weights", help="model: bundled name, folder or file")
     parser.add_argument("--device", help="where to compute: cpu, cuda, mps")
+    parser.add_argument(
+        "--range",
+        type=values.sample_range,
+        default=DTYPE,
+        metavar="auto|LOW HIGH",
+        help="sample values that are black and white, to the network and on the screen; auto: each "
+        "picture's lowest and highest (default: all of the type)",
+    )
     parser.add_argument(
         "--cors",
         action="append",

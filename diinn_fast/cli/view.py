@@ -6,7 +6,7 @@ import threading
 import webbrowser
 
 from diinn_fast.cli.common import make_parser
-from diinn_fast.cli.serve import add_arguments, print_address, run
+from diinn_fast.cli.serve import add_arguments, parse, print_address, run
 
 EXAMPLE = """\
   diinn-fast view photo.jpg
@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
         EXAMPLE,
     )
     add_arguments(parser, port=0)
-    return run(parser.parse_args(arguments), open_browser)
+    return run(parse(parser, arguments), open_browser)
 
 
 def open_browser(address: str) -> None:

@@ -48,6 +48,7 @@ class View:
         shape: (height, width) of the LR picture.
         channels: 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha.
         dtype: of the samples, the picture's: uint8, uint16, or float32.
+        range: the samples that are black and white to the network, as parts of what they can be.
         icc: its colour profile, or None.
     """
 
@@ -67,6 +68,7 @@ class View:
         self.shape = source.height, source.width
         self.channels = (1 if source.grey else 3) + source.alpha
         self.dtype = np.dtype(source.dtype)
+        self.range = source.range
         self.icc = source.metadata.icc
 
     @property

@@ -120,6 +120,8 @@ class _Server:
             "tile": iiif.TILE,
             "maxArea": MAX_AREA,
             "drops": self.gallery.opener is not None,
+            "maxFile": MAX_FILE,
+            "tooLarge": too_large(),
         }
 
     async def drop(self, request: Request) -> Response:
@@ -220,7 +222,12 @@ def _json(body: dict[str, Any], kind: str) -> Response:
 
 
 def _facts(picture: Picture) -> dict[str, Any]:
-    return {"name": picture.name, "width": picture.width, "height": picture.height}
+    return {
+        "name": picture.name,
+        "width": picture.width,
+        "height": picture.height,
+        "alpha": picture.alpha,
+    }
 
 
 async def _body(request: Request) -> bytes:

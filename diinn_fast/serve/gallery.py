@@ -12,6 +12,7 @@ from diinn_fast.errors import ImageError
 from diinn_fast.files import size_text
 from diinn_fast.inference import View
 from diinn_fast.inference.engine import Engine
+from diinn_fast.inference.ranges import DTYPE, Asked
 from diinn_fast.inference.sources import open_source
 from diinn_fast.serve.picture import Picture
 
@@ -67,9 +68,9 @@ class Gallery:
             picture.close()
 
 
-def dropped_view(engine: Engine, data: bytes, max_features: int) -> View:
+def dropped_view(engine: Engine, data: bytes, max_features: int, range: Asked = DTYPE) -> View:
     """The view of a file's contents; ImageError for what is no picture, or too large."""
-    source = open_source(data, max_bytes=MAX_DECODED)
+    source = open_source(data, max_bytes=MAX_DECODED, range=range)
     if source.height * source.width > MAX_PIXELS:
         source.close()
         raise ImageError(

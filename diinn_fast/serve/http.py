@@ -12,7 +12,7 @@ KEEP_ALIVE_SECONDS = 75
 """Longer than a busy machine's client takes from one request to the next."""
 
 ENDING_SECONDS = 15
-"""Longest time for what is being made or sent when the server is told to end."""
+"""Longest time for what is being sent when the server is told to end: more than `Tiles` takes."""
 
 
 def serve(app: Starlette, listening: socket.socket) -> None:

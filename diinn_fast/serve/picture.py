@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diinn_fast.formats.missing import TOPS
+from diinn_fast.formats.sample_range import FULL
 from diinn_fast.geometry import Window
 from diinn_fast.inference import View
 
@@ -30,6 +32,7 @@ class Picture:
 
     Attributes:
         height, width: of the LR picture.
+        alpha: answers have alpha, too.
         icc: its colour profile, which answers carry too.
         identity: changes when the picture or the model does.
     """
@@ -38,6 +41,7 @@ class Picture:
         self.name = name
         self._view = view
         self.height, self.width = view.shape
+        self.alpha = view.channels in (2, 4)
         self.icc = view.icc
         self.identity = view.identity
 
@@ -45,15 +49,28 @@ class Picture:
         """8-bit samples [rows, columns] or [rows, columns, C] by the network: those of the
         whole.
         """
-        return _bytes(self._view.render(cut.window, cut.size))
+        return self._bytes(self._view.render(cut.window, cut.size))
 
     def bicubic(self, cut: Cut) -> np.ndarray:
         """The same by bicubic interpolation, antialiased where the picture gets smaller."""
-        return _bytes(self._view.bicubic(cut.window, cut.size))
+        return self._bytes(self._view.bicubic(cut.window, cut.size))
 
     def close(self) -> None:
         """Release the file and the features."""
         self._view.close()
+
+    def _bytes(self, samples: np.ndarray) -> np.ndarray:
+        """Samples as 8 bits: what is black and white to the network is so here."""
+        shown = self._view.range
+        if samples.dtype == np.uint8 and shown == FULL:
+            return samples
+        unit = samples.astype(np.float32) / np.float32(TOPS[samples.dtype.name])
+        colours = unit[..., :-1] if self.alpha else unit
+        if shown != FULL:
+            colours -= shown.low
+            # Of one colour alone nothing is left to divide.
+            colours /= (shown.high - shown.low) or 1.0
+        return (unit.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def locate(
@@ -83,13 +100,3 @@ def _axis(start: int, length: int, wanted: int, zoom: int, n: int) -> tuple[int,
     scale = Fraction(wanted, length)
     whole = max(wanted, round(n * zoom * scale))
     return whole, min(round(start * scale), whole - wanted)
-
-
-def _bytes(samples: np.ndarray) -> np.ndarray:
-    """Samples as 8 bits: unchanged, from 16 bits, or from floats in [0, 1]."""
-    if samples.dtype == np.uint8:
-        return samples
-    unit = samples.astype(np.float32)
-    if samples.dtype == np.uint16:
-        unit /= 65535
-    return (unit * 255 + 0.5).astype(np.uint8)

@@ -22,6 +22,9 @@ from diinn_fast.serve.picture import Picture, locate
 MAX_WAITING = 128
 """Most requests in line; further ones are told to come back."""
 
+ENDING_SECONDS = 10
+"""Longest time, once the line is closed, for what is being made."""
+
 NICE = 4
 """How far the network steps back, in Unix's measure of niceness."""
 
@@ -60,6 +63,8 @@ class Tiles:
         self._bytes = 0
         self._waiting = 0
         self._stopped = False
+        self._over = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._sharp = asyncio.Semaphore(1)
         self._quick = asyncio.Semaphore(2)
         self._network = ThreadPoolExecutor(1, "diinn-tiles", initializer=_step_back)
@@ -74,6 +79,21 @@ class Tiles:
             BusyError: the line is full, or was closed by `stop`.
             GoneError: ``gone`` said so when its turn came.
         """
+        self._loop = asyncio.get_running_loop()
+        answer = asyncio.ensure_future(self._get(key, make, quick, gone))
+        over = asyncio.ensure_future(self._over.wait())
+        try:
+            await asyncio.wait((answer, over), return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise BusyError
+            return answer.result()
+        finally:
+            answer.cancel()
+            over.cancel()
+
+    async def _get(
+        self, key: str, make: Callable[[], bytes], quick: bool, gone: Callable[[], Awaitable[bool]]
+    ) -> bytes:
         # The same answer may have been made meanwhile, or nobody may wait for it any more.
         if (found := self._find(key)) is not None:
             return found
@@ -103,8 +123,12 @@ class Tiles:
         return body
 
     def stop(self) -> None:
-        """Make nothing more: who is in line is sent away. From any thread, or a signal."""
+        """Make nothing more: who is in line is sent away, and after `ENDING_SECONDS` who still
+        waits for what is being made. From any thread, or a signal.
+        """
         self._stopped = True
+        if (loop := self._loop) is not None:
+            loop.call_soon_threadsafe(loop.call_later, ENDING_SECONDS, self._over.set)
 
     def close(self) -> None:
         """End the thread of the network, after the tile that it is at."""

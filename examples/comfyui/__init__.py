@@ -1,8 +1,8 @@
 """A ComfyUI node: enlarge images by any factor, or to any size.
 
 Copy this folder to ``ComfyUI/custom_nodes/diinn`` and install the package into ComfyUI's
-environment (``pip install diinn_fast``). The whole picture is enlarged in exact windows, so that
-no seams are blended.
+environment (there, ``python -m pip install`` and the folder of the clone). The whole picture is
+enlarged in exact windows, so that no seams are blended.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ def _upscaler(weights: str) -> Upscaler:
 
 
 class DIINNUpscale:
-    """Images ``[B, H, W, 3]`` in [0, 1] to the same, larger."""
+    """Images ``[B, H, W, C]`` in [0, 1] to the same, larger; C is 3, or 4 with alpha, or 1."""
 
     CATEGORY = "image/upscaling"
     RETURN_TYPES = ("IMAGE",)
@@ -52,11 +53,12 @@ class DIINNUpscale:
             rows = height or max(1, round(h * width / w))
             columns = width or max(1, round(w * height / h))
             size = (rows, columns)
-        planes = image[..., :3].movedim(-1, 1)
         upscaler = _upscaler(weights)
+        # What other nodes leave beyond [0, 1] would be cut off when it is shown or saved, too.
+        pictures = image.clamp(0, 1).cpu().numpy()
         # One picture at a time: its features are what takes memory.
-        large = [upscaler(picture, scale=None if size else factor, size=size) for picture in planes]
-        return (torch.stack(large).movedim(1, -1).contiguous(),)
+        large = [upscaler(each, scale=None if size else factor, size=size) for each in pictures]
+        return (torch.from_numpy(np.stack(large)),)
 
 
 NODE_CLASS_MAPPINGS = {"DIINNUpscale": DIINNUpscale}

@@ -42,3 +42,17 @@ def test_a_size_may_be_given_by_one_side(weights: str) -> None:
     assert call(image, weights, width=20).shape == (1, 10, 20, 3)
     assert call(image, weights, height=12).shape == (1, 12, 24, 3)
     assert call(image, weights, width=9, height=11).shape == (1, 11, 9, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_grey_and_alpha_are_kept(weights: str, channels: int) -> None:
+    image = torch.rand(2, 5, 7, channels)
+    found = call(image, weights, factor=2.0)
+    assert found.shape == (2, 10, 14, channels)
+    alone = diinn_fast.upscale(image[1].numpy(), scale=2, model=weights)
+    assert torch.equal(found[1], torch.from_numpy(alone))
+
+
+def test_values_beyond_the_range_are_cut_off(weights: str) -> None:
+    image = torch.rand(1, 5, 7, 3) * 1.5 - 0.25
+    assert torch.equal(call(image, weights), call(image.clamp(0, 1), weights))

@@ -23,6 +23,7 @@ from starlette.testclient import TestClient
 import diinn_fast
 from diinn_fast.model import DIINN
 from diinn_fast.serve import Picture, make_app, site
+from diinn_fast.serve import tiles as tiles_module
 from diinn_fast.serve.tiles import MAX_WAITING, NICE, BusyError, GoneError, Tiles
 from tests.helpers.known_models import random_model
 
@@ -179,7 +180,7 @@ def test_the_page_and_its_parts(client: TestClient) -> None:
         assert "default-src 'self'" in answer.headers["content-security-policy"]
     assert "Redistribution" in client.get("/openseadragon-license.txt").text
     listed = client.get("/pictures.json").json()["pictures"]
-    assert listed == [{"name": "leaf", "width": WIDTH, "height": HEIGHT}]
+    assert listed == [{"name": "leaf", "width": WIDTH, "height": HEIGHT, "alpha": False}]
 
 
 def test_the_first_paint_comes_with_the_page(client: TestClient) -> None:
@@ -370,3 +371,24 @@ def test_a_line_that_is_closed_sends_all_away_but_the_one_at_its_head() -> None:
         assert all(isinstance(answer, BusyError) for answer in others)
 
     asyncio.run(use())
+
+
+def test_an_end_does_not_wait_long_for_what_is_being_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles_module, "ENDING_SECONDS", 0.01)
+    go_on = threading.Event()
+
+    async def use() -> None:
+        tiles = Tiles(1 << 20)
+
+        def make() -> bytes:
+            tiles.stop()
+            assert go_on.wait(60)
+            return b"too late"
+
+        asked = (tiles.get(str(n), make, False, present) for n in range(3))
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert all(isinstance(answer, BusyError) for answer in answers)
+        go_on.set()
+        tiles.close()
+
+    asyncio.run(asyncio.wait_for(use(), 60))

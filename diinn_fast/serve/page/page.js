@@ -53,13 +53,25 @@ function addImage(source) {
   }));
 }
 
-async function show(picture, all, view) {
+// One after the other: else the tiles of two pictures would lie above each other.
+let showing = Promise.resolve();
+
+function show(picture, all, view) {
+  const done = showing.then(() => change(picture, all, view));
+  showing = done.catch(() => {});
+  return done;
+}
+
+async function change(picture, all, view) {
   viewer.world.removeAll();
+  shown = null;
+  note = "";
   // At and below 100 % both qualities are the same reduction: the network's levels begin at 2.
   const bicubic = await addImage(tileSource(picture, all.zoom, all.tile, "bicubic", null));
   const ours = await addImage(tileSource(picture, all.zoom, all.tile, "default", 1));
   shown = { ...picture, zoom: all.zoom, maxArea: all.maxArea, bicubic, ours };
-  ours.addHandler("fully-loaded-change", describe);
+  ours.addHandler("fully-loaded-change", () => { clip(); describe(); });
+  document.body.classList.toggle("alpha", picture.alpha);
   $("picture").value = picture.name;
   document.title = `${picture.name} - diinn_fast`;
   if (view) goTo(view); else viewer.viewport.goHome(true);
@@ -80,12 +92,16 @@ function scale() {
     OpenSeadragon.pixelDensityRatio;
 }
 
+// Whatever a link says: near the picture, at a scale that there is.
 function goTo([x, y, wanted]) {
+  const near = (value, side) => shown.zoom * Math.min(Math.max(value, -side), 2 * side);
+  const most = 2 * shown.zoom;
   const zoom = shown.bicubic.imageToViewportZoom(
-    wanted / shown.zoom / OpenSeadragon.pixelDensityRatio);
+    Math.min(Math.max(wanted, 1e-6), most) / shown.zoom / OpenSeadragon.pixelDensityRatio);
   viewer.viewport.zoomTo(zoom, null, true);
-  viewer.viewport.panTo(
-    shown.bicubic.imageToViewportCoordinates(x * shown.zoom, y * shown.zoom), true);
+  viewer.viewport.panTo(shown.bicubic.imageToViewportCoordinates(
+    near(x, shown.width), near(y, shown.height)), true);
+  viewer.viewport.applyConstraints(true);
 }
 
 // -- the line between the two ---------------------------------------------------------------------
@@ -94,13 +110,25 @@ function clip() {
   if (!shown) return;
   const x = split * viewer.container.clientWidth;
   const edge = shown.ours.viewerElementToImageCoordinates(new OpenSeadragon.Point(x, 0)).x;
-  const width = Math.min(Math.max(edge, 0), shown.width * shown.zoom);
-  shown.ours.setOpacity(width > 0 ? 1 : 0);
-  if (width > 0) {
-    shown.ours.setClip(new OpenSeadragon.Rect(0, 0, width, shown.height * shown.zoom));
-  }
+  const whole = shown.width * shown.zoom;
+  const line = Math.min(Math.max(edge, 0), whole);
+  // At and below 100 % both are the same reduction: the network is left out.
+  const ours = line > 0 && scale() > 1;
+  shown.ours.setOpacity(ours ? 1 : 0);
+  if (ours) cut(shown.ours, 0, line);
+  // What lies below shows through a picture with alpha: it goes once all above it is there.
+  if (shown.alpha) cut(shown.bicubic, ours && shown.ours.getFullyLoaded() ? line : 0, whole);
   $("split").style.left = `${100 * split}%`;
   $("split").setAttribute("aria-valuenow", Math.round(100 * split));
+}
+
+// Shows an image from one column to another. Every setting of a clip draws the viewer again, and this
+// is asked for after each drawing: only a change may set it.
+function cut(image, left, right) {
+  const width = Math.max(right - left, 1);
+  const now = image.getClip();
+  if (now && now.x === left && now.width === width) return;
+  image.setClip(new OpenSeadragon.Rect(left, 0, width, shown.height * shown.zoom));
 }
 
 function moveSplit(value) {
@@ -123,22 +151,37 @@ $("split").addEventListener("keydown", (event) => {
   if (step) moveSplit(split + step);
 });
 
+// The wheel zooms on the line, too.
+$("split").addEventListener("wheel", (event) => {
+  event.preventDefault();
+  viewer.canvas.dispatchEvent(new WheelEvent("wheel", event));
+});
+
 // -- what is said about the view ------------------------------------------------------------------
+
+let note = ""; // stays until the view changes
+
+function say(text) {
+  note = text;
+  $("state").textContent = text;
+}
 
 function describe() {
   if (!shown) return;
   const now = scale();
   $("scale").textContent = `\u00d7${now < 10 ? now.toFixed(2) : now.toFixed(1)}`;
-  const sharp = shown.ours.getFullyLoaded() || split === 0;
-  $("state").textContent = shown.failed ? "parts are missing: reload the page" :
-    now <= 1 ? "reduced" : sharp ? "sharp" : "sharpening \u2026";
-  $("download").href = viewUrl(now);
-  $("download").download = `${shown.name}-x${now.toFixed(1)}.png`;
+  const sharp = shown.ours.getFullyLoaded() || shown.ours.getOpacity() === 0;
+  $("state").textContent = shown.failed ? "parts are missing: reload the page" : note ||
+    (now <= 1 ? "reduced" : sharp ? "sharp" : "sharpening \u2026");
+  const part = visible(now);
+  $("download").href = part.url;
+  $("download").title = `What you see, by the network, as PNG of ${part.size.replace(",", " x ")}`;
+  $("download").download = `${shown.name}-x${part.scale.toFixed(1)}.png`;
 }
 
 // The visible part by the network, as wide as wanted, at most what one answer may have; by default
 // at the screen's scale.
-function viewUrl(now) {
+function visible(now) {
   const width = shown.width * shown.zoom;
   const height = shown.height * shown.zoom;
   const seen = shown.bicubic.viewportToImageRectangle(viewer.viewport.getBounds(true));
@@ -149,7 +192,8 @@ function viewUrl(now) {
   const wanted = Number($("width").querySelector("input").value) / w || now / shown.zoom;
   const fits = Math.min(1, wanted, Math.sqrt(shown.maxArea / (w * h)));
   const size = `${Math.max(1, Math.floor(w * fits))},${Math.max(1, Math.floor(h * fits))}`;
-  return `iiif/${shown.name}@${shown.zoom}/${left},${top},${w},${h}/${size}/0/default.png`;
+  const path = `${shown.name}@${shown.zoom}/${left},${top},${w},${h}/${size}/0/default.png`;
+  return { url: `iiif/${path}`, size, scale: fits * shown.zoom };
 }
 
 // The link to a view: #name,x,y,scale,split with x and y the middle in pixels of the picture.
@@ -162,16 +206,19 @@ function remember() {
 }
 
 function linked() {
-  const words = decodeURIComponent(location.hash.slice(1)).split(",");
+  // Names need no escapes; some programs that links are sent by make them of commas.
+  const words = location.hash.slice(1).replace(/%2c/gi, ",").split(",");
   const numbers = words.slice(1).map(Number);
-  const whole = numbers.length === 4 && numbers.every(Number.isFinite);
+  const whole = numbers.length === 4 && numbers.every(Number.isFinite) && numbers[2] > 0;
   if (whole) numbers[3] = Math.min(1, Math.max(0, numbers[3]));
   return { name: words[0], view: whole && numbers };
 }
 
 // -- start ----------------------------------------------------------------------------------------
 
+viewer.addHandler("viewport-change", clip);
 viewer.addHandler("update-viewport", () => { clip(); describe(); });
+viewer.addHandler("animation-start", () => { note = ""; });
 viewer.addHandler("animation-finish", remember);
 viewer.addHandler("resize", clip);
 viewer.addHandler("tile-load-failed", (event) => {
@@ -179,14 +226,48 @@ viewer.addHandler("tile-load-failed", (event) => {
   shown.failed = true;
   describe();
 });
-$("in").onclick = () => viewer.viewport.zoomBy(2);
-$("out").onclick = () => viewer.viewport.zoomBy(0.5);
+$("in").onclick = () => zoom(2);
+$("out").onclick = () => zoom(0.5);
 $("whole").onclick = () => viewer.viewport.goHome();
 $("link").onclick = async () => {
   remember();
-  await navigator.clipboard.writeText(location.href);
-  $("state").textContent = "link copied";
+  try {
+    await navigator.clipboard.writeText(location.href);
+    say("link copied");
+  } catch { // not allowed, or a page that did not come from this machine
+    say("copy the link from the address bar");
+  }
 };
+
+function zoom(factor) {
+  viewer.viewport.zoomBy(factor);
+  viewer.viewport.applyConstraints();
+}
+
+function pan(x, y) {
+  const step = new OpenSeadragon.Point(80 * x, 80 * y);
+  viewer.viewport.panBy(viewer.viewport.deltaPointsFromPixels(step));
+  viewer.viewport.applyConstraints();
+}
+
+const keys = {
+  "+": () => zoom(2), "=": () => zoom(2), "-": () => zoom(0.5),
+  "0": () => viewer.viewport.goHome(),
+  ArrowLeft: () => pan(-1, 0), ArrowRight: () => pan(1, 0),
+  ArrowUp: () => pan(0, -1), ArrowDown: () => pan(0, 1),
+};
+
+// Wherever the focus is, but for what has keys of its own.
+window.addEventListener("keydown", (event) => {
+  const taken = event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey;
+  if (taken || !keys[event.key] || event.target.closest("select, input, #split")) return;
+  event.preventDefault();
+  keys[event.key]();
+});
+// The viewer's own keys would turn the picture and mirror it, but not what is said of it.
+viewer.addHandler("canvas-key", (event) => {
+  event.preventDefaultAction = /^[rf]$/i.test(event.originalEvent.key);
+});
 
 const all = JSON.parse($("facts").textContent); // what there is to see, and the limits
 
@@ -219,13 +300,23 @@ async function start() {
 // -- a picture of one's own -----------------------------------------------------------------------
 
 async function take(file) {
-  if (!all.drops || !file) return;
-  $("state").textContent = "reading \u2026";
+  if (!all.drops) return;
+  if (!file) {
+    say("drop a file: download what lies on other pages first");
+  } else if (file.size > all.maxFile) {
+    say(all.tooLarge); // a browser would not show the answer to what was not sent to its end
+  } else {
+    say("reading \u2026");
+    await send(file).catch(() => say("the server cannot be reached"));
+  }
+}
+
+async function send(file) {
   const title = file.name.replace(/\.[^.]*$/, "");
   const answer = await fetch(`pictures?title=${encodeURIComponent(title)}`,
     { method: "POST", headers: { "Content-Type": "application/octet-stream" }, body: file });
   if (!answer.ok) {
-    $("state").textContent = await answer.text();
+    say(await answer.text());
     return;
   }
   const picture = await answer.json();
@@ -245,10 +336,13 @@ window.addEventListener("drop", (event) => {
   document.body.classList.remove("dropping");
   take(event.dataTransfer.files[0]);
 });
-$("open").querySelector("input").onchange = (event) => take(event.target.files[0]);
+$("open").querySelector("input").onchange = async (event) => {
+  await take(event.target.files[0]);
+  event.target.value = ""; // the same file may be chosen again
+};
 $("open").onkeydown = (event) => {
   if (event.key === "Enter") $("open").querySelector("input").click();
 };
 $("width").oninput = describe;
 
-start().catch((error) => { $("state").textContent = `cannot show: ${error.message}`; });
+start().catch((error) => say(`cannot show: ${error.message}`));
