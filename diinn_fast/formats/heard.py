@@ -25,6 +25,13 @@ _OF_LIBTIFF = re.compile(
 )
 """Its lines begin with the name of a function in C, as of no exception of Python's."""
 
+
+def reason_of(error: Exception) -> str:
+    """What a decoder's error says, as a part of a sentence."""
+    said = " ".join(str(error).split()).rstrip(".")
+    return said.replace(". ", "; ") or type(error).__name__
+
+
 _stderr_lock = threading.Lock()
 
 

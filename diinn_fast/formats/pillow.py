@@ -18,6 +18,7 @@ from PIL.ImageFile import ImageFile
 from diinn_fast.errors import ImageError
 from diinn_fast.formats.base import Decoded, Format
 from diinn_fast.formats.header_file import HeaderFile
+from diinn_fast.formats.heard import reason_of
 from diinn_fast.formats.info import metadata_of
 from diinn_fast.host import free_bytes
 from diinn_fast.metadata import Metadata
@@ -180,7 +181,7 @@ def damage_explained(name: str, form: Format) -> Iterator[None]:
             f"{name} does not fit in memory: crop it or use a machine with more."
         ) from None
     except Exception as error:  # on damaged input decoders raise nearly every exception there is
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        reason = reason_of(error)
         raise ImageError(
             f"{name} is a damaged, cut off or unusual {form.name} ({reason}): "
             f"export it again as an 8- or 16-bit grey or RGB {form.name}."

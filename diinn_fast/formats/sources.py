@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diinn_fast.errors import ImageError
 from diinn_fast.formats.bands import Bands, bands_of_channels
+from diinn_fast.formats.heard import reason_of
 from diinn_fast.formats.image import check_unit, to_float
 from diinn_fast.formats.missing import Missing
 from diinn_fast.formats.positioned import PositionedFile
@@ -257,11 +258,7 @@ def check_array(path: Path | str, shape: tuple[int, ...], dtype: np.dtype) -> tu
 
 def unreadable(path: Path | str, error: Exception) -> ImageError:
     """The refusal of a file that can no longer be read."""
-    reason = (
-        getattr(error, "strerror", None)
-        or " ".join(str(error).split()).rstrip(".")
-        or type(error).__name__
-    )
+    reason = getattr(error, "strerror", None) or reason_of(error)
     return ImageError(
         f"{path} can no longer be read ({reason}): restore the file, or fetch or export it again."
     )

@@ -16,7 +16,7 @@ import numpy as np
 
 from diinn_fast.errors import ImageError
 from diinn_fast.formats.bands import PREMULTIPLIED, Bands
-from diinn_fast.formats.heard import tifffile_heard
+from diinn_fast.formats.heard import reason_of, tifffile_heard
 from diinn_fast.formats.pillow import decode_bytes, upright
 from diinn_fast.formats.positioned import PositionedFile
 from diinn_fast.formats.sources import RowsSource, SampleSource, unreadable
@@ -49,6 +49,9 @@ _NEEDED = frozenset(
 
 CACHE_BYTES = 2**26
 """Decoded tiles that are kept, for windows that overlap and strips that are wider than a window."""
+
+ENTRY_BYTES = 256
+"""Of a decoded tile that is kept, beside its samples: there may be many of a few samples."""
 
 
 @dataclass(frozen=True)
@@ -220,10 +223,11 @@ class TiffSource(SampleSource):
                 self._cache.move_to_end(index)
                 return self._cache[index]
             segment = self._decoded(index)
-            while self._cache and self._held + segment.nbytes > self._cache_bytes:
-                self._held -= self._cache.popitem(last=False)[1].nbytes
+            size = segment.nbytes + ENTRY_BYTES
+            while self._cache and self._held + size > self._cache_bytes:
+                self._held -= self._cache.popitem(last=False)[1].nbytes + ENTRY_BYTES
             self._cache[index] = segment
-            self._held += segment.nbytes
+            self._held += size
             return segment
 
     def _decoded(self, index: int) -> np.ndarray:
@@ -242,7 +246,7 @@ class TiffSource(SampleSource):
         except (OSError, EOFError) as error:
             raise unreadable(self.name, error) from error
         except Exception as error:  # on damaged input codecs raise nearly every exception there is
-            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            reason = reason_of(error)
             raise ImageError(
                 f"{self.name} is damaged ({reason}): fetch or export the file again."
             ) from error
@@ -267,7 +271,7 @@ def _read_tags(name: str, stream: BinaryIO) -> Segments | None:
     except ImageError:
         raise
     except Exception as error:  # damaged tags raise nearly every exception there is
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        reason = reason_of(error)
         raise ImageError(
             f"{name} is a damaged, cut off or unusual TIFF ({reason}): "
             "export it again as an 8- or 16-bit grey or RGB TIFF."

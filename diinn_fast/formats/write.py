@@ -201,7 +201,7 @@ def check_name(path: Path) -> None:
 
 def _check_place(path: Path, overwrite: bool) -> None:
     folder = path.parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ImageError(no_folder(path))
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ImageError(
@@ -211,7 +211,7 @@ def _check_place(path: Path, overwrite: bool) -> None:
     # A dangling link counts as existing: writing through it would make a file elsewhere.
     if not os.path.lexists(path):
         return
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise ImageError(f"{path} exists and is not a plain file: choose another name.")
     if not overwrite:
         raise already_exists(path)

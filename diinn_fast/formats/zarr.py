@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import ClassVar
 
@@ -41,7 +42,7 @@ class Zarr(Format):
 
     def recognises_folder(self, path: Path) -> bool:
         """See `Format.recognises_folder`."""
-        return any((path / name).exists() for name in METADATA)
+        return any(os.path.exists(path / name) for name in METADATA)
 
     def open_folder(self, path: Path, max_bytes: int | None = None) -> Source:
         """See `Format.open_folder`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import stat
 from contextlib import suppress
 from dataclasses import replace
@@ -17,13 +18,20 @@ import numpy as np
 
 from diinn_fast.errors import ImageError
 from diinn_fast.formats.bands import bands_of_array
+from diinn_fast.formats.heard import reason_of
 from diinn_fast.formats.sources import SampleSource, check_array, unreadable
+from diinn_fast.formats.zarr_bounds import bounded_array, most_inflated
 from diinn_fast.formats.zarr_store import import_zarr
 from diinn_fast.metadata import Metadata, Space, from_json
 
 METADATA = ("zarr.json", ".zarray", ".zgroup")
 
 MOST_METADATA_BYTES = 2**24
+
+LEAST_SAMPLES = 64
+"""Of a chunk, where there are more chunks than `MOST_SMALL_CHUNKS`."""
+
+MOST_SMALL_CHUNKS = 2**14
 
 _LAYOUT = frozenset({"diinn_fast", "ome", "multiscales", "omero", "_ARRAY_DIMENSIONS"})
 """Attributes that are made anew."""
@@ -36,11 +44,10 @@ class ZarrSource(SampleSource):
 
     def __init__(self, path: Path, max_bytes: int | None) -> None:
         self.path = path
-        files = [path / name for name in METADATA if (path / name).exists()]
+        files = [path / name for name in METADATA if os.path.exists(path / name)]
         _check_metadata(path, files)
         store = _plain_files(import_zarr(path), path)
         array, axes, metadata = _opened(path, store)
-        self._array = array
         self._stamps = self._look()
         self._order = [axes.index(name) for name in "yxc" if name in axes]
         # One picture is made: which of several to take is for the user to say.
@@ -50,6 +57,7 @@ class ZarrSource(SampleSource):
             )
         shape = check_array(path, tuple(array.shape[i] for i in self._order), np.dtype(array.dtype))
         _check_chunks(path, array, max_bytes)
+        self._array = bounded_array(import_zarr(path), array)
         # Only now is it known how large a file of samples may be.
         store.most_bytes = max(_most_stored(array), MOST_METADATA_BYTES)
         identity = _identity(path, files)
@@ -100,7 +108,7 @@ def _opened(path: Path, store: Any) -> tuple[Any, list[str], Metadata]:
     except ImageError:
         raise
     except Exception as error:  # zarr-python raises many kinds for metadata that are no such
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        reason = reason_of(error)
         raise ImageError(
             f"{path} is a damaged or unusual Zarr store ({reason}): write it again."
         ) from error
@@ -110,8 +118,18 @@ def _opened(path: Path, store: Any) -> tuple[Any, list[str], Metadata]:
 
 
 def _check_chunks(path: Path, array: Any, max_bytes: int | None) -> None:
-    """Refuse chunks that do not fit the bound: of each, four copies are held for a moment."""
-    chunk = math.prod(array.chunks) * array.dtype.itemsize
+    """Refuse chunks that do not fit the bound: of each, four copies are held for a moment; and very
+    many of very few samples, each of which takes longer than its pixels do, be it there or not.
+    """
+    samples = math.prod(array.chunks)
+    count = math.prod(
+        -(-side // size) for side, size in zip(array.shape, array.chunks, strict=True)
+    )
+    if samples < LEAST_SAMPLES and count > MOST_SMALL_CHUNKS:
+        raise ImageError(
+            f"{path} has {count:,} chunks of {samples} samples: store the array in larger chunks."
+        )
+    chunk = samples * array.dtype.itemsize
     if max_bytes is not None and 4 * chunk > max_bytes:
         raise ImageError(
             f"{path} has chunks of {chunk / 2**20:,.0f} MiB and {max_bytes / 2**20:,.0f} are "
@@ -129,7 +147,7 @@ def _identity(path: Path, metadata: list[Path]) -> str:
 def _check_metadata(path: Path, metadata: list[Path]) -> None:
     """Refuse metadata that no picture needs, before it is parsed."""
     for file in metadata:
-        if not file.is_file() or file.stat().st_size > MOST_METADATA_BYTES:
+        if not os.path.isfile(file) or file.stat().st_size > MOST_METADATA_BYTES:
             raise ImageError(f"{path} is a damaged or unusual Zarr store: write it again.")
 
 
@@ -157,9 +175,9 @@ def _plain_files(zarr: Any, path: Path) -> Any:
 
 
 def _most_stored(array: Any) -> int:
-    """Most bytes of one file of chunks: samples, what compression adds to noise, and an index."""
+    """Most bytes of one file of chunks."""
     shape = getattr(array, "shards", None) or array.chunks
-    return int(2 * math.prod(shape) * array.dtype.itemsize + 2**20)
+    return most_inflated(int(math.prod(shape)) * array.dtype.itemsize)
 
 
 def _own_state(attributes: dict[str, Any]) -> tuple[bool, Metadata]:

@@ -75,6 +75,34 @@ def test_a_tree_without_pictures_at_its_top_says_how_to_look_deeper(
     assert upscale("scans", "out", "--recursive", "--scale", 2)[0] == 0
 
 
+def test_what_the_system_does_not_show_is_named_and_skipped(
+    upscale: Any, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder without the right to list it or to look at what is in it."""
+    real_stat = os.stat
+    real_list = os.listdir
+
+    def stat(path: Any, *given: Any, **options: Any) -> Any:
+        if isinstance(path, (str, os.PathLike)) and Path(path).parent.name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return real_stat(path, *given, **options)
+
+    def listdir(path: Any = ".") -> list[str]:
+        if Path(path).name == "locked" and Path(path).parent.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return real_list(path)
+
+    for folder in (tree / "locked", tree / "closed" / "locked"):
+        folder.mkdir(parents=True)
+        picture(folder / "z.png")
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(os, "listdir", listdir)
+    code, out, err = upscale(tree, "out", "--scale", 2, "--recursive")
+    assert (code, err) == (0, "")
+    assert "1 cannot be looked at (Permission denied): " in out
+    assert "1 a folder that cannot be read: Permission denied: " in out
+
+
 @pytest.mark.parametrize("inputs", [["scans"], ["scans/a.png", "scans/link.png"]])
 def test_each_link_has_its_own_output(upscale: Any, folder: Path, inputs: list[str]) -> None:
     """As the held frames of a video; a link that leads nowhere is named."""

@@ -20,6 +20,7 @@ from diinn_fast.inference.sources import open_source
 from tests.helpers.pictures import noise, refused
 
 zarr = pytest.importorskip("zarr")
+numcodecs = pytest.importorskip("numcodecs")
 
 
 @pytest.mark.parametrize(
@@ -175,3 +176,50 @@ def test_a_tiff_of_many_small_strips(tmp_path: Path) -> None:
     tifffile.imwrite(path, samples[..., 0], compression="zlib", rowsperstrip=1)
     rgb, _ = open_source(path).read(0, 20_000, 0, 1)
     assert np.array_equal((rgb[0] * 255).round().numpy(), samples[..., 0])
+
+
+def test_very_many_chunks_of_a_sample_each(tmp_path: Path) -> None:
+    path = tmp_path / "x.zarr"
+    zarr.create_array(str(path), shape=(3000, 3000, 3), chunks=(1, 1, 1), dtype="uint8")
+    refused(lambda: open_source(path), "27,000,000 chunks", "larger chunks")
+    zarr.create_array(
+        str(path), shape=(100, 100), chunks=(1, 1), dtype="uint8", overwrite=True, fill_value=7
+    )
+    assert int(open_source(path).read(0, 2, 0, 2)[0].sum() * 255) == 12 * 7
+
+
+CODECS = zarr.codecs
+V2_CODECS = (numcodecs.Zlib, numcodecs.GZip, numcodecs.Zstd, numcodecs.Blosc, numcodecs.LZ4)
+V2_CODECS += (numcodecs.BZ2, numcodecs.LZMA)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compressors": CODECS.GzipCodec()},
+        {"compressors": CODECS.ZstdCodec()},
+        {"compressors": CODECS.BloscCodec()},
+        {"compressors": [CODECS.GzipCodec(), CODECS.GzipCodec()]},
+        {"compressors": [CODECS.Crc32cCodec(), CODECS.ZstdCodec()]},
+        {"compressors": CODECS.GzipCodec(), "shards": (1536, 2048)},
+        *({"compressors": codec(), "zarr_format": 2} for codec in V2_CODECS),
+        {"filters": numcodecs.Zlib(), "compressors": None, "zarr_format": 2},
+    ],
+    ids=str,
+)
+def test_a_chunk_that_inflates_to_more_than_its_samples(tmp_path: Path, options: Any) -> None:
+    path = tmp_path / "x.zarr"
+    shape = (1536, 2048)
+    whole = {"shape": shape, "chunks": (768, 2048) if "shards" in options else shape}
+    array = zarr.create_array(str(path), dtype="uint8", **whole, **options)
+    array[:] = noise(1, height=shape[0], width=shape[1])[..., 0]
+    expected = array[:8]
+    assert np.array_equal((open_source(path).read(0, 8, 0, 2048)[0][0] * 255).numpy(), expected)
+    # The same chunks for an array that says it is smaller.
+    file = path / (".zarray" if options.get("zarr_format") == 2 else "zarr.json")
+    text = file.read_text()
+    for side, smaller in ((2048, 16), (1536, 16), (768, 8)):
+        text = text.replace(str(side), str(smaller))
+    file.write_text(text)
+    source = open_source(path)
+    refused(lambda: source.read(0, 8, 0, 8), "x.zarr", "more than its samples")

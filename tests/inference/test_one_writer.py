@@ -116,6 +116,26 @@ def test_a_refused_render_leaves_no_folder(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["out.png", "out.zarr"])
+def test_an_output_that_is_a_link_is_made_where_it_leads(
+    upscaler: Upscaler,
+    tiles: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    """That may be another file system, into which no finished file can be renamed."""
+    (tmp_path / "far").mkdir()
+    real = tmp_path / "far" / "real.png"
+    out = tmp_path / name
+    out.symlink_to(real)
+    seen = []
+    at_block(monkeypatch, 4, lambda: seen.extend(tmp_path.rglob("*.part")))
+    assert render(upscaler, picture(), out, overwrite=True)
+    assert seen == [tmp_path / "far" / "real.png.part"]
+    assert out.is_symlink() and os.listdir(tmp_path / "far") == ["real.png"]
+
+
 # -- the picture -----------------------------------------------------------------------------------
 
 

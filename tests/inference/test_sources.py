@@ -19,7 +19,7 @@ from diinn_fast.errors import ImageError, UpscaleError
 from diinn_fast.formats import Image, read_image, write_image
 from diinn_fast.formats import tiff_source as tiff_module
 from diinn_fast.formats.sources import RowsSource, Source
-from diinn_fast.formats.tiff_source import TiffSource
+from diinn_fast.formats.tiff_source import ENTRY_BYTES, TiffSource
 from diinn_fast.inference import sources as sources_module
 from diinn_fast.inference.sources import open_source
 from tests.helpers.pictures import SRGB, noise, refused, to_image
@@ -147,7 +147,7 @@ def test_only_what_a_window_touches_is_decoded(tmp_path: Path) -> None:
     source = open_source(tmp_path / "x.tif")
     source.read(40, 90, 33, 60)
     assert sorted(source._cache) == [9, 17]  # rows 1 and 2, column 1, of 8 tiles a row
-    assert source._held == 2 * 32 * 32 * 3
+    assert source._held == 2 * (32 * 32 * 3 + ENTRY_BYTES)
 
 
 def test_decoded_tiles_stay_within_the_bound(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ class Search:
         if not os.path.lexists(path) and glob.has_magic(text) and not address(text):
             self.several = True
             matches = (Path(match) for match in sorted(glob.glob(text, recursive=True)))
-            found = [match for match in matches if match.is_file() or _is_picture(match)]
+            found = [match for match in matches if os.path.isfile(match) or _is_picture(match)]
             if not found:
                 raise Refused(f"nothing matches {text}")
             return [Found(match, Path(match.name)) for match in found]
@@ -106,11 +106,15 @@ class Search:
         """Why an entry is neither a picture nor a folder to look into."""
         if entry.name.startswith("."):
             return HIDDEN
-        if not entry.exists():
+        try:
+            entry.stat()
+        except FileNotFoundError:
             return BROKEN_LINK
+        except OSError as error:
+            return f"cannot be looked at ({error.strerror})"
         if _is_picture(entry):
             return None
-        if not entry.is_dir():
+        if not os.path.isdir(entry):
             return NO_PICTURE
         real = os.path.realpath(entry)
         if real in around:

@@ -58,7 +58,7 @@ def make_batch(options: argparse.Namespace) -> Batch:
             raise Refused(f"--format is for folders and pipes: the name {out} says it already")
         jobs = [Job(search.found[0].path, out)]
     else:
-        named = out.exists() or out.suffix.lower() in writable_suffixes()
+        named = os.path.exists(out) or out.suffix.lower() in writable_suffixes()
         if store or is_pipe(out) or (not os.path.isdir(out) and named):
             raise Refused(f"the output of several pictures must be a folder, not {output}")
         jobs = _into_folder(out, search.found, options.format)

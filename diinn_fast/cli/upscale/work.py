@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,7 @@ def _in_pieces(task: Task, options: argparse.Namespace) -> bool:
     forms = (by_suffix(target), by_suffix(task.job.source))
     if torchrun_started() or any(form is not None and form.pieces_only for form in forms):
         return True
-    if sink_kind(target) is not None and rendering.part_of(target).is_dir():
+    if sink_kind(target) is not None and os.path.isdir(rendering.part_of(target)):
         return True  # an interrupted run is continued, or replaced, only if asked
     if asked and sink_kind(target) is None and target.suffix.lower() in writable_suffixes():
         raise Refused(

@@ -6,6 +6,7 @@ Everything stays in ``OUT.part`` until the output is renamed.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,9 +97,9 @@ def _prepare(
     part.check_free()
     # First without touching anything: a refusal must leave no folder behind.
     decision = part.decide(resume=resume, overwrite=overwrite)
-    if decision is Decision.NOTHING and not part.folder.exists():
+    if decision is Decision.NOTHING and not os.path.exists(part.folder):
         return None
-    if not spec.out.parent.is_dir():
+    if not os.path.isdir(spec.out.parent):
         raise ImageError(no_folder(spec.out))
     check_name(spec.out)
     # From here on nobody else writes; what was there may have changed until now.
@@ -135,10 +136,10 @@ def _check_bound(spec: RenderSpec, part: PartialOutput, plan: Plan) -> None:
 def check_disk(spec: RenderSpec, part: PartialOutput) -> None:
     """Refuse what the disk has no room for, in OUT.part and in its final form together."""
     needed = sum(disk_bytes(spec.out, spec.layout, spec.options))
-    if part.folder.is_dir():
-        files = (path for path in part.folder.rglob("*") if path.is_file())
+    if os.path.isdir(part.folder):
+        files = (path for path in part.folder.rglob("*") if os.path.isfile(path))
         needed -= sum(path.stat().st_blocks * 512 for path in files)
-    free = shutil.disk_usage(spec.out.parent).free
+    free = shutil.disk_usage(part.folder.parent).free
     if needed > free:
         raise UpscaleError(
             f"{spec.out} needs up to {size_text(needed)} of disk and {size_text(free)} are free: "
@@ -188,6 +189,8 @@ def _work(
 
 def _finish(spec: RenderSpec, part: PartialOutput, sink: Sink, progress: Progress) -> None:
     """Give the output its name, in the first process when the others have done their share."""
+    if not os.path.isdir(part.folder):
+        raise UnfinishedError(f"{part.folder} has been removed while it was needed: start again")
     state = read_journals(part.folder)
     if state is None or not state.complete:
         raise UnfinishedError(

@@ -64,10 +64,10 @@ class InputFiles:
     def _files(self) -> Iterator[tuple[str, Path]]:
         if self._path is None:
             return
-        if not self._path.is_dir():
-            if self._path.exists():
+        if not os.path.isdir(self._path):
+            if os.path.exists(self._path):
                 yield "", self._path
             return
         for file in sorted(self._path.rglob("*")):
-            if file.is_file():
+            if os.path.isfile(file):
                 yield file.relative_to(self._path).as_posix(), file

@@ -87,7 +87,13 @@ def _read(file: Path, lines: list[dict[str, Any]]) -> State:
 def _lines(file: Path) -> list[dict[str, Any]]:
     """The whole lines of a file, up to the first that is torn."""
     found: list[dict[str, Any]] = []
-    for line in file.read_bytes().split(b"\n")[:-1]:
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:  # whoever wrote it is done
+        return found
+    except OSError as error:
+        raise JournalError(f"cannot be read ({error.strerror})") from error
+    for line in data.split(b"\n")[:-1]:
         try:
             fields = json.loads(line)
         except ValueError:

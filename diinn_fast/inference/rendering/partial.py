@@ -125,7 +125,7 @@ class PartialOutput:
 
     def check_free(self) -> None:
         """Refuse a folder that a process, of this job or another, is writing to."""
-        if self.part is not Part.NOT_OURS and self.folder.is_dir():
+        if self.part is not Part.NOT_OURS and os.path.isdir(self.folder):
             own = {lock.path for lock in self._locks}
             others = (path for path in self.folder.glob("lock-*") if path not in own)
             if any(is_locked(path) for path in others):
@@ -140,7 +140,7 @@ class PartialOutput:
                 self.folder.mkdir(exist_ok=True)
                 free = lock.acquire()
             except FileNotFoundError:
-                if self.final.parent.is_dir():
+                if os.path.isdir(self.folder.parent):
                     continue  # whoever had it has removed it just now
                 raise
             break
@@ -164,10 +164,10 @@ class PartialOutput:
         """Delete what is in it but the locks, the journals last: a kill on the way leaves what says
         how far it was. Something that is not ours stays.
         """
-        if self.part is Part.NOT_OURS or not self.folder.is_dir():
+        if self.part is Part.NOT_OURS or not os.path.isdir(self.folder):
             return
         for path in sorted(self.folder.iterdir(), key=lambda p: p.name.startswith("journal-")):
-            if path.is_dir() and not path.is_symlink():
+            if os.path.isdir(path) and not os.path.islink(path):
                 shutil.rmtree(path)
             elif not path.name.startswith("lock-"):
                 path.unlink(missing_ok=True)
@@ -175,7 +175,7 @@ class PartialOutput:
     def remove(self) -> None:
         """Delete it, while the lock is held."""
         self.clear()
-        if self.part is Part.NOT_OURS or not self.folder.is_dir():
+        if self.part is Part.NOT_OURS or not os.path.isdir(self.folder):
             return
         own = {lock.path for lock in self._locks}
         for path in self.folder.glob("lock-*"):
@@ -197,10 +197,14 @@ class PartialOutput:
         folder = self.folder
         if not os.path.lexists(folder):
             return Part.EMPTY
-        if folder.is_symlink() or not folder.is_dir():
+        if os.path.islink(folder) or not os.path.isdir(folder):
             return Part.NOT_OURS
         # A folder of the user's that happens to have this name is never written to.
-        if not all(path.name.startswith(OWN_NAMES) for path in folder.iterdir()):
+        try:
+            names = os.listdir(folder)
+        except OSError:
+            return Part.NOT_OURS
+        if not all(name.startswith(OWN_NAMES) for name in names):
             return Part.NOT_OURS
         try:
             state = read_journals(folder)
@@ -232,9 +236,11 @@ class PartialOutput:
 
 
 def part_of(out: Path) -> Path:
-    """The folder that holds an output while it is made; of a name that leaves no room for the
-    ending, one of its own.
+    """The folder that holds an output while it is made: beside the file that a link leads to, which
+    may lie on another file system; of a name that leaves no room for the ending, one of its own.
     """
+    if os.path.islink(out):
+        out = Path(os.path.realpath(out))
     name = out.name + ".part"
     if len(os.fsencode(name)) > MOST_NAME_BYTES:
         digest = hashlib.sha256(os.fsencode(out.name)).hexdigest()
