@@ -189,8 +189,10 @@ def test_very_many_chunks_of_a_sample_each(tmp_path: Path) -> None:
 
 
 CODECS = zarr.codecs
-V2_CODECS = (numcodecs.Zlib, numcodecs.GZip, numcodecs.Zstd, numcodecs.Blosc, numcodecs.LZ4)
-V2_CODECS += (numcodecs.BZ2, numcodecs.LZMA)
+V2_CODECS = [
+    *(numcodecs.Zlib, numcodecs.GZip, numcodecs.Zstd, numcodecs.Blosc, numcodecs.LZ4),
+    *(numcodecs.BZ2, numcodecs.LZMA),
+]
 
 
 @pytest.mark.parametrize(

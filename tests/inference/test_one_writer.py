@@ -129,7 +129,7 @@ def test_an_output_that_is_a_link_is_made_where_it_leads(
     real = tmp_path / "far" / "real.png"
     out = tmp_path / name
     out.symlink_to(real)
-    seen = []
+    seen: list[Path] = []
     at_block(monkeypatch, 4, lambda: seen.extend(tmp_path.rglob("*.part")))
     assert render(upscaler, picture(), out, overwrite=True)
     assert seen == [tmp_path / "far" / "real.png.part"]
