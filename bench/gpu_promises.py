@@ -10,8 +10,8 @@ from typing import Any
 
 Records = dict[str, dict[str, Any]]
 OURS = ("-bfloat16", "-float16", "-exact", "-graph")
-INTEGERS = "triton_int8"
-"""The backend with 8-bit products, which has a promise of its own."""
+INTEGERS = ("triton_int8", "cuda_int8")
+"""The backends with 8-bit products, which have a promise of their own."""
 
 
 def judge(folder: Path) -> list[dict[str, Any]]:
@@ -79,7 +79,7 @@ def load(folder: Path, suite: str) -> Records:
 
 def ours(record: dict[str, Any]) -> float | None:
     """The least median of our 16-bit peers, in seconds."""
-    forms = ("official", "eager", "conv", INTEGERS)
+    forms = ("official", "eager", "conv", *INTEGERS)
     peers = record.get("peers", {}).items()
     return min(
         (v["median"] for k, v in peers if not k.startswith(forms) and "float16" in k), default=None

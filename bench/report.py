@@ -61,10 +61,11 @@ Precisions by backend:
 | `triton` | NVIDIA GPU | float32, TF32, bfloat16, float16 | yes | no |
 | `triton_int8` | NVIDIA GPU | 8-bit integers | no | no |
 | `cuda` | NVIDIA GPU | bfloat16, float16 | yes | no |
+| `cuda_int8` | NVIDIA GPU | 8-bit integers | no | no |
 | `eager` | any | the tensors' dtype | yes | on CPUs |
 
-8-bit integers are the precision `int8` (`--precision int8`; on a GPU with `--backend triton`):
-about as exact as bfloat16 ([docs/kernels/cpu.md](kernels/cpu.md) has the figures).
+8-bit integers are the precision `int8` (`--precision int8`; on a GPU with `--backend triton` or
+`cuda`): about as exact as bfloat16 ([docs/kernels/cpu.md](kernels/cpu.md) has the figures).
 """
 
 

@@ -50,6 +50,8 @@ struct Decode {
   void* stream;
 };
 
-enum Kernel : int32_t { kPortable = 0, kHopper = 1 };
+// kIntegers: 8-bit integers as factors of the hidden products. All weights, `last` too, are then of
+// the type `vectors`: hidden is quantised from what was given.
+enum Kernel : int32_t { kPortable = 0, kHopper = 1, kIntegers = 2 };
 
 }  // namespace diinn

@@ -72,6 +72,16 @@ DIINN_DEVICE float relu(float x) {  // keeps NaN
   return y;
 }
 
+// The lowest bytes of four words, the first one lowest.
+DIINN_DEVICE uint32_t low_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
+}
+
+// What lane `lane` of the warp passes to its call.
+DIINN_DEVICE uint32_t from_lane(uint32_t own, int lane) {
+  return __shfl_sync(0xFFFFFFFFu, own, lane);
+}
+
 // 16 bytes of global memory that no thread writes during the kernel.
 DIINN_DEVICE Vector16 load_16(const void* from) {
   const uint4 v = __ldg(static_cast<const uint4*>(from));
@@ -115,6 +125,15 @@ DIINN_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, u
 DIINN_MULTIPLY(Float16, "f16")
 DIINN_MULTIPLY(BFloat16, "bf16")
 #undef DIINN_MULTIPLY
+
+// d += a b for a 16x32, b 32x8, signed 8-bit integers.
+DIINN_DEVICE void multiply_integers(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                    uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, "
+      "%9}, {%0, %1, %2, %3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
 
 // -- Hopper (sm_90a) --
 

@@ -9,7 +9,9 @@
 #ifdef DIINN_HOPPER  // compiled for sm_90a
 #include "hopper.h"
 #endif
+#include "pack.h"
 #include "portable.h"
+#include "portable_int8.h"
 
 namespace diinn {
 
@@ -27,6 +29,7 @@ __global__ void add_queries(const __grid_constant__ Gradient g) {
 
 static_assert(sizeof(Portable<Float16, false, false>::Shared) <= 99 << 10,
               "what a block has on sm_86, 89 and 120");
+static_assert(sizeof(PortableInt8<Float16, false>::Shared) <= 99 << 10, "likewise");
 static_assert(sizeof(Chain<Float16, false>::Shared) <= 99 << 10, "likewise");
 #ifdef DIINN_HOPPER
 static_assert(sizeof(Hopper<Float16, false>::Shared) <= 227 << 10, "what a block has on sm_90");
@@ -103,6 +106,7 @@ class Launch {
   template <class T, bool kModulation>
   int forward_kernel() {
     if (p.kernel == kHopper) return start_hopper<T, kModulation>();
+    if (p.kernel == kIntegers) return start<PortableInt8<T, kModulation>>(tile_count(p));
     return p.kept_s ? start<Portable<T, kModulation, true>>(tile_count(p))
                     : start<Portable<T, kModulation, false>>(tile_count(p));
   }
@@ -192,9 +196,7 @@ class Launch {
 extern "C" {
 
 int64_t diinn_decode_bytes() { return sizeof(diinn::Decode); }
-int64_t diinn_packed_bytes(const diinn::Decode* d) {
-  return 2 * diinn::packed_elements(*d) + 4 * diinn::vector_elements(*d);
-}
+int64_t diinn_packed_bytes(const diinn::Decode* d) { return diinn::work_bytes(*d); }
 
 int diinn_forward(const diinn::Decode* d, char* message, int64_t length) {
   return diinn::Launch<diinn::Decode>(*d, message, length).forward();

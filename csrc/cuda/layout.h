@@ -37,6 +37,10 @@ namespace diinn {
 // So numbers 0, 1 of blocks 2j and 2j + 1, then 2, 3 of both, are in 16 bits the A fragment of the
 // k's 16j to 16j + 15.
 
+//
+// mma.m16n8k32 on 8-bit integers is the same with four k's to a register, k = 4 * (lane % 4) + e +
+// 16 * r, and sums of 32 bits.
+
 constexpr int kStep = 16;  // k's of a matrix instruction
 
 // Output that stands in column n (of 8 * blocks) when a thread's pairs are made consecutive.
@@ -49,11 +53,12 @@ DIINN_BOTH int output_of_column(int n, int blocks) {
 // 128-byte swizzle: bits 4 to 6 of an address are xor-ed with bits 7 to 9. An involution.
 DIINN_BOTH uint32_t swizzle_128(uint32_t address) { return address ^ (address >> 3 & 0x70); }
 
-// Byte of 16-byte piece `piece` of a query's q in the portable kernel's shared memory: 8 queries'
-// pieces of one number lie in 8 different bank groups, so that ldmatrix and the epilogue's stores
-// do not collide.
+// Byte of 16-byte piece `piece` of a query's q, numbers of kBytes bytes, in the portable kernels'
+// shared memory: 8 queries' pieces of one number lie in 8 different bank groups, so that ldmatrix
+// and the epilogue's stores do not collide.
+template <int kBytes>
 DIINN_BOTH uint32_t portable_q(int query, int piece) {
-  return static_cast<uint32_t>(query * (2 * kWidth) + (piece ^ (query & 7)) * 16);
+  return static_cast<uint32_t>(query * (kBytes * kWidth) + (piece ^ (query & 7)) * 16);
 }
 
 // Shared-memory matrix descriptor of wgmma (PTX ISA, "Matrix descriptor") for a K-major operand in
@@ -71,19 +76,22 @@ DIINN_BOTH uint64_t matrix_descriptor(uint32_t shared_address) {
 // -- packed weights --
 // Both functions tell from which element of `hidden` element e of the packed weights comes.
 
-// Portable kernel: steps of 16 k's in the order of use; per step a warp's part, 16-byte pieces of
-// 32 lanes, each the B fragments of two column blocks. Warp w makes outputs 32 w to 32 w + 31: in
-// content form its blocks 0 to 3 are their k columns and 4 to 7 the s columns, in modulation form 0
-// to 3 are s.
+// Portable kernels: steps of 32 bytes of k's in the order of use; per step a warp's part, 16-byte
+// pieces of 32 lanes, each the B fragments of two column blocks. Warp w makes outputs 32 w to 32 w
+// + 31: in content form its blocks 0 to 3 are their k columns and 4 to 7 the s columns, in
+// modulation form 0 to 3 are s.
 constexpr int kPortableWarps = 8;
+template <int kBytes>  // of an element
 DIINN_BOTH int64_t portable_hidden(bool modulation, int64_t e) {
-  const int pieces = modulation ? 2 : 4, half = e % 2, part = e / 2 % 4, lane = e / 8 % 32,
-            piece = e / 256 % pieces;
-  const int warp = e / (256 * pieces) % kPortableWarps;
-  const int64_t step = e / (256 * pieces * kPortableWarps);
+  constexpr int kEach = 4 / kBytes, kSteps = kWidth * kBytes / 32;  // of a register, of a layer
+  const int64_t word = e / kEach;
+  const int pieces = modulation ? 2 : 4, part = word % 4, lane = word / 4 % 32,
+            piece = word / 128 % pieces;
+  const int warp = word / (128 * pieces) % kPortableWarps;
+  const int64_t step = word / (128 * pieces * kPortableWarps);
   const int block = 2 * piece + part / 2;
-  const int64_t k = step % (kWidth / kStep) * kStep + 8 * (part % 2) + 2 * (lane % 4) + half;
-  const int64_t layer = step / (kWidth / kStep);
+  const int64_t k = kEach * (step % kSteps * 8 + 4 * (part % 2) + lane % 4) + e % kEach;
+  const int64_t layer = step / kSteps;
   const int output = 32 * warp + output_of_column(8 * (block % 4) + lane / 4, 4);
   const int64_t row =
       modulation ? layer * kWidth + output : layer * 2 * kWidth + block / 4 * kWidth + output;
@@ -123,52 +131,48 @@ DIINN_BOTH int64_t packed_last(bool hopper, int channels, int64_t e) {
   return channel < channels ? channel * kWidth + (hopper ? hopper_input(k) : k) : -1;
 }
 
-DIINN_BOTH int64_t hidden_elements(const Decode& d) {
-  return static_cast<int64_t>(d.layers - 1) * (d.modulation ? 1 : 2) * kWidth * kWidth;
+DIINN_BOTH int64_t hidden_rows(const Decode& d) {  // of all layers
+  return static_cast<int64_t>(d.layers - 1) * (d.modulation ? 1 : 2) * kWidth;
 }
+DIINN_BOTH int64_t hidden_elements(const Decode& d) { return hidden_rows(d) * kWidth; }
 DIINN_BOTH int channel_blocks(int channels) { return (channels + 7) / 8; }
-DIINN_BOTH int64_t packed_elements(const Decode& d) {
-  return hidden_elements(d) + channel_blocks(d.channels) * 8 * kWidth;
+
+// Pieces of 16 bytes: hidden and last, or as integers hidden alone. Behind integers comes what 1
+// stands for in each row.
+DIINN_BOTH int64_t packed_pieces(const Decode& d) {
+  if (d.kernel == kIntegers) return hidden_elements(d) / 16;
+  return (hidden_elements(d) + channel_blocks(d.channels) * 8 * kWidth) / 8;
+}
+DIINN_BOTH float* packed_units(const Decode& d) {
+  return reinterpret_cast<float*>(static_cast<char*>(d.packed) + 16 * packed_pieces(d));
+}
+DIINN_BOTH int64_t matrix_bytes(const Decode& d) {
+  return 16 * packed_pieces(d) + (d.kernel == kIntegers ? 4 * hidden_rows(d) : 0);
 }
 
-// Behind them, if they are given in 16 bit, position and biases in float32.
+// Behind them, if they are given in 16 bit, in float32: last, unless it is packed, then position
+// and biases.
+DIINN_BOTH int64_t widened_last(const Decode& d) {
+  return d.kernel == kIntegers ? d.channels * kWidth : 0;
+}
 DIINN_BOTH int64_t vector_elements(const Decode& d) {
-  return d.vectors == kFloat32 ? 0 : (3 + d.layers) * kWidth + d.channels;
+  return d.vectors == kFloat32 ? 0 : widened_last(d) + (3 + d.layers) * kWidth + d.channels;
 }
 DIINN_BOTH float* widened_vectors(const Decode& d) {
-  return reinterpret_cast<float*>(static_cast<uint16_t*>(d.packed) + packed_elements(d));
+  return reinterpret_cast<float*>(static_cast<char*>(d.packed) + matrix_bytes(d));
 }
 
 // The decode as the kernels see it, when the work space is filled.
 DIINN_BOTH Decode with_widened_vectors(Decode d) {
   if (d.vectors == kFloat32) return d;
-  d.position = widened_vectors(d);
+  float* const last = widened_vectors(d);
+  if (d.kernel == kIntegers) d.last = last;
+  d.position = last + widened_last(d);
   d.position_bias = d.position + 3 * kWidth;
   d.hidden_bias = d.position_bias + kWidth;
   d.last_bias = d.hidden_bias + (d.layers - 1) * kWidth;
   d.vectors = kFloat32;
   return d;
-}
-
-// 8 packed elements from `piece * 8`: hidden weights, then the last layer.
-DIINN_BOTH void pack_piece(const Decode& d, int64_t piece) {
-  const uint16_t *hidden = static_cast<const uint16_t*>(d.hidden),
-                 *last = static_cast<const uint16_t*>(d.last);
-  const bool hopper = d.kernel == kHopper;
-  const int64_t boundary = hidden_elements(d);
-  uint16_t element[8];
-  DIINN_UNROLL
-  for (int i = 0; i < 8; ++i) {
-    const int64_t e = piece * 8 + i;
-    if (e < boundary) {
-      element[i] =
-          hidden[hopper ? hopper_hidden(d.modulation, e) : portable_hidden(d.modulation, e)];
-    } else {
-      const int64_t from = packed_last(hopper, d.channels, e - boundary);
-      element[i] = from < 0 ? 0 : last[from];
-    }
-  }
-  memcpy(static_cast<char*>(d.packed) + piece * 16, element, 16);
 }
 
 }  // namespace diinn

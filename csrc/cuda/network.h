@@ -40,39 +40,6 @@ DIINN_DEVICE Vector16 pack_8(const float (&x)[8]) {
   return {{pack<T>(x[0], x[1]), pack<T>(x[2], x[3]), pack<T>(x[4], x[5]), pack<T>(x[6], x[7])}};
 }
 
-// Element n of position, position_bias, hidden_bias and last_bias, one behind the other, in
-// float32.
-template <class T>
-DIINN_DEVICE void widen_vector(const Decode& d, int64_t n) {
-  const void* const from[] = {d.position, d.position_bias, d.hidden_bias, d.last_bias};
-  const int64_t lengths[] = {3 * kWidth, kWidth, (d.layers - 1) * kWidth, d.channels};
-  int64_t i = n;
-  DIINN_UNROLL
-  for (int vector = 0; vector < 4; ++vector) {
-    if (i >= 0 && i < lengths[vector]) {
-      float low, high;
-      unpack<T>(static_cast<const uint16_t*>(from[vector])[i], low, high);
-      widened_vectors(d)[n] = low;
-    }
-    i -= lengths[vector];
-  }
-}
-
-// What fills the work space: a piece of the packed weights, or one number of position and biases.
-DIINN_BOTH int64_t pack_jobs(const Decode& d) {
-  return packed_elements(d) / 8 + vector_elements(d);
-}
-DIINN_DEVICE void pack_job(const Decode& d, int64_t job) {
-  const int64_t pieces = packed_elements(d) / 8;
-  if (job < pieces) {
-    pack_piece(d, job);
-  } else if (d.vectors == kFloat16) {
-    widen_vector<Float16>(d, job - pieces);
-  } else {
-    widen_vector<BFloat16>(d, job - pieces);
-  }
-}
-
 // What the backward needs of 8 outputs of a layer, from unit `unit`: see Decode.
 template <class T>
 DIINN_DEVICE void keep_8(const Decode& d, int layer, const Query& query, int unit,
@@ -121,11 +88,14 @@ struct FirstLayer {
       constant[i] = position[(3 * i + 2) / 8][(3 * i + 2) % 8] * d.ratio + constant[i];
     }
   }
+  DIINN_DEVICE void arguments(const Query& query, float (&s)[8]) const {
+    DIINN_UNROLL
+    for (int i = 0; i < 8; ++i) s[i] = query.dy * y[i] + query.dx * x[i] + constant[i];
+  }
   template <class T, bool kModulation, bool kKeep>
   DIINN_DEVICE Vector16 run(const Decode& d, const Query& query, int unit) const {
     float s[8], none[8] = {};
-    DIINN_UNROLL
-    for (int i = 0; i < 8; ++i) s[i] = query.dy * y[i] + query.dx * x[i] + constant[i];
+    arguments(query, s);
     return activate<T, kModulation, kKeep>(d, 0, query, unit, load_content(d, query, 0, unit), none,
                                            s);
   }

@@ -45,10 +45,10 @@ struct Portable {
   DIINN_DEVICE int row(int i, int half) const { return 16 * i + lane / 4 + 8 * half; }
 
   DIINN_DEVICE void set_q(int query, const Vector16& q) {
-    *reinterpret_cast<Vector16*>(shared.q + portable_q(query, unit / 8)) = q;
+    *reinterpret_cast<Vector16*>(shared.q + portable_q<2>(query, unit / 8)) = q;
   }
   DIINN_DEVICE void load_q(int i, int step, uint32_t (&a)[4]) const {
-    load_matrices(a, shared.q + portable_q(16 * i + lane % 16, 2 * step + lane / 16));
+    load_matrices(a, shared.q + portable_q<2>(16 * i + lane % 16, 2 * step + lane / 16));
   }
 
   DIINN_DEVICE void first_layer() {

@@ -21,7 +21,7 @@ from diinn_fast.problem import Problem
 
 ORDER = ("cpu", "eager")
 """Backends that ``auto`` considers, fastest first; the last one runs everywhere."""
-NAMES: tuple[str, ...] = ("cpu", "int8", "triton", "triton_int8", "cuda", "eager")
+NAMES: tuple[str, ...] = ("cpu", "int8", "triton", "triton_int8", "cuda", "cuda_int8", "eager")
 """Backends that can be asked for by name: one enters ORDER when it has been measured on
 hardware.
 """

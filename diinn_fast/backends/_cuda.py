@@ -21,6 +21,7 @@ MATRICES = ("hidden", "last")
 """Weights of products: operands of the tensor cores."""
 PORTABLE = 0
 HOPPER = 1
+INTEGERS = 2
 
 _INT64 = ctypes.c_int64
 _INT32 = ctypes.c_int32
@@ -74,18 +75,24 @@ class Gradient(ctypes.Structure):
 
 
 def describe(
-    problem: Problem, source: Tensor, weights: Sequence[Tensor], out: Tensor | None
+    problem: Problem,
+    source: Tensor,
+    weights: Sequence[Tensor],
+    out: Tensor | None,
+    kernel: int = PORTABLE,
 ) -> Decode:
-    """The decode without work space, kernel, device and stream. ``out`` None: to be recomputed into
+    """The decode without work space, device and stream. ``out`` None: to be recomputed into
     slabs.
     """
     source = aligned(source.detach())
-    query = prepare(query_weights(weights), source.dtype)
+    matrices = () if kernel == INTEGERS else MATRICES
+    query = prepare(query_weights(weights), source.dtype, matrices)
     h, w = problem.lr
     height, width = problem.size
     # The image, the part of it that the source covers, and the factors of the nearest map.
     decode = Decode()
     decode.alive = [source, *query]
+    decode.kernel = kernel
     decode.batch, decode.grid_rows, decode.grid_columns = source.shape[:3]
     decode.lr_h = h
     decode.lr_w = w
@@ -140,14 +147,14 @@ def _say_output(decode: Decode, problem: Problem, out: Tensor) -> None:
         decode.out_image, decode.out_column, decode.out_channel = out.stride()
 
 
-def prepare(weights: Weights, dtype: torch.dtype) -> Weights:
-    """The weights as the launchers take them: matrices of products in ``dtype``, the rest all in
-    one dtype, float32 or ``dtype``, which the launcher widens.
+def prepare(weights: Weights, dtype: torch.dtype, matrices: Sequence[str] = MATRICES) -> Weights:
+    """The weights as the launchers take them: those named in ``matrices`` in ``dtype``, the rest
+    all in one dtype, float32 or ``dtype``, which the launcher widens.
     """
-    vectors = {v.dtype for name, v in weights._asdict().items() if name not in MATRICES}
+    vectors = {v.dtype for name, v in weights._asdict().items() if name not in matrices}
     rest = dtype if vectors == {dtype} else torch.float32
     found = {
-        name: aligned(v.detach().to(dtype if name in MATRICES else rest))
+        name: aligned(v.detach().to(dtype if name in matrices else rest))
         for name, v in weights._asdict().items()
     }
     return Weights(**found)
@@ -161,9 +168,14 @@ def aligned(tensor: Tensor) -> Tensor:
 
 def packed_bytes(decode: Decode) -> int:
     """Size of the work space that holds the weights as the kernels read them."""
-    hidden = (decode.layers - 1) * (1 if decode.modulation else 2) * WIDTH * WIDTH
-    # The RGB layer is filled up to blocks of 8 rows.
-    matrices = 2 * (hidden + (decode.channels + 7) // 8 * 8 * WIDTH)
+    rows = (decode.layers - 1) * (1 if decode.modulation else 2) * WIDTH
     # Positions [H, 3] and biases of L layers, and of the output.
-    vectors = 4 * ((decode.layers + 3) * WIDTH + decode.channels)
-    return int(matrices + (vectors if decode.vectors != TYPES[torch.float32] else 0))
+    vectors = (decode.layers + 3) * WIDTH + decode.channels
+    if decode.kernel == INTEGERS:
+        # A byte for each weight, and what 1 stands for in each row; the RGB layer is a vector too.
+        matrices = rows * WIDTH + 4 * rows
+        vectors += decode.channels * WIDTH
+    else:
+        # The RGB layer is filled up to blocks of 8 rows.
+        matrices = 2 * (rows + (decode.channels + 7) // 8 * 8) * WIDTH
+    return int(matrices + (4 * vectors if decode.vectors != TYPES[torch.float32] else 0))

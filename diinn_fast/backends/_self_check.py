@@ -36,7 +36,7 @@ def once(
     with _lock:
         if key not in checked:
             # Comparing would synchronise, which a CUDA graph cannot record.
-            if torch.cuda.is_current_stream_capturing():
+            if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
                 return None
             checked[key] = compare()
             if reason := checked[key]:

@@ -125,10 +125,16 @@ def _backward(
 
 
 def _forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    return launch_forward(problem, source, weights, _kernel(source))
+
+
+def launch_forward(
+    problem: Problem, source: Tensor, weights: Sequence[Tensor], kernel: int
+) -> Tensor:
+    """RGB of all queries by one of the kernels that ``_cuda`` numbers."""
     out = source.new_empty(problem.output_shape(source.shape[0], query_weights(weights).channels))
     if out.numel():
-        decode = _cuda.describe(problem, source, weights, out)
-        decode.kernel = _kernel(source)
+        decode = _cuda.describe(problem, source, weights, out, kernel)
         _launch("diinn_forward", decode, source, _cuda.packed_bytes(decode))
     return out
 
@@ -207,19 +213,27 @@ def _fallback(problem: Problem, source: Tensor) -> Backend:
     return triton
 
 
+def unsuited_weights(weights: Sequence[Tensor]) -> str | None:
+    """What the kernels do not take of these shapes, or None: ``unsupported``, which knows only the
+    source, could not see it.
+    """
+    named = query_weights(weights)
+    width = named.width
+    layers = named.layers
+    channels = named.channels
+    fits = 2 <= layers <= _cuda.MOST_LAYERS and channels <= _cuda.MOST_CHANNELS
+    if width != _cuda.WIDTH or not fits:
+        return f"width {width} (not {_cuda.WIDTH}), {layers} layers or {channels} channels"
+    return None
+
+
 def _other(
     problem: Problem, source: Tensor, weights: Sequence[Tensor], gradients: bool
 ) -> Backend | None:
     """The backend that must do it instead: said at debug level where the kernels do not apply,
     loudly where they are wrong.
     """
-    # What `unsupported`, which knows only the source, could not see.
-    named = query_weights(weights)
-    width = named.width
-    layers = named.layers
-    channels = named.channels
-    if width != _cuda.WIDTH or layers > _cuda.MOST_LAYERS or channels > _cuda.MOST_CHANNELS:
-        why = f"width {width} (not {_cuda.WIDTH}), {layers} layers or {channels} channels"
+    if why := unsuited_weights(weights):
         log.debug("backend 'cuda' hands a decode on: its kernels do not take %s", why)
         return _fallback(problem, source)
     problem.check_source(source)

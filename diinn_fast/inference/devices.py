@@ -84,8 +84,10 @@ def pick_backend(backend: str | None, precision: str | None, device: torch.devic
 
 def _of_integers(name: str, device: torch.device) -> str:
     """The backend of this name's kernels with 8-bit integers."""
-    if name in ("triton", "triton_int8"):
-        return "triton_int8"
+    if name in ("triton", "cuda"):
+        name = f"{name}_int8"
+    if name in ("triton_int8", "cuda_int8"):
+        return name
     if name not in ("auto", INT8):
         raise BackendError(
             f"backend {name!r} does not compute in int8: leave the backend or the precision out"
@@ -93,7 +95,7 @@ def _of_integers(name: str, device: torch.device) -> str:
     # What has not been measured on hardware is taken by name alone.
     if device.type == "cuda":
         raise UpscaleError(
-            f"precision int8 on {device} is the backend triton's, which has to be asked for by "
-            "name: use --backend triton, or --precision fp16"
+            f"precision int8 on {device} is the backends' triton and cuda, one of which has to be "
+            "asked for by name: use --backend triton or cuda, or --precision fp16"
         )
     return INT8

@@ -64,6 +64,7 @@ def test_the_first_part_looks_at_every_kernel_alone_before_all_tests(tmp_path: P
         "triton": everything | {"surroundings"},
         "triton_int8": {c for c in everything if "tf32" not in c} | {"surroundings"},
         "cuda": sixteen | {"surroundings"},
+        "cuda_int8": sixteen | {"surroundings"},
         "cuda-portable": sixteen,
     }.items():
         found = {n for n in checks if n.startswith(f"checks-{subject}-")}
@@ -84,7 +85,7 @@ def test_the_second_part_measures_each_backend_in_a_process_of_its_own(tmp_path:
     _, tune, *stages = names_of("second", tmp_path)
     assert tune == ["tune"] and all(len(stage) == 1 for stage in stages)
     kinds = ["large", "training", "memory", "photo", "model", "small"]
-    none = {("photo", "plain"), ("training", "triton_int8")}
+    none = {("photo", "plain"), ("training", "triton_int8"), ("training", "cuda_int8")}
     expected = [
         f"{kind}-{who}"
         for kind in kinds
@@ -410,7 +411,7 @@ def test_promises_are_judged_by_our_best_16_bit_peer(tmp_path: Path) -> None:
         "conv": 0.3,
     }
     times |= {"triton-float16": 0.1, "cuda-bfloat16": 0.08, "triton-exact": 0.01}
-    times |= {"triton_int8-float16": 0.05}
+    times |= {"triton_int8-float16": 0.05, "cuda_int8-float16": 0.06}
     record = {"name": "decode-512x512-x4", "peers": {k: entry(v) for k, v in times.items()}}
     (tmp_path / "decode.json").write_text(json.dumps({"records": [record]}))
     memory = [

@@ -96,7 +96,9 @@ class Target:
     """A dtype that it refuses."""
 
     yardstick: str = "definition"
-    """Whose error it is judged by: the definition or eager in its own dtype, or bfloat16."""
+    """Whose error it is judged by: the definition or eager in its own dtype, bfloat16, or the CPU's
+    int8, whose integers it has.
+    """
     trains: bool = True
     """Whether it is for training too."""
     gradients_of: str | None = None
@@ -166,7 +168,7 @@ class Target:
     @property
     def loose(self) -> float:
         """How far two ways to the same decode may be apart, as a part of its values."""
-        if self.yardstick == "bfloat16" or self.dtype == torch.bfloat16:
+        if self.yardstick in ("bfloat16", "int8") or self.dtype == torch.bfloat16:
             return 0.1
         if self.dtype == torch.float16 or self.precision == "tf32":
             return 2e-2
@@ -206,6 +208,8 @@ class Target:
 
     def plain(self, problem: Operands) -> Tensor:
         """The operator by plain PyTorch, whose error it is judged by."""
+        if self.yardstick == "int8":
+            return problem.cpu().decode("int8")
         judged = problem.to(torch.bfloat16) if self.yardstick == "bfloat16" else problem
         return judged.decode("eager")
 
@@ -242,6 +246,7 @@ def all_targets() -> list[Target]:
         *_interpreted(),
         *_interpreted_int8(),
         *_emulated(),
+        *_emulated_int8(),
         *_device(),
     ]
 
@@ -311,18 +316,18 @@ def _choose_isa(isa: str, patch: pytest.MonkeyPatch) -> None:
     patch.setenv("DIINN_FAST_CPU_ISA", isa)
 
 
+def _int8_missing() -> str | None:
+    result: str | None = backends.load("int8").unavailable()
+    return result
+
+
 def _int8() -> Iterator[Target]:
     """Of the best instruction set: tests/kernels/test_int8.py holds all to the same bits."""
-
-    def missing() -> str | None:
-        result: str | None = backends.load("int8").unavailable()
-        return result
-
     yield Target(
         "int8-float32",
         "int8",
         torch.float32,
-        unavailable=missing,
+        unavailable=_int8_missing,
         foreign_width=48,
         foreign_dtype=torch.float64,
         yardstick="bfloat16",
@@ -394,8 +399,13 @@ def _interpreted_int8() -> Iterator[Target]:
     )
 
 
-def _emulated() -> Iterator[Target]:
+def _orders() -> tuple[Callable[[], object], ...]:
+    """Blocks at a time and seeds of the emulated machine among which bits must not differ."""
     orders = [(1, 1), (2, 2), (5, 3), (4, 4)]
+    return tuple(partial(emulated_gpu.schedule, *order) for order in orders)
+
+
+def _emulated() -> Iterator[Target]:
     # A backward recomputes by the portable kernel, whatever the forward's.
     recomputed = {"hopper": "portable"}
     for kernel in emulated_gpu.ARCHITECTURES:
@@ -420,9 +430,34 @@ def _emulated() -> Iterator[Target]:
                 yardstick="eager",
                 kinks=False,
                 outside="nan",
-                schedules=tuple(partial(emulated_gpu.schedule, *order) for order in orders),
+                schedules=_orders(),
                 kernels=("_forward", "_backward"),
             )
+
+
+def _emulated_int8() -> Iterator[Target]:
+    for dtype in (torch.float16, torch.bfloat16):
+        yield Target(
+            f"emulated-cuda_int8-{_name(dtype)}",
+            "cuda_int8",
+            dtype,
+            unavailable=lambda: emulated_gpu.unavailable() or _int8_missing(),
+            install=partial(emulated_gpu.install, kernel="portable"),
+            forms=PROJECTED,
+            sizes="few",
+            width=256,
+            layers=3,
+            channels=4,
+            shapes=((256, 2, 9), (256, 5, 1)),
+            brief=dtype == torch.bfloat16,
+            foreign_width=32,
+            foreign_dtype=torch.float32,
+            yardstick="int8",
+            trains=False,
+            worst=None,
+            outside="nan",
+            schedules=_orders(),
+        )
 
 
 def _device() -> Iterator[Target]:
@@ -431,6 +466,9 @@ def _device() -> Iterator[Target]:
     def missing(backend: str) -> str | None:
         result: str | None = backends.load(backend).unavailable()
         return result
+
+    def missing_int8(backend: str) -> str | None:
+        return missing(backend) or _int8_missing()
 
     common = Target(
         "device",
@@ -473,19 +511,17 @@ def _device() -> Iterator[Target]:
                 name=f"device-triton_int8-{name}",
                 backend="triton_int8",
                 dtype=dtype,
-                unavailable=partial(missing, "triton_int8"),
+                unavailable=partial(missing_int8, "triton_int8"),
                 forms=PROJECTED,
                 install=partial(_multiply, precision),
                 foreign_width=48,
                 foreign_dtype=torch.float64,
-                # Of few outputs, wide layers' errors are up to 2.4 times bfloat16's.
-                shapes=((96, 3, 5),),
-                yardstick="bfloat16",
+                yardstick="int8",
                 trains=False,
                 kernels=None,
             )
         if dtype != torch.float32:
-            yield replace(
+            cuda = replace(
                 common,
                 name=f"device-cuda-{name}",
                 backend="cuda",
@@ -495,6 +531,16 @@ def _device() -> Iterator[Target]:
                 install=partial(_multiply, precision),
                 foreign_width=32,
                 foreign_dtype=torch.float32,
+            )
+            yield cuda
+            yield replace(
+                cuda,
+                name=f"device-cuda_int8-{name}",
+                backend="cuda_int8",
+                unavailable=partial(missing_int8, "cuda_int8"),
+                yardstick="int8",
+                trains=False,
+                kernels=None,
             )
 
 

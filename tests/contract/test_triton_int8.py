@@ -54,7 +54,7 @@ def test_integers_are_those_of_the_definition() -> None:
     assert (units[nothing] == 0).all() and (integers[nothing] == 0).all()
     assert int(nothing.sum()) >= 2 and whole[3]
     # Products of two float32 numbers are exact in float64.
-    inverse = LARGEST / largest[whole]
+    inverse = torch.tensor(float(LARGEST)) / largest[whole]
     want = (x[whole].double() * inverse[:, None].double()).round()
     assert torch.equal(integers[whole].double(), want)
     assert torch.equal(units[whole], largest[whole] / LARGEST)

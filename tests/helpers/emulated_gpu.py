@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from diinn_fast.backends import cuda
+from diinn_fast.backends import cuda, cuda_int8
 
 FOLDER = Path(__file__).parents[2] / "csrc" / "cuda"
 COMPILER = (
@@ -53,13 +53,14 @@ def build(folder: Path, *macros: str) -> ctypes.CDLL:
 
 
 def install(patch: pytest.MonkeyPatch, kernel: str, emulation: ctypes.CDLL | None = None) -> None:
-    """Backend ``cuda`` as if this were a GPU that takes the kernel."""
+    """Backends ``cuda`` and ``cuda_int8`` as if this were a GPU that takes the kernel."""
     emulation = emulation or library()
     patch.setattr(cuda, "unavailable", lambda: None)
     patch.setattr(cuda, "unsupported", cuda._unsuited)
     patch.setattr(cuda, "_library", lambda arch: emulation)
     patch.setattr(cuda, "_architecture", lambda source: ARCHITECTURES[kernel])
-    patch.setattr(cuda, "_checked", {})
+    for backend in (cuda, cuda_int8):
+        patch.setattr(backend, "_checked", {})
     schedule(2, 0, emulation)
 
 

@@ -185,7 +185,7 @@ def exact_gradients(case: Case) -> list[Tensor]:
 @cache
 def plain_values(case: Case, yardstick: str, precision: str = "ieee") -> Tensor:
     """By plain PyTorch in the case's own dtype, the ``definition`` or backend ``eager``; or by
-    eager in ``bfloat16``.
+    eager in ``bfloat16``; or by the CPU's backend ``int8``.
 
     ``precision`` only tells apart what is computed under different settings of PyTorch.
     """
@@ -193,6 +193,8 @@ def plain_values(case: Case, yardstick: str, precision: str = "ieee") -> Tensor:
     if yardstick == "bfloat16":
         case = replace(case, network=replace(network, dtype=torch.bfloat16))
     with torch.no_grad():
+        if yardstick == "int8":
+            return decode(replace(case, network=replace(network, device="cpu")), "int8")
         if yardstick != "definition":
             return decode(case, "eager")
         decoder = decoder_of(network)
@@ -265,6 +267,13 @@ class Operands:
             source=self.source.to(dtype),
             weights=[v.to(dtype) for v in self.weights],
         )
+
+    def cpu(self) -> Operands:
+        """The same on the CPU."""
+        index = None if self.index is None else self.index.cpu()
+        offset = None if self.offset is None else self.offset.cpu()
+        weights = [v.cpu() for v in self.weights]
+        return replace(self, source=self.source.cpu(), weights=weights, index=index, offset=offset)
 
     def output_gradient(self) -> Tensor:
         """A random gradient of the output, in the source's dtype."""

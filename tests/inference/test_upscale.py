@@ -381,17 +381,18 @@ def test_int8_is_a_precision_of_one_backend() -> None:
         Upscaler(random_model(), device="cpu", precision="int8", backend="eager")
 
 
-def test_int8_on_cuda_is_triton_by_name_alone() -> None:
+def test_int8_on_cuda_is_tritons_or_cudas_by_name_alone() -> None:
     """Nothing that has not been measured on hardware is chosen."""
     gpu = torch.device("cuda", 0)
     assert pick_precision("int8", gpu) == torch.float16
-    with pytest.raises(UpscaleError, match="use --backend triton, or --precision fp16"):
+    with pytest.raises(UpscaleError, match="use --backend triton or cuda, or --precision fp16"):
         pick_backend("auto", "int8", gpu)
-    for name in ("triton", "triton_int8"):
-        with pytest.raises(BackendError, match=r"'triton_int8' cannot run: .*(CUDA|install)"):
-            pick_backend(name, "int8", gpu)
-    with pytest.raises(BackendError, match="'cuda' does not compute in int8"):
-        pick_backend("cuda", "int8", gpu)
+    for kind in ("triton", "cuda"):
+        for name in (kind, f"{kind}_int8"):
+            with pytest.raises(BackendError, match=rf"'{kind}_int8' cannot run: .*(CUDA|install)"):
+                pick_backend(name, "int8", gpu)
+    with pytest.raises(BackendError, match="'eager' does not compute in int8"):
+        pick_backend("eager", "int8", gpu)
 
 
 def test_fp32_on_cuda_is_float32_for_convolutions_too() -> None:

@@ -31,6 +31,7 @@ pytestmark = pytest.mark.skipif(
 # backward's (ELb1).
 FORWARD = [f"Portable{t}ELb{m}ELb0E" for t in ("INS_7Float16", "INS_8BFloat16") for m in (0, 1)]
 KEEPING = [name.replace("ELb0EE", "ELb1EE") for name in FORWARD]
+INTEGERS = [f"PortableInt8{t}ELb{m}E" for t in ("INS_7Float16", "INS_8BFloat16") for m in (0, 1)]
 CHAINS = [f"Chain{t}ELb{m}E" for t in ("INS_7Float16", "INS_8BFloat16") for m in (0, 1)]
 HOPPER = [f"HopperI{t}ELb{m}E" for t in ("NS_7Float16", "NS_8BFloat16") for m in (0, 1)]
 
@@ -73,6 +74,7 @@ INSTRUCTIONS = {
     "HGMMA from registers": r"HGMMA\.64x128x16\.F32(?:\.BF16)? R\d+, R\d+, gdesc",
     "HGMMA": r"\bHGMMA",
     "HMMA": r"\bHMMA\.16816\.F32",
+    "IMMA": r"\bIMMA\.16832\.S8\.S8",
     "MUFU.SIN": r"\bMUFU\.SIN",
     "MUFU.COS": r"\bMUFU\.COS",
     "LDGSTS": r"\bLDGSTS",
@@ -125,7 +127,7 @@ def test_no_spills_no_stack_no_warnings(code: Any) -> None:
 
 def test_registers_fit_the_threads_of_a_block(code: Any) -> None:
     arch, _, figures, _ = code
-    for name in FORWARD + KEEPING + CHAINS:
+    for name in FORWARD + KEEPING + INTEGERS + CHAINS:
         assert named(figures, name)["registers"] <= 255  # 256 threads of 65,536
     if arch == "90a":
         for name in HOPPER:  # 384 threads; setmaxnreg then deals out 24 and 240
@@ -145,6 +147,14 @@ def test_matrix_and_sine_instructions(code: Any) -> None:
         assert f["HMMA"] == 4 * 4 * blocks + 16
         assert f["LDSM"] == 4 * 4 + 16
         assert f["MUFU.SIN"] == 2 * 64  # first and hidden layer: 8 queries, 8 outputs
+        assert f["LDGSTS"] >= 4 * blocks // 2
+    for name in INTEGERS:
+        # The same steps, of twice the k's; the output needs no matrix instruction.
+        blocks = 8 if "ELb0E" in name else 4
+        f = named(figures, name)
+        assert f["IMMA"] == 4 * 4 * blocks and f["HMMA"] == 0
+        assert f["LDSM"] == 4 * 4
+        assert f["MUFU.SIN"] == 2 * 64
         assert f["LDGSTS"] >= 4 * blocks // 2
     for name in CHAINS:
         f = named(figures, name)

@@ -255,9 +255,10 @@ def test_backend_table_names_every_backend() -> None:
 
 def test_auto_considers_only_measured_backends() -> None:
     # Triton and CUDA have not yet run on hardware, int8 not on the CPUs that it is fastest on.
-    by_name = {"triton", "triton_int8", "cuda", "int8"}
+    by_name = {"triton", "triton_int8", "cuda", "cuda_int8", "int8"}
     assert set(backends.ORDER) == set(backends.NAMES) - by_name
-    assert "not yet run on hardware" in backends.load("triton_int8").NOTE
+    for name in ("triton_int8", "cuda_int8"):
+        assert "not yet run on hardware" in backends.load(name).NOTE
     assert backends.load("triton").unavailable()  # in this process: no CUDA device, no interpreter
     with pytest.raises(BackendError, match=r"CUDA device|not installed"):
         use_backend("triton")

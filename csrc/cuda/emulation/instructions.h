@@ -68,6 +68,10 @@ inline float cosine_unit(float x) { return cosf(x); }
 
 inline float relu(float x) { return x < 0.0f ? 0.0f : x; }
 
+inline uint32_t low_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  return (a & 0xFF) | (b & 0xFF) << 8 | (c & 0xFF) << 16 | d << 24;
+}
+
 inline Vector16 load_16(const void* from) {
   if (reinterpret_cast<uintptr_t>(from) % 16)
     Machine::current_machine()->fail("16-byte load from a crooked address");
@@ -101,6 +105,20 @@ void meet_warp(void* contribution, Work work) {
 
 inline void sync_warp() {
   meet_warp(nullptr, [](Machine::Meeting&) {});
+}
+
+inline uint32_t from_lane(uint32_t own, int lane) {
+  struct Lane {
+    uint32_t own, taken;
+    int from;
+  } mine{own, 0, lane};
+  meet_warp(&mine, [](Machine::Meeting& meeting) {
+    for (int l = 0; l < 32; ++l) {
+      Lane& to = *static_cast<Lane*>(meeting.slot[l]);
+      to.taken = static_cast<Lane*>(meeting.slot[to.from])->own;
+    }
+  });
+  return mine.taken;
 }
 
 // -- portable tensor cores --
@@ -138,36 +156,51 @@ inline void load_matrices(uint32_t (&r)[4], const void* row) {
   });
 }
 
-template <class T>
-void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+// A warp's matrix instruction with kEach k's to a register: unpack(word, numbers) takes it apart.
+template <class Sum, int kEach, class Unpack>
+void multiply_fragments(Sum (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                        const Unpack& unpack) {
   struct Lane {
-    float* d;
+    Sum* d;
     const uint32_t* a;
     uint32_t b[2];
   } own{d, a, {b0, b1}};
-  meet_warp(&own, [](Machine::Meeting& meeting) {
-    float matrix_a[16][16], matrix_b[16][8], sums[16][8];
+  constexpr int kDepth = 8 * kEach;
+  meet_warp(&own, [&](Machine::Meeting& meeting) {
+    Sum matrix_a[16][kDepth], matrix_b[kDepth][8], sums[16][8], numbers[kEach];
     for (int lane = 0; lane < 32; ++lane) {
       const Lane& l = *static_cast<Lane*>(meeting.slot[lane]);
       for (int r = 0; r < 4; ++r) {
-        float* to = &matrix_a[lane / 4 + 8 * (r % 2)][2 * (lane % 4) + 8 * (r / 2)];
-        unpack<T>(l.a[r], to[0], to[1]);
+        const int k = kEach * (lane % 4 + 4 * (r / 2));
+        unpack(l.a[r], &matrix_a[lane / 4 + 8 * (r % 2)][k]);
       }
       for (int r = 0; r < 2; ++r) {
-        const int k = 2 * (lane % 4) + 8 * r;
-        unpack<T>(l.b[r], matrix_b[k][lane / 4], matrix_b[k + 1][lane / 4]);
+        unpack(l.b[r], numbers);
+        const int k = kEach * (lane % 4 + 4 * r);
+        for (int e = 0; e < kEach; ++e) matrix_b[k + e][lane / 4] = numbers[e];
       }
       for (int v = 0; v < 4; ++v) sums[lane / 4 + 8 * (v / 2)][2 * (lane % 4) + v % 2] = l.d[v];
     }
     for (int m = 0; m < 16; ++m) {
-      for (int k = 0; k < 16; ++k) {
+      for (int k = 0; k < kDepth; ++k) {
         for (int n = 0; n < 8; ++n) sums[m][n] += matrix_a[m][k] * matrix_b[k][n];
       }
     }
     for (int lane = 0; lane < 32; ++lane) {
-      float* to = static_cast<Lane*>(meeting.slot[lane])->d;
+      Sum* to = static_cast<Lane*>(meeting.slot[lane])->d;
       for (int v = 0; v < 4; ++v) to[v] = sums[lane / 4 + 8 * (v / 2)][2 * (lane % 4) + v % 2];
     }
+  });
+}
+
+template <class T>
+void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply_fragments<float, 2>(
+      d, a, b0, b1, [](uint32_t both, float* numbers) { unpack<T>(both, numbers[0], numbers[1]); });
+}
+inline void multiply_integers(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply_fragments<int32_t, 4>(d, a, b0, b1, [](uint32_t four, int32_t* numbers) {
+    for (int e = 0; e < 4; ++e) numbers[e] = static_cast<int8_t>(four >> 8 * e);
   });
 }
 

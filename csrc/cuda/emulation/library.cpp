@@ -2,7 +2,9 @@
 // host memory, and the layouts' functions.
 #include "../gradient.h"
 #include "../hopper.h"
+#include "../pack.h"
 #include "../portable.h"
+#include "../portable_int8.h"
 
 namespace diinn {
 
@@ -23,6 +25,7 @@ template <class T, bool kModulation>
 std::string forward(const Decode& d) {
   if (d.kernel == kHopper)
     return emulate<Hopper<T, kModulation>>(d, Hopper<T, kModulation>::kCluster);
+  if (d.kernel == kIntegers) return emulate<PortableInt8<T, kModulation>>(d, 1);
   if (d.kept_s) return emulate<Portable<T, kModulation, true>>(d, 1);
   return emulate<Portable<T, kModulation, false>>(d, 1);
 }
@@ -53,15 +56,18 @@ static int answer(const std::string& error, char* message, int64_t length) {
 extern "C" {
 
 int64_t diinn_decode_bytes() { return sizeof(Decode); }
-int64_t diinn_packed_bytes(const Decode* d) {
-  return 2 * packed_elements(*d) + 4 * vector_elements(*d);
-}
+int64_t diinn_packed_bytes(const Decode* d) { return work_bytes(*d); }
 
 // How many blocks the next decodes run on, and in which order their warps.
 void diinn_emulate_on(int blocks, uint64_t seed) { emulated_blocks = blocks, emulated_seed = seed; }
 
 void diinn_emulate_pack(const Decode* d) {
   for (int64_t job = 0; job < pack_jobs(*d); ++job) pack_job(*d, job);
+}
+
+// Of `count` packed integers, which element of the hidden weights each one is.
+void diinn_emulate_places(int modulation, int64_t count, int64_t* place) {
+  for (int64_t e = 0; e < count; ++e) place[e] = portable_hidden<1>(modulation, e);
 }
 
 int diinn_forward(const Decode* given, char* message, int64_t length) {

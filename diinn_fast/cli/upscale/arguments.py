@@ -126,7 +126,7 @@ def _add_model(parser: Parser) -> None:
         choices=["auto", *PRECISIONS],
         default="auto",
         help="auto: fp16 on CUDA, fp32 elsewhere; int8: the decoder's products, on the CPU, or on "
-        "CUDA with --backend triton",
+        "CUDA with --backend triton or cuda",
     )
     parser.add_argument(
         "--backend", help="decoder implementation, see diinn-fast info (default: the fastest)"
