@@ -144,7 +144,8 @@ def test_a_step_that_fails_or_hangs_stops_no_other(tmp_path: Path) -> None:
 
 def test_a_stopped_step_has_said_where_it_was(tmp_path: Path) -> None:
     code = "import time\ndef deep_inside():\n    time.sleep(60)\ndeep_inside()"
-    outcome = run([program("hanging", code, limit=1.0)], tmp_path)["hanging"]
+    # On a busy machine Python alone may take seconds to get there.
+    outcome = run([program("hanging", code, limit=5.0)], tmp_path)["hanging"]
     assert outcome.state == "stopped"
     assert "in deep_inside" in gpu.describe(outcome)
 
