@@ -23,7 +23,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -181,8 +181,10 @@ def within_time(read: Reader, path: Path) -> np.ndarray:
 def judge(path: Path, tell: Callable[[str], None], without: set[str]) -> tuple[str, str]:
     """(what became of a file, more about it); ``tell`` hears which reader comes next."""
     tell("ours")
+    warned: list[str] = []
     try:
-        found = within_time(ours, path)
+        with warnings_in(warned):
+            found = within_time(ours, path)
     except ImageError as error:
         return "refused", str(error)
     except TimeoutError as error:
@@ -206,9 +208,27 @@ def judge(path: Path, tell: Callable[[str], None], without: set[str]) -> tuple[s
         return "equal to an independent reader", ""
     if differ and set(differ) != {"Pillow"} and agree and turned(found, path):
         return "turned as Pillow does, of XMP or a raw profile", ""
+    if differ and set(differ) != {"Pillow"} and warned:
+        return "different, as a warning says", warned[0]
     if differ and set(differ) != {"Pillow"}:
         return "DIFFERENT", f"{found.shape}: unlike {', '.join(differ)}, like {agree or 'none'}"
     return ("equal to Pillow alone", "") if agree else ("read by nobody else", f"unlike {differ}")
+
+
+@contextmanager
+def warnings_in(said: list[str]) -> Iterator[None]:
+    """Within the block, what our own modules warn of goes into ``said``."""
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("diinn_fast")
+    logging.disable(logging.NOTSET)
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logging.disable()
 
 
 def judge_apart(path: Path) -> tuple[str, str]:

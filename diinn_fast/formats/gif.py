@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import BinaryIO
 
@@ -9,8 +10,10 @@ import numpy as np
 import PIL.Image
 from PIL.GifImagePlugin import GifImageFile
 
-from diinn_fast.formats.pillow import PillowFormat, PillowReader, as_array
+from diinn_fast.formats.pillow import PillowFormat, PillowReader, as_array, as_file
 from diinn_fast.metadata import Metadata
+
+_log = logging.getLogger(__name__)
 
 _PROFILE = b"ICCRGBG1012"
 _SEARCHED = 2**16
@@ -18,6 +21,18 @@ _SEARCHED = 2**16
 
 class GifReader(PillowReader):
     """Grey palettes are told apart by Pillow; their transparent level is alpha too."""
+
+    def check(self) -> None:
+        """See `PillowReader.check`; warns where programs show different pictures."""
+        super().check()
+        place = as_file(self.picture).tile[0].extents
+        transparent = self.picture.has_transparency_data
+        if place != (0, 0, *self.picture.size) and not transparent:
+            _log.warning(
+                "%s is larger than the picture in it: what is beside has the file's background "
+                "colour, which other programs show as transparent or black.",
+                self.name,
+            )
 
     def samples(self) -> np.ndarray:
         """See `PillowReader.samples`."""

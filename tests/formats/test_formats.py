@@ -110,6 +110,17 @@ def test_a_transparent_colour_of_a_gif(tmp_path: Path) -> None:
     assert image.rgb[:, 0, 0].tolist() == [1.0, 0.0, 0.0]
 
 
+def test_a_gif_that_is_larger_than_its_picture_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    data = bytearray(encoded(PIL.Image.new("P", (4, 3)), "GIF"))
+    read_image(bytes(data))
+    assert not caplog.text
+    data[6:8] = (9).to_bytes(2, "little")  # the width of the whole
+    assert read_image(bytes(data)).rgb.shape[2] == 9
+    assert "larger than the picture in it" in caplog.text
+
+
 @pytest.mark.parametrize(("magic", "channels"), [("P5", 1), ("P6", 3)])
 @pytest.mark.parametrize("most", [65535, 1023])
 def test_a_pnm_of_16_bits_keeps_them(magic: str, channels: int, most: int) -> None:
