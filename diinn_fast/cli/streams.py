@@ -27,6 +27,9 @@ class UnbreakableStream:
         if not self._broken:
             try:
                 return self._stream.write(text)
+            except UnicodeEncodeError:  # of a name of a file, which may be any bytes
+                encoding = self._stream.encoding
+                return self.write(text.encode(encoding, "backslashreplace").decode(encoding))
             except (OSError, ValueError):
                 self._silence()
         return len(text)

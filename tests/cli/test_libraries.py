@@ -1,7 +1,8 @@
-"""Libraries do not write between the program's own sentences."""
+"""What reaches the standard streams: no library's words, and every name of a file."""
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from diinn_fast.cli.streams import UnbreakableStream
 from diinn_fast.cli.upscale import batch
 
 Run = Callable[..., tuple[int, str, str]]
@@ -42,3 +44,12 @@ def test_what_they_say_is_shown_with_verbose_alone(upscale: Run, folder: Path) -
     # The process is as it was.
     assert root.handlers == handlers
     assert warnings.showwarning is shown
+
+
+def test_names_that_a_terminal_cannot_show_do_not_end_its_output() -> None:
+    written = io.BytesIO()
+    stream = UnbreakableStream(io.TextIOWrapper(written, "ascii"))
+    stream.write("\udcff.png \xb5.png\n")
+    stream.write("2 done\n")
+    stream.flush()
+    assert written.getvalue().split(b"\n")[:2] == [rb"\udcff.png \xb5.png", b"2 done"]
