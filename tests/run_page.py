@@ -1,6 +1,6 @@
 """What the page does in Chromium, with a stand-in for the network that shows the negative.
 
-    python tests/run_page.py [--shots FOLDER]
+    python -m tests.run_page [--shots FOLDER] [CASE ...]
 
 Each case opens the page anew, does as a person would, and looks at what is asked for, said and
 drawn. That tiles are those of the network, and what other viewers do, is for `run_browser`.
