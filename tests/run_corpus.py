@@ -116,9 +116,11 @@ def as_unit(samples: np.ndarray) -> np.ndarray:
 def readers_of(path: Path) -> dict[str, Reader]:
     """Independent ones, and Pillow last."""
     found: dict[str, Reader] = {}
+    if stays_ycbcr(path):
+        return {"Pillow": by_pillow}
     if pyvips is not None:
         found["libvips"] = by_libvips
-    if path.suffix.lower() in (".tif", ".tiff"):
+    if is_tiff(path):
         found["tifffile"] = by_tifffile
     return found | {"Pillow": by_pillow}
 
@@ -127,7 +129,9 @@ def equal(found: np.ndarray, other: np.ndarray, path: Path) -> bool:
     """Whether two readers agree: on size, alpha, and all samples."""
     if found.shape[:2] != other.shape[:2]:
         return False
-    found, other = as_rgba(found), as_rgba(other)
+    if not np.array_equal(np.isnan(found), np.isnan(other)):
+        return False
+    found, other = as_rgba(np.nan_to_num(found)), as_rgba(np.nan_to_num(other))
     difference = np.abs(found - other) * 255
     # What lies under transparent pixels, some decoders clear.
     difference[..., :3] *= (found[..., 3:] > 0) & (other[..., 3:] > 0)
@@ -139,13 +143,31 @@ def equal(found: np.ndarray, other: np.ndarray, path: Path) -> bool:
 
 def is_lossy(path: Path) -> bool:
     """Whether decoders may round differently."""
-    if path.suffix.lower() not in (".tif", ".tiff"):
+    if not is_tiff(path):
         return path.suffix.lower() in LOSSY
+    return stored_as(path)[0] in LOSSY_IN_TIFF
+
+
+def is_tiff(path: Path) -> bool:
+    return path.suffix.lower() in (".tif", ".tiff")
+
+
+def stored_as(path: Path) -> tuple[int, int]:
+    """(compression, colour space) of a TIFF, as its tags number them; zeros if it is damaged."""
     try:
         with tifffile.TiffFile(path) as tiff:
-            return int(tiff.pages.first.compression) in LOSSY_IN_TIFF
-    except Exception:  # it is damaged
+            page = tiff.pages.first
+            return int(page.compression), int(page.photometric)
+    except Exception:
+        return 0, 0
+
+
+def stays_ycbcr(path: Path) -> bool:
+    """Whether libvips and tifffile give YCbCr as it is stored."""
+    if not is_tiff(path):
         return False
+    compression, colours = stored_as(path)
+    return colours == tifffile.PHOTOMETRIC.YCBCR and compression not in LOSSY_IN_TIFF
 
 
 def as_rgba(samples: np.ndarray) -> np.ndarray:

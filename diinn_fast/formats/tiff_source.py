@@ -127,6 +127,11 @@ def tiff_source(
     whole_rows = not found.tiled and (channels == 1 or not found.planar)
     if not found.offsets or len(found.offsets) > len(found.counts):
         raise ImageError(f"{name} is a damaged or cut off TIFF: fetch or export the file again.")
+    if (0, 0) in zip(found.offsets, found.counts, strict=False):
+        raise ImageError(
+            f"{name} is a sparse TIFF, of which some parts are not stored: write it again with "
+            "all of them (gdal_translate -co SPARSE_OK=FALSE)."
+        )
     # Strips without gaps are one array: no tile arithmetic, and no cache.
     ends = [start + n for start, n in zip(found.offsets, found.counts, strict=False)]
     adjoining = list(found.offsets[1:]) == ends[: len(found.offsets) - 1]

@@ -10,6 +10,7 @@ import struct
 import zlib
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -332,6 +333,20 @@ def test_damage_that_libraries_only_write_of_is_refused(
     broken = buffer.getvalue().replace(marker, b"\xff\x7f")
     refused(lambda: read_image(broken), "damaged")
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"tile": (16, 16)}])
+def test_parts_that_are_not_stored_are_no_samples(tmp_path: Path, options: Any) -> None:
+    """GDAL leaves out what is empty; at their place stands the header of the file."""
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, noise(1)[:4, :5, 0], metadata=None, **options)
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        page = tiff.pages.first
+        codes = (324, 325) if page.is_tiled else (273, 279)
+        for code in codes:
+            page.tags[code].overwrite(0)
+    for read in (read_image, open_source):
+        refused(lambda read=read: read(path), "x.tif", "sparse")  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(("tile", "code"), [(None, 278), ((16, 16), 322), ((16, 16), 323)])
