@@ -1,9 +1,10 @@
 """What a coarser precision does to pictures: the decoder's backends on the same features.
 
-    python -m bench.precisions data/eval/Set5 [--scales 2 3 4] [--crop 192]
+    python -m bench.precisions data/eval/Set5 [--scales 2 3 4] [--crop 192] [--most 100]
 
-Markdown on stdout: by set and scale the PSNR against HR (protocol `basicsr`), the share of 8-bit
-values that differ from float32's and the largest difference; then the same differences for pictures
+Markdown on stdout: by set and scale the PSNR against HR (protocol `basicsr`); of 8-bit values the
+share that differs from float32's, in the mean and in the worst picture, the share that differs by
+more than one level, and the largest difference. Without a set, the same differences for pictures
 that try a precision: flat, noise, and the extremes side by side. The encoder is in float32.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -23,11 +24,13 @@ from diinn_fast.evaluation.run import make_pair, open_set, read_pixels
 from diinn_fast.loading import load_weights
 from diinn_fast.metrics import PROTOCOLS, score
 
+Encode = Callable[[Tensor], Tensor]
 Decode = Callable[[Tensor, tuple[int, int]], Tensor]
 PROTOCOL = PROTOCOLS["basicsr"]
+PRECISIONS = ("fp32", "bf16", "int8")
 
 
-def decoders(model: DIINN) -> dict[str, Decode]:
+def decoders(model: DIINN, names: Sequence[str] = PRECISIONS) -> dict[str, Decode]:
     """Features and HR size to the picture in [0, 1], by name; float32 first."""
     half = copy.deepcopy(model.decoder).bfloat16()
     raw: dict[str, Decode] = {
@@ -39,7 +42,7 @@ def decoders(model: DIINN) -> dict[str, Decode]:
     def in_unit(decode: Decode) -> Decode:
         return lambda features, size: (decode(features, size).float() * 0.5 + 0.5).clamp(0, 1)
 
-    return {name: in_unit(decode) for name, decode in raw.items()}
+    return {name: in_unit(decode) for name, decode in raw.items() if name in ("fp32", *names)}
 
 
 def difference(got: Tensor, want: Tensor) -> tuple[float, float, int]:
@@ -75,21 +78,32 @@ def row(*cells: object) -> None:
     print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
-def measure_set(model: DIINN, folder: Path, scales: list[float], crop: int) -> None:
+def cut(pixels: Tensor, side: int, middle: bool) -> Tensor:
+    """A square of ``pixels`` [3, H, W], from their corner or middle; all of them if ``side`` is
+    0.
+    """
+    if not side:
+        return pixels
+    y, x = (max(0, n - side) // 2 if middle else 0 for n in pixels.shape[-2:])
+    return pixels[:, y : y + side, x : x + side]
+
+
+def measure_set(
+    found: dict[str, Decode], encoder: Encode, folder: Path, options: argparse.Namespace
+) -> None:
     """PSNR of every precision on a folder of pictures."""
-    found = decoders(model)
     data = open_set(folder, PROTOCOL, ("psnr",))
-    for scale in scales:
+    for scale in options.scales:
         decibels: dict[str, list[float]] = {name: [] for name in found}
         apart: dict[str, list[tuple[float, float, int]]] = {name: [] for name in found}
-        for photo in data.photos:
-            pixels = read_pixels(photo, torch.device("cpu"))[:, :crop, :crop]
+        for photo in data.photos[: options.most]:
+            pixels = cut(read_pixels(photo, torch.device("cpu")), options.crop, options.middle)
             lr, hr = make_pair(pixels, scale, PROTOCOL)
-            features = model.encoder(lr * 2 - 1)
+            features = encoder(lr * 2 - 1)
             size = (hr.shape[-2], hr.shape[-1])
             exact = found["fp32"](features, size)
             for name, decode in found.items():
-                sr = decode(features, size)
+                sr = exact if name == "fp32" else decode(features, size)
                 lr_size = (lr.shape[-2], lr.shape[-1])
                 scores = score(sr, hr, scale, PROTOCOL, ("psnr",), lr_size)
                 decibels[name].append(scores["psnr"])
@@ -101,21 +115,22 @@ def measure_set(model: DIINN, folder: Path, scales: list[float], crop: int) -> N
                 name,
                 f"{fmean(decibels[name]):.4f}",
                 f"{100 * fmean(share):.2f} %",
+                f"{100 * max(share):.2f} %",
                 f"{100 * fmean(more):.4f} %",
                 max(largest),
             )
 
 
-def measure_adversarial(model: DIINN) -> None:
+def measure_adversarial(found: dict[str, Decode], encoder: Encode) -> None:
     """Differences to float32 on pictures made to be hard."""
-    found = decoders(model)
     for title, lr in adversarial().items():
-        features = model.encoder(lr * 2 - 1)
+        features = encoder(lr * 2 - 1)
         size = (4 * lr.shape[-2], 4 * lr.shape[-1])
         exact = found["fp32"](features, size)
         for name in list(found)[1:]:
             share, more, largest = difference(found[name](features, size), exact)
-            row(f"{title}, x4", name, "", f"{100 * share:.2f} %", f"{100 * more:.4f} %", largest)
+            percent = f"{100 * share:.2f} %"
+            row(f"{title}, x4", name, "", percent, percent, f"{100 * more:.4f} %", largest)
 
 
 @torch.inference_mode()
@@ -124,17 +139,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folders", nargs="+", type=Path, help="sets of HR pictures")
+    parser.add_argument("folders", nargs="*", type=Path, help="sets of HR pictures")
     parser.add_argument("--scales", nargs="+", type=float, default=[2.0, 3.0, 4.0])
-    parser.add_argument("--crop", type=int, default=192, help="HR pixels of a side (default 192)")
+    parser.add_argument(
+        "--crop", type=int, default=0, help="HR pixels of a side, from the corner (default: all)"
+    )
+    parser.add_argument("--middle", action="store_true", help="from the middle instead")
+    parser.add_argument("--most", type=int, help="the first so many pictures of a set")
+    parser.add_argument(
+        "--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS, help="beside fp32"
+    )
     parser.add_argument("--model", help="as of diinn-fast upscale (default: the bundled model)")
     options = parser.parse_args()
     model = load_weights(options.model)
-    row("pictures", "precision", "PSNR", "values that differ", "by more than 1", "largest")
-    row(*["---"] * 6)
+    found = decoders(model, options.precisions)
+    differ = ("values that differ", "of the worst", "by more than 1", "largest")
+    row("pictures", "precision", "PSNR", *differ)
+    row(*["---"] * 7)
     for folder in options.folders:
-        measure_set(model, folder, options.scales, options.crop)
-    measure_adversarial(model)
+        measure_set(found, model.encoder, folder, options)
+    if not options.folders:
+        measure_adversarial(found, model.encoder)
 
 
 if __name__ == "__main__":
