@@ -234,6 +234,9 @@ def links(page: Browser, address: str) -> None:
     assert page.run("location.hash") == "#map,11.00,7.00,24.00,0.30"
     page.run("location.hash = '#deep%2C20.00%2C10.00%2C16.00%2C0.70'")
     page.wait("shown?.name === 'deep' && split === 0.7")
+    # Followed, although the end of an earlier movement writes its own place over it.
+    page.run("location.hash = '#small,20,15,32,0.4'; remember()")
+    page.wait("shown?.name === 'small' && Math.abs(scale() - 32) < 0.1")
     for damaged in ("#%,,,,", "#small,1,1,0,1", "#small,1e300,5,1e300,9"):
         page.open("about:blank")
         shown(page, address, damaged)

@@ -205,9 +205,9 @@ function remember() {
   history.replaceState(null, "", `#${words.join(",")}`);
 }
 
-function linked() {
+function linked(hash) {
   // Names need no escapes; some programs that links are sent by make them of commas.
-  const words = location.hash.slice(1).replace(/%2c/gi, ",").split(",");
+  const words = hash.slice(1).replace(/%2c/gi, ",").split(",");
   const numbers = words.slice(1).map(Number);
   const whole = numbers.length === 4 && numbers.every(Number.isFinite) && numbers[2] > 0;
   if (whole) numbers[3] = Math.min(1, Math.max(0, numbers[3]));
@@ -275,8 +275,9 @@ function find(name) {
   return all.pictures.find((picture) => picture.name === name);
 }
 
-function follow() {
-  const { name, view } = linked();
+// What the event says: the address may have been written over since, with the view of before.
+function follow(event) {
+  const { name, view } = linked(new URL(event.newURL).hash);
   if (!find(name) || !view) return;
   split = view[3];
   show(find(name), all, view);
@@ -291,7 +292,7 @@ async function start() {
   list(all.pictures);
   $("picture").onchange = () => show(find($("picture").value), all);
   $("open").hidden = $("drops").hidden = !all.drops;
-  const { name, view } = linked();
+  const { name, view } = linked(location.hash);
   if (view) split = view[3];
   await show(find(name) || all.pictures[0], all, find(name) && view);
   window.addEventListener("hashchange", follow);
