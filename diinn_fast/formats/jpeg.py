@@ -27,6 +27,11 @@ _SCAN = b"\xff\xda"
 _MOST_SCANS = 500
 """Of all pictures of a file; encoders make about ten of each."""
 
+_BYTES_OF_A_SCAN = 2**14
+"""A file may have one more for so many bytes: in a film that follows the picture, as phones store
+it, one pair of bytes in 65,536 looks like a scan by chance.
+"""
+
 _DENSITY = 13
 """Where the unit of JFIF's resolution stands in a file of libjpeg's."""
 
@@ -44,10 +49,9 @@ class JpegReader(PillowReader):
         while block := self.file.read(_BLOCK):
             found += (before[-1:] + block).count(_SCAN)
             before = block
-        if found > _MOST_SCANS:
-            raise ImageError(
-                f"{self.name} is a JPEG of more than {_MOST_SCANS} scans: export it again."
-            )
+        most = _MOST_SCANS + self.file.tell() // _BYTES_OF_A_SCAN
+        if found > most:
+            raise ImageError(f"{self.name} is a JPEG of more than {most} scans: export it again.")
 
 
 class Jpeg(EncodedFormat):

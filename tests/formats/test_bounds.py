@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 import tifffile
 
-from diinn_fast.formats import png_codec, read_image
+from diinn_fast.formats import jpeg, png_codec, read_image
 from diinn_fast.formats.zarr_store import zarr_job
 from diinn_fast.inference.sources import open_source
 from tests.helpers.pictures import noise, refused
@@ -156,6 +156,14 @@ def test_a_jpeg_of_too_many_segments_or_scans(tmp_path: Path, segments: bytes, w
     data = path.read_bytes()
     path.write_bytes(data[:2] + segments + data[2:])
     refused(lambda: read_image(path), "x.jpg", word)
+
+
+def test_a_jpeg_that_a_film_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jpeg, "_MOST_SCANS", 20)
+    path = tmp_path / "x.jpg"
+    PIL.Image.fromarray(noise(3)).save(path)
+    path.write_bytes(path.read_bytes() + (b"\xff\xda" + bytes(2**15)) * 40)
+    assert read_image(path).rgb.shape[0] == 3
 
 
 def test_a_png_of_too_many_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
