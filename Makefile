@@ -6,27 +6,32 @@ INSTALLED := .venv/installed
 RELEASE := .venv/release
 CXX_FILES := $(foreach end,h cpp cu,$(wildcard csrc/*/*.$(end) csrc/*/*/*.$(end)))
 
-.PHONY: demo test check test-decoder test-package coverage stats bench gpu fuzz sanitize lint docs wheel clean
+.PHONY: demo test check test-kernels test-model test-package coverage stats bench gpu fuzz sanitize lint docs wheel clean
 
 demo: $(RUNTIME)            ## upscale a real photograph with the bundled model
 	$(BIN)/python examples/demo.py
 
-# Most tests keep one core busy: two jobs at a time take little more than half the time of one.
+# Most tests keep one core busy: two jobs at a time, the longest first, take little more than half
+# the time of one.
 JOBS := OMP_NUM_THREADS=1 $(MAKE) -j 2
 
 test: $(INSTALLED) lint     ## lint, types and all tests
-	$(JOBS) test-decoder test-package
+	$(JOBS) test-kernels test-model test-package
 
 check: $(INSTALLED) lint    ## all that must pass before a change lands: test, fuzz, sanitize
-	$(JOBS) test-decoder test-package sanitize fuzz
+	$(JOBS) test-kernels test-model test-package sanitize fuzz
 
-DECODER_TESTS := tests/contract tests/kernels tests/model
+KERNEL_TESTS := tests/contract tests/kernels
+MODEL_TESTS := tests/model
 
-test-decoder: $(INSTALLED)  ## tests of the decoder, its kernels and the model
-	$(BIN)/python -m pytest $(DECODER_TESTS)
+test-kernels: $(INSTALLED)  ## tests of the decode operator and its kernels
+	$(BIN)/python -m pytest $(KERNEL_TESTS)
+
+test-model: $(INSTALLED)    ## tests of the model, and of what users do to it
+	$(BIN)/python -m pytest $(MODEL_TESTS)
 
 test-package: $(INSTALLED)  ## all other tests
-	$(BIN)/python -m pytest tests $(DECODER_TESTS:%=--ignore=%)
+	$(BIN)/python -m pytest tests $(KERNEL_TESTS:%=--ignore=%) $(MODEL_TESTS:%=--ignore=%)
 
 coverage: $(INSTALLED)      ## all tests, and which lines of the package they do not run
 	$(BIN)/python -m pytest --cov=diinn_fast --cov=kernels --cov-report=term:skip-covered
