@@ -1,6 +1,6 @@
 """The page and other viewers in Chromium, as a person uses them.
 
-    python tests/run_browser.py [--shots FOLDER] [--viewers FOLDER]
+    python -m tests.run_browser [--shots FOLDER] [--viewers FOLDER]
 
 The page is opened and zoomed to 16 and 64 times the size; each tile that it asked for is compared
 with `View.render` bit for bit, and the screen too. A picture is dropped onto it. With --viewers,
