@@ -26,13 +26,20 @@ _lock = threading.Lock()
 
 def once(
     checked: dict[tuple[Any, ...], str | None],
-    key: tuple[Any, ...],
+    problem: Problem,
+    source: Tensor,
+    weights: Sequence[Tensor],
     compare: Callable[[], str | None],
     refusal: str,
+    *variant: object,
 ) -> str | None:
-    """What ``compare`` says of the kernel ``key``: asked at its first use, kept in ``checked``, and
-    logged after the words of ``refusal`` if it is a reason to refuse it.
+    """What ``compare`` says of the kernel of this decode: asked at its first use, kept in
+    ``checked``, and logged after the words of ``refusal`` if it is a reason to refuse it.
+    ``variant``: what else tells one kernel of the backend from another.
     """
+    points = problem.window is None
+    shapes = (v.shape for v in weights)
+    key = (str(source.device), source.dtype, problem.form, points, *variant, *shapes)
     with _lock:
         if key not in checked:
             # Comparing would synchronise, which a CUDA graph cannot record.
@@ -40,7 +47,7 @@ def once(
                 return None
             checked[key] = compare()
             if reason := checked[key]:
-                log.warning("%s, plain PyTorch is: %s", refusal, reason)
+                log.warning("%s: %s", refusal, reason)
         return checked[key]
 
 

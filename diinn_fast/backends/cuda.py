@@ -246,25 +246,16 @@ def _distrusted(
     """Compare the kernels of this decode with eager on a tiny image, once per device and kernel:
     why it is refused.
     """
-    # One kernel for each of these.
-    points = problem.window is None
-    key = (
-        str(source.device),
-        source.dtype,
-        problem.form,
-        points,
-        gradients,
-        *(v.shape for v in weights),
-    )
     with torch.no_grad():
-        if key not in _checked:
-            # Comparing would synchronise, which a CUDA graph cannot record.
-            if source.is_cuda and torch.cuda.is_current_stream_capturing():
-                return None
-            _checked[key] = compare_with_eager(problem, source, weights, gradients)
-            if reason := _checked[key]:
-                log.warning("the CUDA kernels are not used on %s: %s", source.device, reason)
-        return _checked[key]
+        return _self_check.once(
+            _checked,
+            problem,
+            source,
+            weights,
+            lambda: compare_with_eager(problem, source, weights, gradients),
+            f"the CUDA kernels are not used on {source.device}",
+            gradients,
+        )
 
 
 def compare_with_eager(

@@ -79,15 +79,13 @@ def _fallback(problem: Problem, source: Tensor) -> Backend:
 
 def _distrusted(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> str | None:
     """As of the backend ``cuda``: why the kernel of this decode is refused, or None."""
-    # One kernel for each of these.
-    points = problem.window is None
-    shapes = (v.shape for v in weights)
-    key = (str(source.device), source.dtype, problem.form, points, *shapes)
     return _self_check.once(
         _checked,
-        key,
+        problem,
+        source,
+        weights,
         lambda: compare_with_eager(problem, source, weights),
-        f"the int8 CUDA kernel is not used on {source.device}",
+        f"the int8 CUDA kernel is not used on {source.device}, another backend is",
     )
 
 

@@ -140,25 +140,15 @@ def _distrusted(
     """
     from diinn_fast.kernels.launch import allows_tf32
 
-    # One kernel for each of these.
-    points = problem.window is None
     tf32 = source.dtype == torch.float32 and allows_tf32()
-    shapes = (v.shape for v in weights)
-    key = (
-        str(source.device),
-        source.dtype,
-        tf32,
-        problem.form,
-        problem.mode,
-        points,
-        gradients,
-        *shapes,
-    )
     return _self_check.once(
         _checked,
-        key,
+        problem,
+        source,
+        weights,
         lambda: compare_with_eager(problem, source, weights, gradients),
-        f"the Triton kernels are not used on {source.device}",
+        f"the Triton kernels are not used on {source.device}, plain PyTorch is",
+        *(tf32, problem.mode, gradients),
     )
 
 

@@ -86,15 +86,13 @@ def _forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Ten
 
 def _distrusted(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> str | None:
     """As of the backend ``triton``: why the kernels of this decode are refused, or None."""
-    # One kernel for each of these.
-    points = problem.window is None
-    shapes = (v.shape for v in weights)
-    key = (str(source.device), source.dtype, problem.form, points, *shapes)
     return _self_check.once(
         _checked,
-        key,
+        problem,
+        source,
+        weights,
         lambda: compare_with_eager(problem, source, weights),
-        f"the int8 Triton kernels are not used on {source.device}",
+        f"the int8 Triton kernels are not used on {source.device}, plain PyTorch is",
     )
 
 
