@@ -26,15 +26,15 @@ LIIF_PROJECTED_PER_HR = 791_552
 LIIF_PROJECTED_PER_LR = 147_456
 METASR_PER_HR = 1_536
 METASR_PER_LR = 444_096
-OFFICIAL_BYTES = {"decode": 12_288, "model": 12_288, "training": 40_960}
+OFFICIAL_BYTES = {"decode": 12_288, "model": 12_288, "training": 40_960, "photo": 12_288}
 """Memory of the official formulation per query: two 2.3 KB and one 3.3 KB tensors and the layers'
 results live at once; training keeps every layer's inputs."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """``kind``: decode (features to RGB), model (LR image to RGB), training (decoder forward and
-    backward; with an encoder, of the whole model).
+    """``kind``: decode (features to RGB), model (LR image to RGB), photo (file to file), training
+    (decoder forward and backward; with an encoder, of the whole model).
     """
 
     kind: str
@@ -76,6 +76,8 @@ class Case:
         what = "decode" if self.kind == "decode" else "decoder"
         if self.encoder:
             what = f"{self.encoder} and {what}"
+        if self.kind == "photo":
+            what = f"photograph from file to file, {self.encoder}"
         if self.kind == "training":
             what += ", forward and backward"
         batch = f", batch {self.batch}" if self.batch > 1 else ""
@@ -87,6 +89,8 @@ class Case:
         """
         if peer.startswith("liif"):
             macs = self.queries * LIIF_PROJECTED_PER_HR + self.lr_pixels * LIIF_PROJECTED_PER_LR
+        elif peer == "convnet":
+            macs = self.lr_pixels * tail_macs(int(self.scale))
         elif peer == "metasr":
             macs = self.queries * METASR_PER_HR + self.lr_pixels * METASR_PER_LR
         else:
@@ -114,6 +118,21 @@ class Case:
     def describe(self) -> dict[str, Any]:
         """The case as plain values: ``Case(**...)`` rebuilds it, in another process too."""
         return asdict(self)
+
+
+def tail_steps(scale: int) -> list[int]:
+    """Factors of EDSR's pixel shuffles for a scale."""
+    return [2, 2] if scale == 4 else [scale]
+
+
+def tail_macs(scale: int, channels: int = 64) -> int:
+    """Multiply-adds per LR pixel of EDSR's upsampling to a scale."""
+    total = 0
+    area = 1
+    for step in tail_steps(scale):
+        total += area * 9 * channels * channels * step**2
+        area *= step**2
+    return total + area * 9 * channels * 3
 
 
 @cache

@@ -71,6 +71,11 @@ def modified() -> list[str]:
     return [line.split(maxsplit=1)[1] for line in found.splitlines()]
 
 
+def cpu_flags() -> list[str]:
+    """Instruction sets of the CPU, as Linux spells them; empty where they are not known."""
+    return _cpuinfo("flags").split()
+
+
 def _cpuinfo(key: str) -> str:
     try:
         text = Path("/proc/cpuinfo").read_text()

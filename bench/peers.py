@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench import photo
 from bench.cases import Case
 from bench.machine import free_bytes
 from diinn_fast import DIINN, ImplicitDecoder, backends, reference
@@ -37,6 +38,10 @@ TITLES = {
     "liif-unfolded": "LIIF, its authors' formulation",
     "metasr": "Meta-SR (another function)",
     "bicubic": "bicubic (another function)",
+    "convnet": "EDSR-baseline of this scale alone (another function)",
+    "fp32": "diinn_fast (precision fp32)",
+    "bf16": "diinn_fast (precision bf16)",
+    "int8": "diinn_fast (precision int8)",
 }
 PLAIN = ("eager", "conv")
 """DIINN in plain PyTorch, as fast as it goes."""
@@ -104,7 +109,8 @@ def build(case: Case, peer: str) -> Call:
     for every peer.
     """
     torch.manual_seed(0)
-    work = {"decode": _decode, "model": _model, "training": _training}[case.kind]
+    kinds = {"decode": _decode, "model": _model, "training": _training, "photo": photo.build}
+    work = kinds[case.kind]
     return work(case, peer)
 
 

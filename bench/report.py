@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SUITES = {
     "decode": "Decoder alone",
     "model": "Whole model",
+    "photo": "A photograph, file to file",
     "training": "Training step",
     "liif": "Beside other methods' decoders",
     "memory": "Peak memory",

@@ -9,10 +9,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 
-from bench import memory, peers, report
+from bench import memory, peers, photo, report
 from bench.cases import LIIF_PER_HR, Case, from_description
 from bench.machine import rates
 from bench.table import markdown_table, rows, text_table
@@ -98,6 +100,44 @@ def test_peers_that_do_not_fit_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert peers.left_out(Case("decode", (48, 48), 2), "official", True) is None
     assert "--full" in (peers.left_out(Case("decode", (180, 320), 8), "liif", False) or "")
     assert peers.left_out(Case("decode", (180, 320), 8), "liif", True) is None
+
+
+def test_a_photograph_is_enlarged_by_every_peer_and_alike_by_ours() -> None:
+    case = Case("photo", (6, 8), 2, encoder="edsr-baseline")
+    made = {}
+    for peer in photo.names(case):
+        peers.build(case, peer)()
+        with PIL.Image.open(photo.scratch() / f"{case.name}-{peer}.png") as picture:
+            made[peer] = np.asarray(picture, np.int16)
+    assert {samples.shape for samples in made.values()} == {(12, 16, 3)}
+    assert np.abs(made["fp32"] - made["official"]).max() <= 1
+    assert np.abs(made["int8"] - made["fp32"]).mean() < 0.5
+    assert np.abs(made["liif"] - made["fp32"]).mean() > 5
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_flops_of_the_ordinary_network_are_those_of_its_layers(scale: int) -> None:
+    net = photo.ordinary_network(scale)
+    macs = 0
+
+    def count(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        nonlocal macs
+        assert isinstance(module, torch.nn.Conv2d)
+        macs += module.weight.numel() * output[0, 0].numel()
+
+    for module in net.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(count)
+    with torch.inference_mode():
+        assert net(torch.rand(1, 3, 4, 5)).shape == (1, 3, 4 * scale, 5 * scale)
+    case = Case("photo", (4, 5), scale, encoder="edsr-baseline")
+    assert case.flops("convnet") == 2 * macs
+
+
+def test_stages_add_up_to_the_whole() -> None:
+    lines = photo.table(photo.picture_of((6, 8)), 2.0, ["fp32", "int8"], 0.01).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| fp32", "| int8"]
+    assert all(len(line.split("|")) == len(photo.STAGES) + 3 for line in lines)
 
 
 def test_interleaving_is_round_robin_and_even() -> None:
