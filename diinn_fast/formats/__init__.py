@@ -6,7 +6,7 @@ on read. What cannot be kept or read faithfully is refused with an `ImageError` 
 
 from diinn_fast.formats.base import Format
 from diinn_fast.formats.image import Image
-from diinn_fast.formats.read import read_image
+from diinn_fast.formats.read import quality_of, read_image
 from diinn_fast.formats.registry import (
     FORMATS,
     by_content,
@@ -28,6 +28,7 @@ __all__ = [
     "by_suffix",
     "check_writable",
     "output_name",
+    "quality_of",
     "read_image",
     "readable_suffixes",
     "streamed_suffixes",

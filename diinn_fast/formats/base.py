@@ -109,6 +109,10 @@ class Format:
         """A source of regions of the folder at `path`."""
         raise ImageError(f"{path} is a folder: name an image file in it.")
 
+    def quality(self, file: BinaryIO) -> int | None:
+        """How finely a file with loss was written, 1 to 100 as of encoders; None: not known."""
+        return None
+
     def can_hold(self, entry: str, value: Any) -> bool:
         """Whether this value of an entry of `Metadata` can be written."""
         return entry in self.holds

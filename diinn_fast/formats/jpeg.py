@@ -35,6 +35,9 @@ it, one pair of bytes in 65,536 looks like a scan by chance.
 _DENSITY = 13
 """Where the unit of JFIF's resolution stands in a file of libjpeg's."""
 
+_STANDARD_SUM = 3688
+"""Sum of the standard's example of a luma quantisation table (ITU-T T.81, Annex K)."""
+
 
 class JpegReader(PillowReader):
     """Reads the first picture: previews and gain maps follow it."""
@@ -71,6 +74,20 @@ class Jpeg(EncodedFormat):
     def plugin(self, file: BinaryIO) -> PIL.Image.Image:
         """See `PillowFormat.plugin`."""
         return jpeg_factory(file)
+
+    def quality(self, file: BinaryIO) -> int | None:
+        """The quality at which libjpeg's table for luma is as coarse in the mean as the file's.
+
+        libjpeg multiplies the standard's table by 50 / Q below Q = 50, by 2 - Q / 50 from there.
+        Below 20 it is found too high, since entries end at 255.
+        """
+        try:
+            tables = jpeg_factory(file).quantization
+            factor = sum(tables[0]) / _STANDARD_SUM
+        except Exception:  # a damaged file: reading it says so
+            return None
+        exact = 50 / factor if factor > 1 else 100 - 50 * factor
+        return min(100, max(1, round(exact)))
 
     def encoder(self, layout: Layout, quality: int | None) -> dict[str, Any]:
         """Options of Pillow's encoder; ``quality`` None: without loss."""

@@ -76,6 +76,17 @@ def read_image(file: File, *, any_range: bool = False) -> Image:
     )
 
 
+@without_warnings()
+def quality_of(file: File) -> int | None:
+    """How finely a file with loss was written, 1 to 100 as of encoders; None: without loss, or not
+    known. ImageError for what is no picture.
+    """
+    with opened(file) as (name, stream):
+        form = sniff(name, stream)
+        stream.seek(0)
+        return form.quality(stream)
+
+
 @contextmanager
 def opened(file: File) -> Iterator[tuple[str, BinaryIO]]:
     """What messages call the picture, and a binary file of it that can be sought.

@@ -16,6 +16,7 @@ from diinn_fast.formats import (
     by_content,
     by_suffix,
     output_name,
+    quality_of,
     read_image,
     readable_suffixes,
     streamed_suffixes,
@@ -158,3 +159,20 @@ def test_heic_without_its_package_is_refused_by_name(monkeypatch: pytest.MonkeyP
     data = encoded(PIL.Image.fromarray(noise(3)), "HEIF")
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     refused(lambda: read_image(data), "HEIC", "diinn_fast[formats]")
+
+
+@pytest.mark.parametrize("quality", [25, 40, 75, 90, 95, 100])
+def test_the_quality_of_a_jpeg_is_that_of_its_encoder(quality: int) -> None:
+    picture = PIL.Image.fromarray(noise(3))
+    data = encoded(picture, "JPEG", quality=quality, optimize=True)
+    assert quality_of(data) == pytest.approx(quality, abs=1)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_the_quality_of_other_files_is_not_known(kind: str) -> None:
+    assert quality_of(encoded(PIL.Image.fromarray(noise(3)), kind)) is None
+
+
+def test_a_jpeg_whose_tables_are_cut_off_has_no_quality() -> None:
+    data = encoded(PIL.Image.fromarray(noise(3)), "JPEG", quality=60)
+    assert quality_of(data[: data.index(b"\xff\xdb") + 20]) is None

@@ -7,6 +7,7 @@ import os
 import sys
 
 from diinn_fast import BackendError
+from diinn_fast.cli.upscale.advice import Advice
 from diinn_fast.cli.upscale.jobs import Batch, Job
 from diinn_fast.cli.upscale.pipes import is_pipe, is_stdout
 from diinn_fast.cli.upscale.report import ProgressLines, Tally
@@ -23,6 +24,7 @@ def run_batch(upscaler: Upscaler, batch: Batch, options: argparse.Namespace) -> 
     """Do all jobs; returns the exit code: 1 if one failed."""
     tally = Tally(skipped=list(batch.left_out))
     lines = ProgressLines(len(batch.jobs))
+    advice = Advice(options)
     begun = 0
     try:
         for n, job in enumerate(batch.jobs):
@@ -32,6 +34,7 @@ def run_batch(upscaler: Upscaler, batch: Batch, options: argparse.Namespace) -> 
                 tally.skip(job.target, EXISTS)
                 _say(f"{job.target} {EXISTS}: skipped", options, quietly=batch.several)
                 continue
+            advice.look_at(job.source)
             _do(upscaler, job, batch, options, tally, _progress(options, lines))
     finally:
         # Also on Ctrl-C, so that nobody has to count what is done.
