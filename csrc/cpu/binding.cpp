@@ -53,7 +53,7 @@ Problem problem(const std::string& form, bool recurrent_k, std::array<std::int64
                 std::int64_t content_rows, std::uintptr_t source,
                 const std::vector<std::uintptr_t>& weights, float ratio,
                 std::array<std::int64_t, 3> queries, std::array<std::uintptr_t, 4> positions,
-                int threads, bool bfloat16) {
+                int threads, bool bfloat16, std::array<std::uintptr_t, 2> coarse) {
   Problem p{};
   p.form = form == "direct"       ? Form::direct
            : form == "modulation" ? Form::modulation
@@ -76,6 +76,8 @@ Problem problem(const std::string& form, bool recurrent_k, std::array<std::int64
   p.points = queries[0];
   p.window_rows = queries[1];
   p.window_columns = queries[2];
+  p.limits = at<const float>(coarse[0]);
+  p.coarse = at<std::uint8_t>(coarse[1]);
   if (p.points) {
     p.point_index = at<const std::int64_t>(positions[0]);
     p.point_offset = at<const float>(positions[1]);
@@ -111,7 +113,8 @@ PYBIND11_MODULE(_cpu, m) {
       .def(py::init(&problem), py::kw_only(), py::arg("form"), py::arg("recurrent_k"),
            py::arg("shape"), py::arg("content_rows"), py::arg("source"), py::arg("weights"),
            py::arg("ratio"), py::arg("queries"), py::arg("positions"), py::arg("threads"),
-           py::arg("bfloat16") = false);
+           py::arg("bfloat16") = false,
+           py::arg("coarse") = std::array<std::uintptr_t, 2>{});
   m.def("forward", [](const std::string& name, const Problem& p, std::uintptr_t out) {
     const Kernels& k = kernels(name);
     check_source(p, false);

@@ -45,6 +45,10 @@ struct Problem {
   int64_t points;                           // 0: a window
   const int64_t* point_index;               // [batch, points], flattened LR pixel
   const float* point_offset;                // [batch, points, 2]: dy, dx
+  // For KernelsInt8 alone: the largest unit of q that is fine enough, of each hidden layer, and
+  // [batch, queries] zeros, of which those beyond become 1; or null.
+  const float* limits;
+  uint8_t* coarse;
 
   int64_t queries() const { return points ? points : window_rows * window_columns; }
   bool init_q() const { return weights[kFirst] != nullptr; }

@@ -102,12 +102,19 @@ class ForwardInt8 {
     for (int64_t n = 1; n < p.layers; ++n) {
       for (int64_t r = 0; r < t.rows; ++r)
         scale[r] = quantise(q + r * p.width, p.width, integers + r * p.width);
+      if (p.coarse) mark(image, first, count, scale, p.limits[n - 1]);
       product<false>(t.rows, p.width, integers, p.width, hidden_[n].panels(), hidden_[n].count(),
                      Hidden{t.content, n * p.width, p.weights[kHiddenBias] + (n - 1) * p.width,
                             hidden_[n], scale, p.form == Form::content, q, p.width});
     }
     for (int64_t r = 0; r < t.count; ++r) last_layer(q + r * p.width, rgb + r * p.outputs);
     write(image, first, count, rgb);
+  }
+
+  // Where 1 stands for so much that rounding to integers would show.
+  void mark(int64_t image, int64_t first, int64_t count, const Scale* scale, float limit) const {
+    uint8_t* coarse = p.coarse + image * p.queries() + first;
+    for (int64_t r = 0; r < count; ++r) coarse[r] |= scale[r].unit > limit;
   }
 
   // q_0 = k_0 * sin(Q_0 p + b_0)

@@ -220,9 +220,12 @@ def _fall_back(reason: str) -> Backend:
 
 
 def _arguments(
-    problem: Problem, source: Tensor, weights: Sequence[Tensor]
+    problem: Problem, source: Tensor, weights: Sequence[Tensor], coarse: Sequence[Tensor] = ()
 ) -> tuple[Any, list[Tensor]]:
-    """The kernel's view of a decode, and the tensors that must live as long as it."""
+    """The kernel's view of a decode, and the tensors that must live as long as it.
+
+    ``coarse`` are the int8 kernels' limits, and where they mark the queries beyond.
+    """
     # Addresses: the tensors must stay where they are until the kernel has run.
     source = source.detach().contiguous()
     matrices = [v.detach().contiguous() for v in weights]
@@ -256,8 +259,9 @@ def _arguments(
         positions=[v.data_ptr() for v in positions] + [0] * (4 - len(positions)),
         threads=torch.get_num_threads(),
         bfloat16=source.dtype == torch.bfloat16,
+        coarse=[v.data_ptr() for v in coarse] or [0, 0],
     )
-    return arguments, [source, *matrices, *positions]
+    return arguments, [source, *matrices, *positions, *coarse]
 
 
 def _window_positions(problem: Problem, window: Window, rows: int, columns: int) -> list[Tensor]:

@@ -2,9 +2,11 @@
 
 Inference only, on CPUs with AVX512_VNNI, AVX-VNNI, AVX2, or the dot product of AArch64. The hidden
 weights are quantised by their rows, each query's activations by their largest value at run time;
-all else is float32. About as exact as bfloat16. Results have the same bits on every instruction
-set, for any number of threads, and however queries are cut. Forms content and modulation: the
-direct form (init_q, scales below 1, few points) is computed in float32 by the backend ``cpu``.
+all else is float32. About as exact as bfloat16. The few queries whose activations are so large that
+8 bits would show (pixels that alternate between black and white, not photographs) are computed
+again in float32. Results have the same bits for any number of threads and however queries are cut,
+and those in integers on every instruction set. Forms content and modulation: the direct form
+(init_q, scales below 1, few points) is computed in float32 by the backend ``cpu``.
 
 ``DIINN_FAST_CPU_ISA`` (avx512_vnni, avx_vnni, avx2, dotprod or portable) overrides the choice of
 instruction set; a name of the backend ``cpu`` stands for the sets of the same CPUs.
@@ -15,13 +17,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from diinn_fast.backends import cpu, eager
 from diinn_fast.errors import BackendError
-from diinn_fast.problem import Problem, query_weights
+from diinn_fast.problem import Problem, Weights, query_weights
 
 DEVICES = ("cpu",)
 DTYPES = "int8 products; all else, the direct form included, in float32"
@@ -30,6 +33,14 @@ NOTE = "compiled C++, fused; forward only, by name (VNNI and AArch64: not yet ti
 
 MOST_WIDTH = 65536
 """Up to this width no sum of products overflows 32 bits, whatever the numbers."""
+
+COARSE = 0.006
+"""Root mean square error of a sine's argument, in radians, up to which a query's activations may be
+rounded: docs/kernels/cpu.md.
+"""
+
+AGAIN = 1 << 16
+"""Queries that are computed again at a time."""
 
 SLOW = "portable"
 """The instruction set that is there for comparison: it is not used unless asked for."""
@@ -79,7 +90,13 @@ def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tens
         return cpu.forward(problem, source, weights)
     name = instruction_set()
     assert name is not None, "unavailable"
-    return _decode(name, problem, source, weights)
+    # The kernel rounds the hidden products' operands itself; all else is float32.
+    exact = source.float()
+    floats = [v.float() for v in weights]
+    out, coarse = _marked(name, problem, exact, floats)
+    if coarse.any():
+        _compute_again(coarse, out, problem, exact, floats)
+    return out.to(source.dtype)
 
 
 def backward(
@@ -93,16 +110,64 @@ def backward(
 
 
 def _decode(name: str, problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """By the kernels of one instruction set, in the dtype of ``source``."""
-    # The kernel rounds the hidden products' operands itself; all else is float32.
-    exact = source.float()
-    channels = query_weights(weights).channels
-    out = exact.new_empty(problem.output_shape(source.shape[0], channels))
+    """All queries by the integer kernels of one instruction set, in the dtype of ``source``."""
+    out, _ = _marked(name, problem, source.float(), [v.float() for v in weights])
+    return out.to(source.dtype)
+
+
+def _marked(
+    name: str, problem: Problem, source: Tensor, weights: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The same of float32, and of each query [B, N] whether 8 bits are too coarse for it."""
+    query = query_weights(weights)
+    out = source.new_empty(problem.output_shape(source.shape[0], query.channels))
+    queries = out.numel() // query.channels // max(1, len(out))
+    coarse = torch.zeros(len(out), queries, dtype=torch.bool)
     if out.numel():
-        arguments, alive = cpu._arguments(problem, exact, [v.float() for v in weights])
+        marks = [_limits(query), coarse]
+        arguments, alive = cpu._arguments(problem, source, weights, marks)
         cpu._kernels().forward_int8(name, arguments, out.data_ptr())
         del alive
-    return out.to(source.dtype)
+    return out, coarse
+
+
+def _limits(query: Weights) -> Tensor:
+    """Of each hidden layer, the unit of q at which COARSE is reached, [L-1] float32.
+
+    Rounding moves each of q's numbers by a unit / sqrt(12), root mean square, and so a row's sum by
+    that times the row's norm.
+    """
+    norms = query.hidden.detach().norm(dim=2).amax(dim=1)
+    limits: Tensor = COARSE * 12**0.5 / norms
+    return limits
+
+
+def _compute_again(
+    coarse: Tensor, out: Tensor, problem: Problem, source: Tensor, weights: Sequence[Tensor]
+) -> None:
+    """Overwrite the marked queries with their values in float32."""
+    for image in range(len(out)):
+        pixels = out[image] if problem.window is None else out[image].flatten(1).T
+        # Few at a time: their positions are longer than their values.
+        for queries in coarse[image].nonzero().flatten().split(AGAIN):
+            points = _as_points(problem, source, image, queries)
+            pixels[queries] = cpu.forward(points, source[image : image + 1], weights)[0]
+
+
+def _as_points(problem: Problem, source: Tensor, image: int, queries: Tensor) -> Problem:
+    """A problem of some queries of one image, by their places in it."""
+    if problem.window is None:
+        assert problem.index is not None and problem.offset is not None
+        index = problem.index[image, queries]
+        offset = problem.offset[image, queries]
+    else:
+        rows, columns = problem.grid(source)
+        i, dy, j, dx = cpu._window_positions(problem, problem.window, rows, columns)
+        y = queries // problem.window.shape[1]
+        x = queries % problem.window.shape[1]
+        index = i[y] * columns + j[x]
+        offset = torch.stack([dy[y], dx[x]], dim=1)
+    return replace(problem, window=None, index=index[None], offset=offset[None])
 
 
 def _self_check(name: str) -> str | None:

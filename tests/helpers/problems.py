@@ -7,8 +7,10 @@ which also takes tiles and points that no decoder would choose.
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 from diinn_fast import ImplicitDecoder, reference
+from diinn_fast.backends import int8
 from diinn_fast.geometry import Window, local_offset, lr_range, nearest_index
 from diinn_fast.problem import Problem, query_weights
 
@@ -159,6 +162,17 @@ def grad_of(case: Case) -> Tensor:
     return values.to(case.network.device, case.network.dtype)
 
 
+@contextmanager
+def integers_alone() -> Iterator[None]:
+    """The CPU's backend ``int8`` computes no query again in float32, as those of GPUs do not."""
+    before = int8.COARSE
+    int8.COARSE = math.inf
+    try:
+        yield
+    finally:
+        int8.COARSE = before
+
+
 def decode(case: Case, backend: str) -> Tensor:
     result: Tensor = decoder_of(case.network)(
         features_of(case), case.size, window=case.window, backend=backend
@@ -194,7 +208,9 @@ def plain_values(case: Case, yardstick: str, precision: str = "ieee") -> Tensor:
         case = replace(case, network=replace(network, dtype=torch.bfloat16))
     with torch.no_grad():
         if yardstick == "int8":
-            return decode(replace(case, network=replace(network, device="cpu")), "int8")
+            case = replace(case, network=replace(network, device="cpu"))
+            with integers_alone():
+                return decode(case, "int8")
         if yardstick != "definition":
             return decode(case, "eager")
         decoder = decoder_of(network)
