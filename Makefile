@@ -15,23 +15,27 @@ demo: $(RUNTIME)            ## upscale a real photograph with the bundled model
 # the time of one.
 JOBS := OMP_NUM_THREADS=1 $(MAKE) -j 2
 
-test: $(INSTALLED) lint     ## lint, types and all tests
-	$(JOBS) test-kernels test-model test-package
+# The tests of `make test`; of `make test QUICK=`, `make check` and a plain pytest: all.
+QUICK := -m "not long"
+SELECTED :=
 
-check: $(INSTALLED) lint    ## all that must pass before a change lands: test, fuzz, sanitize
-	$(JOBS) test-kernels test-model test-package sanitize fuzz
+test: $(INSTALLED) lint     ## lint, types and the quick tests
+	+$(JOBS) SELECTED='$(QUICK)' test-kernels test-model test-package
+
+check: $(INSTALLED) lint    ## all that must pass before a change lands: lint, all tests, sanitize, fuzz
+	+$(JOBS) test-kernels test-model test-package sanitize fuzz
 
 KERNEL_TESTS := tests/contract tests/kernels
 MODEL_TESTS := tests/model
 
 test-kernels: $(INSTALLED)  ## tests of the decode operator and its kernels
-	$(BIN)/python -m pytest $(KERNEL_TESTS)
+	$(BIN)/python -m pytest $(KERNEL_TESTS) $(SELECTED)
 
 test-model: $(INSTALLED)    ## tests of the model, and of what users do to it
-	$(BIN)/python -m pytest $(MODEL_TESTS)
+	$(BIN)/python -m pytest $(MODEL_TESTS) $(SELECTED)
 
 test-package: $(INSTALLED)  ## all other tests
-	$(BIN)/python -m pytest tests $(KERNEL_TESTS:%=--ignore=%) $(MODEL_TESTS:%=--ignore=%)
+	$(BIN)/python -m pytest tests $(KERNEL_TESTS:%=--ignore=%) $(MODEL_TESTS:%=--ignore=%) $(SELECTED)
 
 coverage: $(INSTALLED)      ## all tests, and which lines of the package they do not run
 	$(BIN)/python -m pytest --cov=diinn_fast --cov=kernels --cov-report=term:skip-covered

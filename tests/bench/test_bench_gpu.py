@@ -127,6 +127,7 @@ def run(steps: list[gpu_run.Step], folder: Path, end: float = 60) -> dict[str, g
     return {outcome.step.name: outcome for outcome in found}
 
 
+@pytest.mark.long
 def test_a_step_that_fails_or_hangs_stops_no_other(tmp_path: Path) -> None:
     marker = tmp_path / "child"
     child = f"import time; time.sleep(2); open({str(marker)!r}, 'w')"
@@ -177,6 +178,7 @@ def test_steps_for_which_no_time_is_left_are_said_not_to_have_run(tmp_path: Path
     assert outcome.state == "not run" and not (tmp_path / "late.log").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_steps_end_with_the_run(number: signal.Signals, tmp_path: Path) -> None:
     ready = tmp_path / "ready"
@@ -224,6 +226,7 @@ def faulty_backends(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, module)
 
 
+@pytest.mark.long
 def test_rehearsal_each_faulty_backend_costs_only_itself(
     faulty_backends: None,
     tmp_path: Path,
@@ -342,6 +345,7 @@ def test_names_of_peers_are_those_that_tables_compare_with() -> None:
     assert "conv" not in [p.name for p in gpu_peers.peers_of(model)]
 
 
+@pytest.mark.long
 def test_every_peer_is_written_at_once_and_merged_with_earlier_runs(tmp_path: Path) -> None:
     def book(run: str) -> Book:
         return Book(options(tmp_path, run=run))

@@ -290,6 +290,7 @@ def test_lines_of_progress_of_a_picture_in_pieces(
 # -- readers that go away --------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name != "posix", reason="closes descriptors as shells do")
 @pytest.mark.parametrize("streams", ["| true", "2>&1 | true", ">&- 2>&-", ">/dev/full 2>&1"])
 def test_a_closed_pipe_does_not_stop_the_work(folder: Path, model: Path, streams: str) -> None:

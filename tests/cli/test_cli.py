@@ -443,6 +443,7 @@ def test_as_a_process(folder: Path, model: Path) -> None:
     assert size_of("out.png") == (12, 16)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_ctrl_c_leaves_nothing_behind(folder: Path, model: Path) -> None:
     arguments = (

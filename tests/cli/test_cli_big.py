@@ -153,6 +153,7 @@ def test_sizes_that_are_none_are_refused(
     assert (code, out) == (2, "") and "write it as 600MiB or 1.5GiB" in err and err.count("\n") == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", ["2GiB", "2.5g", "3000MiB", str(3 << 30)])
 def test_outputs_within_a_bound_are_those_of_the_whole(
     upscale: Callable[..., tuple[int, str, str]], folder: Path, whole: np.ndarray, size: str
@@ -178,6 +179,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("out", ["out.png"])
 def test_too_small_a_bound_names_the_smallest_and_that_works(
     folder: Path, model: Path, out: str
@@ -279,6 +281,7 @@ def test_halos_that_are_none_are_refused(
     assert (code, out) == (2, "") and "halo" in err and err.count("\n") == 1
 
 
+@pytest.mark.long
 def test_pyramid_and_no_compression(
     upscale: Callable[..., tuple[int, str, str]], folder: Path
 ) -> None:
@@ -338,6 +341,7 @@ def test_bands_of_a_satellite(upscale: Callable[..., tuple[int, str, str]], fold
 # -- resuming --------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("out", ["out.png", "out.tif", "out.npy", "out.zarr", "out.ome.zarr"])
 def test_a_finished_output_is_resumed_by_doing_nothing(
     upscale: Callable[..., tuple[int, str, str]],
@@ -368,6 +372,7 @@ def test_another_picture_of_the_same_name_is_another_job(
     assert upscale("in.png", "out.png", "--resume")[0] == 2
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("out", ["out.png", "out.npy"])

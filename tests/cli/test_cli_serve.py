@@ -125,6 +125,7 @@ def test_a_cache_that_is_no_folder_is_refused(
     assert "choose another --cache" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to send")
 def test_a_server_that_is_told_to_end_sends_the_line_away(files: list[str], tmp_path: Path) -> None:
     """What it is at is finished; nothing is a 500, and nobody reads a traceback."""

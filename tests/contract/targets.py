@@ -271,7 +271,7 @@ def _eager() -> Iterator[Target]:
             kinks=dtype in (torch.float64, torch.float32),
             exact_cuts=dtype == torch.float32,
             brief=dtype in (torch.bfloat16, torch.float16),
-            concurrent=True,
+            concurrent=dtype == torch.float32,  # threads take the same way in any
         )
         # float64 is judged by itself: the definition's own rounding is all that may differ.
         yield replace(target, floor=1e-12) if dtype == torch.float64 else target
@@ -555,20 +555,25 @@ def _multiply(precision: str, patch: pytest.MonkeyPatch) -> None:
 # -- parametrisation -------------------------------------------------------------------------------
 
 
-def every(where: Callable[[Target], bool] = lambda target: True) -> pytest.MarkDecorator:
-    """The test for every target that can run here, or those of them that `where` is true for."""
-    chosen = [target for target in available() if where(target)]
-    return pytest.mark.parametrize("target", chosen, ids=str, indirect=True)
+def every(
+    where: Callable[[Target], bool] = lambda target: True, quick: bool = False
+) -> pytest.MarkDecorator:
+    """The test for every target that can run here, or those of them that `where` is true for.
+    It is a long one where a program plays the machine, and where a twin of another dtype goes
+    through it too, unless it is said to be ``quick`` there as well.
+    """
+    chosen = [_values(target, quick=quick) for target in available() if where(target)]
+    return pytest.mark.parametrize("target", chosen, indirect=True)
 
 
 def every_mode(
-    where: Callable[[Target], bool] = lambda target: True, few: bool = False
+    where: Callable[[Target], bool] = lambda target: True, few: bool = False, quick: bool = False
 ) -> pytest.MarkDecorator:
     """The same for each mode, with and without init_q; ``few``: some of them where time is
     scarce.
     """
     values = [
-        pytest.param(target, mode, init_q, id=f"{target}-mode{mode}{'-init_q' if init_q else ''}")
+        _values(target, mode, init_q, name=f"mode{mode}{'-init_q' if init_q else ''}", quick=quick)
         for target in available()
         if where(target)
         for mode, init_q in (target.few_modes if few else target.modes)
@@ -577,13 +582,19 @@ def every_mode(
 
 
 def every_form(
-    where: Callable[[Target], bool] = lambda target: True, few: bool = False
+    where: Callable[[Target], bool] = lambda target: True, few: bool = False, quick: bool = False
 ) -> pytest.MarkDecorator:
     """The same for each form of the operator, and each recurrence of the direct form."""
     values = [
-        pytest.param(target, form, mode, id=f"{target}-{form}-of-mode{mode}")
+        _values(target, form, mode, name=f"{form}-of-mode{mode}", quick=quick)
         for target in available()
         if where(target)
         for form, mode in (target.few_forms if few else target.all_forms)
     ]
     return pytest.mark.parametrize(("target", "form", "mode"), values, indirect=["target"])
+
+
+def _values(target: Target, *rest: object, quick: bool, name: str = "") -> Any:
+    """A test's parameters, which begin with the target."""
+    marks = [pytest.mark.long] if (target.small or target.brief) and not quick else []
+    return pytest.param(target, *rest, id=f"{target}-{name}" if name else str(target), marks=marks)

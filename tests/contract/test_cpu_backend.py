@@ -254,6 +254,7 @@ def test_without_the_compiled_module_it_says_what_to_do(monkeypatch: pytest.Monk
     assert "compiler" in fresh()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_extra_memory_is_bounded(dtype: torch.dtype) -> None:

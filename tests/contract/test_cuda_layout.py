@@ -246,6 +246,7 @@ def axes(window: Window | None, lr: tuple[int, int], size: tuple[int, int]) -> A
 # -- whole kernels ---------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_tuning_changes_no_bits(
     library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

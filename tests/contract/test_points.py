@@ -64,7 +64,7 @@ def test_the_operator_gives_points_the_bits_of_a_window(
     assert torch.equal(window.as_points().decode(target.backend), whole.flatten(2).mT)
 
 
-@every_form(few=True)
+@every_form(few=True, quick=True)
 def test_a_point_outside_the_source_is_never_read(target: Target, form: str, mode: int) -> None:
     """It is refused, or its output is NaN and that of all others what it was."""
     problem = target.operands(form, mode, small=True).at_points(33)

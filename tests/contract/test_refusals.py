@@ -15,14 +15,14 @@ from tests.helpers.problems import make_decoder, operands
 pytestmark = pytest.mark.hands_on
 
 
-@every(lambda target: target.foreign_dtype is not None)
+@every(lambda target: target.foreign_dtype is not None, quick=True)
 def test_a_dtype_without_kernels_is_refused_with_the_remedy(target: Target) -> None:
     problem = operands("content", 3, dtype=target.foreign_dtype, device=target.device, small=True)
     with pytest.raises(BackendError, match=rf"backend '{target.backend}' cannot run .* got torch"):
         problem.decode(target.backend)
 
 
-@every(lambda target: set(target.forms) != set(ALL_FORMS))
+@every(lambda target: set(target.forms) != set(ALL_FORMS), quick=True)
 def test_a_form_without_kernels_is_refused_with_the_remedy(target: Target) -> None:
     (form,) = set(ALL_FORMS) - set(target.forms)
     problem = operands(form, 3, width=target.width, dtype=target.dtype, device=target.device)
@@ -30,7 +30,7 @@ def test_a_form_without_kernels_is_refused_with_the_remedy(target: Target) -> No
         problem.decode(target.backend)
 
 
-@every(lambda target: target.foreign_width is not None)
+@every(lambda target: target.foreign_width is not None, quick=True)
 def test_a_width_without_kernels_is_plain_pytorchs(target: Target) -> None:
     """Unless it is refused; the numbers need not have the same bits, if only the projection or the
     dtype of the sums differs.
@@ -50,7 +50,7 @@ def test_a_width_without_kernels_is_plain_pytorchs(target: Target) -> None:
             assert rms(got - want) <= limit * rms(want)
 
 
-@every()
+@every(quick=True)
 def test_an_unknown_backend_is_refused_with_the_known_ones(target: Target) -> None:
     problem = operands("content", 3, dtype=target.dtype, device=target.device, small=True)
     with pytest.raises(BackendError, match="choose one of auto"):

@@ -20,7 +20,7 @@ def problem_of(target: Target) -> Operands:
     return target.operands("content", 3, layers=2, batch=1, small=True)
 
 
-checked = every(lambda target: target.kernels is not None and not target.brief)
+checked = every(lambda target: target.kernels is not None and not target.brief, quick=True)
 
 
 def forget(target: Target, patch: pytest.MonkeyPatch) -> Any:

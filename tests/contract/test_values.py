@@ -62,7 +62,7 @@ def test_the_operator_at_other_widths_layers_and_channels(
         target.judge([ours], [target.plain(problem)], [exact], f"{width} x {layers}")
 
 
-@every()
+@every(quick=True)
 def test_the_far_corner_of_an_output_of_more_than_2_to_the_32_elements(target: Target) -> None:
     case = Case(
         target.network(3), (40, 50, 70_000, 80_000), window=(69_997, 70_000, 79_991, 80_000)

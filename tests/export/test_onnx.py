@@ -77,6 +77,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_the_pair_agrees_at_any_scale(folder: Path) -> None:
     pair = Pair(folder)
     for lr, size in (((5, 8), (13, 31)), ((1, 1), (3, 2)), ((9, 4), (9, 4))):
@@ -86,6 +87,7 @@ def test_the_pair_agrees_at_any_scale(folder: Path) -> None:
         assert abs(found - upscaled).max() < CLOSE
 
 
+@pytest.mark.long
 def test_windows_of_the_pair_are_parts_of_the_whole_to_the_last_bit(folder: Path) -> None:
     pair = Pair(folder)
     picture = np.random.default_rng(0).random((1, 3, 9, 12), np.float32)
@@ -124,6 +126,7 @@ def test_all_exported_modes_agree_before_the_export(mode: int) -> None:
     assert abs(fixed.numpy() - expected(model, picture, (15, 21))).max() < CLOSE
 
 
+@pytest.mark.long
 def test_the_fixed_scale_agrees_at_other_sizes_and_batches(tmp_path: Path) -> None:
     path = export_fixed_scale(small_model(3), tmp_path, 2)
     graph = onnx.load(path)
@@ -136,6 +139,7 @@ def test_the_fixed_scale_agrees_at_other_sizes_and_batches(tmp_path: Path) -> No
         assert abs(found - expected(small_model(3), picture, size)).max() < CLOSE
 
 
+@pytest.mark.long
 def test_existing_files_are_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(folder)]) == 2
     assert "--overwrite" in capsys.readouterr().err
@@ -162,6 +166,7 @@ def test_a_scale_that_is_not_fixed_is_refused() -> None:
         FixedScale(small_model(3), 0)
 
 
+@pytest.mark.long
 def test_the_example_without_torch_writes_the_same_picture(folder: Path, tmp_path: Path) -> None:
     samples = np.random.default_rng(3).integers(0, 256, (7, 9, 3), np.uint8)
     PIL.Image.fromarray(samples).save(tmp_path / "in.png")

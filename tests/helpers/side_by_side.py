@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -90,16 +90,25 @@ def effect(name: str) -> float:
     """How far an edit moves the published model's output, as a part of its largest value; infinite
     if its shape or the error that it raises is the effect.
     """
-    torch.manual_seed(0)
-    published, _ = pair()
-    as_built = run(copy.deepcopy(published), lambda net: None, torch.float64)
-    edited = run(published, EDITS[name], torch.float64)
-    key = f"output before at {SIZES[0]}"
-    a = as_built.values[key]
-    b = edited.values.get(key)
-    if a is None or b is None or a.shape != b.shape:
+    a, b = as_built(), output(EDITS[name])
+    if b is None or a.shape != b.shape:
         return math.inf
     return relative(b, a)
+
+
+def output(edit: Edit) -> Tensor | None:
+    """Of the edited published model; None where it has none."""
+    torch.manual_seed(0)
+    published, _ = pair()
+    return run(published, edit, torch.float64).values.get(f"output before at {SIZES[0]}")
+
+
+@cache
+def as_built() -> Tensor:
+    """Without an edit."""
+    result = output(lambda net: None)
+    assert result is not None
+    return result
 
 
 def compare(name: str, mode: int, init_q: bool, dtype: torch.dtype) -> list[str]:

@@ -26,6 +26,7 @@ def view(tmp_path: Path) -> diinn_fast.View:
     return diinn_fast.open(tmp_path / "in.png", weights, device="cpu")
 
 
+@pytest.mark.long
 def test_two_processes_write_into_zarr_what_one_renders(
     view: diinn_fast.View, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

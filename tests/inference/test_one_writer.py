@@ -80,6 +80,7 @@ WRITER = """
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["out.zarr", "out.npy"])
 def test_a_second_process_is_told_at_once_and_disturbs_nothing(
     upscaler: Upscaler, tmp_path: Path, name: str

@@ -197,6 +197,7 @@ assert left() < 10 << 20
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_memory_is_used_again_where_that_is_asked_for_and_else_given_back() -> None:
     """In a fresh process, whose heap has no holes."""

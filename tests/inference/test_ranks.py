@@ -87,6 +87,7 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "in.npy"
 
 
+@pytest.mark.long
 def test_three_processes_make_the_file_of_one(
     whole: np.ndarray, source: Path, tmp_path: Path
 ) -> None:
@@ -96,6 +97,7 @@ def test_three_processes_make_the_file_of_one(
     assert not (tmp_path / "out.npy.part").exists()
 
 
+@pytest.mark.long
 def test_a_dead_process_leaves_what_others_resume(
     whole: np.ndarray, source: Path, tmp_path: Path
 ) -> None:

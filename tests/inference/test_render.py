@@ -68,6 +68,7 @@ def with_plan(
 # -- the pixels of the whole -----------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("encoder", ["edsr", "rdn"])
 def test_random_plans_give_the_bitwise_same_pixels(
     encoder: str,
@@ -117,6 +118,7 @@ def render(upscaler: Upscaler, image: Any, out: Path, **options: Any) -> bool:
     return rendering.run(rendering.prepare(upscaler, image, out, **options), **run)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["edsr-baseline", "rdn"])
 def test_the_published_encoders_in_tiles_are_bitwise_the_whole(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -314,6 +316,7 @@ FORK = """
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["out.npy", "out.tif"])
 def test_twenty_kills_at_random_moments_and_the_file_is_bitwise_right(
     edsr: Upscaler, tmp_path: Path, name: str
@@ -349,6 +352,7 @@ STOP = """
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_keeps_all_that_was_done(
     edsr: Upscaler, tmp_path: Path, number: signal.Signals
@@ -400,6 +404,7 @@ FULL = """
 """
 
 
+@pytest.mark.long
 def test_a_full_disk_keeps_all_that_was_done(
     edsr: Upscaler, tmp_path: Path, small_disk: Path
 ) -> None:

@@ -543,6 +543,7 @@ sys.exit(status)
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("name", NAMES)
 def test_finishing_survives_being_killed_at_any_step(tmp_path: Path, name: str) -> None:
@@ -675,6 +676,7 @@ def test_the_disk_check_is_an_upper_bound(tmp_path: Path, name: str, kind: str) 
     assert kept >= (samples_left.stat().st_size if samples_left.exists() else 0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_finishing_takes_the_memory_that_it_announces(tmp_path: Path, name: str) -> None:
     samples = np.tile(picture(4, "uint16", 128, 128), (24, 12, 1))  # 36 MiB

@@ -117,6 +117,7 @@ def named(figures: dict[str, dict[str, int]], part: str) -> dict[str, int]:
     return result
 
 
+@pytest.mark.long
 def test_no_spills_no_stack_no_warnings(code: Any) -> None:
     _, _, figures, said = code
     assert all(f["spilled"] == f["stack"] == 0 for f in figures.values()), figures
@@ -125,6 +126,7 @@ def test_no_spills_no_stack_no_warnings(code: Any) -> None:
     assert not re.search(r"warning|C7\d\d\d|Potential Performance Loss|serialized", said), said
 
 
+@pytest.mark.long
 def test_registers_fit_the_threads_of_a_block(code: Any) -> None:
     arch, _, figures, _ = code
     for name in FORWARD + KEEPING + INTEGERS + CHAINS:
@@ -134,6 +136,7 @@ def test_registers_fit_the_threads_of_a_block(code: Any) -> None:
             assert named(figures, name)["registers"] <= 168
 
 
+@pytest.mark.long
 def test_matrix_and_sine_instructions(code: Any) -> None:
     """Counts follow from the loops: none is lost, none is on a slow path."""
     arch, _, figures, _ = code
@@ -171,6 +174,7 @@ def test_matrix_and_sine_instructions(code: Any) -> None:
             assert f["fences of the GPU"] == 2
 
 
+@pytest.mark.long
 def test_the_library_loads_without_a_driver_and_says_what_is_missing(code: Any) -> None:
     _, path, _, _ = code
     library = cuda.interface(path)  # checks the struct's size, too

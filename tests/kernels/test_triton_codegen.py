@@ -40,6 +40,7 @@ def figures() -> dict[str, dict[str, Any]]:
     return result
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_code(case: Any, figures: dict[str, dict[str, Any]]) -> None:
     code = figures[case.name]

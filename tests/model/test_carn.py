@@ -128,6 +128,7 @@ def test_tiles_with_the_whole_halo_are_bitwise_the_image() -> None:
             assert tile[..., left - start : right - start].equal(whole[..., left:right])
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's peak memory")
 def test_a_memory_bound_is_kept(tmp_path: Path) -> None:
     """In a process of its own, with a bound that makes it cut the picture; and it is the same

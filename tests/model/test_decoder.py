@@ -40,6 +40,7 @@ def threads() -> Iterator[None]:
         yield
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize(("mode", "init_q"), MODES)
 def test_gradcheck(mode: int, init_q: bool) -> None:
@@ -174,6 +175,7 @@ print(status("VmHWM") - before - out.nbytes - 48 * 48 * 4096)
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux to reset a process's peak"
 )

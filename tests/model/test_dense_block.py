@@ -101,6 +101,7 @@ def test_value_and_gradients_are_those_of_the_modules(size: tuple[int, int], bia
         torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.long
 def test_first_and_second_derivatives_by_differences() -> None:
     block = RDB(2, 2, 2).double()
     x = torch.randn(1, 2, 5, 6, dtype=torch.float64, requires_grad=True)

@@ -100,6 +100,7 @@ def test_other_sizes_are_refused_and_never_cut(value: float | Tensor) -> None:
         DIINN(encoder=nn.Conv2d(3, 64, 1))(torch.zeros(1, 3, 3, 3), (9, value))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("grad", [False, True])
 def test_two_graphs_serve_images_of_all_sizes(grad: bool) -> None:
     torch._dynamo.reset()

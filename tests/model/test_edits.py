@@ -22,6 +22,12 @@ pytestmark = [
 def test_an_edit_does_what_it_does_to_the_published_model(name: str) -> None:
     with one_thread():
         assert compare(name, 3, False, torch.float64) == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", EDITS)
+def test_it_does_so_in_another_mode_and_in_float32(name: str) -> None:
+    with one_thread():
         assert compare(name, *other_mode(name), torch.float32) == []
 
 
@@ -41,6 +47,7 @@ def test_an_edit_of_a_large_picture_does_the_same(
         assert compare(name, 3, False, torch.float64) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in EDITS if name not in SILENT])
 def test_the_edit_has_an_effect_at_all(name: str) -> None:
     with one_thread():

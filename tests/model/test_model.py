@@ -198,6 +198,7 @@ def worker(rank: int, store: str, result: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     store = str(tmp_path / "store")
     result = str(tmp_path / "grads.pt")

@@ -97,6 +97,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["replicated", "sharded", "sharded_by_part", "sharded_by_layer"])
 def test_gradients_are_those_of_one_process(way: str, folder: Path) -> None:
     net = model()

@@ -34,6 +34,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.long
 def test_two_processes_give_the_gradients_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

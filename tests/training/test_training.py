@@ -71,6 +71,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(SRModule, "training_step", training_step)
 
 
+@pytest.mark.long
 def test_an_interrupted_run_goes_on_to_the_same_bits(
     photos: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +91,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     ]
 
 
+@pytest.mark.long
 def test_loader_processes_change_nothing(photos: Path, whole: Path, tmp_path: Path) -> None:
     assert run(
         photos, tmp_path, "--data.workers=1", "--trainer.max_steps=3", "--model.schedule=constant"
@@ -103,6 +105,7 @@ def test_loader_processes_change_nothing(photos: Path, whole: Path, tmp_path: Pa
     )
 
 
+@pytest.mark.long
 def test_validation_photos_of_ones_own_are_all_that_is_validated_on(
     photos: Path, tmp_path: Path
 ) -> None:
@@ -126,6 +129,7 @@ def test_validation_photos_of_ones_own_are_all_that_is_validated_on(
     assert rows(tmp_path / "run")[-1]["val/psnr_x2"] == pytest.approx(sum(scores) / 2, abs=1e-3)
 
 
+@pytest.mark.long
 def test_a_run_can_start_from_trained_weights(photos: Path, whole: Path, tmp_path: Path) -> None:
     run(
         photos,
@@ -144,6 +148,7 @@ def test_a_run_can_start_from_trained_weights(photos: Path, whole: Path, tmp_pat
         run(photos, tmp_path / "other", "--model.mode=1", init=str(whole / "last.ckpt"))
 
 
+@pytest.mark.long
 def test_a_run_can_take_the_encoder_alone(photos: Path, whole: Path, tmp_path: Path) -> None:
     """From a model of another mode; the decoder stays that of the seed."""
     weights = str(whole / "last.ckpt")
@@ -161,6 +166,7 @@ def test_a_run_can_take_the_encoder_alone(photos: Path, whole: Path, tmp_path: P
         run(photos, tmp_path / "both", init=weights, init_encoder=weights)
 
 
+@pytest.mark.long
 def test_a_run_without_config_goes_on_with_its_own_and_further(
     photos: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -208,6 +214,7 @@ def test_averaged_weights_are_those_of_the_formula(
     torch.testing.assert_close(got, average, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_state(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +229,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_s
     assert checkpoint(tmp_path / "last.ckpt")["global_step"] == 3
 
 
+@pytest.mark.long
 def test_weights_that_are_not_finite_never_replace_good_ones(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +267,7 @@ run(Path(sys.argv[1]), Path(sys.argv[2]), *options)
 """
 
 
+@pytest.mark.long
 def test_kill_9_in_the_middle_of_a_save_loses_the_interval_and_no_more(
     photos: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -272,6 +281,7 @@ def test_kill_9_in_the_middle_of_a_save_loses_the_interval_and_no_more(
     assert_same_state(checkpoint(whole / "last.ckpt"), checkpoint(tmp_path / "last.ckpt"))
 
 
+@pytest.mark.long
 def test_time_limits_end_a_run_in_good_order(photos: Path, tmp_path: Path) -> None:
     assert run(photos, tmp_path, "--checkpoints.stop_after=0") == (1, "time is over")
     assert run(photos, tmp_path, "--checkpoints.stop_after=0") == (2, "time is over")
@@ -285,6 +295,7 @@ def test_time_limits_end_a_run_in_good_order(photos: Path, tmp_path: Path) -> No
     assert checkpoint(tmp_path / "often" / "last.ckpt")["global_step"] == 2
 
 
+@pytest.mark.long
 def test_checkpoints_that_hold_code_are_not_loaded(
     photos: Path, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -301,6 +312,7 @@ def test_checkpoints_that_hold_code_are_not_loaded(
 # -- mixed precision, samplers, schedules ----------------------------------------------------------
 
 
+@pytest.mark.long
 def test_mixed_precision_goes_over_to_float32(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,6 +335,7 @@ def test_mixed_precision_goes_over_to_float32(
     assert seen == [torch.bfloat16] * 3 + [torch.float32] * 3
 
 
+@pytest.mark.long
 def test_the_papers_sampler_trains_mode_4_which_cannot_be_sampled(
     photos: Path, tmp_path: Path
 ) -> None:
@@ -358,6 +371,7 @@ def test_schedules() -> None:
     assert cosine.rate_factor(510) == pytest.approx(0.55 / REWARM)
 
 
+@pytest.mark.long
 def test_baselines_train_by_the_same_command(photos: Path, tmp_path: Path) -> None:
     for arch, model in (("liif", LIIF), ("metasr", MetaSR)):
         for name, more in (
@@ -374,6 +388,7 @@ def test_baselines_train_by_the_same_command(photos: Path, tmp_path: Path) -> No
             assert torch.equal(value, state[f"net.{key}"])
 
 
+@pytest.mark.long
 def test_the_ablation_trains_all_formulations_and_goes_on(
     photos: Path,
     tmp_path: Path,
@@ -416,6 +431,7 @@ def test_the_ablation_trains_all_formulations_and_goes_on(
 # -- run files -------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_run_file_goes_on_elsewhere_and_is_small(
     photos: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -492,6 +508,7 @@ def test_configurations_are_accepted_and_print_themselves(
     assert shown["model"]["encoder"] == {"paper": "rdn"}.get(name, "edsr-baseline")
 
 
+@pytest.mark.long
 def test_the_command_trains_goes_on_and_writes_a_run_file(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
