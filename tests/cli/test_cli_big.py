@@ -249,6 +249,7 @@ def test_a_self_ensemble_is_refused(
 # -- halos, formats --------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("halo", [0, 4])
 def test_a_smaller_halo_says_how_far_it_is_off(
     upscale: Callable[..., tuple[int, str, str]],
@@ -266,6 +267,7 @@ def test_a_smaller_halo_says_how_far_it_is_off(
     assert (pixels("out.png") != whole).any()
 
 
+@pytest.mark.long
 def test_all_of_the_halo_is_no_approximation(
     upscale: Callable[..., tuple[int, str, str]], folder: Path, tiles: None, whole: np.ndarray
 ) -> None:
@@ -306,6 +308,7 @@ def test_pyramid_and_no_compression(
     np.testing.assert_array_equal(tifffile.imread("a.tif"), tifffile.imread("b.tif"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_a_zarr_is_a_picture_and_no_folder(
     upscale: Callable[..., tuple[int, str, str]], folder: Path, slash: str
@@ -442,6 +445,7 @@ def full_after(
     monkeypatch.setattr(os, function, write)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name != "posix", reason="counts pwrite")
 @pytest.mark.parametrize(
     ("out", "function", "calls", "holding"),
