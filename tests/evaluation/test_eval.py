@@ -133,6 +133,7 @@ def test_div2k_has_its_own_protocol(sets: Path) -> None:
     }
 
 
+@pytest.mark.long
 def test_images_smaller_than_the_scale_do_not_stop_it(sets: Path, nearest: Path) -> None:
     Image.new("RGB", (5, 3), "red").save("SetB/tiny.png")
     for table in ("beyond", "in-scale"):

@@ -58,6 +58,7 @@ def test_unknown_inputs_are_refused_with_what_there_is(text: str) -> None:
         parse_inputs(text)
 
 
+@pytest.mark.long
 def test_each_kind_of_inputs_has_its_own_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,7 @@ def test_the_same_size_is_made_by_the_network(upscaler: Upscaler) -> None:
     assert not np.array_equal(upscaler(image, scale=1), image)
 
 
+@pytest.mark.long
 def test_regions_of_a_strong_reduction_are_bitwise_the_whole(seed: random.Random) -> None:
     """A source reads at most so much at a time, whatever the factor."""
     source = ReducedSource(open_source(picture(1500, 1300)), (11, 700))

@@ -74,6 +74,7 @@ def test_the_halo_is_the_receptive_radius_cut_at_the_image(edsr: DIINN) -> None:
     assert make_plan(task(edsr, halo=500), 400 * MIB).radius == 34
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("unit", [(1, 1), (256, 256)])
 def test_what_is_held_stays_within_the_bound_and_more_memory_means_less_to_encode(
     edsr: DIINN, rdn: DIINN, unit: tuple[int, int]

@@ -50,12 +50,14 @@ def sources(folder: Path, *patterns: str) -> set[str]:
     }
 
 
+@pytest.mark.long
 def test_the_source_distribution_builds_tests_and_documents(unpacked: Path) -> None:
     patterns = ["csrc/**/*.h", "csrc/**/*.c*", "docs/*.md", "examples/*", "bench/*.py"]
     patterns += ["tests/**/*.py", "Makefile", "CHANGELOG.md", "requirements.txt"]
     assert sources(ROOT, *patterns) <= sources(unpacked, *patterns)
 
 
+@pytest.mark.long
 def test_a_wheel_from_the_source_distribution_lacks_nothing(unpacked: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(build("wheel", unpacked, tmp_path)) as wheel:
         names = set(wheel.namelist())

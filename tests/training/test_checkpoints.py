@@ -160,6 +160,7 @@ def assert_same_pictures(path: Path) -> None:
     assert official.std() > 1e-3
 
 
+@pytest.mark.long
 def test_a_trained_checkpoint_is_official(tmp_path: Path) -> None:
     photos = make_photos(tmp_path / "photos")
     run(photos, tmp_path, "--trainer.max_steps=2", "--model.lr=1e-3")
@@ -171,6 +172,7 @@ def test_a_trained_checkpoint_is_official(tmp_path: Path) -> None:
     assert all(torch.equal(value, state[f"net.{name}"]) for name, value in loaded.items())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("mode", "init_q"), [(3, False), (1, True), (4, False)])
 def test_the_papers_models_are_official(mode: int, init_q: bool, tmp_path: Path) -> None:
     trainer = L.Trainer(

@@ -85,6 +85,7 @@ def test_crops_of_training_are_spoiled_and_targets_are_not() -> None:
     assert torch.equal(again.lr, spoiled.lr)
 
 
+@pytest.mark.long
 def test_a_frozen_encoder_stays_as_it_was_and_the_decoder_learns(tmp_path: Path) -> None:
     photos = make_photos(tmp_path / "photos")
     options = ["--trainer.max_steps=2", "--checkpoints.every=1", "--trainer.val_check_interval=2"]

@@ -54,6 +54,7 @@ def test_the_loss_is_that_of_the_formula(teacher: Path, samples: int | None) -> 
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_run_with_a_teacher_saves_its_own_model_only(tmp_path: Path, teacher: Path) -> None:
     photos = make_photos(tmp_path / "photos")
     options = [f"--model.teacher={teacher}", "--trainer.max_steps=1", "--checkpoints.every=1"]

@@ -197,6 +197,7 @@ def test_training_lowers_the_loss_and_leaves_a_model_folder(photos: Path, tmp_pa
     )
 
 
+@pytest.mark.long
 def test_averaged_weights_are_those_of_the_formula(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
