@@ -26,7 +26,10 @@ from tests.helpers.problems import Operands, operands
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"
 )
-FLOATS = [torch.float32, torch.float16, torch.bfloat16]
+FLOATS = [
+    torch.float32,
+    *(pytest.param(half, marks=pytest.mark.long) for half in (torch.float16, torch.bfloat16)),
+]
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     import triton.language as tl
@@ -115,6 +118,7 @@ def _sine_and_cosine(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return sine, cosine
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("form", "mode"), [("modulation", 1), ("content", 3)])
 def test_every_structure_of_the_kernel_gives_the_same_values(form: str, mode: int) -> None:
     """Output, and what the backward keeps, whether k and s are one product, to NumPy's rounding of
