@@ -34,9 +34,7 @@ NOTE = "compiled C++, fused; all modes, forward and backward"
 
 WIDTH_UNIT = 32
 MOST_LAYERS = 16
-"""The kernels take hidden widths that are multiples of WIDTH_UNIT, and at most MOST_LAYERS
-layers.
-"""
+"""Kernels take hidden widths that are multiples of WIDTH_UNIT, and at most MOST_LAYERS layers."""
 
 log = logging.getLogger("diinn_fast")
 _check_lock = threading.Lock()
