@@ -20,7 +20,7 @@ QUICK := -m "not long"
 SELECTED :=
 
 test: $(INSTALLED) lint     ## lint, types and the quick tests
-	+$(JOBS) SELECTED='$(QUICK)' test-kernels test-model test-package
+	+$(JOBS) SELECTED='$(QUICK)' test-package test-kernels test-model
 
 check: $(INSTALLED) lint    ## all that must pass before a change lands: lint, all tests, sanitize, fuzz
 	+$(JOBS) test-kernels test-model test-package sanitize fuzz
