@@ -275,7 +275,9 @@ class ImplicitDecoder(nn.Module):
         return fused
 
     def _fused(self, backend: str) -> Fused:
-        return Fused(self.layers(), self.formulation, backend, {})
+        layers = self.layers()
+        projection = backends.projection(backend, layers.width, len(layers.synthesis))
+        return Fused(layers, self.formulation, backend, projection, {})
 
     def _plain(self) -> Plain:
         first = self.first_layer if self.init_q else None

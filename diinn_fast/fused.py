@@ -22,6 +22,9 @@ STRIP_BYTES = 256 << 20
 rows.
 """
 
+INTEGER_QUERIES = 6
+"""Most queries per LR pixel for which int8 projects by integers, too: up to about x2.4."""
+
 
 class Source(NamedTuple):
     """What the operator decodes: see ``diinn_fast.ops``."""
@@ -38,8 +41,18 @@ class Fused:
     layers: Layers
     plan: Formulation
     backend: str
+    projection: str
+    """The backend that projects the features, see `projector`."""
     kept: dict[tuple[str, torch.dtype], Packing]
     """Weights by form and dtype, packed by the first window and shared by the others."""
+
+    def projector(self, lr: tuple[int, int], size: tuple[int, int]) -> str:
+        """The backend that projects the features of an image for an HR size: by integers where few
+        queries share a content. Where many do, it is float32: the projection weighs little then,
+        and errors that queries share are seen.
+        """
+        few = size[0] * size[1] <= INTEGER_QUERIES * lr[0] * lr[1]
+        return self.projection if few or self.projection != "int8" else "cpu"
 
     def project(self, padded: Tensor) -> Tensor:
         """LR-size source of the decode operator, ``[B, h, w, L*H]``, from features with one pixel
@@ -50,10 +63,13 @@ class Fused:
         pixel only. Not for init_q.
         """
         form = "modulation" if self.plan.recurrent_k else "content"
-        return self._project(padded, self.packing(form, padded.dtype).content, border=True)
+        weights = self.packing(form, padded.dtype).content
+        return self._project(padded, weights, self.projection, border=True)
 
-    def _project(self, features: Tensor, weights: ContentWeights, border: bool) -> Tensor:
-        content = _conv3x3(features, weights.content, weights.content_bias, self.backend, border)
+    def _project(
+        self, features: Tensor, weights: ContentWeights, backend: str, border: bool
+    ) -> Tensor:
+        content = _conv3x3(features, weights.content, weights.content_bias, backend, border)
         if not self.plan.recurrent_k:
             return content
         width = self.layers.width
@@ -86,15 +102,16 @@ class Fused:
             self.kept[form, dtype] = Packing(query, content)
         return self.kept[form, dtype]
 
-    def source(self, features: Tensor, form: str, border: bool = True) -> Source:
+    def source(self, features: Tensor, form: str, projector: str, border: bool = True) -> Source:
         """What the operator takes in a form, for features ``[B, C, h+2, w+2]``, or without a
-        ``border`` a whole image's ``[B, C, h, w]``.
+        ``border`` a whole image's ``[B, C, h, w]``; ``projector``: see there.
         """
         query, content = self.packing(form, features.dtype)
         features = features.permute(0, 2, 3, 1).contiguous()
         if form == "direct":
             return Source(features, [*query, *(v for v in content if v is not None)], form)
-        return Source(self._project(features, content, border), list(query), form)
+        values = self._project(features, content, projector, border)
+        return Source(values, list(query), form)
 
     def window(
         self,
@@ -117,10 +134,11 @@ class Fused:
         # convolution adds the border of zeros itself: an operator less.
         part = rows.start, rows.stop, columns.start, columns.stop
         whole = part == (0, lr[0], 0, lr[1]) and tuple(features.shape[2:]) == lr
-        border = form == "direct" or _cut_to_the_bit(features) or not whole
+        projector = self.projector(lr, size)
+        border = form == "direct" or _cut_to_the_bit(features, projector) or not whole
         if border:
             features = with_border(features, rows, columns, lr, origin)
-        source = self.source(features, form, border)
+        source = self.source(features, form, projector, border)
         out = decode(
             source.values,
             source.weights,
@@ -193,18 +211,19 @@ class Fused:
         )
 
 
-def _cut_to_the_bit(features: Tensor) -> bool:
+def _cut_to_the_bit(features: Tensor, backend: str) -> bool:
     """Whether the content is projected by our own operator, whose sums do not depend on the shape:
     those of the convolution library do, and windows would differ in the last bit.
     """
-    return features.device.type == "cpu" and not torch.is_grad_enabled()
+    # The operator has no gradients; nor has int8, whatever projects.
+    return features.device.type == "cpu" and (backend == "int8" or not torch.is_grad_enabled())
 
 
 def _conv3x3(features: Tensor, weight: Tensor, bias: Tensor, backend: str, border: bool) -> Tensor:
     """3x3 convolution by weight ``[out, 9C]`` (columns c*9 + tap), ``[B, h, w, out]``, of
     ``[B, h+2, w+2, C]``, or without a ``border`` of ``[B, h, w, C]`` and zeros around it.
     """
-    if border and _cut_to_the_bit(features):
+    if border and _cut_to_the_bit(features, backend):
         return conv3x3(features, weight, bias, backend)
     kernel = weight.view(-1, features.shape[-1], 3, 3)
     out = F.conv2d(features.permute(0, 3, 1, 2), kernel, bias, padding=0 if border else 1)

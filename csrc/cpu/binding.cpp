@@ -96,6 +96,21 @@ void check_source(const Problem& p, bool bfloat16) {
     throw std::invalid_argument("no bfloat16 kernels");
 }
 
+// Of padded, weight, bias and out; batch, rows, columns, channels and outputs.
+Convolution convolution(std::array<std::uintptr_t, 4> addresses, std::array<std::int64_t, 5> shape,
+                        int threads) {
+  return {at<const float>(addresses[0]),
+          at<const float>(addresses[1]),
+          at<const float>(addresses[2]),
+          at<float>(addresses[3]),
+          shape[0],
+          shape[1],
+          shape[2],
+          shape[3],
+          shape[4],
+          threads < 1 ? 1 : threads};
+}
+
 // Of [source, *weights].
 std::array<float*, kWeights> weight_gradients(const std::vector<std::uintptr_t>& gradients) {
   std::array<float*, kWeights> pointers{};
@@ -151,7 +166,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("forward_int8", [](const std::string& name, const Problem& p, std::uintptr_t out) {
     const KernelsInt8& k = int8_kernels(name);
     check_source(p, false);
-    if (p.form == Form::direct || p.init_q() || p.width > kMostInt8Width)
+    if (p.form == Form::direct || p.init_q() || p.width > kMostInt8Terms)
       throw std::invalid_argument("no int8 kernels for this form or width");
     py::gil_scoped_release release;
     k.forward(p, at<float>(out));
@@ -162,14 +177,20 @@ PYBIND11_MODULE(_cpu, m) {
           py::gil_scoped_release release;
           k.sine(at<const float>(x), at<float>(sine), count);
         });
-  m.def("conv3x3", [](const std::string& name, std::uintptr_t padded, std::uintptr_t weight,
-                      std::uintptr_t bias, std::uintptr_t out, std::array<std::int64_t, 5> shape,
-                      int threads) {
+  m.def("conv3x3", [](const std::string& name, std::array<std::uintptr_t, 4> addresses,
+                      std::array<std::int64_t, 5> shape, int threads) {
     const Kernels& k = kernels(name);
+    const Convolution c = convolution(addresses, shape, threads);
     py::gil_scoped_release release;
-    k.conv3x3(at<const float>(padded), at<const float>(weight), at<const float>(bias),
-              at<float>(out), shape[0], shape[1], shape[2], shape[3], shape[4],
-              threads < 1 ? 1 : threads);
+    k.conv3x3(c);
+  });
+  m.def("int8_conv3x3", [](const std::string& name, std::array<std::uintptr_t, 4> addresses,
+                           std::array<std::int64_t, 5> shape, int threads) {
+    const KernelsInt8& k = int8_kernels(name);
+    const Convolution c = convolution(addresses, shape, threads);
+    if (c.taps() > kMostInt8Terms) throw std::invalid_argument("too many channels for int8");
+    py::gil_scoped_release release;
+    k.conv3x3(c);
   });
   m.def("sine", [](const std::string& name, std::uintptr_t x, std::uintptr_t sine,
                    std::uintptr_t cosine, std::int64_t count) {

@@ -2,7 +2,7 @@
 // wherever an image is cut.
 #pragma once
 
-#include "network.h"
+#include "pixel_tiles.h"
 
 namespace diinn {
 namespace DIINN_ISA {
@@ -22,26 +22,18 @@ struct StoreRows {
   }
 };
 
-static void conv3x3(const float* padded, const float* weight, const float* bias, float* out,
-                    int64_t batch, int64_t rows, int64_t columns, int64_t channels,
-                    int64_t out_channels, int threads) {
-  const int64_t taps = 9 * channels, stride = taps + 16, pixels = rows * columns;
-  int64_t tile = round_up((batch * pixels + threads - 1) / threads, kRows);
-  if (tile > 96) tile = 96;
-  const int64_t tiles = (pixels + tile - 1) / tile, scratch_floats = round_up(tile * stride, 16);
+static void conv3x3(const Convolution& c) {
+  const int64_t stride = c.taps() + 16;
+  const int64_t scratch_floats = round_up(most_rows(c) * stride, 16);
   Panels<float> panels;
-  panels.pack({weight, taps, out_channels, 1, taps, channels}, threads);
-  Buffer scratch(scratch_floats * threads);
-  parallel(batch * tiles, threads, [&](int64_t index, int thread) {
-    const int64_t image = index / tiles, first = index % tiles * tile;
-    const int64_t count = pixels - first < tile ? pixels - first : tile, last = first + count - 1;
-    const float* source = padded + image * (rows + 2) * (columns + 2) * channels;
+  panels.pack({c.weight, c.taps(), c.outputs, 1, c.taps(), c.channels}, c.threads);
+  Buffer scratch(scratch_floats * c.threads);
+  for_tiles(c, [&](const PixelTile& tile, int thread) {
+    const float* source = c.padded + tile.image * (c.rows + 2) * (c.columns + 2) * c.channels;
     float* x = scratch.get() + thread * scratch_floats;
-    for (int64_t n = 0; n < round_up(count, kRows); ++n) {
-      gather_taps(source, columns, channels, first + n < last ? first + n : last, x + n * stride);
-    }
-    product(round_up(count, kRows), x, stride, panels,
-            StoreRows{out + (image * pixels + first) * out_channels, count, out_channels, bias});
+    for (int64_t n = 0; n < tile.rows; ++n)
+      gather_taps(source, c.columns, c.channels, tile.pixel(n), x + n * stride);
+    product(tile.rows, x, stride, panels, StoreRows{tile.out, tile.count, c.outputs, c.bias});
   });
 }
 

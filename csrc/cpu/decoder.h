@@ -54,6 +54,19 @@ struct Problem {
   bool init_q() const { return weights[kFirst] != nullptr; }
 };
 
+// A 3x3 convolution: padded NHWC [batch, rows + 2, columns + 2, channels] by weight [outputs, 9 *
+// channels] (columns c * 9 + tap) plus bias [outputs] to [batch, rows, columns, outputs]; outputs a
+// multiple of 32.
+struct Convolution {
+  const float *padded, *weight, *bias;
+  float* out;
+  int64_t batch, rows, columns, channels, outputs;
+  int threads;
+
+  int64_t taps() const { return 9 * channels; }
+  int64_t pixels() const { return rows * columns; }
+};
+
 // One instruction set's kernels. Outputs are written completely, each element once.
 struct Kernels {
   const char* name;
@@ -63,11 +76,7 @@ struct Kernels {
   // needed.
   void (*backward)(const Problem&, const float* grad, float* source_gradient,
                    float* const* weight_gradients);
-  // Padded NHWC [batch, rows + 2, columns + 2, channels] by weight [out, 9 * channels] (columns c *
-  // 9 + tap) plus bias [out] to [batch, rows, columns, out]; out a multiple of 16.
-  void (*conv3x3)(const float* padded, const float* weight, const float* bias, float* out,
-                  int64_t batch, int64_t rows, int64_t columns, int64_t channels,
-                  int64_t out_channels, int threads);
+  void (*conv3x3)(const Convolution&);
   void (*sine)(const float* x, float* sine, float* cosine, int64_t count);
 };
 
@@ -81,16 +90,17 @@ struct KernelsBf16 {
 };
 const KernelsBf16* kernels_bf16();  // null where the build or this CPU has none
 
-// The kernels with 8-bit integers as factors of the hidden products (not of the direct form), of
-// one instruction set: source and output are float32, there is no backward pass. All give the same
-// bits.
+// The kernels with 8-bit integers as factors of the projection and of the hidden products (not of
+// the direct form), of one instruction set: inputs and outputs are float32, there is no backward
+// pass. All give the same bits.
 struct KernelsInt8 {
   const char* name;
   const char* base;  // the name of the Kernels of the same CPUs
   void (*forward)(const Problem&, float* out);
+  void (*conv3x3)(const Convolution&);
   void (*sine)(const float* x, float* sine, int64_t count);  // as exact as they take it
 };
-constexpr int64_t kMostInt8Width = 65536;
+constexpr int64_t kMostInt8Terms = 65536;  // of a product: none overflows, whatever the numbers
 
 // Every instruction set that was compiled and that this CPU has, best first; ends with null.
 const Kernels* const* available_kernels();

@@ -2,7 +2,7 @@
 // compiled for: what the microkernel of gemm.h needs of an element type.
 //
 // Integers are in -127..127, several consecutive k of an operand side by side in a 32-bit word. A
-// sum of n products is at most n * 127 * 255, which is below 2^31 up to n = kMostInt8Width:
+// sum of n products is at most n * 127 * 255, which is below 2^31 up to n = kMostInt8Terms:
 // whatever the numbers, none overflows, and the sums have the same bits in any order.
 #pragma once
 
@@ -26,8 +26,8 @@ typedef int8_t Integer;
 constexpr int kWeightOffset = 0;
 #endif
 constexpr int kLargest = 127;
-static_assert(int64_t(kMostInt8Width) * kLargest * (kLargest + kWeightOffset) < int64_t(1) << 31,
-              "a sum of kMostInt8Width products fits in 32 bits");
+static_assert(int64_t(kMostInt8Terms) * kLargest * (kLargest + kWeightOffset) < int64_t(1) << 31,
+              "a sum of kMostInt8Terms products fits in 32 bits");
 
 typedef int32_t Word __attribute__((may_alias, aligned(4)));
 
@@ -54,7 +54,9 @@ DIINN_INLINE vec add_products<Integer>(vec sum, vec x, vec w) {
 #if defined(__AVXVNNI__)
   return vec(_mm256_dpbusd_avx_epi32(__m256i(sum), __m256i(w), __m256i(x)));
 #elif defined(__AVX2__)
-  return vec(ivec(sum) + ivec(_mm256_madd_epi16(__m256i(x), __m256i(w))));
+  vec total = vec(ivec(sum) + ivec(_mm256_madd_epi16(__m256i(x), __m256i(w))));
+  asm volatile("" : "+x"(total));  // one after the other: else GCC 12 may keep the sums in memory
+  return total;
 #elif defined(__ARM_FEATURE_DOTPROD) && !defined(DIINN_LANES)
   return vec(vdotq_s32(int32x4_t(sum), int8x16_t(w), int8x16_t(x)));
 #else

@@ -28,8 +28,13 @@ class ForwardInt8 {
     const int64_t columns = paired ? 2 * p.width : p.width;
     hidden_ = new IntegerPanels[p.layers];
     for (int64_t n = 1; n < p.layers; ++n) {
-      hidden_[n].pack(p.weights[kHidden] + (n - 1) * columns * p.width, p.width, columns,
-                      paired ? p.width : 0, p.threads);
+      const float* weight = p.weights[kHidden] + (n - 1) * columns * p.width;
+      const int64_t pair = paired ? p.width : 0;
+      hidden_[n].pack(p.width, columns / kPanel, p.threads,
+                      [&](int64_t panel, int64_t c, float* out) {
+                        const float* row = weight + panel_column(panel, c, pair) * p.width;
+                        memcpy(out, row, p.width * sizeof(float));
+                      });
     }
     integers_ = round_up(rows_ * p.width / kPair<Integer>, 16);
     scratch_floats_ = round_up(rows_ * (p.width + p.outputs), 16) + integers_ + 16;
@@ -83,11 +88,6 @@ class ForwardInt8 {
         store(to + kLanes,
               load(c + kLanes) * cheap_sine(fma(right, row_unit, load(bias + j + kLanes))));
       }
-    }
-    // Sums times the columns' units.
-    static DIINN_INLINE vec scaled(const float* sums, const float* unit, const Scale& own) {
-      const ivec total = ivec(load(sums)) - own.offset_sums;
-      return __builtin_convertvector(total, vec) * load(unit);
     }
   };
 

@@ -59,6 +59,12 @@ static inline int64_t from_tap_major(int64_t index, int64_t channels) {
   return channels ? index % channels * 9 + index / channels : index;
 }
 
+// The column of B that is column c of a panel; `pair` as in Operand.
+static inline int64_t panel_column(int64_t panel, int64_t c, int64_t pair) {
+  if (!pair) return panel * kPanel + c;
+  return c < kLanes ? panel * kLanes + c : pair + panel * kLanes + c - kLanes;
+}
+
 template <class T>
 class Panels {
  public:
@@ -78,8 +84,7 @@ class Panels {
   static void pack_panel(const Operand& b, int64_t panel, T* out) {
     const float* column[kPanel];
     for (int64_t c = 0; c < kPanel; ++c) {
-      int64_t n = panel * kPanel + c;
-      if (b.pair) n = c < kLanes ? panel * kLanes + c : b.pair + panel * kLanes + c - kLanes;
+      const int64_t n = panel_column(panel, c, b.pair);
       column[c] = n < b.columns ? b.data + from_tap_major(n, b.n_channels) * b.n_stride : nullptr;
     }
     constexpr int64_t kBlock = 64;  // of the depth: both orders of strides stay in the cache

@@ -1,5 +1,6 @@
 // One instruction set's int8 kernels: each kernels_int8_*.cpp includes this once, as kernels.h
 // says. DIINN_NAME and DIINN_BASE are those of KernelsInt8.
+#include "conv3x3_int8.h"
 #include "forward_int8.h"
 
 namespace diinn {
@@ -25,7 +26,7 @@ static void sine_array(const float* x, float* s, int64_t count) {
 
 const KernelsInt8* DIINN_JOIN(kernels_, DIINN_ISA)() {
   static const KernelsInt8 kernels = {DIINN_NAME, DIINN_BASE, DIINN_ISA::forward_int8,
-                                      DIINN_ISA::sine_array};
+                                      DIINN_ISA::conv3x3_int8, DIINN_ISA::sine_array};
   return &kernels;
 }
 

@@ -1,4 +1,5 @@
-// From float32 to 8-bit integers: rows of a layer's input as they are made, and the weights.
+// From float32 to 8-bit integers and back: rows of a product's input as they are made, the weights,
+// and the sums.
 //
 // A row x becomes n = round(x * (127 / a)) to the nearest even, in one fused step, with a = max
 // |x|; it stands for n * (a / 127). A row with NaN or infinity has the scale NaN, so that all that
@@ -53,16 +54,25 @@ static inline Scale quantise(const float* x, int64_t count, Integer* out) {
   return {largest / kLargest, total * kWeightOffset};
 }
 
-// The weights [columns, depth] of one layer as panels, each column (an output of the layer) with a
-// scale of its own. `pair` as in Operand.
+// The microkernel's sums of a row, in columns whose units are given: what they stand for in units
+// of the row.
+static DIINN_INLINE vec scaled(const float* sums, const float* unit, const Scale& own) {
+  const ivec total = ivec(load(sums)) - own.offset_sums;
+  return __builtin_convertvector(total, vec) * load(unit);
+}
+
+// Panels of columns of weights as integers, each column (an output of the layer) with a scale of
+// its own. Columns end on whole vectors of every instruction set, with zeros.
 class IntegerPanels {
  public:
-  void pack(const float* weight, int64_t depth, int64_t columns, int64_t pair, int threads) {
-    depth_ = depth;
-    count_ = columns / kPanel;
-    data_.reset(columns * depth / kPair<Integer>);
-    units_.reset(columns);
-    parallel(count_, threads, [&](int64_t panel, int) { pack_panel(weight, pair, panel); });
+  // read(panel, c, out) gives the `depth` weights of column c of a panel.
+  template <class Read>
+  void pack(int64_t depth, int64_t count, int threads, const Read& read) {
+    depth_ = round_up(depth, 16);
+    count_ = count;
+    data_.reset(count * kPanel * depth_ / kPair<Integer>);
+    units_.reset(count * kPanel);
+    parallel(count, threads, [&](int64_t panel, int) { pack_panel(panel, read); });
   }
   int64_t depth() const { return depth_; }
   int64_t count() const { return count_; }
@@ -71,16 +81,17 @@ class IntegerPanels {
   const float* units(int64_t panel) const { return units_.get() + panel * kPanel; }
 
  private:
-  void pack_panel(const float* weight, int64_t pair, int64_t panel) {
-    Buffer buffer(depth_ / kPair<Integer>);
-    Integer* column = reinterpret_cast<Integer*>(buffer.get());
-    const Word* words = reinterpret_cast<const Word*>(buffer.get());
+  template <class Read>
+  void pack_panel(int64_t panel, const Read& read) {
     const int64_t depth_words = depth_ / kPair<Integer>;
+    Buffer exact(depth_), rounded(depth_words);
+    Integer* column = reinterpret_cast<Integer*>(rounded.get());
+    const Word* words = reinterpret_cast<const Word*>(rounded.get());
     Word* out = reinterpret_cast<Word*>(data_.get()) + panel * depth_words * kPanel;
+    memset(exact.get(), 0, depth_ * sizeof(float));
     for (int64_t c = 0; c < kPanel; ++c) {
-      int64_t n = panel * kPanel + c;
-      if (pair) n = c < kLanes ? panel * kLanes + c : pair + panel * kLanes + c - kLanes;
-      units_.get()[panel * kPanel + c] = quantise(weight + n * depth_, depth_, column).unit;
+      read(panel, c, exact.get());
+      units_.get()[panel * kPanel + c] = quantise(exact.get(), depth_, column).unit;
       if (kWeightOffset) {
         for (int64_t k = 0; k < depth_; ++k) column[k] = Integer(column[k] + kWeightOffset);
       }

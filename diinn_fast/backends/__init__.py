@@ -151,13 +151,25 @@ def conv3x3(name: str, padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     ``eager``.
     """
     # Imported here: backends are loaded when they are first needed.
-    from diinn_fast.backends import cpu, eager
+    from diinn_fast.backends import cpu, eager, int8
 
-    if name in ("auto", "cpu", "int8"):
-        out = cpu.conv3x3(padded, weight, bias)
+    candidates = {"auto": [cpu], "cpu": [cpu], "int8": [int8, cpu]}.get(name, [])
+    for candidate in candidates:
+        out: Tensor | None = candidate.conv3x3(padded, weight, bias)
         if out is not None:
             return out
     return eager.conv3x3(padded, weight, bias)
+
+
+def projection(name: str, width: int, layers: int) -> str:
+    """The backend that projects the features for decodes by ``name``: itself, but that integers
+    are for layers alone whose hidden products are of integers too.
+    """
+    if name != "int8":
+        return name
+    from diinn_fast.backends import int8
+
+    return name if int8.takes_layers(width, layers) else "cpu"
 
 
 def table() -> Iterator[dict[str, str]]:

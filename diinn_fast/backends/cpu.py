@@ -15,14 +15,14 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diinn_fast.backends import Backend, eager
+from diinn_fast.backends import Backend, _convolution, eager
 from diinn_fast.formulation import FORMULATIONS
 from diinn_fast.geometry import Window, local_offset, nearest_index
 from diinn_fast.problem import Problem, content_weights, query_weights
@@ -78,9 +78,10 @@ def instruction_set() -> str:
 
 def int8_instruction_sets() -> dict[str, str]:
     """Sets of this CPU with kernels for the backend ``int8``, best first: name -> the float32
-    kernels' set that goes with it. None in a build from before there were any.
+    kernels' set that goes with it. None in a build from before there were all of them.
     """
-    return dict(getattr(_kernels(), "int8_instruction_sets", dict)())
+    module = _kernels()
+    return dict(module.int8_instruction_sets()) if hasattr(module, "int8_conv3x3") else {}
 
 
 def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -181,20 +182,11 @@ def conv3x3(padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor | None:
     """
     # Where the kernel does not apply, the caller takes the framework's convolution.
     tensors = (padded, weight, bias)
-    if any(v.device.type != "cpu" or v.dtype != torch.float32 for v in tensors) or unavailable():
+    if not _convolution.takes(*tensors) or unavailable():
         return None
-    if weight.shape[0] % WIDTH_UNIT or (
-        torch.is_grad_enabled() and any(v.requires_grad for v in tensors)
-    ):
+    if torch.is_grad_enabled() and any(v.requires_grad for v in tensors):
         return None
-    padded, weight, bias = (v.detach().contiguous() for v in tensors)
-    batch, rows, columns, channels = padded.shape
-    out = padded.new_empty(batch, rows - 2, columns - 2, weight.shape[0])
-    if out.numel():
-        shape = [batch, rows - 2, columns - 2, channels, weight.shape[0]]
-        addresses = (padded.data_ptr(), weight.data_ptr(), bias.data_ptr(), out.data_ptr())
-        _kernels().conv3x3(instruction_set(), *addresses, shape, torch.get_num_threads())
-    return out
+    return _convolution.run(partial(_kernels().conv3x3, instruction_set()), *tensors)
 
 
 def _refuses(problem: Problem, weights: Sequence[Tensor]) -> str | None:
@@ -206,8 +198,12 @@ def _refuses(problem: Problem, weights: Sequence[Tensor]) -> str | None:
 
 def _refuses_shape(weights: Sequence[Tensor]) -> str | None:
     named = query_weights(weights)
-    width = named.width
-    if width % WIDTH_UNIT or named.layers > MOST_LAYERS:
+    return refuses_shape(named.width, named.layers)
+
+
+def refuses_shape(width: int, layers: int) -> str | None:
+    """Why the kernels do not take so many layers of this hidden width, or None."""
+    if width % WIDTH_UNIT or layers > MOST_LAYERS:
         return f"width {width} is not a multiple of {WIDTH_UNIT}, or more than {MOST_LAYERS} layers"
     return None
 

@@ -1,10 +1,10 @@
 """Backend ``cuda_int8``: the portable CUDA kernel with 8-bit integers in the hidden products
 (csrc/cuda/portable_int8.h), for NVIDIA GPUs of compute capability 8.0 and up. Inference only.
 
-The arithmetic is that of the backend ``int8`` of CPUs: hidden weights are quantised by their rows,
-each query's activations by their largest value at run time; all else is float32, but for the
-source, which is in 16 bit. Compiled, launched and proven as the backend ``cuda``, whose library it
-shares.
+Their arithmetic is that of the backend ``int8`` of CPUs: hidden weights are quantised by their
+rows, each query's activations by their largest value at run time; all else is float32, but for the
+source, which is in 16 bit. What comes before them, the projection, is in the features' dtype.
+Compiled, launched and proven as the backend ``cuda``, whose library it shares.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
-"""Backend ``int8``: the fused decoder of csrc/cpu with 8-bit integers in the hidden products.
+"""Backend ``int8``: the fused decoder of csrc/cpu with 8-bit integers in the projection and in the
+hidden products.
 
-Inference only, on CPUs with AVX512_VNNI, AVX-VNNI, AVX2, or the dot product of AArch64. The hidden
-weights are quantised by their rows, each query's activations by their largest value at run time;
-all else is float32. About as exact as bfloat16. The few queries whose activations are so large that
-8 bits would show (pixels that alternate between black and white, not photographs) are computed
-again in float32. Results have the same bits for any number of threads and however queries are cut,
-and those in integers on every instruction set. Forms content and modulation: the direct form
-(init_q, scales below 1, few points) is computed in float32 by the backend ``cpu``.
+Inference only, on CPUs with AVX512_VNNI, AVX-VNNI, AVX2, or the dot product of AArch64. Weights are
+quantised by their rows, at run time the features around each LR pixel (in groups of channels) and
+each query's activations by their largest value; all else is float32. About as exact as bfloat16.
+Where many queries share an LR pixel, features are projected in float32. The few queries whose
+activations are so large that 8 bits would show (pixels that alternate between black and white, not
+photographs) are computed again in float32. Results have the same bits for any number of threads and
+however queries are cut, and those in integers on every instruction set. Forms content and
+modulation: the direct form (init_q, scales below 1, few points), and all that its kernels do not
+take, is computed in float32 by the backend ``cpu``.
 
 ``DIINN_FAST_CPU_ISA`` (avx512_vnni, avx_vnni, avx2, dotprod or portable) overrides the choice of
 instruction set; a name of the backend ``cpu`` stands for the sets of the same CPUs.
@@ -16,23 +19,26 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from diinn_fast.backends import cpu, eager
+from diinn_fast.backends import _convolution, cpu, eager
 from diinn_fast.errors import BackendError
 from diinn_fast.problem import Problem, Weights, query_weights
 
 DEVICES = ("cpu",)
-DTYPES = "int8 products; all else, the direct form included, in float32"
+DTYPES = "int8 projection and products; all else, the direct form included, in float32"
 INTEGERS = True
 NOTE = "compiled C++, fused; forward only, by name (VNNI and AArch64: not yet timed on hardware)"
 
-MOST_WIDTH = 65536
-"""Up to this width no sum of products overflows 32 bits, whatever the numbers."""
+MOST_TERMS = 65536
+"""Up to so many terms (the hidden width, nine times the features' channels) no sum of products
+overflows 32 bits, whatever the numbers.
+"""
 
 COARSE = 0.006
 """Root mean square error of a sine's argument, in radians, up to which a query's activations may be
@@ -86,7 +92,7 @@ def instruction_set() -> str | None:
 def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """RGB of all queries, see `Backend.forward`."""
     query = query_weights(weights)
-    if problem.form == "direct" or query.width > MOST_WIDTH or cpu._refuses_shape(weights):
+    if problem.form == "direct" or not takes_layers(query.width, query.layers):
         return cpu.forward(problem, source, weights)
     name = instruction_set()
     assert name is not None, "unavailable"
@@ -99,6 +105,11 @@ def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tens
     return out.to(source.dtype)
 
 
+def takes_layers(width: int, layers: int) -> bool:
+    """Whether the kernels take so many layers of this hidden width: else all is in float32."""
+    return width <= MOST_TERMS and cpu.refuses_shape(width, layers) is None
+
+
 def backward(
     problem: Problem, grad: Tensor, source: Tensor, weights: Sequence[Tensor], needs: Sequence[bool]
 ) -> list[Tensor]:
@@ -107,6 +118,24 @@ def backward(
         "backend 'int8' has no gradients: train with the backend auto, or decode under "
         "torch.no_grad()"
     )
+
+
+def conv3x3(padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor | None:
+    """As of the backend ``cpu``, by integer products: 3x3 convolution of ``[B, h+2, w+2, C]`` by
+    ``[out, 9C]`` (columns c*9 + tap) plus ``[out]``: ``[B, h, w, out]``.
+
+    Every pixel has the same bits, however the image is cut. None where it does not apply: kernels
+    not available, not float32, ``out`` not a multiple of 32, more than MOST_TERMS / 9 channels.
+    """
+    if not _convolution.takes(padded, weight, bias) or weight.shape[1] > MOST_TERMS:
+        return None
+    name = None if unavailable() else instruction_set()
+    return None if name is None else _convolve(name, padded, weight, bias)
+
+
+def _convolve(name: str, padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """By the kernels of one instruction set."""
+    return _convolution.run(partial(cpu._kernels().int8_conv3x3, name), padded, weight, bias)
 
 
 def _decode(name: str, problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -171,28 +200,48 @@ def _as_points(problem: Problem, source: Tensor, image: int, queries: Tensor) ->
 
 
 def _self_check(name: str) -> str | None:
-    """Decode a tiny problem once per instruction set: None, or why the kernels are refused."""
+    """Decode and project a tiny problem once per instruction set: None, or why the kernels are
+    refused.
+    """
     with _check_lock, torch.autocast("cpu", enabled=False):
         if name not in _checked:
-            _checked[name] = _compare(name)
+            problem, source, weights, _ = cpu._check_problem()
+            features, *projection = _check_projection()
+            _checked[name] = _compare(
+                name,
+                lambda isa: _decode(isa, problem, source, weights),
+                lambda: eager.forward(problem, source, weights),
+            ) or _compare(
+                name,
+                lambda isa: _convolve(isa, features, *projection),
+                lambda: eager.conv3x3(features, *projection),
+            )
         return _checked[name]
 
 
-def _compare(name: str) -> str | None:
+def _compare(
+    name: str, compute: Callable[[str], Tensor], plain: Callable[[], Tensor]
+) -> str | None:
     """Why these kernels do not give the portable ones' bits, or the values of ``eager``; or
     None.
     """
     # Integer sums are exact: any difference from the portable kernels is a fault.
-    problem, source, weights, _ = cpu._check_problem()
     try:
-        ours = _decode(name, problem, source, weights)
-        portable = _decode(SLOW, problem, source, weights)
+        ours = compute(name)
+        portable = compute(SLOW)
     except Exception as error:
         return f"the self-check failed: {error}"
     if not torch.equal(ours, portable):
         return "the self-check gave other bits than the portable kernels"
-    exact = eager.forward(problem, source, weights)
+    exact = plain()
     apart = float((ours - exact).norm() / exact.norm())
     if not apart <= CHECK_TOLERANCE:
         return f"the self-check differs from plain PyTorch by {apart:.1e}"
     return None
+
+
+def _check_projection() -> list[Tensor]:
+    """Padded features, weight and bias of a tiny projection."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = ((1, 5, 6, 7), (32, 63), (32,))
+    return [torch.rand(shape, generator=draw) * 2 - 1 for shape in shapes]

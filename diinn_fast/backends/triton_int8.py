@@ -1,9 +1,10 @@
 """Backend ``triton_int8``: the Triton kernels with 8-bit integers in the hidden products, for
 NVIDIA GPUs of compute capability 8.0 and up. Inference only.
 
-The arithmetic is that of the backend ``int8`` of CPUs: hidden weights are quantised by their rows,
-each query's activations by their largest value at run time; all else is float32. Forms content and
-modulation. With ``TRITON_INTERPRET=1`` it runs on CPU tensors, as ``triton`` does.
+Their arithmetic is that of the backend ``int8`` of CPUs: hidden weights are quantised by their
+rows, each query's activations by their largest value at run time; all else is float32. What comes
+before them, the projection, is in the features' dtype. Forms content and modulation. With
+``TRITON_INTERPRET=1`` it runs on CPU tensors, as ``triton`` does.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def pick_device(device: str | torch.device | None) -> torch.device:
 
 def pick_precision(precision: str | None, device: torch.device) -> torch.dtype:
     """fp32 computes in float32, bf16 and fp16 by autocast, int8 in float32 (on CUDA as fp16) but
-    for the decoder's hidden products; default: fp16 on CUDA, else fp32. Raises UpscaleError.
+    for the decoder's products; default: fp16 on CUDA, else fp32. Raises UpscaleError.
     """
     if precision is None or precision == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32

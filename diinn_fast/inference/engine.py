@@ -38,7 +38,7 @@ class EngineOptions(TypedDict, total=False):
         device: "cpu", "cuda", "cuda:1", "mps"; default: the given model's, else CUDA if there is
             any.
         precision: "fp32"; "bf16" or "fp16" (autocast of encoder and decoder); "int8" (the
-            decoder's hidden products, on the CPU, or on CUDA by the backend "triton"); default:
+            decoder's products, on the CPU, or on CUDA by the backend "triton"); default:
             fp16 on CUDA, else fp32.
         backend: see ``diinn_fast.use_backend``; default: the one in force when this is made.
         self_ensemble: mean over the 8 flips and transposes: slightly better, 8 times the work; in

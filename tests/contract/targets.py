@@ -98,7 +98,7 @@ class Target:
 
     yardstick: str = "definition"
     """Whose error it is judged by: the definition or eager in its own dtype, bfloat16, or the CPU's
-    int8, whose integers it has.
+    int8, whose integers it has (in the hidden products: content is in its own dtype).
     """
     trains: bool = True
     """Whether it is for training too."""

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from diinn_fast import ImplicitDecoder, reference
 from diinn_fast.backends import int8
+from diinn_fast.fused import Fused
 from diinn_fast.geometry import Window, local_offset, lr_range, nearest_index
 from diinn_fast.problem import Problem, query_weights
 
@@ -199,7 +200,7 @@ def exact_gradients(case: Case) -> list[Tensor]:
 @cache
 def plain_values(case: Case, yardstick: str, precision: str = "ieee") -> Tensor:
     """By plain PyTorch in the case's own dtype, the ``definition`` or backend ``eager``; or by
-    eager in ``bfloat16``; or by the CPU's backend ``int8``.
+    eager in ``bfloat16``; or by ``int8``, the CPU's hidden products of integers.
 
     ``precision`` only tells apart what is computed under different settings of PyTorch.
     """
@@ -210,11 +211,24 @@ def plain_values(case: Case, yardstick: str, precision: str = "ieee") -> Tensor:
         if yardstick == "int8":
             case = replace(case, network=replace(network, device="cpu"))
             with integers_alone():
-                return decode(case, "int8")
+                return _by_hidden_integers(case)
         if yardstick != "definition":
             return decode(case, "eager")
         decoder = decoder_of(network)
         return oracle(decoder, features_of(case), case.size, case.window, network.dtype)
+
+
+def _by_hidden_integers(case: Case) -> Tensor:
+    """By the CPU's backend ``int8`` from content in the case's own dtype: a GPU's backends have
+    integers in the hidden products alone.
+    """
+    decoder = decoder_of(case.network)
+    features = features_of(case)
+    path = decoder.prepare(features, backend="int8")
+    assert isinstance(path, Fused)
+    path = replace(path, projection="cpu")
+    result: Tensor = decoder(features, case.size, window=case.window, prepared=path)
+    return result
 
 
 @cache

@@ -1,6 +1,7 @@
-// Prints a checksum of the int8 kernel's output for each of many small decodes: the same text for
-// every instruction set, or the kernels differ. Compiled once per set by tests/run_int8_bits.py,
-// with the set's flags.
+// Prints a checksum of the int8 kernels' output for each of many small decodes
+// and projections: the same text for every instruction set, or the kernels
+// differ. Compiled once per set by tests/run_int8_bits.py, with the set's
+// flags.
 #define DIINN_ISA tested
 #define DIINN_NAME "tested"
 #define DIINN_BASE "tested"
@@ -47,7 +48,8 @@ class Draw {  // the same numbers everywhere
 struct Case {
   Form form;
   int64_t width, layers, outputs, points;
-  float weights;       // largest: of 10,000 some sines' arguments are beyond the polynomial's range
+  float weights;       // largest: of 10,000 some sines' arguments are beyond the
+                       // polynomial's range
   bool equal = false;  // all weights and activations: the largest sums there are
 };
 
@@ -58,7 +60,8 @@ struct Data {
 
 constexpr int64_t kPixels = 12, kBatch = 2;
 
-// Two images of 3 x 4 LR pixels: one pixel's content is zero, one NaN, one infinite, one tiny.
+// Two images of 3 x 4 LR pixels: one pixel's content is zero, one NaN, one
+// infinite, one tiny.
 Data draw(const Case& c, Draw& random) {
   Data data;
   const int64_t columns = c.form == Form::content ? 2 * c.width : c.width;
@@ -120,6 +123,42 @@ void run(const Case& c, Draw& random) {
               static_cast<unsigned long long>(checksum(out)));
 }
 
+// Two images of 5 x 6 pixels with a border of zeros around each; one feature is
+// NaN, one infinite, one image's last row is tiny.
+void convolve(int64_t channels, int64_t outputs, float equal, Draw& random) {
+  diinn::Convolution c{};
+  c.batch = kBatch;
+  c.rows = 5;
+  c.columns = 6;
+  c.channels = channels;
+  c.outputs = outputs;
+  c.threads = 1;
+  const int64_t row = (c.columns + 2) * channels, image = (c.rows + 2) * row;
+  std::vector<float> padded = random.many(kBatch * image, 3.0f);
+  std::vector<float> weight = random.many(outputs * c.taps(), 0.1f);
+  const std::vector<float> bias = random.many(outputs, 1.0f);
+  for (int64_t n = 0; n < kBatch * image; ++n) {
+    const int64_t y = n % image / row, x = n % row / channels;
+    const bool border = y == 0 || y > c.rows || x == 0 || x > c.columns;
+    padded[n] = border ? 0 : equal != 0 ? 1.0f : padded[n];
+    if (n > image && y == c.rows) padded[n] *= 0x1p-120f;
+  }
+  if (equal != 0) {
+    for (float& value : weight) value = equal;
+  } else {
+    padded[row + channels] = std::numeric_limits<float>::quiet_NaN();
+    padded[2 * row - channels - 1] = kInfinity;
+  }
+  std::vector<float> out(kBatch * c.pixels() * outputs, -1.0f);
+  c.padded = padded.data();
+  c.weight = weight.data();
+  c.bias = bias.data();
+  c.out = out.data();
+  diinn::kernels_tested()->conv3x3(c);
+  std::printf("conv3x3 channels %d outputs %d weights %g: %016llx\n", int(channels), int(outputs),
+              equal, static_cast<unsigned long long>(checksum(out)));
+}
+
 }  // namespace
 
 int main() {
@@ -136,6 +175,9 @@ int main() {
     run({form, 1024, 2, 3, 3, 0.01f, true}, random);
     run({form, 1024, 2, 3, 3, -0.01f, true}, random);
   }
+  for (int64_t channels : {1, 5, 64}) convolve(channels, 96, 0, random);
+  convolve(1000, 32, 0.01f, random);
+  convolve(1000, 32, -0.01f, random);
   std::vector<float> x = random.many(4096, 1e4f), sine(x.size());
   x.insert(x.end(), {0.0f, -0.0f, 1e-30f, 1e5f, -3e38f, kInfinity, -kInfinity});
   sine.resize(x.size());

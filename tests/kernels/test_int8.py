@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import copy
 import os
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +30,8 @@ if os.environ.get("DIINN_FAST_NO_KERNELS") == "1" or isinstance(cpu._load(), str
 
 SETS = list(cpu.int8_instruction_sets())
 LARGEST = 127
+LEAST = 2.0**-100
+GROUPS = 4
 
 
 @pytest.fixture(params=SETS)
@@ -131,6 +135,36 @@ def flat(problem: Problem, out: Tensor) -> Tensor:
     return out if problem.window is None else out.flatten(2).transpose(1, 2)
 
 
+def integers(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers (in float64) and units (float32) of rows, as the kernels make them."""
+    largest = rows.abs().amax(-1, keepdim=True)
+    some = largest.isfinite() & (largest >= LEAST)
+    inverse = torch.where(some, LARGEST / largest, 0)
+    unit = torch.where(largest.isfinite(), largest * some / LARGEST, float("nan"))
+    # A product of two float32 numbers is exact in float64; halves go to the even integer.
+    return (torch.where(some, rows, 0).double() * inverse.double()).round(), unit[..., 0]
+
+
+def projected(padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The projection ``[B, h, w, out]`` to the bit: exact integer sums of groups of channels, then
+    float32.
+    """
+    channels = padded.shape[-1]
+    taps = padded.unfold(1, 3, 1).unfold(2, 3, 1)  # [B, h, w, C, 3, 3]
+    rows = weight.view(-1, channels, 9)
+    order = rows.double().square().sum((0, 2)).argsort(stable=True)
+    count = min(GROUPS, channels)
+    total = bias.expand(*taps.shape[:3], -1)
+    for g in range(count):
+        group = order[g * channels // count : (g + 1) * channels // count]
+        x, own = integers(taps[:, :, :, group].flatten(3))
+        w, unit = integers(rows[:, group].flatten(1))
+        scaled = (x @ w.T).float() * unit
+        # Fused: rounded once.
+        total = (scaled.double() * own[..., None].double() + total.double()).float()
+    return total
+
+
 CASES = [
     ("content", 32, 2, 3, 0),
     ("content", 64, 4, 3, 77),
@@ -180,14 +214,15 @@ def test_pixels_that_alternate_between_black_and_white_are_those_of_float32() ->
     assert (got - exact).abs().max() < 3 / 127.5
 
 
-def test_error_of_the_bundled_model_on_a_picture_is_at_most_one_and_a_half_times_bfloat16s() -> (
-    None
-):
+@pytest.mark.parametrize("size", [(40, 44), (67, 71)], ids=str)
+def test_error_of_the_bundled_model_on_a_picture_is_at_most_one_and_a_half_times_bfloat16s(
+    size: tuple[int, int],
+) -> None:
     y, x = torch.meshgrid(torch.linspace(0, 1, 20), torch.linspace(0, 1, 22), indexing="ij")
     edge = (x > y).float() * 1.6 - 0.8
     picture = torch.stack([torch.sin(9 * x + 5 * y), torch.cos(7 * x * y), edge])
     model = load_weights(None).requires_grad_(False)
-    ours, bf16 = errors(model.decoder, model.encoder(picture[None]), (67, 71))
+    ours, bf16 = errors(model.decoder, model.encoder(picture[None]), size)
     assert ours <= 1.5 * bf16
 
 
@@ -229,13 +264,17 @@ def too_coarse(problem: Problem, source: Tensor, weights: list[Tensor]) -> Tenso
     return torch.stack(found).any(0)
 
 
+@pytest.mark.parametrize("size", [(29, 41), (15, 17)], ids=str)
 @pytest.mark.parametrize("mode", [2, 3, 4])
-def test_windows_batches_and_threads_give_the_same_bits(mode: int, threads: Any) -> None:
+def test_windows_batches_and_threads_give_the_same_bits(
+    mode: int, size: tuple[int, int], threads: Any
+) -> None:
     decoder = make_decoder(mode, width=64, channels=5).requires_grad_(False)
     features = torch.randn(3, 5, 7, 8)
-    size = (29, 41)
+    height, width = size
     whole = decoder(features, size, backend="int8")
-    for window in [(0, 29, 0, 41), (3, 4, 0, 41), (11, 29, 13, 37), (28, 29, 40, 41)]:
+    last = (height - 1, height, width - 1, width)
+    for window in [(0, height, 0, width), (3, 4, 0, width), (11, height, 8, width - 4), last]:
         y0, y1, x0, x1 = window
         got = decoder(features, size, window=window, backend="int8")
         assert torch.equal(got, whole[:, :, y0:y1, x0:x1]), window
@@ -246,10 +285,10 @@ def test_windows_batches_and_threads_give_the_same_bits(mode: int, threads: Any)
         assert torch.equal(decoder(features[b : b + 1], size, backend="int8"), whole[b : b + 1])
 
 
-def test_points_are_the_pixels_of_the_whole() -> None:
+@pytest.mark.parametrize("size", [(25, 31), (13, 15)], ids=str)
+def test_points_are_the_pixels_of_the_whole(size: tuple[int, int]) -> None:
     decoder = make_decoder(3, width=64, channels=5).requires_grad_(False)
     features = torch.randn(2, 5, 6, 7)
-    size = (25, 31)
     whole = decoder(features, size, backend="int8")
     yx = torch.stack([torch.randint(n, (2, 200)) for n in size], dim=-1)
     got = decoder.sample_pixels(features, yx, size, backend="int8")
@@ -315,6 +354,120 @@ def sine(isa: str, x: Tensor) -> Tensor:
     return out
 
 
+# -- the projection ------------------------------------------------------------------------------
+
+
+def projection(channels: int, outputs: int = 96, lr: tuple[int, int] = (5, 6)) -> list[Tensor]:
+    """Padded features of two images, weight and bias."""
+    padded = torch.randn(2, lr[0] + 2, lr[1] + 2, channels)
+    weight = torch.randn(outputs, 9 * channels) / channels**0.5
+    return [padded, weight, torch.randn(outputs)]
+
+
+def convolve(isa: str, *operands: Tensor) -> Tensor:
+    """By the backend, whose choice is this instruction set."""
+    out = int8.conv3x3(*operands)
+    assert out is not None and int8.instruction_set() == isa
+    return out
+
+
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("channels", [1, 3, 5, 64, 97])
+def test_a_projection_has_the_bits_of_its_definition(channels: int, isa: str) -> None:
+    operands = projection(channels)
+    assert torch.equal(convolve(isa, *operands), projected(*operands))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_sums_of_the_most_channels_are_exact(sign: int, isa: str) -> None:
+    """All integers 127 or -127, as many terms as there may be."""
+    channels = int8.MOST_TERMS // 9
+    padded = torch.ones(1, 3, 3, channels)
+    weight = torch.full((32, 9 * channels), sign * 0.003)
+    bias = torch.zeros(32)
+    assert torch.equal(convolve(isa, padded, weight, bias), projected(padded, weight, bias))
+    more = torch.ones(1, 3, 3, channels + 1)
+    assert int8.conv3x3(more, torch.ones(32, 9 * (channels + 1)), bias) is None
+
+
+def test_a_pixel_is_projected_from_its_neighbourhood_alone(isa: str, threads: Any) -> None:
+    """However the image is cut, whatever lies elsewhere in it, by any number of threads."""
+    padded, weight, bias = projection(8, lr=(13, 17))
+    whole = convolve(isa, padded, weight, bias)
+    for y, x, height, width in ((0, 0, 13, 17), (4, 0, 1, 17), (3, 5, 6, 7), (12, 16, 1, 1)):
+        part = padded[1:, y : y + height + 2, x : x + width + 2]
+        got = convolve(isa, part, weight, bias)
+        assert torch.equal(got, whole[1:, y : y + height, x : x + width])
+    for count in (2, 3, 7):
+        threads(count)
+        assert torch.equal(convolve(isa, padded, weight, bias), whole)
+    padded[:, 4, 4] = 1e6
+    far = torch.ones(13, 17, dtype=torch.bool)
+    far[2:5, 2:5] = False
+    assert torch.equal(convolve(isa, padded, weight, bias)[:, far], whole[:, far])
+
+
+def test_projections_of_zeros_tiny_and_infinite_features(isa: str) -> None:
+    """The bias; all of a neighbourhood with NaN or infinity is NaN."""
+    padded, weight, bias = projection(6)
+    padded[0] = 0.0
+    padded[1, :3] *= 1e-35
+    padded[1, 6, 7, 2] = float("inf")
+    padded[1, 0, 7, 5] = float("nan")
+    weight[7] = 0.0
+    got = convolve(isa, padded, weight, bias)
+    assert torch.equal(got[0], bias.expand_as(got[0]))
+    assert torch.equal(got[1, 0, :5], bias.expand_as(got[1, 0, :5]))
+    lost = torch.zeros(5, 6, dtype=torch.bool)
+    lost[4, 5] = lost[0, 5] = True
+    assert torch.equal(got[1].isnan(), lost[..., None].expand_as(got[1]))
+    want = projected(padded, weight, bias)
+    torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("mode", [1, 3])
+def test_a_decoder_projects_so(mode: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With and without gradients being recorded: there are none either way."""
+    decoder = make_decoder(mode, width=64, channels=5)
+    features = torch.randn(2, 5, 6, 7)
+    seen = []
+    convolve = int8._convolve
+    monkeypatch.setattr(int8, "_convolve", lambda *given: seen.append(given[0]) or convolve(*given))
+    recorded = decoder(features, (12, 14), backend="int8")
+    with torch.no_grad():
+        assert torch.equal(decoder(features, (12, 14), backend="int8"), recorded)
+    assert seen == [int8.instruction_set()] * 2
+
+
+def test_where_many_queries_share_a_content_it_is_float32s() -> None:
+    """By the size of the whole picture: windows and points agree on it."""
+    decoder = make_decoder(3, width=64, channels=5).requires_grad_(False)
+    features = torch.randn(1, 5, 6, 7)
+    path = decoder.prepare(features, backend="int8")
+    for size, integer in (((12, 14), True), ((6, 42), True), ((18, 21), False)):
+        got = decoder(features, size, backend="int8")
+        with torch.no_grad():
+            exact = decoder(features, size, prepared=replace(path, projection="cpu"))
+            assert torch.equal(decoder(features, size, prepared=path), exact) != integer
+            window = (1, size[0], 2, 9)
+            part = decoder(features, size, window=window, backend="int8")
+        assert torch.equal(part, decoder(features, size, prepared=path)[:, :, 1:, 2:9])
+        torch.testing.assert_close(got, decoder(features, size, prepared=path))
+
+
+def test_a_projection_that_it_does_not_take_is_float32s() -> None:
+    operands = projection(6)
+    for other in (torch.bfloat16, torch.float16, torch.float64):
+        assert int8.conv3x3(*(v.to(other) for v in operands)) is None
+    padded, weight, bias = operands
+    assert int8.conv3x3(padded, weight[:48], bias[:48]) is None
+    # Layers whose hidden products are float32's.
+    with torch.no_grad():
+        decoder = make_decoder(3, width=48, channels=6)
+        content = [decoder.project(padded, backend) for backend in ("int8", "cpu")]
+    assert torch.equal(*content)
+
+
 # -- where it is not int8, and refusals ----------------------------------------------------------
 
 
@@ -368,16 +521,21 @@ def test_a_name_of_the_float32_kernels_stands_for_the_same_cpus(
 
 
 def test_kernels_built_before_there_was_int8_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "int8_instruction_sets", dict)
+    older = SimpleNamespace(int8_instruction_sets=lambda: [("avx2", "avx2")])
+    monkeypatch.setattr(cpu, "unavailable", lambda: None)
+    monkeypatch.setattr(cpu, "_kernels", lambda: older)
     with pytest.raises(BackendError, match="older than the package: reinstall"):
         use_backend("int8")
 
 
-def test_kernels_that_give_other_bits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("function", ["_decode", "_convolve"])
+def test_kernels_that_give_other_bits_are_refused(
+    function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(int8, "_checked", {})
-    decode = int8._decode
-    wrong = lambda name, *rest: decode(name, *rest) + (name != "portable") * 1e-6  # noqa: E731
-    monkeypatch.setattr(int8, "_decode", wrong)
+    right = getattr(int8, function)
+    wrong = lambda name, *rest: right(name, *rest) + (name != "portable") * 1e-6  # noqa: E731
+    monkeypatch.setattr(int8, function, wrong)
     if int8.instruction_set() is not None:
         assert "other bits" in (int8.unavailable() or "")
 
