@@ -205,12 +205,15 @@ def test_error_with_random_weights_is_at_most_twice_bfloat16s(mode: int) -> None
     assert ours <= 2 * bf16
 
 
-def test_pixels_that_alternate_between_black_and_white_are_those_of_float32() -> None:
+@pytest.mark.parametrize("size", [(24, 26), (31, 37)], ids=str)
+def test_pixels_that_alternate_between_black_and_white_are_those_of_float32(
+    size: tuple[int, int],
+) -> None:
     y, x = torch.meshgrid(torch.arange(12), torch.arange(13), indexing="ij")
     board = ((x + y) % 2).float() * 2 - 1
     model = load_weights(None).requires_grad_(False)
     features = model.encoder(board.expand(1, 3, 12, 13))
-    got, exact = (model.decoder(features, (31, 37), backend=name) for name in ("int8", "cpu"))
+    got, exact = (model.decoder(features, size, backend=name) for name in ("int8", "cpu"))
     assert (got - exact).abs().max() < 3 / 127.5
 
 
@@ -365,10 +368,8 @@ def projection(channels: int, outputs: int = 96, lr: tuple[int, int] = (5, 6)) -
 
 
 def convolve(isa: str, *operands: Tensor) -> Tensor:
-    """By the backend, whose choice is this instruction set."""
-    out = int8.conv3x3(*operands)
-    assert out is not None and int8.instruction_set() == isa
-    return out
+    """All pixels by integers."""
+    return int8._convolve(isa, *operands)
 
 
 @pytest.mark.usefixtures("poison")
@@ -423,6 +424,31 @@ def test_projections_of_zeros_tiny_and_infinite_features(isa: str) -> None:
     assert torch.equal(got[1].isnan(), lost[..., None].expand_as(got[1]))
     want = projected(padded, weight, bias)
     torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.usefixtures("isa")
+def test_features_that_integers_are_too_coarse_for_have_float32s_content(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However the image is cut, and however many rows are computed at a time."""
+    monkeypatch.setattr(int8, "PIXELS_AGAIN", 20)
+    padded, weight, bias = projection(5, lr=(9, 10))
+    padded *= torch.linspace(0.01, 0.5, 11)[:, None, None]
+    padded[0, 2, 3, 1] = float("inf")
+    padded[0, 9, 9, 0] = float("nan")
+    got = int8.conv3x3(padded, weight, bias)
+    assert got is not None
+    # In each neighbourhood by its largest feature, and the largest row of weights.
+    largest = padded.unfold(1, 3, 1).unfold(2, 3, 1).flatten(3).abs().amax(-1)
+    error = largest / LARGEST / 12**0.5 * weight.norm(dim=1).max()
+    coarse = (error > int8.COARSE_CONTENT)[..., None]
+    assert 0.1 < coarse.float().mean() < 0.9
+    exact = cpu.conv3x3(padded, weight, bias)
+    integers = int8._convolve(str(int8.instruction_set()), padded, weight, bias)
+    want = torch.where(coarse, exact, integers)
+    torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+    part = int8.conv3x3(padded[1:, 2:9, 3:9], weight, bias)
+    assert torch.equal(part, got[1:, 2:7, 3:7])
 
 
 @pytest.mark.parametrize("mode", [1, 3])
