@@ -128,8 +128,7 @@ PYBIND11_MODULE(_cpu, m) {
       .def(py::init(&problem), py::kw_only(), py::arg("form"), py::arg("recurrent_k"),
            py::arg("shape"), py::arg("content_rows"), py::arg("source"), py::arg("weights"),
            py::arg("ratio"), py::arg("queries"), py::arg("positions"), py::arg("threads"),
-           py::arg("bfloat16") = false,
-           py::arg("coarse") = std::array<std::uintptr_t, 2>{});
+           py::arg("bfloat16") = false, py::arg("coarse") = std::array<std::uintptr_t, 2>{});
   m.def("forward", [](const std::string& name, const Problem& p, std::uintptr_t out) {
     const Kernels& k = kernels(name);
     check_source(p, false);
@@ -177,17 +176,19 @@ PYBIND11_MODULE(_cpu, m) {
           py::gil_scoped_release release;
           k.sine(at<const float>(x), at<float>(sine), count);
         });
-  m.def("conv3x3", [](const std::string& name, std::array<std::uintptr_t, 4> addresses,
-                      std::array<std::int64_t, 5> shape, int threads) {
+  m.def("conv3x3", [](const std::string& name, std::uintptr_t padded, std::uintptr_t weight,
+                      std::uintptr_t bias, std::uintptr_t out, std::array<std::int64_t, 5> shape,
+                      int threads) {
     const Kernels& k = kernels(name);
-    const Convolution c = convolution(addresses, shape, threads);
+    const Convolution c = convolution({padded, weight, bias, out}, shape, threads);
     py::gil_scoped_release release;
     k.conv3x3(c);
   });
-  m.def("int8_conv3x3", [](const std::string& name, std::array<std::uintptr_t, 4> addresses,
+  m.def("int8_conv3x3", [](const std::string& name, std::uintptr_t padded, std::uintptr_t weight,
+                           std::uintptr_t bias, std::uintptr_t out,
                            std::array<std::int64_t, 5> shape, int threads) {
     const KernelsInt8& k = int8_kernels(name);
-    const Convolution c = convolution(addresses, shape, threads);
+    const Convolution c = convolution({padded, weight, bias, out}, shape, threads);
     if (c.taps() > kMostInt8Terms) throw std::invalid_argument("too many channels for int8");
     py::gil_scoped_release release;
     k.conv3x3(c);

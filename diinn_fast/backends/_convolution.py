@@ -27,5 +27,5 @@ def run(kernel: Callable[..., None], padded: Tensor, weight: Tensor, bias: Tenso
     if out.numel():
         shape = [*out.shape[:3], channels, weight.shape[0]]
         addresses = [v.data_ptr() for v in (padded, weight, bias, out)]
-        kernel(addresses, shape, torch.get_num_threads())
+        kernel(*addresses, shape, torch.get_num_threads())
     return out
