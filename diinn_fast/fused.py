@@ -51,8 +51,11 @@ class Fused:
         queries share a content. Where many do, it is float32: the projection weighs little then,
         and errors that queries share are seen.
         """
+        # Elsewhere sizes are not compared: a compiled decode would be made anew for some of them.
+        if self.projection != "int8":
+            return self.projection
         few = size[0] * size[1] <= INTEGER_QUERIES * lr[0] * lr[1]
-        return self.projection if few or self.projection != "int8" else "cpu"
+        return "int8" if few else "cpu"
 
     def project(self, padded: Tensor) -> Tensor:
         """LR-size source of the decode operator, ``[B, h, w, L*H]``, from features with one pixel
