@@ -121,7 +121,7 @@ def cuda_decode(
     monkeypatch.setattr(cuda, "_distrusted", lambda *_: None)
     monkeypatch.setattr(cuda, "_architecture", lambda source: "90a")
     monkeypatch.setattr(cuda, "_launch", launch)
-    monkeypatch.setattr(fused, "_cut_to_the_bit", lambda features: False)  # as on a GPU
+    monkeypatch.setattr(fused, "_cut_to_the_bit", lambda *_: False)  # as on a GPU
     size = (2 * features.shape[-2], 2 * features.shape[-1])
     with torch.no_grad():
         path = decoder.prepare(features, backend="cuda")
