@@ -44,7 +44,21 @@ typedef float unaligned_vec __attribute__((vector_size(4 * kLanes), aligned(4), 
 
 static DIINN_INLINE vec load(const float* p) { return *reinterpret_cast<const unaligned_vec*>(p); }
 static DIINN_INLINE void store(float* p, vec v) { *reinterpret_cast<unaligned_vec*>(p) = v; }
-static DIINN_INLINE vec splat(float x) { return vec{} + x; }
+// Not 0 + x, which is no plain broadcast for the compiler: 0 + (-0) is +0. Intel's CPUs have no
+// ports to spare for the sum.
+static DIINN_INLINE vec splat(float x) {
+#if defined(DIINN_LANES)
+  return vec{} + x;
+#elif defined(__AVX512F__)
+  return _mm512_set1_ps(x);
+#elif defined(__AVX2__)
+  return _mm256_set1_ps(x);
+#elif defined(__aarch64__)
+  return vdupq_n_f32(x);
+#else
+  return vec{} + x;
+#endif
+}
 
 // a * b + c, rounded once where DIINN_FUSED is defined. With DIINN_EXACT_FMA that is so everywhere,
 // by the C library where the instruction set has no such product.
