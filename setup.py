@@ -54,6 +54,7 @@ AVX512 = X86["kernels_avx512.cpp"]
 AVX2 = X86["kernels_avx2.cpp"]
 OPTIONAL_X86 = {
     "kernels_avx512_bf16.cpp": ["-mavx512bf16", *AVX512],
+    "kernels_int8_amx.cpp": ["-mamx-int8", "-mamx-tile", *AVX512],
     "kernels_int8_avx512_vnni.cpp": ["-mavx512vnni", *AVX512],
     "kernels_int8_avx_vnni.cpp": ["-mavxvnni", *AVX2],
 }

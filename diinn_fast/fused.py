@@ -22,9 +22,6 @@ STRIP_BYTES = 256 << 20
 rows.
 """
 
-INTEGER_QUERIES = 6
-"""Most queries per LR pixel for which int8 projects by integers, too: up to about x2.4."""
-
 
 class Source(NamedTuple):
     """What the operator decodes: see ``diinn_fast.ops``."""
@@ -42,20 +39,9 @@ class Fused:
     plan: Formulation
     backend: str
     projection: str
-    """The backend that projects the features, see `projector`."""
+    """The backend that projects the features."""
     kept: dict[tuple[str, torch.dtype], Packing]
     """Weights by form and dtype, packed by the first window and shared by the others."""
-
-    def projector(self, lr: tuple[int, int], size: tuple[int, int]) -> str:
-        """The backend that projects the features of an image for an HR size: by integers where few
-        queries share a content. Where many do, it is float32: the projection weighs little then,
-        and errors that queries share are seen.
-        """
-        # Elsewhere sizes are not compared: a compiled decode would be made anew for some of them.
-        if self.projection != "int8":
-            return self.projection
-        few = size[0] * size[1] <= INTEGER_QUERIES * lr[0] * lr[1]
-        return "int8" if few else "cpu"
 
     def project(self, padded: Tensor) -> Tensor:
         """LR-size source of the decode operator, ``[B, h, w, L*H]``, from features with one pixel
@@ -66,13 +52,11 @@ class Fused:
         pixel only. Not for init_q.
         """
         form = "modulation" if self.plan.recurrent_k else "content"
-        weights = self.packing(form, padded.dtype).content
-        return self._project(padded, weights, self.projection, border=True)
+        return self._project(padded, self.packing(form, padded.dtype).content, border=True)
 
-    def _project(
-        self, features: Tensor, weights: ContentWeights, backend: str, border: bool
-    ) -> Tensor:
-        content = _conv3x3(features, weights.content, weights.content_bias, backend, border)
+    def _project(self, features: Tensor, weights: ContentWeights, border: bool) -> Tensor:
+        by = self.projection
+        content = _conv3x3(features, weights.content, weights.content_bias, by, border)
         if not self.plan.recurrent_k:
             return content
         width = self.layers.width
@@ -105,16 +89,15 @@ class Fused:
             self.kept[form, dtype] = Packing(query, content)
         return self.kept[form, dtype]
 
-    def source(self, features: Tensor, form: str, projector: str, border: bool = True) -> Source:
+    def source(self, features: Tensor, form: str, border: bool = True) -> Source:
         """What the operator takes in a form, for features ``[B, C, h+2, w+2]``, or without a
-        ``border`` a whole image's ``[B, C, h, w]``; ``projector``: see there.
+        ``border`` a whole image's ``[B, C, h, w]``.
         """
         query, content = self.packing(form, features.dtype)
         features = features.permute(0, 2, 3, 1).contiguous()
         if form == "direct":
             return Source(features, [*query, *(v for v in content if v is not None)], form)
-        values = self._project(features, content, projector, border)
-        return Source(values, list(query), form)
+        return Source(self._project(features, content, border), list(query), form)
 
     def window(
         self,
@@ -137,11 +120,10 @@ class Fused:
         # convolution adds the border of zeros itself: an operator less.
         part = rows.start, rows.stop, columns.start, columns.stop
         whole = part == (0, lr[0], 0, lr[1]) and tuple(features.shape[2:]) == lr
-        projector = self.projector(lr, size)
-        border = form == "direct" or _cut_to_the_bit(features, projector) or not whole
+        border = form == "direct" or _cut_to_the_bit(features, self.projection) or not whole
         if border:
             features = with_border(features, rows, columns, lr, origin)
-        source = self.source(features, form, projector, border)
+        source = self.source(features, form, border)
         out = decode(
             source.values,
             source.weights,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diinn_fast.fused import Fused, Source
+from diinn_fast.fused import Fused
 from diinn_fast.geometry import area_ratio, check_size, local_offset, nearest_index
 from diinn_fast.plain import Plain
 
@@ -26,10 +26,9 @@ class Sampler:
     def __init__(self, path: Fused | Plain, features: Tensor, form: str) -> None:
         self._path = path
         self._features = features
-        self._form = form
-        self._sources: dict[str, Source] = {}
+        self._source = None
         if isinstance(path, Fused):
-            self._project(path, path.projection)
+            self._source = path.source(F.pad(features, (1, 1, 1, 1)), form)
 
     def __call__(self, coords: Tensor, size: Size) -> Tensor:
         """RGB ``[B, N, 3]`` at coords ``[B, N, 2]``, (y, x) in [-1, 1]; see
@@ -97,29 +96,20 @@ class Sampler:
         sizes = [check_size(row, self._lr) for row in rows]
         return sizes[:1] if len(set(sizes)) == 1 else sizes
 
-    def _project(self, path: Fused, projector: str) -> Source:
-        """What the operator decodes, projected by a backend: once."""
-        if projector not in self._sources:
-            padded = F.pad(self._features, (1, 1, 1, 1))
-            self._sources[projector] = path.source(padded, self._form, projector)
-        return self._sources[projector]
-
     def _decode(self, pixel: Tensor, offset: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
         if isinstance(self._path, Plain):
             ratios = [area_ratio(self._lr, size) for size in sizes]
             return self._path.points(self._features, pixel, offset, ratios)
-        path = self._path
-        sources = [self._project(path, path.projector(self._lr, size)) for size in sizes]
+        assert self._source is not None
         if len(sizes) == 1:
-            return path.points(sources[0], self._lr, sizes[0], pixel, offset)
+            return self._path.points(self._source, self._lr, sizes[0], pixel, offset)
         # the operator takes one size: images of the same size together
         parts = []
         order: list[int] = []
         for size in dict.fromkeys(sizes):
             images = [n for n, own in enumerate(sizes) if own == size]
-            source = sources[images[0]]
-            source = source._replace(values=source.values[images])
-            parts.append(path.points(source, self._lr, size, pixel[images], offset[images]))
+            source = self._source._replace(values=self._source.values[images])
+            parts.append(self._path.points(source, self._lr, size, pixel[images], offset[images]))
             order += images
         return torch.cat(parts)[[order.index(n) for n in range(len(sizes))]]
 

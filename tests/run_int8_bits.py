@@ -3,9 +3,10 @@
     python tests/run_int8_bits.py
 
 Compiles tests/kernels/int8_bits.cpp once per instruction set and compares what the programs print:
-the portable kernels; AVX2 on x86-64; the templates of AVX512_VNNI and AVX-VNNI with their products
-emulated (vectors of 512 and 256 bits, weights stored with an offset); and AArch64's under qemu
-where the cross compiler and qemu-user are installed (on Debian: g++-aarch64-linux-gnu, qemu-user).
+the portable kernels; AVX2 on x86-64; the templates of AMX, AVX512_VNNI and AVX-VNNI with their
+products emulated (in tiles; in vectors of 512 and 256 bits, weights stored with an offset); and
+AArch64's under qemu where the cross compiler and qemu-user are installed (on Debian:
+g++-aarch64-linux-gnu, qemu-user).
 Exit code 1 if one differs; what could not run is named.
 """
 
@@ -58,6 +59,7 @@ def native() -> list[Variant]:
     emulated = (FUSED, "-DDIINN_EMULATED_VNNI")
     variants = [
         Variant("portable", (FUSED,)),
+        Variant("emulated-amx", (FUSED, "-DDIINN_EMULATED_AMX", "-DDIINN_LANES=16")),
         Variant("emulated-vnni-512", (*emulated, "-DDIINN_LANES=16")),
         Variant("emulated-vnni-256", (*emulated, "-DDIINN_LANES=8")),
     ]

@@ -189,7 +189,7 @@ PYBIND11_MODULE(_cpu, m) {
                            std::array<std::int64_t, 5> shape, int threads) {
     const KernelsInt8& k = int8_kernels(name);
     const Convolution c = convolution({padded, weight, bias, out}, shape, threads);
-    if (c.taps() > kMostInt8Terms) throw std::invalid_argument("too many channels for int8");
+    if (c.taps() > kMostDigitTerms) throw std::invalid_argument("too many channels for int8");
     py::gil_scoped_release release;
     k.conv3x3(c);
   });

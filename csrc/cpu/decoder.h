@@ -100,7 +100,8 @@ struct KernelsInt8 {
   void (*conv3x3)(const Convolution&);
   void (*sine)(const float* x, float* sine, int64_t count);  // as exact as they take it
 };
-constexpr int64_t kMostInt8Terms = 65536;  // of a product: none overflows, whatever the numbers
+// Of a product, so that none overflows, whatever the numbers; the same of the projection.
+constexpr int64_t kMostInt8Terms = 65536, kMostDigitTerms = 1032;
 
 // Every instruction set that was compiled and that this CPU has, best first; ends with null.
 const Kernels* const* available_kernels();

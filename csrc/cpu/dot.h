@@ -15,7 +15,10 @@ namespace DIINN_ISA {
 // vpdpbusd multiplies unsigned by signed bytes: the weights are stored with kWeightOffset added,
 // and the sum of the other factors times it is taken off afterwards. vpmaddwd, plain AVX2's best,
 // takes two 16-bit words.
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(DIINN_EMULATED_VNNI)
+#if defined(DIINN_AMX)
+typedef int8_t Integer;
+constexpr int kWeightOffset = 0;
+#elif defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(DIINN_EMULATED_VNNI)
 typedef int8_t Integer;
 constexpr int kWeightOffset = 128;
 #elif defined(__AVX2__)
@@ -25,13 +28,23 @@ constexpr int kWeightOffset = 0;
 typedef int8_t Integer;
 constexpr int kWeightOffset = 0;
 #endif
+#if defined(DIINN_AMX)
+constexpr int64_t kDepthUnit = 64;  // factors of one instruction, of which a product has whole ones
+#else
+constexpr int64_t kDepthUnit = 16;
+struct ProductUnit {  // what a thread has to prepare before products
+  ProductUnit() {}
+};
+#endif
 constexpr int kLargest = 127;
 static_assert(int64_t(kMostInt8Terms) * kLargest * (kLargest + kWeightOffset) < int64_t(1) << 31,
               "a sum of kMostInt8Terms products fits in 32 bits");
 
 typedef int32_t Word __attribute__((may_alias, aligned(4)));
 
-#if defined(__AVX512VNNI__)
+#if defined(DIINN_AMX)
+// amx.h
+#elif defined(__AVX512VNNI__)
 // The broadcast is folded into the instruction, which spares registers. By the intrinsic GCC 12
 // keeps half of the sums in memory.
 typedef const Word* Factor;

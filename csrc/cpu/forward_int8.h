@@ -30,13 +30,14 @@ class ForwardInt8 {
     for (int64_t n = 1; n < p.layers; ++n) {
       const float* weight = p.weights[kHidden] + (n - 1) * columns * p.width;
       const int64_t pair = paired ? p.width : 0;
-      hidden_[n].pack(p.width, columns / kPanel, p.threads,
+      hidden_[n].pack(p.width, columns / kPanel, p.threads, false,
                       [&](int64_t panel, int64_t c, float* out) {
                         const float* row = weight + panel_column(panel, c, pair) * p.width;
                         memcpy(out, row, p.width * sizeof(float));
                       });
     }
-    integers_ = round_up(rows_ * p.width / kPair<Integer>, 16);
+    // The last row is read in whole units of the depth.
+    integers_ = round_up((rows_ * p.width + kDepthUnit) / kPair<Integer>, 16);
     scratch_floats_ = round_up(rows_ * (p.width + p.outputs), 16) + integers_ + 16;
     scratch_.reset(scratch_floats_ * p.threads);
   }
@@ -46,6 +47,7 @@ class ForwardInt8 {
 
   void run() {
     parallel(p.batch * tiles_, p.threads, [&](int64_t index, int thread) {
+      const ProductUnit unit;
       const int64_t first = index % tiles_ * rows_;
       const int64_t count = p.queries() - first < rows_ ? p.queries() - first : rows_;
       tile(index / tiles_, first, count, scratch_.get() + thread * scratch_floats_);
@@ -103,7 +105,8 @@ class ForwardInt8 {
       for (int64_t r = 0; r < t.rows; ++r)
         scale[r] = quantise(q + r * p.width, p.width, integers + r * p.width);
       if (p.coarse) mark(image, first, count, scale, p.limits[n - 1]);
-      product<false>(t.rows, p.width, integers, p.width, hidden_[n].panels(), hidden_[n].count(),
+      product<false>(t.rows, hidden_[n].depth(), integers, p.width, hidden_[n].panels(),
+                     hidden_[n].count(),
                      Hidden{t.content, n * p.width, p.weights[kHiddenBias] + (n - 1) * p.width,
                             hidden_[n], scale, p.form == Form::content, q, p.width});
     }

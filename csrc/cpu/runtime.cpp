@@ -10,6 +10,10 @@
 
 #if defined(DIINN_X86_VARIANTS)
 #include <cpuid.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(DIINN_INT8_DOTPROD) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
@@ -26,6 +30,9 @@ const KernelsBf16* kernels_avx512_bf16();
 const Kernels* kernels_portable();
 #ifdef DIINN_X86_VARIANTS
 const KernelsInt8* kernels_int8_avx2();
+#endif
+#ifdef DIINN_INT8_AMX
+const KernelsInt8* kernels_int8_amx();
 #endif
 #ifdef DIINN_INT8_AVX512_VNNI
 const KernelsInt8* kernels_int8_avx512_vnni();
@@ -74,6 +81,22 @@ static bool has_avx_vnni() {  // not every compiler's __builtin_cpu_supports kno
 }
 #endif
 
+#ifdef DIINN_INT8_AMX
+// Whether the CPU has AMX with 8-bit integers and the system lets this process use its registers,
+// for which Linux wants to be asked.
+static bool has_amx_int8() {
+#ifdef __linux__
+  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
+  constexpr int kArchReqXcompPerm = 0x1023, kTileData = 18;
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & kTile) && (edx & kInt8) &&
+         syscall(SYS_arch_prctl, kArchReqXcompPerm, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 #ifdef DIINN_INT8_DOTPROD
 static bool has_dotprod() {
 #ifdef __linux__
@@ -90,6 +113,12 @@ const KernelsInt8* const* available_int8_kernels() {
 #ifdef DIINN_X86_VARIANTS
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#ifdef DIINN_INT8_AMX
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        has_amx_int8()) {
+      list.push_back(kernels_int8_amx());
+    }
+#endif
 #ifdef DIINN_INT8_AVX512_VNNI
     if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vnni")) {

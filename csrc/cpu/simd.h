@@ -14,12 +14,23 @@
 #include <arm_neon.h>
 #endif
 
+#if defined(__AMX_INT8__) || defined(DIINN_EMULATED_AMX)
+#define DIINN_AMX
+#endif
+
 namespace diinn {
 namespace DIINN_ISA {
 
 #if defined(DIINN_LANES)  // any number, in plain C++: other sets' templates where they cannot run
 constexpr int kLanes = DIINN_LANES;
+#if defined(DIINN_AMX)
+constexpr int kRows = 32;
+#else
 constexpr int kRows = DIINN_LANES == 16 ? 12 : 6;
+#endif
+#elif defined(DIINN_AMX)
+constexpr int kLanes = 16;
+constexpr int kRows = 32;
 #elif defined(__AVX512F__)
 constexpr int kLanes = 16;
 constexpr int kRows = 12;  // of the microkernel: 12 x 2 accumulators, 2 vectors of weights and 1 of

@@ -1,18 +1,18 @@
 """Backend ``int8``: the fused decoder of csrc/cpu with 8-bit integers in the projection and in the
 hidden products.
 
-Inference only, on CPUs with AVX512_VNNI, AVX-VNNI, AVX2, or the dot product of AArch64. Weights are
-quantised by their rows, at run time the features around each LR pixel (in groups of channels) and
-each query's activations by their largest value; all else is float32. About as exact as bfloat16.
-Where many queries share an LR pixel, features are projected in float32. The few queries and pixels
-whose activations or features are so large that 8 bits would show (pixels that alternate between
-black and white, not photographs) are computed again in float32. Results have the same bits for any
-number of threads and however queries are cut, and those in integers on every instruction set. Forms
-content and modulation: the direct form (init_q, scales below 1, few points), and all that its
-kernels do not take, is computed in float32 by the backend ``cpu``.
+Inference only, on CPUs with AMX, AVX512_VNNI, AVX-VNNI, AVX2, or the dot product of AArch64.
+Weights are quantised by their rows, at run time the features around each LR pixel (two integers
+for each number, 15 bits) and each query's activations by their largest value; all else is float32.
+About as exact as bfloat16. The few queries whose activations are so large that 8 bits would show
+(pixels that alternate between black and white, not photographs) are computed again in float32.
+Results have the same bits for any number of threads and however queries are cut, and those in
+integers on every instruction set. Forms content and modulation: the direct form (init_q, scales
+below 1, few points), and all that its kernels do not take, is computed in float32 by the backend
+``cpu``.
 
-``DIINN_FAST_CPU_ISA`` (avx512_vnni, avx_vnni, avx2, dotprod or portable) overrides the choice of
-instruction set; a name of the backend ``cpu`` stands for the sets of the same CPUs.
+``DIINN_FAST_CPU_ISA`` (amx, avx512_vnni, avx_vnni, avx2, dotprod or portable) overrides the choice
+of instruction set; a name of the backend ``cpu`` stands for the sets of the same CPUs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from diinn_fast.backends import _convolution, cpu, eager
@@ -34,29 +33,24 @@ from diinn_fast.problem import Problem, Weights, query_weights
 DEVICES = ("cpu",)
 DTYPES = "int8 projection and products; all else, the direct form included, in float32"
 INTEGERS = True
-NOTE = "compiled C++, fused; forward only, by name (VNNI and AArch64: not yet timed on hardware)"
+NOTE = "compiled C++, fused; forward only, by name (AArch64: not yet timed on hardware)"
 
 LARGEST = 127
 """Of the integers."""
 
 MOST_TERMS = 65536
-"""Up to so many terms (the hidden width, nine times the features' channels) no sum of products
-overflows 32 bits, whatever the numbers.
-"""
+"""Up to so many terms (the hidden width) no sum overflows 32 bits, whatever the numbers."""
+
+MOST_TAPS = 1032
+"""The same of the projection's products of two digits: nine times the features' channels."""
 
 COARSE = 0.006
 """Root mean square error of a sine's argument, in radians, up to which a query's activations may be
 rounded: docs/kernels/cpu.md.
 """
 
-COARSE_CONTENT = 0.0065
-"""The same of a content: up to it features may be rounded."""
-
 AGAIN = 1 << 16
 """Queries that are computed again at a time."""
-
-PIXELS_AGAIN = 1 << 12
-"""LR pixels whose features are projected again at a time."""
 
 SLOW = "portable"
 """The instruction set that is there for comparison: it is not used unless asked for."""
@@ -77,8 +71,8 @@ def unavailable() -> str | None:
     name = instruction_set()
     if name is None:
         return (
-            "it needs AVX2, AVX-VNNI, AVX512_VNNI or AArch64's dot product, which this CPU or this "
-            "build has not: use the backend cpu"
+            "it needs AVX2, AVX-VNNI, AVX512_VNNI, AMX or AArch64's dot product, which this CPU or "
+            "this build has not: use the backend cpu"
         )
     return _self_check(name)
 
@@ -134,42 +128,15 @@ def conv3x3(padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor | None:
     """As of the backend ``cpu``, by integer products: 3x3 convolution of ``[B, h+2, w+2, C]`` by
     ``[out, 9C]`` (columns c*9 + tap) plus ``[out]``: ``[B, h, w, out]``.
 
-    Every pixel has the same bits, however the image is cut; where 8 bits are too coarse they are
-    those of ``cpu``. None where it does not apply: kernels not available, not float32, ``out`` not
-    a multiple of 32, more than MOST_TERMS / 9 channels.
+    Every pixel has the same bits, however the image is cut. None where it does not apply: kernels
+    not available, not float32, ``out`` not a multiple of 32, more than MOST_TAPS / 9 channels.
     """
-    if not _convolution.takes(padded, weight, bias) or weight.shape[1] > MOST_TERMS:
+    if not _convolution.takes(padded, weight, bias) or weight.shape[1] > MOST_TAPS:
         return None
     name = None if unavailable() else instruction_set()
     if name is None:
         return None
-    operands = [v.detach() for v in (padded, weight, bias)]
-    out = _convolve(name, *operands)
-    _project_again(out, *operands)
-    return out
-
-
-def _project_again(out: Tensor, padded: Tensor, weight: Tensor, bias: Tensor) -> None:
-    """Overwrite the pixels for which 8 bits are too coarse with their content in float32."""
-    # Row by row: its pixels share the work.
-    coarse = _too_coarse(padded, weight)
-    rows = coarse.any(-1).nonzero()
-    for part in rows.split(max(1, PIXELS_AGAIN // max(1, coarse.shape[2]))):
-        image, y = part.unbind(1)
-        strips = padded.unfold(1, 3, 1)[image, y].permute(0, 3, 1, 2)  # [rows, 3, w+2, C]
-        exact = cpu.conv3x3(strips, weight, bias)
-        assert exact is not None, "taken by the same rule"
-        out[image, y] = torch.where(coarse[image, y, :, None], exact[:, 0], out[image, y])
-
-
-def _too_coarse(padded: Tensor, weight: Tensor) -> Tensor:
-    """Of each pixel [B, h, w], whether rounding the features around it moves some content by more
-    than COARSE_CONTENT, root mean square, if all had the unit of the largest.
-    """
-    largest = F.max_pool2d(padded.abs().amax(-1)[:, None], 3, 1)[:, 0]
-    norm = weight.norm(dim=1).max()
-    coarse: Tensor = largest * norm > COARSE_CONTENT * 12**0.5 * LARGEST
-    return coarse
+    return _convolve(name, *(v.detach() for v in (padded, weight, bias)))
 
 
 def _convolve(name: str, padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

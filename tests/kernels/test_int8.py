@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import copy
 import os
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ if os.environ.get("DIINN_FAST_NO_KERNELS") == "1" or isinstance(cpu._load(), str
 SETS = list(cpu.int8_instruction_sets())
 LARGEST = 127
 LEAST = 2.0**-100
-GROUPS = 4
+DIGIT = 128
 
 
 @pytest.fixture(params=SETS)
@@ -135,34 +135,29 @@ def flat(problem: Problem, out: Tensor) -> Tensor:
     return out if problem.window is None else out.flatten(2).transpose(1, 2)
 
 
-def integers(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Integers (in float64) and units (float32) of rows, as the kernels make them."""
+def digits(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """High and low digits (in float64) and units (float32) of rows, as the kernels make them."""
     largest = rows.abs().amax(-1, keepdim=True)
     some = largest.isfinite() & (largest >= LEAST)
-    inverse = torch.where(some, LARGEST / largest, 0)
-    unit = torch.where(largest.isfinite(), largest * some / LARGEST, float("nan"))
+    finest = torch.full_like(largest, LARGEST * DIGIT)
+    inverse = torch.where(some, finest / largest, 0)
+    unit = torch.where(largest.isfinite(), largest * some / finest, float("nan"))
     # A product of two float32 numbers is exact in float64; halves go to the even integer.
-    return (torch.where(some, rows, 0).double() * inverse.double()).round(), unit[..., 0]
+    whole = (torch.where(some, rows, 0).double() * inverse.double()).round()
+    high = ((whole + DIGIT // 2) / DIGIT).floor()
+    return high, whole - high * DIGIT, unit[..., 0]
 
 
 def projected(padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The projection ``[B, h, w, out]`` to the bit: exact integer sums of groups of channels, then
-    float32.
-    """
-    channels = padded.shape[-1]
-    taps = padded.unfold(1, 3, 1).unfold(2, 3, 1)  # [B, h, w, C, 3, 3]
-    rows = weight.view(-1, channels, 9)
-    order = rows.double().square().sum((0, 2)).argsort(stable=True)
-    count = min(GROUPS, channels)
-    total = bias.expand(*taps.shape[:3], -1)
-    for g in range(count):
-        group = order[g * channels // count : (g + 1) * channels // count]
-        x, own = integers(taps[:, :, :, group].flatten(3))
-        w, unit = integers(rows[:, group].flatten(1))
-        scaled = (x @ w.T).float() * unit
-        # Fused: rounded once.
-        total = (scaled.double() * own[..., None].double() + total.double()).float()
-    return total
+    """The projection ``[B, h, w, out]`` to the bit: exact integer sums, then float32."""
+    taps = padded.unfold(1, 3, 1).unfold(2, 3, 1).flatten(3)  # [B, h, w, C*9]
+    x_high, x_low, own = digits(taps)
+    w_high, w_low, unit = digits(weight)
+    total = DIGIT * (x_high @ w_high.T) + x_low @ w_high.T + x_high @ w_low.T
+    scaled = total.float() * unit
+    # Fused: rounded once, or by way of 64 bits, which is the same but for one sum in 2^40.
+    exact = np.multiply(scaled.numpy(), DIGIT * own[..., None].numpy(), dtype=np.longdouble)
+    return torch.from_numpy((exact + bias.numpy()).astype(np.float32))
 
 
 CASES = [
@@ -311,7 +306,7 @@ def test_the_largest_sums_at_width_1024_are_exact(sign: int, isa: str) -> None:
     names.hidden_bias.zero_()
     got = int8._decode(isa, problem, source, weights)
     want = model(problem, source, weights)
-    assert rms(got - want) <= 1e-5 * rms(want)
+    assert rms(got - want) <= 3e-5 * rms(want)
 
 
 def test_rows_of_zeros_and_tiny_numbers(isa: str) -> None:
@@ -381,8 +376,8 @@ def test_a_projection_has_the_bits_of_its_definition(channels: int, isa: str) ->
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_largest_sums_of_the_most_channels_are_exact(sign: int, isa: str) -> None:
-    """All integers 127 or -127, as many terms as there may be."""
-    channels = int8.MOST_TERMS // 9
+    """All high digits 127 or -127, as many terms as there may be."""
+    channels = int8.MOST_TAPS // 9
     padded = torch.ones(1, 3, 3, channels)
     weight = torch.full((32, 9 * channels), sign * 0.003)
     bias = torch.zeros(32)
@@ -426,59 +421,35 @@ def test_projections_of_zeros_tiny_and_infinite_features(isa: str) -> None:
     torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.usefixtures("isa")
-def test_features_that_integers_are_too_coarse_for_have_float32s_content(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """However the image is cut, and however many rows are computed at a time."""
-    monkeypatch.setattr(int8, "PIXELS_AGAIN", 20)
-    padded, weight, bias = projection(5, lr=(9, 10))
-    padded *= torch.linspace(0.01, 0.5, 11)[:, None, None]
-    padded[0, 2, 3, 1] = float("inf")
-    padded[0, 9, 9, 0] = float("nan")
-    got = int8.conv3x3(padded, weight, bias)
-    assert got is not None
-    # In each neighbourhood by its largest feature, and the largest row of weights.
-    largest = padded.unfold(1, 3, 1).unfold(2, 3, 1).flatten(3).abs().amax(-1)
-    error = largest / LARGEST / 12**0.5 * weight.norm(dim=1).max()
-    coarse = (error > int8.COARSE_CONTENT)[..., None]
-    assert 0.1 < coarse.float().mean() < 0.9
-    exact = cpu.conv3x3(padded, weight, bias)
-    integers = int8._convolve(str(int8.instruction_set()), padded, weight, bias)
-    want = torch.where(coarse, exact, integers)
-    torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
-    part = int8.conv3x3(padded[1:, 2:9, 3:9], weight, bias)
-    assert torch.equal(part, got[1:, 2:7, 3:7])
+@pytest.mark.parametrize("largest", [1.0, 100.0])
+def test_a_projection_rounds_to_digits_of_fifteen_bits(largest: float, isa: str) -> None:
+    """Of what its largest feature alone would give, against float64."""
+    padded, weight, bias = projection(64)
+    padded[..., 5] *= largest
+    exact = projection_of(padded, weight, bias)
+    error = rms(convolve(isa, padded, weight, bias).double() - exact)
+    assert 1e-6 < error / (rms(exact) * largest**0.5) < 2e-4
+
+
+def projection_of(padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The projection in float64."""
+    taps = padded.double().unfold(1, 3, 1).unfold(2, 3, 1).flatten(3)
+    return taps @ weight.double().T + bias.double()
 
 
 @pytest.mark.parametrize("mode", [1, 3])
 def test_a_decoder_projects_so(mode: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With and without gradients being recorded: there are none either way."""
+    """At every scale, with and without gradients being recorded: there are none either way."""
     decoder = make_decoder(mode, width=64, channels=5)
     features = torch.randn(2, 5, 6, 7)
     seen = []
     convolve = int8._convolve
     monkeypatch.setattr(int8, "_convolve", lambda *given: seen.append(given[0]) or convolve(*given))
-    recorded = decoder(features, (12, 14), backend="int8")
-    with torch.no_grad():
-        assert torch.equal(decoder(features, (12, 14), backend="int8"), recorded)
-    assert seen == [int8.instruction_set()] * 2
-
-
-def test_where_many_queries_share_a_content_it_is_float32s() -> None:
-    """By the size of the whole picture: windows and points agree on it."""
-    decoder = make_decoder(3, width=64, channels=5).requires_grad_(False)
-    features = torch.randn(1, 5, 6, 7)
-    path = decoder.prepare(features, backend="int8")
-    for size, integer in (((12, 14), True), ((6, 42), True), ((18, 21), False)):
-        got = decoder(features, size, backend="int8")
+    for size in ((12, 14), (48, 63)):
+        recorded = decoder(features, size, backend="int8")
         with torch.no_grad():
-            exact = decoder(features, size, prepared=replace(path, projection="cpu"))
-            assert torch.equal(decoder(features, size, prepared=path), exact) != integer
-            window = (1, size[0], 2, 9)
-            part = decoder(features, size, window=window, backend="int8")
-        assert torch.equal(part, decoder(features, size, prepared=path)[:, :, 1:, 2:9])
-        torch.testing.assert_close(got, decoder(features, size, prepared=path))
+            assert torch.equal(decoder(features, size, backend="int8"), recorded)
+    assert seen == [int8.instruction_set()] * 4
 
 
 def test_a_projection_that_it_does_not_take_is_float32s() -> None:
@@ -529,16 +500,16 @@ def test_auto_does_not_take_it() -> None:
 def test_a_cpu_without_the_instructions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DIINN_FAST_CPU_ISA", raising=False)
     monkeypatch.setattr(cpu, "int8_instruction_sets", lambda: {"portable": "portable"})
-    with pytest.raises(BackendError, match="needs AVX2, AVX-VNNI, AVX512_VNNI or AArch64"):
+    with pytest.raises(BackendError, match="needs AVX2, AVX-VNNI, AVX512_VNNI, AMX or AArch64"):
         use_backend("int8")
 
 
 def test_a_name_of_the_float32_kernels_stands_for_the_same_cpus(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sets = {"avx512_vnni": "avx512", "avx_vnni": "avx2", "avx2": "avx2", "portable": "portable"}
+    sets = {"amx": "avx512", "avx512_vnni": "avx512", "avx_vnni": "avx2", "avx2": "avx2"}
     monkeypatch.setattr(cpu, "int8_instruction_sets", lambda: sets)
-    expected = {"avx512": "avx512_vnni", "avx2": "avx2", "avx_vnni": "avx_vnni", "": "avx512_vnni"}
+    expected = {"avx512": "amx", "avx2": "avx2", "avx_vnni": "avx_vnni", "": "amx"}
     for asked, name in expected.items():
         monkeypatch.setenv("DIINN_FAST_CPU_ISA", asked)
         assert int8.instruction_set() == name
