@@ -51,10 +51,12 @@ X86 = {
 }
 """Sources compiled for one instruction set; which of them runs is decided at run time."""
 AVX512 = X86["kernels_avx512.cpp"]
+AMX = ["-mamx-tile", "-mamx-int8", "-mamx-bf16", "-mavx512bf16", *AVX512]
 AVX2 = X86["kernels_avx2.cpp"]
 OPTIONAL_X86 = {
+    "kernels_amx_bf16.cpp": ["-mamx-bf16", *AMX],
     "kernels_avx512_bf16.cpp": ["-mavx512bf16", *AVX512],
-    "kernels_int8_amx.cpp": ["-mamx-int8", "-mamx-tile", *AVX512],
+    "kernels_int8_amx.cpp": ["-mamx-int8", *AMX],
     "kernels_int8_avx512_vnni.cpp": ["-mavx512vnni", *AVX512],
     "kernels_int8_avx_vnni.cpp": ["-mavxvnni", *AVX2],
 }

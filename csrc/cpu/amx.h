@@ -1,20 +1,16 @@
-// Products of 8-bit integers on AMX: of 16 rows by 16 columns with 64 products each in one
-// instruction, all factors signed. What the other sets have in the microkernel of gemm.h.
+// The microkernel on AMX, of 8-bit integers and of bfloat16: one instruction adds, to 16 rows by 16
+// columns of sums, 64 bytes of each row times as many of each column. Included by gemm.h.
 #pragma once
-
-#include "dot.h"
-#include "gemm.h"
-
-#if defined(DIINN_AMX)
 
 namespace diinn {
 namespace DIINN_ISA {
 
 static_assert(kRows == 32 && kPanel == 32, "two by two tiles of sums");
 
-#if defined(__AMX_INT8__)
+#if defined(__AMX_TILE__)
 
-// The tile registers of this thread, all of 16 rows of 64 bytes, while it lives.
+// The tile registers of this thread, all of 16 rows of 64 bytes, while it lives: what a thread
+// needs for products.
 class ProductUnit {
  public:
   ProductUnit() {
@@ -30,27 +26,36 @@ class ProductUnit {
   ~ProductUnit() { _tile_release(); }
 };
 
-// Needs a ProductUnit. Of a and of the panel it reads whole words of 64 factors: beyond the depth
-// that counts, the panel has zeros and the rows of a may have any integers.
-template <>
-DIINN_INLINE void microkernel<false, Integer>(int64_t depth, const Integer* a, int64_t stride,
-                                              const Integer* panel, Sums& sums) {
-  constexpr int64_t kLine = kPanel * sizeof(Word);
+// With integers of 8 bits both factors are signed.
+#define DIINN_ADD_TILES(T, sums, a, b) \
+  do {                                 \
+    if (sizeof(T) == 1)                \
+      _tile_dpbssd(sums, a, b);        \
+    else                               \
+      _tile_dpbf16ps(sums, a, b);      \
+  } while (false)
+
+// The rows of `a` are row_bytes apart; after 64 bytes of each row it goes on a_step elements
+// further.
+template <class T>
+static DIINN_INLINE void add_tiles(int64_t depth, const T* a, int64_t row_bytes, int64_t a_step,
+                                   const T* panel, Sums& sums) {
+  constexpr int64_t kLine = kPanel * sizeof(float);
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  for (int64_t k = 0; k < depth; k += kDepthUnit) {
-    _tile_loadd(4, a, stride);
+  for (int64_t k = 0; k < depth; k += kDepth<T>) {
+    _tile_loadd(4, a, row_bytes);
     _tile_loadd(6, panel, kLine);
-    _tile_dpbssd(0, 4, 6);
-    _tile_loadd(7, panel + kLanes * sizeof(Word), kLine);
-    _tile_dpbssd(1, 4, 7);
-    _tile_loadd(5, a + 16 * stride, stride);
-    _tile_dpbssd(2, 5, 6);
-    _tile_dpbssd(3, 5, 7);
-    a += kDepthUnit;
-    panel += kDepthUnit * kPanel;
+    DIINN_ADD_TILES(T, 0, 4, 6);
+    _tile_loadd(7, panel + kLanes * kPair<T>, kLine);
+    DIINN_ADD_TILES(T, 1, 4, 7);
+    _tile_loadd(5, reinterpret_cast<const char*>(a) + 16 * row_bytes, row_bytes);
+    DIINN_ADD_TILES(T, 2, 5, 6);
+    DIINN_ADD_TILES(T, 3, 5, 7);
+    a += a_step;
+    panel += kDepth<T> * kPanel;
   }
   _tile_stored(0, sums[0], kLine);
   _tile_stored(1, sums[0] + kLanes, kLine);
@@ -58,22 +63,38 @@ DIINN_INLINE void microkernel<false, Integer>(int64_t depth, const Integer* a, i
   _tile_stored(3, sums[16] + kLanes, kLine);
 }
 
-#else  // DIINN_EMULATED_AMX: the same in plain C++
+// Rows are read in whole words of 64 bytes: beyond the depth that counts, where the panel has
+// zeros, they may hold any integers.
+template <>
+DIINN_INLINE void microkernel<false, int8_t>(int64_t depth, const int8_t* a, int64_t stride,
+                                             const int8_t* panel, Sums& sums) {
+  add_tiles(depth, a, stride, kDepth<int8_t>, panel, sums);
+}
+template <>
+DIINN_INLINE void microkernel<false, bf16>(int64_t depth, const bf16* a, int64_t stride,
+                                           const bf16* panel, Sums& sums) {
+  add_tiles(depth, a, stride * int64_t(sizeof(bf16)), kDepth<bf16>, panel, sums);
+}
+template <>
+DIINN_INLINE void microkernel<true, bf16>(int64_t depth, const bf16* a, int64_t, const bf16* panel,
+                                          Sums& sums) {
+  add_tiles(depth, a, 64, kRows * kDepth<bf16>, panel, sums);
+}
+
+#else  // DIINN_EMULATED_AMX: the same of integers in plain C++
 
 struct ProductUnit {
   ProductUnit() {}
 };
 
 template <>
-inline void microkernel<false, Integer>(int64_t depth, const Integer* a, int64_t stride,
-                                        const Integer* panel, Sums& sums) {
+inline void microkernel<false, int8_t>(int64_t depth, const int8_t* a, int64_t stride,
+                                       const int8_t* panel, Sums& sums) {
   for (int r = 0; r < kRows; ++r) {
     for (int c = 0; c < kPanel; ++c) {
       int32_t total = 0;
-      for (int64_t k = 0; k < depth; ++k) {
-        const Integer* word = panel + (k / 4 * kPanel + c) * sizeof(Word);
-        total += a[r * stride + k] * word[k % 4];
-      }
+      for (int64_t k = 0; k < depth; ++k)
+        total += a[r * stride + k] * panel[(k / 4 * kPanel + c) * 4 + k % 4];
       memcpy(&sums[r][c], &total, sizeof total);
     }
   }
@@ -83,5 +104,3 @@ inline void microkernel<false, Integer>(int64_t depth, const Integer* a, int64_t
 
 }  // namespace DIINN_ISA
 }  // namespace diinn
-
-#endif

@@ -63,6 +63,7 @@ class Backward {
     for (int64_t first = 0; first < plan_.slabs; first += copies_) {
       const int64_t count = plan_.slabs - first < copies_ ? plan_.slabs - first : copies_;
       parallel(count, p.threads, [&](int64_t copy, int thread) {
+        const ProductUnit unit;
         Work work;
         lay_out(scratch_.get() + thread * scratch_floats_, &work);
         sums_.start(copy, work.sum);

@@ -35,6 +35,20 @@ std::vector<std::string> instruction_sets() {
   return names;
 }
 
+const KernelsBf16& bf16_kernels(const std::string& name) {
+  for (const KernelsBf16* const* k = available_bf16_kernels(); *k; ++k) {
+    if (name == (*k)->name) return **k;
+  }
+  throw std::invalid_argument("no bfloat16 kernels for instruction set " + name);
+}
+
+std::vector<std::string> bf16_instruction_sets() {
+  std::vector<std::string> names;
+  for (const KernelsBf16* const* k = available_bf16_kernels(); *k; ++k)
+    names.emplace_back((*k)->name);
+  return names;
+}
+
 const KernelsInt8& int8_kernels(const std::string& name) {
   for (const KernelsInt8* const* k = available_int8_kernels(); *k; ++k) {
     if (name == (*k)->name) return **k;
@@ -92,8 +106,7 @@ Problem problem(const std::string& form, bool recurrent_k, std::array<std::int64
 
 void check_source(const Problem& p, bool bfloat16) {
   if (p.bfloat16 != bfloat16) throw std::invalid_argument("the source is of the other dtype");
-  if (bfloat16 && (!kernels_bf16() || p.form == Form::direct))
-    throw std::invalid_argument("no bfloat16 kernels");
+  if (bfloat16 && p.form == Form::direct) throw std::invalid_argument("no bfloat16 kernels");
 }
 
 // Of padded, weight, bias and out; batch, rows, columns, channels and outputs.
@@ -143,22 +156,23 @@ PYBIND11_MODULE(_cpu, m) {
     py::gil_scoped_release release;
     k.backward(p, at<const float>(grad), at<float>(gradients.at(0)), pointers.data());
   });
-  m.def(
-      "has_bf16", [] { return kernels_bf16() != nullptr; },
-      "Whether this build and CPU have the kernels in bfloat16.");
-  m.def("forward_bf16", [](const Problem& p, std::uintptr_t out) {
+  m.def("bf16_instruction_sets", &bf16_instruction_sets,
+        "Sets with kernels in bfloat16 that this CPU has, best first.");
+  m.def("forward_bf16", [](const std::string& name, const Problem& p, std::uintptr_t out) {
+    const KernelsBf16& k = bf16_kernels(name);
     check_source(p, true);
     py::gil_scoped_release release;
-    kernels_bf16()->forward(p, at<std::uint16_t>(out));
+    k.forward(p, at<std::uint16_t>(out));
   });
-  m.def("backward_bf16",
-        [](const Problem& p, std::uintptr_t grad, const std::vector<std::uintptr_t>& gradients) {
-          check_source(p, true);
-          const auto pointers = weight_gradients(gradients);
-          py::gil_scoped_release release;
-          kernels_bf16()->backward(p, at<const std::uint16_t>(grad),
-                                   at<std::uint16_t>(gradients.at(0)), pointers.data());
-        });
+  m.def("backward_bf16", [](const std::string& name, const Problem& p, std::uintptr_t grad,
+                            const std::vector<std::uintptr_t>& gradients) {
+    const KernelsBf16& k = bf16_kernels(name);
+    check_source(p, true);
+    const auto pointers = weight_gradients(gradients);
+    py::gil_scoped_release release;
+    k.backward(p, at<const std::uint16_t>(grad), at<std::uint16_t>(gradients.at(0)),
+               pointers.data());
+  });
   m.def("int8_instruction_sets", &int8_instruction_sets,
         "Sets with int8 kernels that this CPU has, best first, each with the set of the float32 "
         "kernels that goes with it.");

@@ -84,11 +84,11 @@ struct Kernels {
 // bfloat16, the hidden weights and the backward pass's RGB weights are rounded to it. As Kernels
 // otherwise.
 struct KernelsBf16 {
+  const char* name;
   void (*forward)(const Problem&, uint16_t* out);
   void (*backward)(const Problem&, const uint16_t* grad, uint16_t* source_gradient,
                    float* const* weight_gradients);
 };
-const KernelsBf16* kernels_bf16();  // null where the build or this CPU has none
 
 // The kernels with 8-bit integers as factors of the projection and of the hidden products (not of
 // the direct form), of one instruction set: inputs and outputs are float32, there is no backward
@@ -105,6 +105,7 @@ constexpr int64_t kMostInt8Terms = 65536, kMostDigitTerms = 1032;
 
 // Every instruction set that was compiled and that this CPU has, best first; ends with null.
 const Kernels* const* available_kernels();
+const KernelsBf16* const* available_bf16_kernels();
 const KernelsInt8* const* available_int8_kernels();
 
 // Calls task(context, index, thread) for every index below count, on up to `threads` threads that

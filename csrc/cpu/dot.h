@@ -28,14 +28,6 @@ constexpr int kWeightOffset = 0;
 typedef int8_t Integer;
 constexpr int kWeightOffset = 0;
 #endif
-#if defined(DIINN_AMX)
-constexpr int64_t kDepthUnit = 64;  // factors of one instruction, of which a product has whole ones
-#else
-constexpr int64_t kDepthUnit = 16;
-struct ProductUnit {  // what a thread has to prepare before products
-  ProductUnit() {}
-};
-#endif
 constexpr int kLargest = 127;
 static_assert(int64_t(kMostInt8Terms) * kLargest * (kLargest + kWeightOffset) < int64_t(1) << 31,
               "a sum of kMostInt8Terms products fits in 32 bits");

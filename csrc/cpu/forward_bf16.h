@@ -1,4 +1,4 @@
-// Forward in bfloat16, for CPUs whose vdpbf16ps adds products of bfloat16 pairs to float32 sums:
+// Forward in bfloat16, for CPUs that add products of bfloat16 pairs to float32 sums:
 // forms content and modulation. The content, the hidden weights and q between layers are bfloat16;
 // everything else, the RGB layer included, is float32.
 #pragma once
@@ -21,6 +21,7 @@ class ForwardBf16 {
 
   void run() {
     parallel(p.batch * tiles_, p.threads, [&](int64_t index, int thread) {
+      const ProductUnit unit;
       const int64_t first = index % tiles_ * rows_;
       const int64_t count = p.queries() - first < rows_ ? p.queries() - first : rows_;
       tile(index / tiles_, first, count, scratch_.get() + thread * scratch_floats_);

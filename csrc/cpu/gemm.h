@@ -14,6 +14,18 @@ namespace DIINN_ISA {
 
 static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
+// The depth of a product of T is a multiple of it, with zeros.
+template <class T>
+#if defined(DIINN_AMX)
+constexpr int64_t kDepth = sizeof(T) < sizeof(float) ? 64 / sizeof(T) : 1;
+#else
+constexpr int64_t kDepth = kPair<T>;
+
+struct ProductUnit {  // what a thread needs for products: on AMX more
+  ProductUnit() {}
+};
+#endif
+
 class Buffer {  // of floats, 64-byte aligned
  public:
   Buffer() = default;
@@ -69,7 +81,7 @@ template <class T>
 class Panels {
  public:
   void pack(const Operand& b, int threads) {
-    depth_ = round_up(b.depth, kPair<T>);
+    depth_ = round_up(b.depth, kDepth<T>);
     count_ = b.pair ? b.pair / kLanes : round_up(b.columns, kPanel) / kPanel;
     data_.reset(count_ * depth_ * kPanel / kPair<T>);
     T* out = reinterpret_cast<T*>(data_.get());
@@ -81,7 +93,7 @@ class Panels {
   const T* panels() const { return reinterpret_cast<const T*>(data_.get()); }
 
  private:
-  static void pack_panel(const Operand& b, int64_t panel, T* out) {
+  void pack_panel(const Operand& b, int64_t panel, T* out) const {
     const float* column[kPanel];
     for (int64_t c = 0; c < kPanel; ++c) {
       const int64_t n = panel_column(panel, c, b.pair);
@@ -103,6 +115,7 @@ class Panels {
         for (int c = 0; c < kPanel; c += kLanes) store_words(out + kPair<T> * c, rows, c);
       }
     }
+    memset(out, 0, (depth_ - round_up(b.depth, kPair<T>)) * kPanel * sizeof(T));
   }
 
   Buffer data_;
@@ -140,9 +153,17 @@ static DIINN_INLINE void microkernel(int64_t depth, const T* a, int64_t stride, 
   }
 }
 
+#if defined(DIINN_AMX)
+}  // namespace DIINN_ISA
+}  // namespace diinn
+#include "amx.h"
+namespace diinn {
+namespace DIINN_ISA {
+#endif
+
 // For each panel and each kRows of the `rows` rows (a multiple of kRows): the microkernel, then
 // done(row, panel, sums). done.prefetch(row, panel) comes before, to fetch what done will need.
-// depth is a multiple of kPair. Not inlined, so that the microkernel has all registers.
+// depth is a multiple of kDepth. Not inlined, so that the microkernel has all registers.
 template <bool kPackedRows, class T, class Epilogue>
 static __attribute__((noinline)) void product(int64_t rows, int64_t depth, const T* a,
                                               int64_t stride, const T* panels, int64_t count,

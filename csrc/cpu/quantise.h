@@ -7,7 +7,6 @@
 // that all that comes of it is NaN; a row that nowhere reaches 2^-100 counts as zero.
 #pragma once
 
-#include "amx.h"
 #include "dot.h"
 #include "gemm.h"
 
@@ -15,6 +14,9 @@ namespace diinn {
 namespace DIINN_ISA {
 
 constexpr int kDigit = 128, kFinest = kLargest * kDigit;
+
+// Rows end on whole vectors of every instruction set.
+constexpr int64_t kDepthUnit = kDepth<Integer> > 16 ? kDepth<Integer> : 16;
 
 struct Scale {
   float unit;           // what 1 stands for

@@ -24,6 +24,9 @@ namespace diinn {
 const Kernels* kernels_avx512();
 const Kernels* kernels_avx2();
 #endif
+#ifdef DIINN_AMX_BF16
+const KernelsBf16* kernels_amx_bf16();
+#endif
 #ifdef DIINN_AVX512_BF16
 const KernelsBf16* kernels_avx512_bf16();
 #endif
@@ -63,37 +66,51 @@ const Kernels* const* available_kernels() {
   return found.data();
 }
 
-const KernelsBf16* kernels_bf16() {
-#ifdef DIINN_AVX512_BF16
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bf16")) {
-    return kernels_avx512_bf16();
-  }
+#if defined(DIINN_INT8_AMX) || defined(DIINN_AMX_BF16)
+// Whether the CPU has AMX with 8-bit integers and bfloat16, and the system lets this process use
+// its registers, for which Linux wants to be asked.
+static bool has_amx() {
+#ifdef __linux__
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;
+  constexpr unsigned kAll = kBf16 | kTile | kInt8;
+  constexpr int kArchReqXcompPerm = 0x1023, kTileData = 18;
+  unsigned eax, ebx, ecx, edx;
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bf16") && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) &&
+         (edx & kAll) == kAll && syscall(SYS_arch_prctl, kArchReqXcompPerm, kTileData) == 0;
+#else
+  return false;
 #endif
-  return nullptr;
+}
+#endif
+
+const KernelsBf16* const* available_bf16_kernels() {
+  static const std::vector<const KernelsBf16*> found = [] {
+    std::vector<const KernelsBf16*> list;
+#ifdef DIINN_X86_VARIANTS
+    __builtin_cpu_init();
+#endif
+#ifdef DIINN_AMX_BF16
+    if (has_amx()) list.push_back(kernels_amx_bf16());
+#endif
+#ifdef DIINN_AVX512_BF16
+    // Intel's vdpbf16ps does half the products of float32's in the same time: without AMX the
+    // float32 kernels serve.
+    if ((!__builtin_cpu_is("intel") || !list.empty()) && __builtin_cpu_supports("avx512f") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16")) {
+      list.push_back(kernels_avx512_bf16());
+    }
+#endif
+    list.push_back(nullptr);
+    return list;
+  }();
+  return found.data();
 }
 
 #ifdef DIINN_INT8_AVX_VNNI
 static bool has_avx_vnni() {  // not every compiler's __builtin_cpu_supports knows it
   unsigned eax, ebx, ecx, edx;
   return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
-}
-#endif
-
-#ifdef DIINN_INT8_AMX
-// Whether the CPU has AMX with 8-bit integers and the system lets this process use its registers,
-// for which Linux wants to be asked.
-static bool has_amx_int8() {
-#ifdef __linux__
-  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
-  constexpr int kArchReqXcompPerm = 0x1023, kTileData = 18;
-  unsigned eax, ebx, ecx, edx;
-  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & kTile) && (edx & kInt8) &&
-         syscall(SYS_arch_prctl, kArchReqXcompPerm, kTileData) == 0;
-#else
-  return false;
-#endif
 }
 #endif
 
@@ -114,10 +131,7 @@ const KernelsInt8* const* available_int8_kernels() {
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #ifdef DIINN_INT8_AMX
-    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-        has_amx_int8()) {
-      list.push_back(kernels_int8_amx());
-    }
+    if (avx2 && has_amx()) list.push_back(kernels_int8_amx());
 #endif
 #ifdef DIINN_INT8_AVX512_VNNI
     if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&

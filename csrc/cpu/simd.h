@@ -14,7 +14,7 @@
 #include <arm_neon.h>
 #endif
 
-#if defined(__AMX_INT8__) || defined(DIINN_EMULATED_AMX)
+#if defined(__AMX_TILE__) || defined(DIINN_EMULATED_AMX)
 #define DIINN_AMX
 #endif
 
@@ -111,6 +111,36 @@ static DIINN_INLINE vec where_positive(vec k, vec x) {
   return vec(ivec(k > vec{}) & ivec(x));
 #endif
 }
+
+#if defined(__AMX_TILE__)
+// Rows become columns. (GCC 12 warns of the functions without a mask.)
+static inline void transpose(vec (&m)[kLanes]) {
+  constexpr int kAll = 0xffff;
+  __m512 pairs[16], quads[16];
+  for (int i = 0; i < 16; i += 2) {
+    pairs[i] = _mm512_maskz_unpacklo_ps(kAll, m[i], m[i + 1]);
+    pairs[i + 1] = _mm512_maskz_unpackhi_ps(kAll, m[i], m[i + 1]);
+  }
+  // Of rows i..i+3, quads[i + j] has the columns j, j + 4, j + 8 and j + 12.
+  for (int i = 0; i < 16; i += 4) {
+    for (int j = 0; j < 2; ++j) {
+      const __m512d low = _mm512_castps_pd(pairs[i + j]), high = _mm512_castps_pd(pairs[i + j + 2]);
+      quads[i + 2 * j] = _mm512_castpd_ps(_mm512_maskz_unpacklo_pd(0xff, low, high));
+      quads[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_maskz_unpackhi_pd(0xff, low, high));
+    }
+  }
+  for (int j = 0; j < 4; ++j) {
+    const __m512 even[] = {_mm512_maskz_shuffle_f32x4(kAll, quads[j], quads[4 + j], 0x88),
+                           _mm512_maskz_shuffle_f32x4(kAll, quads[8 + j], quads[12 + j], 0x88)};
+    const __m512 odd[] = {_mm512_maskz_shuffle_f32x4(kAll, quads[j], quads[4 + j], 0xdd),
+                          _mm512_maskz_shuffle_f32x4(kAll, quads[8 + j], quads[12 + j], 0xdd)};
+    m[j] = _mm512_maskz_shuffle_f32x4(kAll, even[0], even[1], 0x88);
+    m[j + 4] = _mm512_maskz_shuffle_f32x4(kAll, odd[0], odd[1], 0x88);
+    m[j + 8] = _mm512_maskz_shuffle_f32x4(kAll, even[0], even[1], 0xdd);
+    m[j + 12] = _mm512_maskz_shuffle_f32x4(kAll, odd[0], odd[1], 0xdd);
+  }
+}
+#endif
 
 // Whether some |x| exceeds the limit or is NaN.
 static DIINN_INLINE bool any_beyond(vec x, float limit) {

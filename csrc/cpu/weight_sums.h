@@ -8,15 +8,15 @@ namespace diinn {
 namespace DIINN_ISA {
 
 // Packs x [count, columns] as a factor of a product along its rows: [columns / kBlock][count /
-// kPair][kBlock][kPair], with zeros beyond `columns` and `count`. May read and write some elements
-// further, before what it writes there.
+// kPair][kBlock][kPair], with zeros beyond `columns` and, up to a multiple of kDepth, `count`. May
+// read and write some elements further, before what it writes there.
 template <int kBlock, class T>
 static inline void pack_factor(int64_t count, const T* x, int64_t stride, int64_t columns, T* to) {
   constexpr int kWord = kPair<T>;
   static const T zeros[kBlock + kLanes] = {};
   for (int64_t first = 0; first < columns; first += kBlock) {
     const int64_t own = columns - first < kBlock ? columns - first : kBlock;
-    for (int64_t t = 0; t < count; t += kWord, to += kWord * kBlock) {
+    for (int64_t t = 0; t < round_up(count, kDepth<T>); t += kWord, to += kWord * kBlock) {
       const T* rows[kWord];
       for (int i = 0; i < kWord; ++i)
         rows[i] = t + i < count ? x + (t + i) * stride + first : zeros;
@@ -30,6 +30,31 @@ static inline void pack_factor(int64_t count, const T* x, int64_t stride, int64_
   }
 }
 
+// Packs x as the microkernel's rows.
+template <class T>
+static inline void pack_rows(int64_t count, const T* x, int64_t stride, int64_t columns, T* to) {
+  pack_factor<kRows>(count, x, stride, columns, to);
+#if defined(DIINN_AMX)
+  // A tile's row has its words side by side: [columns / kRows][count / kDepth][kRows][kDepth].
+  constexpr int kWords = int(kDepth<T> / kPair<T>);
+  static_assert(kWords == kLanes, "a row of a tile is a vector");
+  const int64_t blocks =
+      round_up(columns, kRows) / kRows * (round_up(count, kDepth<T>) / kDepth<T>);
+  for (int64_t n = 0; n < blocks; ++n, to += kRows * kDepth<T>) {
+    float* block = reinterpret_cast<float*>(to);  // [kWords][kRows]
+    vec half[2][kWords];
+    for (int k = 0; k < kWords; ++k) {
+      half[0][k] = load(block + k * kRows);
+      half[1][k] = load(block + k * kRows + kLanes);
+    }
+    for (int h = 0; h < 2; ++h) {
+      transpose(half[h]);
+      for (int r = 0; r < kLanes; ++r) store(block + (h * kLanes + r) * kWords, half[h][r]);
+    }
+  }
+#endif
+}
+
 // sum [rows, columns] += d^T x, with d [count, rows] and x [count, columns]; nothing if sum is
 // null. `packed` has room for both factors: packed_factors<T>(count, rows, columns) elements.
 template <class T>
@@ -37,9 +62,9 @@ static inline void add_product(int64_t count, const T* d, int64_t d_stride, int6
                                const T* x, int64_t x_stride, int64_t columns, float* sum,
                                T* packed) {
   if (!sum) return;
-  const int64_t depth = round_up(count, kPair<T>), padded = round_up(rows, kRows);
+  const int64_t depth = round_up(count, kDepth<T>), padded = round_up(rows, kRows);
   T* panels = packed + round_up(padded * depth, 64);
-  pack_factor<kRows>(count, d, d_stride, rows, packed);
+  pack_rows(count, d, d_stride, rows, packed);
   pack_factor<kPanel>(count, x, x_stride, columns, panels);
   product<true>(padded, depth, packed, 0, panels, round_up(columns, kPanel) / kPanel,
                 Add{sum, rows, columns});
@@ -47,7 +72,7 @@ static inline void add_product(int64_t count, const T* d, int64_t d_stride, int6
 
 template <class T>
 static inline int64_t packed_factors(int64_t count, int64_t rows, int64_t columns) {
-  const int64_t depth = round_up(count, kPair<T>);
+  const int64_t depth = round_up(count, kDepth<T>);
   return round_up(round_up(rows, kRows) * depth, 64) + round_up(columns, kPanel) * depth;
 }
 

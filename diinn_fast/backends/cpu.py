@@ -4,8 +4,9 @@ and others (portable).
 It follows torch's thread count, releases the GIL and may be called from several Python threads.
 Results do not depend on the number of threads or on how queries are cut. ``DIINN_FAST_CPU_ISA``
 (avx512, avx2 or portable) overrides the choice of instruction set. A bfloat16 decode and its
-gradients are computed in bfloat16 with float32 sums where the CPU has AVX512_BF16 (forms content
-and modulation); all else in 16 bits is computed in float32.
+gradients are computed in bfloat16 with float32 sums where the CPU has AMX, or AVX512_BF16 that
+pays (forms content and modulation; DIINN_FAST_CPU_ISA=avx512_bf16 leaves AMX out); all else in 16
+bits is computed in float32.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from diinn_fast.geometry import Window, local_offset, nearest_index
 from diinn_fast.problem import Problem, content_weights, query_weights
 
 DEVICES = ("cpu",)
-DTYPES = "float32; bfloat16 with AVX512_BF16, else, as float16, computed in float32"
+DTYPES = "float32; bfloat16 with AMX or AVX512_BF16, else, as float16, computed in float32"
 INTEGERS = False
 NOTE = "compiled C++, fused; all modes, forward and backward"
 
@@ -68,12 +69,26 @@ def unsupported(problem: Problem, source: Tensor) -> str | None:
 
 def instruction_set() -> str:
     """The instruction set in use: the best one that this CPU has, or DIINN_FAST_CPU_ISA, of a set
-    for int8 the one that goes with it.
+    for int8 or bfloat16 the one that goes with it.
     """
     asked = os.environ.get("DIINN_FAST_CPU_ISA")
     if not asked:
         return str(_kernels().instruction_sets()[0])
-    return int8_instruction_sets().get(asked, asked)
+    sets = {**dict.fromkeys(_bf16_sets(), "avx512"), **int8_instruction_sets()}
+    return sets.get(asked, asked)
+
+
+def bf16_instruction_set() -> str | None:
+    """The set of the kernels in bfloat16 that is in use; None where float32's serve."""
+    if instruction_set() != "avx512" or not (sets := _bf16_sets()):
+        return None
+    asked = os.environ.get("DIINN_FAST_CPU_ISA", "")
+    return asked if asked in sets else sets[0]
+
+
+def _bf16_sets() -> list[str]:
+    module = _kernels()
+    return list(module.bf16_instruction_sets()) if hasattr(module, "bf16_instruction_sets") else []
 
 
 def int8_instruction_sets() -> dict[str, str]:
@@ -103,19 +118,16 @@ def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tens
 
 
 def _takes_bf16(problem: Problem) -> bool:
-    """Whether the kernels for AVX512_BF16 take a bfloat16 source, rather than the float32
-    kernels.
-    """
-    if problem.form == "direct" or instruction_set() != "avx512" or not _kernels().has_bf16():
-        return False
-    return _self_check("avx512_bf16") is None
+    """Whether the kernels in bfloat16 take a bfloat16 source, rather than the float32 kernels."""
+    name = None if problem.form == "direct" else bf16_instruction_set()
+    return name is not None and _self_check(f"{name} bf16") is None
 
 
 def _forward_bf16(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:
     out = source.new_empty(problem.output_shape(source.shape[0], query_weights(weights).channels))
     if out.numel():
         arguments, alive = _arguments(problem, source, [v.float() for v in weights])
-        _kernels().forward_bf16(arguments, out.data_ptr())
+        _kernels().forward_bf16(bf16_instruction_set(), arguments, out.data_ptr())
         del alive
     return out
 
@@ -165,7 +177,7 @@ def _sum_gradients(
     grad = grad.to(source.dtype).contiguous()
     addresses = [v.data_ptr() if need else 0 for v, need in zip(gradients, needs, strict=True)]
     if source.dtype == torch.bfloat16:
-        _kernels().backward_bf16(arguments, grad.data_ptr(), addresses)
+        _kernels().backward_bf16(bf16_instruction_set(), arguments, grad.data_ptr(), addresses)
     else:
         _kernels().backward(instruction_set(), arguments, grad.data_ptr(), addresses)
     # Tensors that `_arguments` converted were needed until here: the kernels have addresses alone.
@@ -313,11 +325,11 @@ def _self_check(name: str) -> str | None:
     """Decode a tiny problem once per instruction set and compare with eager: None, or why the
     kernels are refused.
 
-    "avx512_bf16": the bfloat16 kernels alone, whose refusal leaves bfloat16 to the float32 kernels.
+    "... bf16": those in bfloat16 alone, whose refusal leaves bfloat16 to the float32 kernels.
     """
     with _check_lock, torch.autocast("cpu", enabled=False):
         if name not in _checked:
-            bf16 = name == "avx512_bf16"
+            bf16 = name.endswith(" bf16")
             _checked[name] = _compare_bf16_with_eager() if bf16 else _compare_with_eager()
             if reason := _checked[name]:
                 log.warning(

@@ -302,7 +302,7 @@ def _cpu() -> Iterator[Target]:
             unavailable=partial(missing, isa),
             install=partial(_choose_isa, isa),
         )
-    # The best instruction set's: kernels of their own with AVX512_BF16, else those of float32.
+    # The best instruction set's: kernels of their own, or those of float32.
     for dtype in (torch.bfloat16, torch.float16):
         yield replace(
             common,

@@ -116,13 +116,14 @@ def test_conv3x3_leaves_other_cases_to_the_framework() -> None:
     assert cpu.conv3x3(padded, weight.requires_grad_(), bias) is None
 
 
-@pytest.fixture
-def bf16(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+@pytest.fixture(params=["amx", "avx512_bf16"])
+def bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The bfloat16 kernels; what they computed, outputs and lists of gradients, is listed."""
-    if not cpu._kernels().has_bf16():
-        pytest.skip("no AVX512_BF16")
-    monkeypatch.setenv("DIINN_FAST_CPU_ISA", "avx512")
-    assert cpu._self_check("avx512_bf16") is None
+    if request.param not in cpu._bf16_sets():
+        pytest.skip(f"no {request.param}")
+    monkeypatch.setenv("DIINN_FAST_CPU_ISA", request.param)
+    assert cpu.bf16_instruction_set() == request.param
+    assert cpu._self_check(f"{request.param} bf16") is None
     computed: list[Any] = []
 
     def listed(kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -261,8 +262,8 @@ def test_extra_memory_is_bounded(dtype: torch.dtype) -> None:
     """Peak resident memory of forward and backward beyond inputs and outputs, on two threads: at
     most 64 MiB.
     """
-    if dtype == torch.bfloat16 and not cpu._kernels().has_bf16():
-        pytest.skip("no AVX512_BF16")
+    if dtype == torch.bfloat16 and cpu.bf16_instruction_set() is None:
+        pytest.skip("no kernels in bfloat16")
     torch.set_num_threads(2)
     decoder = make_decoder(3)
     lr = (96, 96)

@@ -1,0 +1,25 @@
+// One instruction set's bfloat16 kernels: each kernels_*_bf16.cpp includes this once, as kernels.h
+// says. DIINN_NAME is that of KernelsBf16.
+#include "backward.h"
+#include "forward_bf16.h"
+
+namespace diinn {
+namespace DIINN_ISA {
+
+static void forward(const Problem& problem, bf16* out) { ForwardBf16(problem, out).run(); }
+static void backward(const Problem& problem, const bf16* grad, bf16* source_gradient,
+                     float* const* weight_gradients) {
+  Backward<bf16>(problem, grad, source_gradient, weight_gradients).run();
+}
+
+}  // namespace DIINN_ISA
+
+#define DIINN_JOIN2(a, b) a##b
+#define DIINN_JOIN(a, b) DIINN_JOIN2(a, b)
+
+const KernelsBf16* DIINN_JOIN(kernels_, DIINN_ISA)() {
+  static const KernelsBf16 kernels = {DIINN_NAME, DIINN_ISA::forward, DIINN_ISA::backward};
+  return &kernels;
+}
+
+}  // namespace diinn
