@@ -69,7 +69,7 @@ def child(case: dict[str, Any]) -> dict[str, Any]:
         torch.manual_seed(0)
         model = DIINN(mode=case.get("mode", 3), encoder=case["encoder"]).eval()
     start = time.perf_counter()
-    upscaler = Upscaler(model, device="cpu")
+    upscaler = Upscaler(model, device="cpu", precision="fp32")
     spec = rendering.prepare(
         upscaler, case["picture"], case["out"], scale=case["scale"], max_memory=case["bound"]
     )
@@ -180,7 +180,7 @@ def times(case: dict[str, Any]) -> dict[str, list[float]]:
     from diinn_fast.model import DEFAULT_WEIGHTS
 
     picture = photo(*LR)
-    upscaler = Upscaler(DEFAULT_WEIGHTS, device="cpu")
+    upscaler = Upscaler(DEFAULT_WEIGHTS, device="cpu", precision="fp32")
     if case["bound"] is None:
         rgb = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
         upscaler(picture[:64, :64], scale=2)

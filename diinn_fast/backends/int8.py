@@ -33,7 +33,7 @@ from diinn_fast.problem import Problem, Weights, query_weights
 DEVICES = ("cpu",)
 DTYPES = "int8 projection and products; all else, the direct form included, in float32"
 INTEGERS = True
-NOTE = "compiled C++, fused; forward only, by name (AArch64: not yet timed on hardware)"
+NOTE = "compiled C++, fused; forward only, by name or precision (AArch64: not timed on hardware)"
 
 LARGEST = 127
 """Of the integers."""
@@ -51,6 +51,9 @@ rounded: docs/kernels/cpu.md.
 
 AGAIN = 1 << 16
 """Queries that are computed again at a time."""
+
+NATIVE = ("amx", "avx512_vnni", "avx_vnni", "dotprod")
+"""Instruction sets that multiply 8-bit integers and sum the products in one instruction."""
 
 SLOW = "portable"
 """The instruction set that is there for comparison: it is not used unless asked for."""
@@ -91,6 +94,16 @@ def instruction_set() -> str | None:
     if asked in sets:
         return asked
     return next((name for name, base in sets.items() if base == asked), None)
+
+
+def not_native() -> str | None:
+    """Why ``--precision auto`` does not take int8 on this CPU, or None if it does: the instruction
+    set in use is one of NATIVE.
+    """
+    if reason := unavailable():
+        return reason
+    name = instruction_set()
+    return None if name in NATIVE else f"{name} has no dot product of 8-bit integers"
 
 
 def forward(problem: Problem, source: Tensor, weights: Sequence[Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 
 from diinn_fast import __version__, backends
 from diinn_fast.cli.common import make_parser
+from diinn_fast.inference.devices import auto_text, pick_device
 from diinn_fast.model import DEFAULT_WEIGHTS, bundled_names
 
 EXAMPLE = "  diinn-fast info --json\n"
@@ -40,6 +41,7 @@ def collect() -> dict[str, Any]:
         "models": bundled_names(),
         "default_model": DEFAULT_WEIGHTS,
         "requested_backend": backends.requested(),
+        "auto_precision": auto_text(backends.requested(), pick_device(None)),
         "backends": list(backends.table()),
     }
 
@@ -63,6 +65,7 @@ def as_text(facts: dict[str, Any]) -> str:
         lines.append(f"{'model':18} {name}{' (default)' if name == facts['default_model'] else ''}")
     lines += [
         f"{'backend in force':18} {facts['requested_backend']}",
+        f"{'precision auto':18} {facts['auto_precision']}",
         "",
         *_aligned(facts["backends"]),
     ]

@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 
 from diinn_fast import backends
+from diinn_fast.backends import int8
 from diinn_fast.errors import BackendError, UpscaleError
+
+AUTO = "auto"
+"""The precision that is chosen by device and by the output's bits."""
 
 INT8 = "int8"
 """The precision, and the CPU's backend that has it: what is not in 8 bits is in float32, on CUDA as
@@ -53,21 +57,50 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     return picked
 
 
-def pick_precision(precision: str | None, device: torch.device) -> torch.dtype:
-    """fp32 computes in float32, bf16 and fp16 by autocast, int8 in float32 (on CUDA as fp16) but
-    for the decoder's products; default: fp16 on CUDA, else fp32. Raises UpscaleError.
+def is_left(precision: str | None) -> bool:
+    """Whether the precision is left to choose."""
+    return precision is None or precision == AUTO
+
+
+def pick_precision(precision: str | None, device: torch.device) -> str:
+    """The precision asked for; of one that is left to choose fp16 on CUDA, else fp32, whatever the
+    output: `refuses_int8` tells where the CPU takes int8. Raises UpscaleError.
     """
-    if precision is None or precision == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
+    if precision is None or precision == AUTO:
+        return "fp16" if device.type == "cuda" else "fp32"
     if precision not in PRECISIONS:
         raise UpscaleError(
             f"precision {precision!r} is unknown: choose auto, {', '.join(PRECISIONS)}"
         )
     if precision == INT8 and device.type not in ("cpu", "cuda"):
         raise UpscaleError(f"precision int8 is for the CPU and CUDA: use fp16 on {device}")
-    if precision == INT8 and device.type == "cuda":
-        return torch.float16
-    return PRECISIONS[precision]
+    return precision
+
+
+def dtype_of(precision: str, device: torch.device) -> torch.dtype:
+    """fp32 computes in float32, bf16 and fp16 by autocast, int8 in float32 (on CUDA as fp16) but
+    for the decoder's products.
+    """
+    return torch.float16 if precision == INT8 and device.type == "cuda" else PRECISIONS[precision]
+
+
+def refuses_int8(backend: str, device: torch.device) -> str | None:
+    """Why outputs of 8 bits per channel are not made in int8 where the precision is left to choose,
+    or None.
+    """
+    if device.type != "cpu":
+        return f"on {device.type} it is taken by name alone"
+    if backend != "auto":
+        return f"the backend {backend} is asked for"
+    return int8.not_native()
+
+
+def auto_text(backend: str, device: torch.device) -> str:
+    """Which precision is taken where it is left to choose, and why."""
+    other = pick_precision(AUTO, device)
+    if reason := refuses_int8(backend, device):
+        return f"{other} (not int8: {reason})" if device.type == "cpu" else other
+    return f"int8 for outputs of 8 bits per channel ({int8.instruction_set()}), {other} for others"
 
 
 def pick_backend(backend: str | None, precision: str | None, device: torch.device) -> str:

@@ -8,17 +8,28 @@ import os
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypedDict
+from dataclasses import dataclass
+from typing import Any, Self, TypedDict
 
 import torch
 from torch import Tensor
 
+from diinn_fast.backends import int8
 from diinn_fast.encoders import cost_of, use_fast_weights
 from diinn_fast.errors import UpscaleError
 from diinn_fast.formats.sample_range import FULL, SampleRange
 from diinn_fast.fused import Fused
 from diinn_fast.geometry import MAX_LENGTH
-from diinn_fast.inference.devices import PRECISIONS, pick_backend, pick_device, pick_precision
+from diinn_fast.inference.devices import (
+    INT8,
+    auto_text,
+    dtype_of,
+    is_left,
+    pick_backend,
+    pick_device,
+    pick_precision,
+    refuses_int8,
+)
 from diinn_fast.inference.reduced import needs_network, reduced_size
 from diinn_fast.inference.transfer import upload
 from diinn_fast.loading import load_weights, portable_name
@@ -38,8 +49,9 @@ class EngineOptions(TypedDict, total=False):
         device: "cpu", "cuda", "cuda:1", "mps"; default: the given model's, else CUDA if there is
             any.
         precision: "fp32"; "bf16" or "fp16" (autocast of encoder and decoder); "int8" (the
-            decoder's products, on the CPU, or on CUDA by the backend "triton"); default:
-            fp16 on CUDA, else fp32.
+            decoder's products, on the CPU, or on CUDA by the backend "triton"); default, as "auto":
+            fp16 on CUDA; on a CPU that has instructions for it int8 for outputs of 8 bits per
+            channel, unless a backend is asked for; else fp32.
         backend: see ``diinn_fast.use_backend``; default: the one in force when this is made.
         self_ensemble: mean over the 8 flips and transposes: slightly better, 8 times the work; in
             memory only.
@@ -51,6 +63,14 @@ class EngineOptions(TypedDict, total=False):
     self_ensemble: bool
 
 
+@dataclass
+class _Used:
+    """What decodes, as the last `Engine.check_sizes` has found."""
+
+    backend: str = ""
+    precision: str = ""
+
+
 class Engine:
     """A model, where and in which precision it computes.
 
@@ -58,8 +78,11 @@ class Engine:
         model: a DIINN, a bundled model's name, a model folder or a checkpoint file; default: the
             bundled model.
 
-    The others are those of `EngineOptions`. After `check_sizes`, ``used_backend`` names the backend
-    that decodes.
+    The others are those of `EngineOptions`. A precision that is left to choose is that of outputs
+    of more than 8 bits: `for_bits` gives the engine of others.
+
+    Attributes:
+        precision: "fp32", "bf16", "fp16" or "int8".
     """
 
     def __init__(
@@ -86,9 +109,11 @@ class Engine:
         )
         self.device = pick_device(given)
         self.backend = pick_backend(backend, precision, self.device)
-        self.dtype = pick_precision(precision, self.device)
+        self.precision = pick_precision(precision, self.device)
+        self.dtype = dtype_of(self.precision, self.device)
         self.self_ensemble = self_ensemble
-        self.used_backend = ""
+        self._used = _Used()
+        self._decided: dict[str, Self] = {}
         self._prepared: tuple[weakref.ref[Tensor], Fused | Plain] | None = None
         if not isinstance(model, DIINN):
             self.model = load_weights(model).to(self.device)
@@ -101,8 +126,47 @@ class Engine:
             self.model = model
         if self.model is not model and self.device.type == "cuda" and self.dtype != torch.float32:
             use_fast_weights(self.model.encoder)
-        name = next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
+        left = is_left(precision) and log.isEnabledFor(logging.INFO)
+        name = auto_text(self.backend, self.device) if left else self.precision
         log.info("mode %d model on %s in %s", self.model.decoder.mode, self.device, name)
+
+    @property
+    def used_backend(self) -> str:
+        """Name of the backend that decodes, after `check_sizes`."""
+        return self._used.backend
+
+    @property
+    def used_precision(self) -> str:
+        """The precision in which it does; empty where the network has nothing to do."""
+        return self._used.precision
+
+    def for_bits(self, bits: int) -> Self:
+        """The engine for outputs of so many bits per channel: where the precision is left to
+        choose, another one with the same weights and with its precision named; else itself.
+        """
+        if not is_left(self._options["precision"]):
+            return self
+        name = INT8 if bits == 8 and self._takes_int8() else self.precision
+        if name not in self._decided:
+            # Not copied: that would be by `__reduce__`, which loads the weights anew.
+            twin = object.__new__(type(self))
+            twin.__dict__.update(self.__dict__)
+            twin.precision = name
+            twin.backend = INT8 if name == INT8 else self.backend
+            twin._options = {**self._options, "precision": name}
+            twin._decided = {}
+            twin._prepared = None
+            self._decided[name] = twin
+        return self._decided[name]
+
+    def _takes_int8(self) -> bool:
+        """Whether outputs of 8 bits per channel are made in int8."""
+        if refuses_int8(self.backend, self.device):
+            return False
+        # Of these nothing would be in integers.
+        decoder = self.model.decoder
+        edited = decoder.init_q or bool(decoder.edit())
+        return not edited and int8.takes_layers(decoder.width, len(decoder.K))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled by the model's name, from which it is loaded where it arrives."""
@@ -119,7 +183,8 @@ class Engine:
         if not (1 <= height <= MAX_LENGTH and 1 <= width <= MAX_LENGTH):
             raise UpscaleError(f"a picture of {width}x{height} pixels cannot be upscaled")
         if not needs_network((height, width), hr):
-            self.used_backend = REDUCTION
+            self._used.backend = REDUCTION
+            self._used.precision = ""
             return
         # A picture that only gets smaller never reaches the network, whatever its mode.
         decoder = self.model.decoder
@@ -128,8 +193,10 @@ class Engine:
                 f"a mode {decoder.mode} model needs an output of at least 2x2 pixels, "
                 f"not {hr[1]}x{hr[0]}"
             )
-        self.used_backend = self._choose_backend(reduced_size((height, width), hr), hr)
-        log.info("%dx%d to %dx%d by backend %s", width, height, hr[1], hr[0], self.used_backend)
+        self._used.backend = self._choose_backend(reduced_size((height, width), hr), hr)
+        self._used.precision = self.precision
+        done = self.precision, self.used_backend
+        log.info("%dx%d to %dx%d in %s by backend %s", width, height, hr[1], hr[0], *done)
 
     @torch.inference_mode()
     def encode(self, rgb: Tensor, work_bytes: int | None = None) -> Tensor:
@@ -214,15 +281,10 @@ class Engine:
         return self.model.decoder.backend_for(lr, hr, like, self.backend)
 
     def _not_finite(self) -> str:
-        name = next(n for n, dtype in PRECISIONS.items() if dtype == self.dtype)
-        if name == "fp32":
-            return (
-                "the network gave NaN or infinity in fp32: its weights do not suit this "
-                "picture, try other weights"
-            )
-        return (
-            f'the network gave NaN or infinity in {name}: use --precision fp32 (precision="fp32")'
-        )
+        found = f"the network gave NaN or infinity in {self.precision}"
+        if self.dtype == torch.float32:
+            return f"{found}: its weights do not suit this picture, try other weights"
+        return f'{found}: use --precision fp32 (precision="fp32")'
 
 
 def _made(kind: type[Engine], model: str, options: EngineOptions) -> Engine:

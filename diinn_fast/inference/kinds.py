@@ -47,12 +47,14 @@ class Request:
 
     Each output is planes ``[C, H, W]`` of ``dtype``: one for grey, three for colour, and alpha if
     there is any. Integer dtypes hold 0 to their maximum, floating-point ones [0, 1], or the
-    picture's sample range. ``top`` is what its samples call 1.
+    picture's sample range. ``top`` is what its samples call 1. ``bits`` are those of a channel
+    of the output, of an `Image` those that it has in a file.
     """
 
     images: list[Image]
     dtype: torch.dtype
     finish: Callable[[list[Tensor]], Any]
+    bits: int
     top: float = 1.0
 
 
@@ -129,7 +131,7 @@ def _from_image(image: Image) -> Request:
         return replace(image, rgb=rgb, alpha=alpha, metadata=metadata)
 
     top = 1.0 if image.bits == 32 else 2.0**image.bits - 1
-    return Request([image], torch.float32, finish, top)
+    return Request([image], torch.float32, finish, image.bits, top)
 
 
 @without_warnings()
@@ -225,7 +227,8 @@ def _from_samples(samples: np.ndarray) -> Request:
         return (result[..., 0] if samples.ndim == 2 else result).astype(samples.dtype, copy=False)
 
     integer = torch.uint8 if samples.dtype.itemsize == 1 else torch.uint16
-    return Request([image], torch.float32 if floats else integer, finish, top)
+    dtype = torch.float32 if floats else integer
+    return Request([image], dtype, finish, 8 * dtype.itemsize, top)
 
 
 def _from_tensor(tensor: Tensor) -> Request:
@@ -244,4 +247,4 @@ def _from_tensor(tensor: Tensor) -> Request:
         result = outputs[0] if tensor.ndim == 3 else torch.stack(outputs)
         return result.to(tensor.device, tensor.dtype)
 
-    return Request(images, torch.float32, finish)
+    return Request(images, torch.float32, finish, bits=32)

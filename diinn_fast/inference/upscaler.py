@@ -75,7 +75,8 @@ class Upscaler(Engine):
     """A model made ready once, for any number of pictures; arguments as of `Engine`.
 
     Call it for a picture in memory, `render` into a file of any size, or `open` a picture to see
-    windows of it. Afterwards ``used_backend`` names the backend that decoded.
+    windows of it. Afterwards ``used_backend`` names the backend that decoded, and
+    ``used_precision`` the precision.
     """
 
     def __call__(
@@ -126,14 +127,16 @@ class Upscaler(Engine):
         height, width = request.images[0].rgb.shape[-2:]
         lr = height, width
         hr = target_size(lr, **target)
+        engine = self.for_bits(request.bits)
         # Everything is refused before the first picture of a batch is computed.
-        self.check(lr, hr, request.images, request.dtype)
+        engine.check(lr, hr, request.images, request.dtype)
         warn_of_scale(lr, hr, self.model.trained_scales)
         warn_of_aspect(lr, hr, target)
         outputs = []
         for picture in request.images:
             samples = self._range_of(picture, asked, request.top)
-            outputs.append(self._upscale(picture, hr, _Way(samples, request.dtype, progress, wrap)))
+            way = _Way(samples, request.dtype, progress, wrap)
+            outputs.append(engine._upscale(picture, hr, way))
         return request.finish(outputs)
 
     def _range_of(self, picture: Image, asked: Asked, top: float) -> SampleRange:

@@ -23,7 +23,7 @@ from diinn_fast.inference.neutral import source_is_neutral
 from diinn_fast.inference.ranges import Asked, asked_of
 from diinn_fast.inference.reduced import needs_network, reduced
 from diinn_fast.inference.scaled import Scaled
-from diinn_fast.inference.sources import Source
+from diinn_fast.inference.sources import Source, bits_of
 from diinn_fast.inference.sources.inpainted import inpainted
 from diinn_fast.inference.sources.steady import SteadySource
 from diinn_fast.inference.windows import copy_samples, put, write_samples
@@ -55,6 +55,7 @@ class View:
     def __init__(
         self, engine: Engine, source: Source, max_features: int, picture: Any = None
     ) -> None:
+        engine = engine.for_bits(bits_of(source))
         source = inpainted(SteadySource(source))
         self._engine = engine
         self._source = source

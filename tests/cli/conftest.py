@@ -28,10 +28,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def upscale(folder: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run ``diinn-fast upscale`` with the known model on the CPU: (exit code, stdout, stderr)."""
+    """Run ``diinn-fast upscale`` with the known model on the CPU: (exit code, stdout, stderr).
+
+    In float32, in which that model is exact, unless the arguments say otherwise.
+    """
 
     def run(*arguments: object, weights: object = model) -> tuple[int, str, str]:
-        code = main(["upscale", *map(str, arguments), "--device", "cpu", "--weights", str(weights)])
+        words = [str(argument) for argument in arguments]
+        named = [] if "--precision" in words else ["--precision", "fp32"]
+        code = main(["upscale", *words, *named, "--device", "cpu", "--weights", str(weights)])
         return code, *capsys.readouterr()
 
     return run

@@ -21,7 +21,9 @@ import pytest
 import torch
 
 from diinn_fast import __version__
+from diinn_fast.backends import int8
 from diinn_fast.cli import COMMANDS, main
+from diinn_fast.cli.upscale.arguments import parse
 from diinn_fast.cli.upscale.values import join_pairs
 from diinn_fast.formats import read_image
 from diinn_fast.inference import Upscaler
@@ -123,7 +125,9 @@ def test_it_prints_sizes_time_and_backend(
     code, out, err = upscale("in.png", "out.png", "--scale", "3.7", "--backend", "eager")
     assert (code, err) == (0, "")
     assert re.fullmatch(
-        r"in\.png 8x6 -> out\.png 30x22 \(x3\.7\) in \d+\.\d s, backend eager, \d+ kpx/s\n", out
+        r"in\.png 8x6 -> out\.png 30x22 \(x3\.7\) in \d+\.\d s, precision fp32, backend eager, "
+        r"\d+ kpx/s\n",
+        out,
     ), out
 
 
@@ -506,6 +510,34 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert facts["threads"] == torch.get_num_threads() and "cpu" in facts["devices"]
     assert {row["backend"]: row["available"] for row in facts["backends"]}["eager"] == "yes"
     assert all(word in text for word in (__version__, torch.__version__, "eager", "available"))
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [(None, "int8 for outputs of 8 bits per channel"), ("too old", "fp32 (not int8: too old)")],
+)
+def test_which_precision_auto_takes_is_said(
+    upscale: Callable[..., tuple[int, str, str]],
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    reason: str | None,
+    said: str,
+) -> None:
+    """By info before, and of each picture after."""
+    monkeypatch.setattr(int8, "not_native", lambda: reason)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["info"]) == 0
+    assert said in capsys.readouterr().out
+    PIL.Image.fromarray(np.full((6, 8), 40000, np.uint16)).save("deep.png")
+    taken = "fp32" if reason else "int8"
+    auto = partial(upscale, "--precision", "auto", "--scale")
+    assert f"precision {taken}, backend " in auto(2, "in.png", "out.png")[1]
+    assert "precision fp32, backend " in auto(2, "deep.png", "deeper.png")[1]
+    assert "s, backend bicubic" in auto(0.5, "in.png", "small.png")[1]
+    assert "precision fp32, backend " in upscale("in.png", "exact.png", "--scale", 2)[1]
+    # What is taken where nothing is said.
+    assert parse(["in.png", "out.png"]).precision == "auto"
 
 
 @pytest.mark.parametrize("fp16", [False, True])

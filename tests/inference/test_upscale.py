@@ -26,7 +26,7 @@ from diinn_fast.errors import ImageError, UpscaleError
 from diinn_fast.formats import Image, read_image, write_image
 from diinn_fast.inference import Upscaler, load_weights, memory, target_size
 from diinn_fast.inference import upscale as run_upscale
-from diinn_fast.inference.devices import pick_backend, pick_precision
+from diinn_fast.inference.devices import dtype_of, pick_backend, pick_precision
 from diinn_fast.inference.sources import open_source
 from diinn_fast.model import bundled_names
 from tests.helpers.known_models import nearest_model, random_model, save
@@ -35,12 +35,14 @@ from tests.helpers.pictures import said
 
 @pytest.fixture(scope="module")
 def nearest() -> Upscaler:
-    return Upscaler(nearest_model(), device="cpu")
+    """In float32, in which it is exact."""
+    return Upscaler(nearest_model(), device="cpu", precision="fp32")
 
 
 @pytest.fixture(scope="module")
 def mixing() -> Upscaler:
-    return Upscaler(random_model(), device="cpu")
+    """In float32 whatever the picture, so that its kinds can be compared."""
+    return Upscaler(random_model(), device="cpu", precision="fp32")
 
 
 def noise(*shape: int, dtype: type = np.uint8) -> np.ndarray:
@@ -384,7 +386,8 @@ def test_int8_is_a_precision_of_one_backend() -> None:
 def test_int8_on_cuda_is_tritons_or_cudas_by_name_alone() -> None:
     """Nothing that has not been measured on hardware is chosen."""
     gpu = torch.device("cuda", 0)
-    assert pick_precision("int8", gpu) == torch.float16
+    assert pick_precision("int8", gpu) == "int8"
+    assert dtype_of("int8", gpu) == torch.float16
     with pytest.raises(UpscaleError, match="use --backend triton or cuda, or --precision fp16"):
         pick_backend("auto", "int8", gpu)
     for kind in ("triton", "cuda"):

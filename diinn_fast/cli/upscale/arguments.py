@@ -9,7 +9,7 @@ from diinn_fast.cli.upscale import values
 from diinn_fast.formats import by_suffix
 from diinn_fast.formats.bands import EACH
 from diinn_fast.inference import target_size
-from diinn_fast.inference.devices import PRECISIONS
+from diinn_fast.inference.devices import AUTO, PRECISIONS
 from diinn_fast.inference.memory import parse_size
 from diinn_fast.inference.ranges import DTYPE, check_range
 from diinn_fast.inference.sizes import TargetSize
@@ -123,10 +123,11 @@ def _add_model(parser: Parser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: CUDA if there is any)")
     parser.add_argument(
         "--precision",
-        choices=["auto", *PRECISIONS],
-        default="auto",
-        help="auto: fp16 on CUDA, fp32 elsewhere; int8: the decoder's products, on the CPU, or on "
-        "CUDA with --backend triton or cuda",
+        choices=[AUTO, *PRECISIONS],
+        default=AUTO,
+        help="auto: fp16 on CUDA; int8 for pictures of 8 bits per channel on a CPU with "
+        "instructions for it (see diinn-fast info), unless --backend is given; else fp32. int8: "
+        "the decoder's products, on the CPU, or on CUDA with --backend triton or cuda",
     )
     parser.add_argument(
         "--backend", help="decoder implementation, see diinn-fast info (default: the fastest)"

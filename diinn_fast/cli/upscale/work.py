@@ -116,9 +116,14 @@ def _in_memory(
     factor = factor_text(options.scale, lr, hr)
     return Outcome(
         f"{task.job.source} {lr[1]}x{lr[0]} -> {task.job.target} {hr[1]}x{hr[0]} ({factor}) in "
-        f"{seconds:.1f} s, "
-        f"backend {upscaler.used_backend}, {hr[0] * hr[1] / seconds / 1000:.0f} kpx/s"
+        f"{seconds:.1f} s, {_how(upscaler)}, {hr[0] * hr[1] / seconds / 1000:.0f} kpx/s"
     )
+
+
+def _how(upscaler: Upscaler) -> str:
+    """By what a picture was made."""
+    precision = f"precision {upscaler.used_precision}, " if upscaler.used_precision else ""
+    return f"{precision}backend {upscaler.used_backend}"
 
 
 def _is_given(options: argparse.Namespace, name: str) -> bool:
@@ -150,7 +155,8 @@ def _too_large(upscaler: Upscaler, image: Image, hr: tuple[int, int], target: Pa
     if sink_kind(target) is None or upscaler.self_ensemble:
         return False
     try:
-        upscaler.check(image.rgb.shape[1:], hr, [image], torch.float32)
+        made = upscaler.for_bits(image.bits)
+        made.check(image.rgb.shape[1:], hr, [image], torch.float32)
     except TooLargeError:
         return True
     return False
@@ -195,5 +201,5 @@ def _render(
     return Outcome(
         f"{task.job.source} {w}x{h} -> {target} {width}x{height} "
         f"({factor_text(options.scale, spec.picture, spec.hr)}) in {seconds:.1f} s, "
-        f"backend {upscaler.used_backend}"
+        f"{_how(upscaler)}"
     )

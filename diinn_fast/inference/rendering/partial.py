@@ -229,7 +229,8 @@ class PartialOutput:
         return {
             Decision.REFUSE_NOT_OURS: "is in the way and not ours: move it, or choose another name",
             Decision.REFUSE_UNREADABLE: f"{self._unreadable}: pass --overwrite to begin anew",
-            Decision.REFUSE_OTHER_JOB: "is of another job: pass --overwrite to begin anew",
+            Decision.REFUSE_OTHER_JOB: "is of another job: pass --overwrite to begin anew; if only "
+            "the machine or the version is another, --precision fp32 or int8 continues it",
             Decision.REFUSE_UNFINISHED: "is of an interrupted run: pass --resume to continue it or "
             "--overwrite to begin anew",
         }[decision]

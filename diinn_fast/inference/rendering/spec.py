@@ -37,7 +37,7 @@ from diinn_fast.inference.sinks import (
     sink_kind,
 )
 from diinn_fast.inference.sizes import TargetSize, target_size
-from diinn_fast.inference.sources import Source, open_bands, open_source
+from diinn_fast.inference.sources import Source, bits_of, open_bands, open_source
 from diinn_fast.inference.sources.inpainted import inpainted
 from diinn_fast.inference.windows import Place, place_of
 from diinn_fast.inference.wrapped import Frame, frame_of_copies, wrapped
@@ -140,6 +140,7 @@ def prepare(
     sources, channels = _opened(picture, on_host, asked, each=check_asked(bands))
     lr = sources[0].height, sources[0].width
     hr = target_size(lr, **target)
+    engine = engine.for_bits(bits_of(sources[0]))
     engine.check_sizes(lr, hr)
     layout, lost = _layout_of(sources[0], channels, out, hr, metadata)
     inputs = InputFiles(picture)

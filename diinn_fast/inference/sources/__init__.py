@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from diinn_fast.formats import by_folder
 from diinn_fast.formats.bands import Bands, check_picture
 from diinn_fast.formats.heard import without_warnings
@@ -18,7 +20,12 @@ from diinn_fast.inference.sources.bands import each_band
 from diinn_fast.inference.sources.memory import ImageSource, digest, memory_source
 from diinn_fast.inference.sources.missing import without_missing
 
-__all__ = ["Source", "open_bands", "open_source"]
+__all__ = ["Source", "bits_of", "open_bands", "open_source"]
+
+
+def bits_of(source: Source) -> int:
+    """Bits per channel of an output of the source's kind."""
+    return 8 * np.dtype(source.dtype).itemsize
 
 
 def open_source(picture: Any, *, max_bytes: int | None = None, range: Asked = DTYPE) -> Source:
