@@ -11,6 +11,7 @@ from pathlib import Path
 from diinn_fast.cli.common import Parser, Refused, make_parser
 from diinn_fast.cli.upscale import values
 from diinn_fast.inference import Upscaler
+from diinn_fast.inference.devices import AUTO, PRECISIONS
 from diinn_fast.inference.memory import parse_size
 from diinn_fast.inference.ranges import DTYPE
 
@@ -49,7 +50,10 @@ def run(options: argparse.Namespace, ready: Callable[[str], None]) -> int:
         from diinn_fast.serve.http import serve
     except ImportError as error:
         raise Refused(f"{error.name} is missing: pip install 'diinn_fast[serve]'") from None
-    upscaler = Upscaler(options.weights, device=options.device)
+    # Answers have 8 bits per channel, whatever the pictures have.
+    upscaler = Upscaler(
+        options.weights, device=options.device, precision=options.precision
+    ).for_bits(8)
     local = options.host in LOCAL
     # Features of all pictures together stay within the bound.
     count = len(options.pictures) + (MAX_DROPPED if local else 0)
@@ -117,6 +121,12 @@ def add_arguments(parser: argparse.ArgumentParser, port: int) -> None:
     parser.add_argument("--port", type=port_number, default=port, help=f"(default: {default})")
     parser.add_argument("--weights", help="model: bundled name, folder or file")
     parser.add_argument("--device", help="where to compute: cpu, cuda, mps")
+    parser.add_argument(
+        "--precision",
+        choices=[AUTO, *PRECISIONS],
+        default=AUTO,
+        help="auto: fp16 on CUDA, int8 on a CPU with instructions for it, else fp32",
+    )
     parser.add_argument(
         "--range",
         type=values.sample_range,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import queue
 import re
 import socket
@@ -20,8 +21,10 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
+from diinn_fast.backends import int8
 from diinn_fast.cli import main
 from diinn_fast.cli.serve import names
+from diinn_fast.inference import Upscaler
 from tests.helpers.known_models import random_model, save
 
 
@@ -82,6 +85,29 @@ def test_only_this_machine_may_drop_pictures(started: list[Started], files: list
     assert main(["serve", *files, "--host", "0.0.0.0", "--port", "0"]) == 0
     with TestClient(started[0].app) as client:
         assert not client.get("/pictures.json").json()["drops"]
+
+
+@pytest.mark.parametrize(
+    ("options", "precision"), [([], "int8"), (["--precision", "fp32"], "fp32")]
+)
+def test_answers_of_8_bits_are_made_in_integers(
+    started: list[Started],
+    files: list[str],
+    options: list[str],
+    precision: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a picture of 16 bits too, where the CPU has instructions for them."""
+    monkeypatch.setattr(int8, "not_native", lambda: None)
+    given = np.random.default_rng(0).integers(0, 1 << 16, (6, 8)).astype(np.uint16)
+    PIL.Image.fromarray(given).save(files[0])
+    assert main(["serve", *files, "--port", "0", *options]) == 0
+    view = Upscaler(files[2], device="cpu", precision=precision).open(given)
+    expected = (view.render(None, (12, 16)) / np.float32(65535) * 255 + 0.5).astype(np.uint8)
+    with TestClient(started[0].app, base_url="http://localhost") as client:
+        answer = client.get("/iiif/my-leaf/full/^16,12/0/default.png")
+    with PIL.Image.open(io.BytesIO(answer.content)) as shown:
+        np.testing.assert_array_equal(np.asarray(shown), expected)
 
 
 def test_tiles_are_kept_in_a_folder(
