@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 import torch
 
-from bench import memory, peers, photo, report
+from bench import memory, peers, photo, precisions, report
 from bench.cases import LIIF_PER_HR, Case, from_description
 from bench.machine import rates
 from bench.table import markdown_table, rows, text_table
@@ -22,6 +22,7 @@ from bench.timing import Replay, interleave, rounds_for, summary
 from diinn_fast import ImplicitDecoder
 from diinn_fast.baselines import LIIF
 from diinn_fast.encoders import ENCODERS, make_encoder
+from tests.helpers.small_models import small_model
 
 SMALL = Case("decode", (5, 6), 2.5)
 
@@ -113,6 +114,22 @@ def test_a_photograph_is_enlarged_by_every_peer_and_alike_by_ours() -> None:
     assert np.abs(made["fp32"] - made["official"]).max() <= 1
     assert np.abs(made["int8"] - made["fp32"]).mean() < 0.5
     assert np.abs(made["liif"] - made["fp32"]).mean() > 5
+
+
+@torch.inference_mode()
+def test_precisions_have_features_of_their_own_encoder() -> None:
+    """In bfloat16 the residual sums stay in float32: rounded, they would end in 16 zero bits."""
+    model = small_model()
+    features = precisions.encode_by(
+        model, ("fp32", "int8", precisions.HALF), torch.rand(1, 3, 8, 9)
+    )
+    exact = features["fp32"]
+    half = features[precisions.HALF]
+    assert features["int8"] is exact and half.dtype == torch.float32
+    assert 1e-4 < (half - exact).norm() / exact.norm() < 1e-2
+    assert not torch.equal(half, half.bfloat16().float())
+    decode = precisions.decoders(model, ("int8", precisions.HALF))
+    assert list(decode) == ["fp32", "int8", precisions.HALF]
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
