@@ -36,9 +36,9 @@ def test_a_decoder_against_the_definition(target: Target, mode: int, init_q: boo
         plain = plain_gradients(case, target.yardstick, target.precision)
         results.append((got, plain, exact_gradients(case)))
     names = ["features", *dict(decoder_of(case.network).named_parameters())]
-    # Rounding may take a relu's argument across zero, and one entry errs by a whole term then: the
-    # largest error says nothing here.
-    floor = max(target.floor, torch.finfo(target.dtype).eps)
+    # Rounding may take a relu's argument across zero, and one entry errs by a whole term then, of
+    # ours or of plain PyTorch's: the largest error says nothing here, and the mean has some luck.
+    floor = max(target.floor, 4 * torch.finfo(target.dtype).eps)
     target = replace(target, worst=None, floor=floor)
     for n, name in enumerate(names):
         got, plain, exact = ([result[side][n] for result in results] for side in range(3))
