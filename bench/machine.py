@@ -58,6 +58,8 @@ def facts(device: str) -> dict[str, Any]:
         found["cpu"] = {key: _cpuinfo(key) for key in ("vendor_id", "cpu family", "model")}
         if not (cpu := backends.load("cpu")).unavailable():
             found["kernel_isa"] = cpu.instruction_set()
+            found["bf16_isa"] = cpu.bf16_instruction_set()
+            found["int8_isa"] = backends.load("int8").instruction_set()
     else:
         found["versions"]["cuda"] = torch.version.cuda
         found["capability"] = list(torch.cuda.get_device_capability())

@@ -101,6 +101,9 @@ def provenance(result: dict[str, Any]) -> str:
     """Where a record comes from, in one line."""
     versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
     kernel = f", kernels {result['kernel_isa']}" if "kernel_isa" in result else ""
+    kernel += "".join(
+        f", {name} {isa}" for name in ("bf16", "int8") if (isa := result.get(f"{name}_isa"))
+    )
     modified = " (modified)" if result["modified"] else ""
     return (
         f"`{result['command']}`, commit {result['commit']}{modified}, {result['date'][:10]}, "
