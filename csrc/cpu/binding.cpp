@@ -173,6 +173,25 @@ PYBIND11_MODULE(_cpu, m) {
     k.backward(p, at<const std::uint16_t>(grad), at<std::uint16_t>(gradients.at(0)),
                pointers.data());
   });
+  m.def("convolve", [](const std::string& name, std::array<std::uintptr_t, 5> addresses,
+                       std::array<std::int64_t, 4> shape, bool rectify, int threads) {
+    const KernelsBf16& k = bf16_kernels(name);
+    if (!k.convolve || shape[2] % 32 || shape[3] % 32)
+      throw std::invalid_argument("no convolution of this set or shape");
+    const LayerConvolution c = {at<const float>(addresses[0]),
+                                at<const float>(addresses[1]),
+                                at<const float>(addresses[2]),
+                                at<const float>(addresses[3]),
+                                at<float>(addresses[4]),
+                                shape[0],
+                                shape[1],
+                                shape[2],
+                                shape[3],
+                                rectify,
+                                threads < 1 ? 1 : threads};
+    py::gil_scoped_release release;
+    k.convolve(c);
+  });
   m.def("int8_instruction_sets", &int8_instruction_sets,
         "Sets with int8 kernels that this CPU has, best first, each with the set of the float32 "
         "kernels that goes with it.");

@@ -67,6 +67,17 @@ struct Convolution {
   int64_t pixels() const { return rows * columns; }
 };
 
+// A 3x3 convolution of an encoder, with zeros around the image: [rows, columns, channels] by weight
+// [outputs, channels, 3, 3] plus bias [outputs], then relu if `rectify`, or plus `add`, if not
+// null, to [rows, columns, outputs]. channels and outputs are multiples of 32; `out` may be `add`.
+struct LayerConvolution {
+  const float *image, *weight, *bias, *add;
+  float* out;
+  int64_t rows, columns, channels, outputs;
+  bool rectify;
+  int threads;
+};
+
 // One instruction set's kernels. Outputs are written completely, each element once.
 struct Kernels {
   const char* name;
@@ -88,6 +99,7 @@ struct KernelsBf16 {
   void (*forward)(const Problem&, uint16_t* out);
   void (*backward)(const Problem&, const uint16_t* grad, uint16_t* source_gradient,
                    float* const* weight_gradients);
+  void (*convolve)(const LayerConvolution&);  // null where it would bring nothing
 };
 
 // The kernels with 8-bit integers as factors of the projection and of the hidden products (not of

@@ -15,7 +15,7 @@ import importlib
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from types import ModuleType
 from typing import Any
@@ -87,8 +87,7 @@ def bf16_instruction_set() -> str | None:
 
 
 def _bf16_sets() -> list[str]:
-    module = _kernels()
-    return list(module.bf16_instruction_sets()) if hasattr(module, "bf16_instruction_sets") else []
+    return list(getattr(_kernels(), "bf16_instruction_sets", list)())
 
 
 def int8_instruction_sets() -> dict[str, str]:
@@ -322,19 +321,16 @@ def _kernels() -> Any:
 
 
 def _self_check(name: str) -> str | None:
-    """Decode a tiny problem once per instruction set and compare with eager: None, or why the
-    kernels are refused.
-
-    "... bf16": those in bfloat16 alone, whose refusal leaves bfloat16 to the float32 kernels.
+    """None, or why a set's kernels are refused ("... bf16": in bfloat16 alone): a tiny problem,
+    once, compared with eager.
     """
     with _check_lock, torch.autocast("cpu", enabled=False):
         if name not in _checked:
             bf16 = name.endswith(" bf16")
             _checked[name] = _compare_bf16_with_eager() if bf16 else _compare_with_eager()
             if reason := _checked[name]:
-                log.warning(
-                    "the CPU kernels%s are not used: %s", " for bfloat16" if bf16 else "", reason
-                )
+                kind = " for bfloat16" if bf16 else ""
+                log.warning("the CPU kernels%s are not used: %s", kind, reason)
         return _checked[name]
 
 
@@ -358,51 +354,47 @@ def _check_problem() -> tuple[Problem, Tensor, list[Tensor], Tensor]:
     return problem, source, weights, grad
 
 
+def _results(
+    forward: Callable[..., Tensor],
+    backward: Callable[..., list[Tensor]],
+    numbers: Sequence[Tensor],
+    problem: Problem,
+) -> list[Tensor]:
+    """Output and all gradients of [source, *weights, grad]."""
+    source, *weights, grad = numbers
+    gradients = backward(problem, grad, source, weights, [True] * (1 + len(weights)))
+    return [forward(problem, source, weights), *gradients]
+
+
 def _compare_bf16_with_eager() -> str | None:
     # Both from the same rounded numbers, so that only their sums are compared.
     problem, source, weights, grad = _check_problem()
     rounded = [v.bfloat16() for v in (source, *weights, grad)]
-    needs = [True] * (1 + len(weights))
-    source, *weights, grad = rounded
     try:
-        ours = [
-            _forward_bf16(problem, source, weights),
-            *_backward_bf16(problem, grad, source, weights, needs),
-        ]
+        ours = _results(_forward_bf16, _backward_bf16, rounded, problem)
     except Exception as error:
         return f"their self-check failed: {error}"
-    source, *weights, grad = (v.float() for v in rounded)
-    theirs = [
-        eager.forward(problem, source, weights),
-        *eager.backward(problem, grad, source, weights, needs),
-    ]
+    theirs = _results(eager.forward, eager.backward, [v.float() for v in rounded], problem)
     # Factors are rounded by up to 2^-9 of themselves, and the signs of a sum's terms are mixed.
-    apart = max(
-        float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True)
-    )
-    return (
-        None
-        if apart <= 0.02
-        else f"their self-check differs from plain PyTorch by {apart:.1e} of the largest value"
-    )
+    pairs = zip(ours, theirs, strict=True)
+    apart = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+    if apart <= 0.02:
+        return None
+    return f"their self-check differs from plain PyTorch by {apart:.1e} of the largest value"
 
 
 def _compare_with_eager() -> str | None:
     problem, source, weights, grad = _check_problem()
-    needs = [True] * (1 + len(weights))
+    numbers = [source, *weights, grad]
     try:
-        ours = [forward(problem, source, weights), *backward(problem, grad, source, weights, needs)]
+        ours = _results(forward, backward, numbers, problem)
     except Exception as error:
         # Whatever goes wrong in a compiled module is a reason not to use it, not a reason to stop.
         return f"their self-check failed: {error}"
-    theirs = [
-        eager.forward(problem, source, weights),
-        *eager.backward(problem, grad, source, weights, needs),
-    ]
+    theirs = _results(eager.forward, eager.backward, numbers, problem)
     # Sums in another order differ by rounding; anything beyond that is a wrong kernel.
     for a, b in zip(ours, theirs, strict=True):
         if not torch.allclose(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max())):
-            return (
-                f"their self-check differs from plain PyTorch by {float((a - b).abs().max()):.1e}"
-            )
+            apart = float((a - b).abs().max())
+            return f"their self-check differs from plain PyTorch by {apart:.1e}"
     return None

@@ -64,6 +64,12 @@ class Encoder(nn.Module, ABC):
         memory format.
         """
 
+    def in_pairs(self, x: Tensor) -> Tensor | None:
+        """Features in products of bfloat16 pairs, within some 1e-5 of `forward`'s, for inference on
+        CPUs with AMX; None where that is not to be had, or layers were changed.
+        """
+        return None
+
     @property
     @abstractmethod
     def cost(self) -> Cost:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import torch
 from torch import Tensor, nn
 
+from diinn_fast import guard
+from diinn_fast.backends import _pairs
 from diinn_fast.encoders.base import Cost, Encoder
 from diinn_fast.encoders.convolutions import conv3x3, fast_layout, residual
 
@@ -55,8 +58,58 @@ class EDSR(Encoder):
         x = self.head(fast_layout(x))
         return residual(self.body, x)
 
+    def in_pairs(self, x: Tensor) -> Tensor | None:
+        """See `Encoder.in_pairs`."""
+        if x.device.type != "cpu" or guard.transform(x) or _edit(self) or _pairs.unavailable():
+            return None
+        first = self.head(fast_layout(x)).permute(0, 2, 3, 1).contiguous()
+        return torch.stack([self._body_in_pairs(image) for image in first]).permute(0, 3, 1, 2)
+
+    def _body_in_pairs(self, first: Tensor) -> Tensor:
+        """The features of one image [h, w, C] behind the head."""
+        *blocks, last = self.body.children()
+        x = first
+        spare = torch.empty_like(first)
+        out = torch.empty_like(first)
+        for block in blocks:
+            assert isinstance(block, ResBlock), "not edited"
+            enter, _, leave = block.body.children()
+            _pairs.convolve(x, *_values(enter), rectify=True, out=spare)
+            x = _pairs.convolve(spare, *_values(leave), add=x, out=out)
+        return _pairs.convolve(x, *_values(last), add=first, out=spare)
+
     def plain(self, x: Tensor) -> Tensor:
         """See `Encoder.plain`."""
         x = self.head(x)
         result: Tensor = x + self.body(x)
         return result
+
+
+def _values(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution."""
+    assert isinstance(layer, nn.Conv2d), "not edited"
+    assert layer.bias is not None, "not edited"
+    return layer.weight, layer.bias
+
+
+def _edit(encoder: EDSR) -> str | None:
+    """Why its layers must be called, or None."""
+    channels = encoder.out_channels
+
+    def convolution(layer: nn.Module) -> str | None:
+        if layer._parameters.get("bias") is None or channels % _pairs.UNIT:
+            return "is not as its kernel takes it"
+        return guard.convolution_edit(layer, channels, channels, 3, 1)
+
+    def rectifier(layer: nn.Module) -> str | None:
+        return guard.layer_edit(layer, nn.ReLU)
+
+    def block(layer: nn.Module) -> str | None:
+        if reason := guard.layer_edit(layer, ResBlock):
+            return reason
+        assert isinstance(layer, ResBlock), "not edited"
+        return guard.sequence_edit(layer.body, (convolution, rectifier, convolution))
+
+    body = encoder.body
+    checks = [block] * (len(body) - 1) + [convolution]
+    return guard.layer_edit(encoder, EDSR) or guard.sequence_edit(body, tuple(checks))

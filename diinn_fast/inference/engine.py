@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diinn_fast.backends import int8
-from diinn_fast.encoders import cost_of, use_fast_weights
+from diinn_fast.encoders import Encoder, cost_of, use_fast_weights
 from diinn_fast.errors import UpscaleError
 from diinn_fast.formats.sample_range import FULL, SampleRange
 from diinn_fast.fused import Fused
@@ -208,9 +208,19 @@ class Engine:
         encoder = self.model.encoder
         bounded = work_bytes is not None and cost_of(encoder).shares
         limit = {"work_bytes": work_bytes} if bounded else {}
+        x = (x - 0.5) / 0.5
+        if (found := self._in_pairs(x)) is not None:
+            return found
         with self._arithmetic():
-            result: Tensor = encoder((x - 0.5) / 0.5, **limit)
+            result: Tensor = encoder(x, **limit)
             return result
+
+    def _in_pairs(self, x: Tensor) -> Tensor | None:
+        """See `Encoder.in_pairs`: for int8, whose own rounding is a thousand times as large."""
+        encoder = self.model.encoder
+        if self.precision != INT8 or not isinstance(encoder, Encoder):
+            return None
+        return encoder.in_pairs(x)
 
     @torch.inference_mode()
     def decode(

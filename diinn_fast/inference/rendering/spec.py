@@ -146,8 +146,7 @@ def prepare(
     inputs = InputFiles(picture)
     identity = _identity(inputs, sources, wrap, bands)
     job = _fingerprint(engine, identity, out, layout, options, halo, metadata)
-    layout = replace(layout, job=job)
-    disk_bytes(out, layout, options)  # refuses what the format cannot hold
+    disk_bytes(out, layout := replace(layout, job=job), options)  # refuses what it cannot hold
     _warn_of_samples(sources, asked)
     frame = _frame(engine, lr, hr, wrap)
     seen, neutral = _for_network(sources, frame)
