@@ -79,7 +79,7 @@ def pick_precision(precision: str | None, device: torch.device) -> str:
 
 def dtype_of(precision: str, device: torch.device) -> torch.dtype:
     """fp32 computes in float32, bf16 and fp16 by autocast, int8 in float32 (on CUDA as fp16) but
-    for the decoder's products.
+    for the decoder's products and, on AMX, the encoder's.
     """
     return torch.float16 if precision == INT8 and device.type == "cuda" else PRECISIONS[precision]
 

@@ -472,5 +472,5 @@ def test_a_window_outside_is_a_mistake_of_the_program() -> None:
     for window in [(0, 24, 0, 5), (-1, 5, 0, 5), (5, 5, 0, 5)]:
         with pytest.raises(IndexError):
             source.read(*window)
-    assert sources_module.__all__ == ["Source", "open_bands", "open_source"]
+    assert sources_module.__all__ == ["Source", "bits_of", "open_bands", "open_source"]
     assert issubclass(ImageError, ValueError)
