@@ -51,7 +51,7 @@ X86 = {
 }
 """Sources compiled for one instruction set; which of them runs is decided at run time."""
 AVX512 = X86["kernels_avx512.cpp"]
-AMX = ["-mamx-tile", "-mamx-int8", "-mamx-bf16", "-mavx512bf16", *AVX512]
+AMX = ["-DDIINN_AMX", "-mamx-tile", "-mamx-int8", "-mamx-bf16", "-mavx512bf16", *AVX512]
 AVX2 = X86["kernels_avx2.cpp"]
 OPTIONAL_X86 = {
     "kernels_amx_bf16.cpp": ["-mamx-bf16", *AMX],

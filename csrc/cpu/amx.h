@@ -7,7 +7,7 @@ namespace DIINN_ISA {
 
 static_assert(kRows == 32 && kPanel == 32, "two by two tiles of sums");
 
-#if defined(__AMX_TILE__)
+#if !defined(DIINN_EMULATED_AMX)
 
 // The tile registers of this thread, all of 16 rows of 64 bytes, while it lives: what a thread
 // needs for products.

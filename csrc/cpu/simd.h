@@ -14,7 +14,7 @@
 #include <arm_neon.h>
 #endif
 
-#if defined(__AMX_TILE__) || defined(DIINN_EMULATED_AMX)
+#if defined(DIINN_EMULATED_AMX)  // DIINN_AMX: compilers have not agreed on a name
 #define DIINN_AMX
 #endif
 
@@ -112,7 +112,7 @@ static DIINN_INLINE vec where_positive(vec k, vec x) {
 #endif
 }
 
-#if defined(__AMX_TILE__)
+#if defined(DIINN_AMX) && !defined(DIINN_EMULATED_AMX)
 // Rows become columns. (GCC 12 warns of the functions without a mask.)
 static inline void transpose(vec (&m)[kLanes]) {
   constexpr int kAll = 0xffff;
