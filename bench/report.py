@@ -58,7 +58,7 @@ Precisions by backend:
 | backend | device | operands of the hidden products | gradients | timed on hardware |
 |---|---|---|---|---|
 | `cpu` | CPU | float32; bfloat16 with AMX or AVX512_BF16 | yes | yes |
-| `int8` | CPU | 8-bit integers | no | on AVX2 |
+| `int8` | CPU | 8-bit integers | no | on x86-64 |
 | `triton` | NVIDIA GPU | float32, TF32, bfloat16, float16 | yes | no |
 | `triton_int8` | NVIDIA GPU | 8-bit integers | no | no |
 | `cuda` | NVIDIA GPU | bfloat16, float16 | yes | no |

@@ -9,6 +9,9 @@ static_assert(kRows == 32 && kPanel == 32, "two by two tiles of sums");
 
 #if !defined(DIINN_EMULATED_AMX)
 
+// Compilers need not know which memory the instructions on tiles read.
+static DIINN_INLINE void finish_stores() { asm volatile("" ::: "memory"); }
+
 // The tile registers of this thread, all of 16 rows of 64 bytes, while it lives: what a thread
 // needs for products.
 class ProductUnit {
@@ -19,6 +22,7 @@ class ProductUnit {
       uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
       uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
     } shapes;
+    finish_stores();
     _tile_loadconfig(&shapes);
   }
   ProductUnit(const ProductUnit&) = delete;
@@ -41,6 +45,7 @@ template <class T>
 static DIINN_INLINE void add_tiles(int64_t depth, const T* a, int64_t row_bytes, int64_t a_step,
                                    const T* panel, Sums& sums) {
   constexpr int64_t kLine = kPanel * sizeof(float);
+  finish_stores();
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);

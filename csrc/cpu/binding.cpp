@@ -176,7 +176,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("convolve", [](const std::string& name, std::array<std::uintptr_t, 5> addresses,
                        std::array<std::int64_t, 4> shape, bool rectify, int threads) {
     const KernelsBf16& k = bf16_kernels(name);
-    if (!k.convolve || shape[2] % 32 || shape[3] % 32)
+    if (!k.convolve || shape[2] < 32 || shape[2] % 32 || shape[3] % 32)
       throw std::invalid_argument("no convolution of this set or shape");
     const LayerConvolution c = {at<const float>(addresses[0]),
                                 at<const float>(addresses[1]),

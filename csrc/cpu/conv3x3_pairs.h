@@ -2,7 +2,8 @@
 // of two of bfloat16, x = high + low, and a product the sum of three: high high + low high + high
 // low. The rest, below 2^-16 of a product, is left out; all sums are float32.
 //
-// A pixel's sums are in an order of their own, whatever else is computed beside it.
+// A pixel's sums are in an order of their own, whatever else is computed beside it. Numbers beyond
+// bfloat16's largest, 3.39e38, give NaN.
 #pragma once
 
 #include "gemm.h"
@@ -27,7 +28,9 @@ static inline float widen_half(bf16 half) {
 class PairConvolution {
  public:
   explicit PairConvolution(const LayerConvolution& convolution)
-      : c(convolution), chunks_(c.channels / kChunk) {
+      : c(convolution),
+        chunks_(c.channels / kChunk),
+        line_(2 + (c.columns < kAcross ? round_up(c.columns, kRows) : kAcross)) {
     weights_.reset(c.outputs / kPanel * block() / 2);
     parallel(c.outputs / kPanel, c.threads, [&](int64_t panel, int) { pack(panel); });
     const int64_t across = (c.columns + kAcross - 1) / kAcross;
@@ -43,11 +46,10 @@ class PairConvolution {
  private:
   static constexpr int64_t kChunk = kDepth<bf16>;     // channels of one instruction
   static constexpr int64_t kDown = 8, kAcross = 256;  // pixels of a tile
-  static constexpr int64_t kLine = kAcross + 2;
   static_assert(kAcross % kRows == 0, "the last pixels' neighbours lie in the line");
 
   int64_t block() const { return 9 * chunks_ * 2 * kChunk * kPanel; }  // a panel's numbers
-  int64_t plane() const { return (kDown + 2) * kLine * c.channels; }
+  int64_t plane() const { return (kDown + 2) * line_ * c.channels; }
 
   // [9][chunks][high, low][kChunk / 2][kPanel][2]
   void pack(int64_t panel) {
@@ -68,13 +70,13 @@ class PairConvolution {
     const int64_t rows = c.rows - y0 < kDown ? c.rows - y0 : kDown;
     const int64_t columns = c.columns - x0 < kAcross ? c.columns - x0 : kAcross;
     for (int64_t y = 0; y < rows + 2; ++y) {
-      const int64_t at = y * kLine * c.channels;
+      const int64_t at = y * line_ * c.channels;
       split(y0 + y - 1, x0 - 1, high + at, low + at);
     }
     for (int64_t panel = 0; panel < c.outputs / kPanel; ++panel) {
       for (int64_t y = 0; y < rows; ++y) {
         for (int64_t x = 0; x < columns; x += kRows) {
-          const int64_t at = (y * kLine + x) * c.channels;
+          const int64_t at = (y * line_ + x) * c.channels;
           alignas(64) Sums sums;
           add_taps(panel, high + at, low + at, sums);
           const int64_t count = columns - x < kRows ? columns - x : kRows;
@@ -86,8 +88,8 @@ class PairConvolution {
 
   // A row of the image from column x0 on, with zeros outside.
   void split(int64_t y, int64_t x0, bf16* high, bf16* low) const {
-    const int64_t numbers = kLine * c.channels;
-    int64_t first = x0 < 0 ? -x0 : 0, last = c.columns - x0 < kLine ? c.columns - x0 : kLine;
+    const int64_t numbers = line_ * c.channels;
+    int64_t first = x0 < 0 ? -x0 : 0, last = c.columns - x0 < line_ ? c.columns - x0 : line_;
     if (y < 0 || y >= c.rows) first = last = 0;
     const int64_t start = first * c.channels, stop = last * c.channels;
     memset(high, 0, start * sizeof(bf16));
@@ -110,13 +112,14 @@ class PairConvolution {
     const bf16* weight = reinterpret_cast<const bf16*>(weights_.get()) + panel * block();
     const int64_t pixel = c.channels * int64_t(sizeof(bf16));  // bytes
     constexpr int64_t kWords = kPanel * sizeof(float);
+    finish_stores();
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
     for (int64_t ky = 0; ky < 3; ++ky) {
       for (int64_t k = 0; k < 3 * c.channels; k += kChunk, weight += 2 * kChunk * kPanel) {
-        const int64_t at = ky * kLine * c.channels + k;
+        const int64_t at = ky * line_ * c.channels + k;
         const bf16 *left = weight, *right = weight + 2 * kLanes;
         const bf16 *above = high + at, *below = above + 16 * c.channels;
         _tile_loadd(4, above, pixel);
@@ -161,7 +164,7 @@ class PairConvolution {
   }
 
   const LayerConvolution& c;
-  int64_t chunks_;
+  int64_t chunks_, line_;  // line_: pixels of a row of a tile, with those around it
   Buffer weights_;
 };
 

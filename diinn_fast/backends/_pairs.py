@@ -33,7 +33,7 @@ def unavailable() -> str | None:
         return reason
     if cpu.bf16_instruction_set() != SET:
         return "they need a CPU with AMX"
-    with _check_lock:
+    with _check_lock, torch.autocast("cpu", enabled=False):
         if not _checked:
             _checked.append(_self_check())
         return _checked[0]
@@ -59,10 +59,12 @@ def convolve(
     # The kernel has addresses alone: what is converted here must live until it has run.
     weight = weight.detach().contiguous()
     tensors = [image, weight, bias.detach().contiguous(), out if add is None else add, out]
-    if any(v.dtype != torch.float32 or not v.is_contiguous() for v in tensors):
-        raise ValueError("convolutions in pairs are of contiguous float32 tensors")
-    if weight.shape != (outputs, channels, 3, 3) or (add is not None and add.shape != out.shape):
-        raise ValueError(f"a weight {list(weight.shape)} does not suit {channels} channels")
+    if any(v.dtype != torch.float32 or not v.is_contiguous() or not v.is_cpu for v in tensors):
+        raise ValueError("convolutions in pairs are of contiguous float32 tensors on the CPU")
+    shapes = [(h, w, channels), (outputs, channels, 3, 3), (outputs,)] + [(h, w, outputs)] * 2
+    if any(v.shape != shape for v, shape in zip(tensors, shapes, strict=True)):
+        found = ", ".join(str(list(v.shape)) for v in tensors)
+        raise ValueError(f"these shapes do not go together: {found}")
     addresses = [v.data_ptr() for v in tensors]
     addresses[3] = 0 if add is None else addresses[3]
     shape = [h, w, channels, outputs]
@@ -73,9 +75,10 @@ def convolve(
 
 def _self_check() -> str | None:
     """None, or why they are refused: a tiny image against plain PyTorch."""
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator("cpu").manual_seed(0)
     shapes = ((5, 37, UNIT), (UNIT, UNIT, 3, 3), (UNIT,), (5, 37, UNIT))
-    image, weight, bias, add = (torch.rand(s, generator=draw) * 2 - 1 for s in shapes)
+    drawn = [torch.empty(s, dtype=torch.float32, device="cpu") for s in shapes]
+    image, weight, bias, add = (v.uniform_(-1, 1, generator=draw) for v in drawn)
     try:
         got = convolve(image, weight, bias, add=add)
     except Exception as error:

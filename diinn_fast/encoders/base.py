@@ -64,9 +64,13 @@ class Encoder(nn.Module, ABC):
         memory format.
         """
 
+    def has_pairs(self) -> bool:
+        """Whether `in_pairs` has features on this CPU, with the layers as they are."""
+        return False
+
     def in_pairs(self, x: Tensor) -> Tensor | None:
-        """Features in products of bfloat16 pairs, within some 1e-5 of `forward`'s, for inference on
-        CPUs with AMX; None where that is not to be had, or layers were changed.
+        """Features of float32 images in products of bfloat16 pairs, some 2e-6 from `forward`'s and
+        without gradients, on CPUs with AMX; None where that is not to be had.
         """
         return None
 

@@ -58,9 +58,16 @@ class EDSR(Encoder):
         x = self.head(fast_layout(x))
         return residual(self.body, x)
 
+    def has_pairs(self) -> bool:
+        """See `Encoder.has_pairs`."""
+        return not _edit(self) and not _pairs.unavailable()
+
     def in_pairs(self, x: Tensor) -> Tensor | None:
         """See `Encoder.in_pairs`."""
-        if x.device.type != "cpu" or guard.transform(x) or _edit(self) or _pairs.unavailable():
+        float32 = all(v.dtype == torch.float32 for v in (x, *self.parameters()))
+        if x.device.type != "cpu" or not float32 or not len(x) or torch.is_grad_enabled():
+            return None
+        if guard.transform(x) or not self.has_pairs():
             return None
         first = self.head(fast_layout(x)).permute(0, 2, 3, 1).contiguous()
         return torch.stack([self._body_in_pairs(image) for image in first]).permute(0, 3, 1, 2)
@@ -111,5 +118,6 @@ def _edit(encoder: EDSR) -> str | None:
         return guard.sequence_edit(layer.body, (convolution, rectifier, convolution))
 
     body = encoder.body
-    checks = [block] * (len(body) - 1) + [convolution]
-    return guard.layer_edit(encoder, EDSR) or guard.sequence_edit(body, tuple(checks))
+    if reason := guard.layer_edit(encoder, EDSR) or guard.layer_edit(body, nn.Sequential):
+        return reason
+    return guard.sequence_edit(body, (*[block] * (len(body) - 1), convolution))

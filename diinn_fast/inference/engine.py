@@ -14,6 +14,7 @@ from typing import Any, Self, TypedDict
 import torch
 from torch import Tensor
 
+from diinn_fast import backends
 from diinn_fast.backends import int8
 from diinn_fast.encoders import Encoder, cost_of, use_fast_weights
 from diinn_fast.errors import UpscaleError
@@ -113,7 +114,6 @@ class Engine:
         self.dtype = dtype_of(self.precision, self.device)
         self.self_ensemble = self_ensemble
         self._used = _Used()
-        self._decided: dict[str, Self] = {}
         self._prepared: tuple[weakref.ref[Tensor], Fused | Plain] | None = None
         if not isinstance(model, DIINN):
             self.model = load_weights(model).to(self.device)
@@ -147,17 +147,16 @@ class Engine:
         if not is_left(self._options["precision"]):
             return self
         name = INT8 if bits == 8 and self._takes_int8() else self.precision
-        if name not in self._decided:
-            # Not copied: that would be by `__reduce__`, which loads the weights anew.
-            twin = object.__new__(type(self))
-            twin.__dict__.update(self.__dict__)
-            twin.precision = name
-            twin.backend = INT8 if name == INT8 else self.backend
-            twin._options = {**self._options, "precision": name}
-            twin._decided = {}
-            twin._prepared = None
-            self._decided[name] = twin
-        return self._decided[name]
+        # Not copied: that would be by `__reduce__`, which loads the weights anew.
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin.precision = name
+        twin.backend = INT8 if name == INT8 else self.backend
+        twin._options = {**self._options, "precision": name}
+        twin._prepared = None
+        # Whoever asks this one is told of the last.
+        twin._used = self._used = _Used()
+        return twin
 
     def _takes_int8(self) -> bool:
         """Whether outputs of 8 bits per channel are made in int8."""
@@ -194,8 +193,10 @@ class Engine:
                 f"not {hr[1]}x{hr[0]}"
             )
         self._used.backend = self._choose_backend(reduced_size((height, width), hr), hr)
-        self._used.precision = self.precision
-        done = self.precision, self.used_backend
+        name = self.used_backend
+        integers = name in backends.NAMES and backends.load(name).INTEGERS
+        self._used.precision = INT8 if integers else self.precision
+        done = self.used_precision, name
         log.info("%dx%d to %dx%d in %s by backend %s", width, height, hr[1], hr[0], *done)
 
     @torch.inference_mode()
@@ -209,18 +210,29 @@ class Engine:
         bounded = work_bytes is not None and cost_of(encoder).shares
         limit = {"work_bytes": work_bytes} if bounded else {}
         x = (x - 0.5) / 0.5
-        if (found := self._in_pairs(x)) is not None:
-            return found
         with self._arithmetic():
+            pairs = self._in_pairs()
+            if pairs is not None and (found := pairs.in_pairs(x)) is not None:
+                return found
             result: Tensor = encoder(x, **limit)
             return result
 
-    def _in_pairs(self, x: Tensor) -> Tensor | None:
-        """See `Encoder.in_pairs`: for int8, whose own rounding is a thousand times as large."""
+    def rounding(self, backend: str) -> list[str]:
+        """What else than dtype, device and ``backend`` decides about the last bits, on one CPU and
+        another: part of the identity of what is computed in pieces.
+        """
+        if backend != INT8:
+            return []
+        return ["digits"] if self._in_pairs() is None else ["digits", "pairs"]
+
+    def _in_pairs(self) -> Encoder | None:
+        """The encoder if it encodes by `Encoder.in_pairs`: for int8, whose own rounding is a
+        thousand times as large.
+        """
         encoder = self.model.encoder
-        if self.precision != INT8 or not isinstance(encoder, Encoder):
+        if self.precision != INT8 or self.device.type != "cpu" or not isinstance(encoder, Encoder):
             return None
-        return encoder.in_pairs(x)
+        return encoder if encoder.has_pairs() else None
 
     @torch.inference_mode()
     def decode(

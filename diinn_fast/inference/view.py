@@ -81,8 +81,9 @@ class View:
     def identity(self) -> str:
         """Changes when the picture, the weights or the arithmetic do."""
         engine = self._engine
-        computed = f"{engine.dtype} {engine.device.type} {engine.backend}"
-        return f"{self._source.identity} {weights_digest(engine.model)} {computed}"
+        computed = [str(engine.dtype), engine.device.type, engine.backend]
+        computed += engine.rounding(engine.backend)
+        return f"{self._source.identity} {weights_digest(engine.model)} {' '.join(computed)}"
 
     def render(self, window: Sequence[int] | None, size: Sequence[int]) -> np.ndarray:
         """Samples ``[rows, columns]`` (grey) or ``[rows, columns, C]`` of a window of the picture

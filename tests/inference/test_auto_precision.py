@@ -152,13 +152,33 @@ def test_one_engine_has_both_with_the_same_weights(native: None) -> None:
     fine = upscaler.for_bits(16)
     assert (coarse.precision, fine.precision, upscaler.precision) == ("int8", "fp32", "fp32")
     assert coarse.model is fine.model is upscaler.model
-    assert coarse.self_ensemble and coarse.for_bits(16) is coarse is upscaler.for_bits(8)
+    assert coarse.self_ensemble and coarse.for_bits(16) is coarse
     named = Upscaler(small_model(), device="cpu", precision="fp32")
     assert named.for_bits(8) is named
     assert coarse(samples(np.uint8), scale=2).shape == (24, 20, 3)
+    fine(samples(np.uint8), scale=2)
+    assert (coarse.used_precision, fine.used_precision) == ("int8", "fp32")
+    upscaler(samples(np.uint8), scale=2)
     assert upscaler.used_precision == "int8"
     upscaler(samples(np.uint8), size=(5, 5))
     assert (upscaler.used_precision, upscaler.used_backend) == ("", "bicubic")
+
+
+def test_what_is_changed_afterwards_counts(native: None) -> None:
+    upscaler = Upscaler(small_model(), device="cpu")
+    picture = samples(np.uint8)
+    before = upscaler(picture, scale=2)
+    upscaler.self_ensemble = True
+    assert not np.array_equal(upscaler(picture, scale=2), before)
+    upscaler.self_ensemble = False
+    upscaler.model = small_model(mode=2)
+    assert not np.array_equal(upscaler(picture, scale=2), before)
+
+
+def test_a_backend_of_integers_is_named_as_their_precision(native: None) -> None:
+    upscaler = Upscaler(small_model(), device="cpu", backend="int8")
+    upscaler(samples(np.uint16), scale=2)
+    assert (upscaler.used_precision, upscaler.used_backend) == ("int8", "int8")
 
 
 def test_the_network_itself_stays_in_float32(native: None) -> None:

@@ -515,6 +515,9 @@ def test_a_name_of_the_float32_kernels_stands_for_the_same_cpus(
         assert int8.instruction_set() == name
     monkeypatch.setenv("DIINN_FAST_CPU_ISA", "avx_vnni")
     assert cpu.instruction_set() == "avx2"
+    monkeypatch.setattr(cpu, "_bf16_sets", lambda: ["avx512_bf16"])
+    monkeypatch.setenv("DIINN_FAST_CPU_ISA", "avx512_bf16")
+    assert int8.instruction_set() == "amx"
 
 
 def test_kernels_built_before_there_was_int8_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

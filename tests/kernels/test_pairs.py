@@ -6,11 +6,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diinn_fast import Upscaler
 from diinn_fast.backends import _pairs, cpu, int8
 from diinn_fast.encoders import EDSR
 from diinn_fast.inference.engine import Engine
@@ -93,8 +95,11 @@ def test_other_operands_are_refused() -> None:
     for wrong in (image.double(), image.transpose(0, 1)):
         with pytest.raises(ValueError, match="contiguous float32"):
             _pairs.convolve(wrong, weight, bias)
-    with pytest.raises(ValueError, match="does not suit 32 channels"):
-        _pairs.convolve(image, weight[:, :16], bias)
+    for given in ((image, weight[:, :16], bias), (image, weight, bias[:1])):
+        with pytest.raises(ValueError, match="do not go together"):
+            _pairs.convolve(*given)
+    with pytest.raises(ValueError, match="do not go together"):
+        _pairs.convolve(image, weight, bias, out=torch.empty(1, 1, 1))
     with pytest.raises(ValueError, match="no convolution of this set or shape"):
         _pairs.convolve(image, weight[:31], bias[:31])
 
@@ -111,8 +116,37 @@ def test_the_encoder_by_them() -> None:
 
 
 @on_amx
+@torch.inference_mode()
+def test_other_pictures_and_models_are_left_to_the_layers() -> None:
+    encoder = EDSR(blocks=1).eval()
+    x = torch.rand(1, 3, 9, 8)
+    assert encoder.in_pairs(x) is not None
+    assert encoder.in_pairs(x[:0]) is None
+    assert encoder.in_pairs(x.double()) is None
+    assert encoder.double().in_pairs(x) is None
+    with torch.inference_mode(False):
+        assert EDSR(blocks=1).in_pairs(torch.rand(1, 3, 9, 8)) is None, "it would have gradients"
+
+
+class Wrapped(nn.Module):
+    """Somebody's layer around others."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.inner(x)
+        return result
+
+
+@on_amx
+@torch.inference_mode()
 def test_changed_layers_are_called() -> None:
     x = torch.rand(1, 3, 9, 8)
+    encoder = EDSR(blocks=2).eval()
+    encoder.register_module("body", Wrapped(encoder.body))
+    assert encoder.in_pairs(x) is None
     encoder = EDSR(blocks=2).eval()
     encoder.body[0].get_submodule("body").register_module("1", nn.LeakyReLU())
     assert encoder.in_pairs(x) is None
@@ -134,6 +168,34 @@ def test_precision_int8_encodes_so_and_fp32_does_not(monkeypatch: pytest.MonkeyP
     assert torch.equal(ours, exact) == (_pairs.unavailable() is not None)
     monkeypatch.setattr(_pairs, "unavailable", lambda: "none here")
     assert torch.equal(Engine(precision="int8", device="cpu").encode(lr), exact)
+
+
+@on_amx
+def test_an_autocast_around_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither what is computed nor whether the kernels pass their check."""
+    upscaler = Upscaler(device="cpu", precision="int8")
+    photo = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    want = upscaler(photo, scale=2)
+    monkeypatch.setattr(_pairs, "_checked", [])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert np.array_equal(upscaler(photo, scale=2), want)
+        assert _pairs.unavailable() is None
+    monkeypatch.setattr(_pairs, "_checked", [])
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert _pairs.unavailable() is None
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_what_was_encoded_otherwise_is_of_another_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    if int8.unavailable():
+        monkeypatch.setenv("DIINN_FAST_CPU_ISA", int8.SLOW)
+    engine = Engine(precision="int8", device="cpu")
+    assert Engine(precision="fp32", device="cpu").rounding("cpu") == []
+    for reason, want in ((None, ["digits", "pairs"]), ("none here", ["digits"])):
+        monkeypatch.setattr(_pairs, "unavailable", lambda reason=reason: reason)
+        assert engine.rounding("int8") == want
 
 
 def test_kernels_that_give_other_values_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

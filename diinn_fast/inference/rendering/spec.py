@@ -267,7 +267,8 @@ def _fingerprint(
     metadata: str,
 ) -> str:
     decoder = engine.model.decoder
-    computed = [str(engine.dtype), engine.device.type, engine.used_backend, halo]
+    backend = engine.used_backend
+    computed = [str(engine.dtype), engine.device.type, backend, halo, *engine.rounding(backend)]
     facts = {
         "pixels": PIXELS,
         "source": identity,
