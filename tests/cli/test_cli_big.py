@@ -161,7 +161,7 @@ def test_outputs_within_a_bound_are_those_of_the_whole(
     code, out, err = upscale("in.png", "out.png", "--max-memory", size)
     assert (code, err) == (0, "")
     assert re.fullmatch(
-        r"in\.png 60x40 -> out\.png 120x80 \(x2\) in \d+\.\d s, backend \w+\n", out
+        r"in\.png 60x40 -> out\.png 120x80 \(x2\) in \d+\.\d s, precision \w+, backend \w+\n", out
     ), out
     np.testing.assert_array_equal(pixels("out.png"), whole)
     assert names(folder) == ["in.png", "out.png"]

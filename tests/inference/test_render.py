@@ -476,19 +476,19 @@ def test_out_of_memory_is_retried_once_with_half_the_tile(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with_plan(monkeypatch)
-    real = edsr.for_bits(8).encode
+    real = Upscaler.encode
     largest: list[int] = []
 
-    def encode(rgb: Any, work: Any = None) -> Any:
+    def encode(self: Upscaler, rgb: Any, work: Any = None) -> Any:
         if largest and rgb[0].numel() >= max(largest):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
         largest.append(rgb[0].numel()) if not largest else None
-        return real(rgb, work)
+        return real(self, rgb, work)
 
     monkeypatch.setattr(planning, "measure_rates", lambda *_: (1.0, 1.0))
     whole = edsr(picture(), scale=2)
     largest.append(4200)
-    monkeypatch.setattr(edsr.for_bits(8), "encode", encode)
+    monkeypatch.setattr(Upscaler, "encode", encode)
     with_plan(monkeypatch, tiles=(1, 2), block=(20, 110))
     render(edsr, picture(), tmp_path / "out.npy", scale=2)
     assert "trying tiles of half the size" in caplog.text

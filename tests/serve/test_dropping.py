@@ -73,14 +73,14 @@ def test_who_makes_room_while_it_is_enlarged_is_answered_and_who_waits_is_told(
 ) -> None:
     encoding = threading.Event()
     go_on = threading.Event()
-    real = upscaler.for_bits(8).encode
+    real = Upscaler.encode
 
     def slow(*arguments: Any) -> Any:
         encoding.set()
         assert go_on.wait(60)
         return real(*arguments)
 
-    monkeypatch.setattr(upscaler.for_bits(8), "encode", slow)
+    monkeypatch.setattr(Upscaler, "encode", slow)
 
     async def use() -> None:
         app = make_app(
