@@ -83,6 +83,8 @@ class LeftOut:
 # -- processes that end with their parent ----------------------------------------------------------
 
 _running: dict[subprocess.Popen[bytes], Step] = {}
+_told: list[int] = []
+"""Signals that told this process to end."""
 
 
 def stop_all() -> None:
@@ -103,8 +105,10 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 def ending_with_parent() -> Iterator[None]:
     """Inside, steps are killed when this process is told to end, and when it leaves."""
 
+    # It only notes the signal: an exception could come from within `subprocess`, which would keep
+    # its lock for ever, or before it has said that a process was begun.
     def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        _told.append(number)
 
     numbers = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
     before = {number: signal.signal(number, end) for number in numbers}
@@ -116,6 +120,14 @@ def ending_with_parent() -> Iterator[None]:
         atexit.unregister(stop_all)
         for number, handler in before.items():
             signal.signal(number, handler)
+        _end_if_told()
+
+
+def _end_if_told() -> None:
+    if _told:
+        number = _told[0]
+        _told.clear()
+        raise SystemExit(128 + number)
 
 
 # -- stages ----------------------------------------------------------------------------------------
@@ -140,6 +152,7 @@ def run_stage(
     begun: dict[subprocess.Popen[bytes], tuple[float, float]] = {}
     try:
         while waiting or begun:
+            _end_if_told()
             while waiting and len(begun) < workers:
                 step = waiting.pop(0)
                 limit = min(step.limit, end - time.monotonic())

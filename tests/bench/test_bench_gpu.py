@@ -178,29 +178,79 @@ def test_steps_for_which_no_time_is_left_are_said_not_to_have_run(tmp_path: Path
     assert outcome.state == "not run" and not (tmp_path / "late.log").exists()
 
 
+PARENT = """
+import os, subprocess, sys
+from pathlib import Path
+from bench import gpu_run
+
+class Popen(subprocess.Popen):
+    "Sends a signal to this process while its lock is held."
+
+    def poll(self):
+        lock = self._waitpid_lock
+        if NUMBER and lock.acquire(False):
+            lock.release()
+            self._waitpid_lock = Lock(lock)
+        return super().poll()
+
+class Lock:
+    def __init__(self, lock):
+        self.lock = lock
+
+    def acquire(self, *arguments):
+        got = self.lock.acquire(*arguments)
+        os.kill(os.getpid(), NUMBER)
+        return got
+
+    def release(self):
+        self.lock.release()
+
+    def __enter__(self):
+        self.lock.acquire()
+
+    def __exit__(self, *error):
+        self.lock.release()
+
+subprocess.Popen = Popen
+FOLDER = Path(FOLDER)
+step = gpu_run.Step("long", (sys.executable, "-c", STEP), 60)
+with gpu_run.ending_with_parent():
+    list(gpu_run.run_stage([step], FOLDER, gpu_run.LeftOut(FOLDER), {}, 1, float("inf")))
+"""
+
+
+def begin(folder: Path, within: int = 0) -> subprocess.Popen[bytes]:
+    """A run with a step of three seconds, which then writes ``late``. It sends itself the signal
+    ``within`` from inside `subprocess`.
+    """
+    ready, late = str(folder / "ready"), str(folder / "late")
+    step = f"import time; open({ready!r}, 'w'); time.sleep(3); open({late!r}, 'w')"
+    values = f"NUMBER, FOLDER, STEP = {int(within)}, {str(folder)!r}, {step!r}"
+    return subprocess.Popen([sys.executable, "-c", values + PARENT], cwd=gpu_run.ROOT)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_steps_end_with_the_run(number: signal.Signals, tmp_path: Path) -> None:
-    ready = tmp_path / "ready"
-    late = tmp_path / "late"
-    step = f"import time; open({str(ready)!r}, 'w'); time.sleep(3); open({str(late)!r}, 'w')"
-    parent = f"""
-import sys
-from pathlib import Path
-from bench import gpu_run
-folder = Path({str(tmp_path)!r})
-step = gpu_run.Step("long", (sys.executable, "-c", {step!r}), 60)
-with gpu_run.ending_with_parent():
-    list(gpu_run.run_stage([step], folder, gpu_run.LeftOut(folder), {{}}, 1, float("inf")))
-"""
-    process = subprocess.Popen([sys.executable, "-c", parent], cwd=gpu_run.ROOT)
-    while not ready.exists():
+    process = begin(tmp_path)
+    while not (tmp_path / "ready").exists():
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)
-    assert process.wait(20) == 128 + number
+    assert process.wait(60) == 128 + number
     time.sleep(3)
-    assert not late.exists()
+    assert not (tmp_path / "late").exists()
+
+
+@pytest.mark.long
+def test_a_signal_that_comes_while_a_step_is_looked_at_ends_the_run(tmp_path: Path) -> None:
+    process = begin(tmp_path, within=signal.SIGTERM)
+    try:
+        assert process.wait(60) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+    time.sleep(3)
+    assert not (tmp_path / "late").exists()
 
 
 def test_all_results_are_one_file(tmp_path: Path) -> None:
