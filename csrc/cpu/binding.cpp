@@ -22,38 +22,30 @@ T* at(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-const Kernels& kernels(const std::string& name) {
-  for (const Kernels* const* k = available_kernels(); *k; ++k) {
-    if (name == (*k)->name) return **k;
+// The kernels of an instruction set, of a list that ends with null.
+template <class T>
+const T& of_set(const T* const* list, const std::string& name) {
+  for (; *list; ++list) {
+    if (name == (*list)->name) return **list;
   }
-  throw std::invalid_argument("no kernels for instruction set " + name);
+  throw std::invalid_argument("no such kernels for instruction set " + name);
 }
 
-std::vector<std::string> instruction_sets() {
+template <class T>
+std::vector<std::string> sets(const T* const* list) {
   std::vector<std::string> names;
-  for (const Kernels* const* k = available_kernels(); *k; ++k) names.emplace_back((*k)->name);
+  for (; *list; ++list) names.emplace_back((*list)->name);
   return names;
 }
+
+const Kernels& kernels(const std::string& name) { return of_set(available_kernels(), name); }
 
 const KernelsBf16& bf16_kernels(const std::string& name) {
-  for (const KernelsBf16* const* k = available_bf16_kernels(); *k; ++k) {
-    if (name == (*k)->name) return **k;
-  }
-  throw std::invalid_argument("no bfloat16 kernels for instruction set " + name);
-}
-
-std::vector<std::string> bf16_instruction_sets() {
-  std::vector<std::string> names;
-  for (const KernelsBf16* const* k = available_bf16_kernels(); *k; ++k)
-    names.emplace_back((*k)->name);
-  return names;
+  return of_set(available_bf16_kernels(), name);
 }
 
 const KernelsInt8& int8_kernels(const std::string& name) {
-  for (const KernelsInt8* const* k = available_int8_kernels(); *k; ++k) {
-    if (name == (*k)->name) return **k;
-  }
-  throw std::invalid_argument("no int8 kernels for instruction set " + name);
+  return of_set(available_int8_kernels(), name);
 }
 
 std::vector<std::pair<std::string, std::string>> int8_instruction_sets() {
@@ -136,7 +128,9 @@ std::array<float*, kWeights> weight_gradients(const std::vector<std::uintptr_t>&
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Fused DIINN decoder for CPUs, on raw addresses: use diinn_fast.backends.cpu.";
-  m.def("instruction_sets", &instruction_sets, "Compiled sets that this CPU has, best first.");
+  m.def(
+      "instruction_sets", [] { return sets(available_kernels()); },
+      "Compiled sets that this CPU has, best first.");
   py::class_<Problem>(m, "Problem")
       .def(py::init(&problem), py::kw_only(), py::arg("form"), py::arg("recurrent_k"),
            py::arg("shape"), py::arg("content_rows"), py::arg("source"), py::arg("weights"),
@@ -156,8 +150,9 @@ PYBIND11_MODULE(_cpu, m) {
     py::gil_scoped_release release;
     k.backward(p, at<const float>(grad), at<float>(gradients.at(0)), pointers.data());
   });
-  m.def("bf16_instruction_sets", &bf16_instruction_sets,
-        "Sets with kernels in bfloat16 that this CPU has, best first.");
+  m.def(
+      "bf16_instruction_sets", [] { return sets(available_bf16_kernels()); },
+      "Sets with kernels in bfloat16 that this CPU has, best first.");
   m.def("forward_bf16", [](const std::string& name, const Problem& p, std::uintptr_t out) {
     const KernelsBf16& k = bf16_kernels(name);
     check_source(p, true);
