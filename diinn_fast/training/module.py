@@ -20,12 +20,15 @@ from diinn_fast.encoders import use_fast_weights
 from diinn_fast.errors import DivergedError
 from diinn_fast.formulation import FORMULATIONS
 from diinn_fast.training.models import make_model
+from diinn_fast.training.soap import Soap
 from diinn_fast.training.teacher import Teacher
 
 REWARM = 200
-"""Steps over which the rate rises again where Adam's moments start from nothing (see
+"""Steps over which the rate rises again where the optimiser's moments start from nothing (see
 ``portable``).
 """
+
+OPTIMIZERS: dict[str, Any] = {"adam": torch.optim.Adam, "soap": Soap}
 
 
 class SRModule(L.LightningModule):
@@ -40,8 +43,9 @@ class SRModule(L.LightningModule):
         mode: DIINN's formulation, 1 to 4.
         init_q: DIINN's initial modulation of content by position.
         encoder: name of an encoder (`diinn_fast.encoders.ENCODERS`).
-        lr: peak learning rate of Adam.
-        betas: Adam's decay rates.
+        optimizer: adam, or soap (`diinn_fast.training.soap`).
+        lr: peak learning rate.
+        betas: decay rates of the optimiser's two moments.
         schedule: step multiplies the rate by lr_gamma every lr_step steps; cosine goes down to
             lr_final of the peak at the last step.
         lr_step: steps between reductions of schedule step.
@@ -62,6 +66,7 @@ class SRModule(L.LightningModule):
         mode: int = 3,
         init_q: bool = False,
         encoder: str = "rdn",
+        optimizer: Literal["adam", "soap"] = "adam",
         lr: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.999),
         schedule: Literal["step", "cosine", "constant"] = "constant",
@@ -87,7 +92,7 @@ class SRModule(L.LightningModule):
         self.register_buffer("sub", torch.full((1, 1, 1, 1), 0.5))
         self.register_buffer("div", torch.full((1, 1, 1, 1), 0.5))
         self._recent: deque[float] = deque()  # losses since the last one logged
-        # Step at which Adam's moments were last empty; at first the warm-up is `warmup`'s.
+        # Step at which the moments were last empty; at first the warm-up is `warmup`'s.
         self.moments_from = -REWARM
 
     def normalise(self, image: Tensor) -> Tensor:
@@ -203,9 +208,10 @@ class SRModule(L.LightningModule):
         return float(factor)
 
     def configure_optimizers(self) -> Any:
-        """Adam, with a rate for every step (`rate_factor`)."""
+        """The optimiser, with a rate for every step (`rate_factor`)."""
         trained = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(trained, self.hparams["lr"], betas=self.hparams["betas"])
+        make = OPTIMIZERS[self.hparams["optimizer"]]
+        optimizer = make(trained, self.hparams["lr"], betas=self.hparams["betas"])
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.rate_factor(step)
         )
@@ -261,5 +267,13 @@ class SRModule(L.LightningModule):
         checkpoint["moments_from"] = self.moments_from
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the step at which Adam's moments were last empty."""
+        """Take up the step at which the moments were last empty. ValueError for another
+        optimiser's.
+        """
+        was = checkpoint.get("hyper_parameters", {}).get("optimizer", "adam")
+        if was != (now := self.hparams["optimizer"]):
+            raise ValueError(
+                f"this run's optimiser is {was}: go on with --model.optimizer {was}, or start a "
+                f"new run with {now} from its weights by --init"
+            )
         self.moments_from = checkpoint.get("moments_from", -REWARM)

@@ -2,9 +2,9 @@
 EDSR-baseline).
 
 It has the weights (float32), how far their average is from them (float16), step, schedule and
-configuration, as safetensors; it leaves out Adam's moments. Going on from it is therefore not
-exact: the moments start from nothing, and the rate rises again over ``module.REWARM`` steps. The
-data go on exactly: they depend on the step number alone.
+configuration, as safetensors; it leaves out the optimiser's moments. Going on from it is therefore
+not exact: the moments start from nothing, and the rate rises again over ``module.REWARM`` steps.
+The data go on exactly: they depend on the step number alone.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def write_run(folder: Path, path: Path) -> int:
 
 
 def read_run(path: str | Path) -> dict[str, Any]:
-    """A checkpoint for Lightning from a run file, with Adam's moments empty. Raises
+    """A checkpoint for Lightning from a run file, with the optimiser's moments empty. Raises
     CheckpointError.
     """
     metadata, tensors = _read(path)
