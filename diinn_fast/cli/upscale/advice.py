@@ -13,7 +13,7 @@ from diinn_fast.model import DEFAULT_WEIGHTS
 
 log = logging.getLogger("diinn_fast")
 
-COMPRESSED = 90
+COMPRESSED = 95
 """JPEG quality up to which `photo` is the better model (docs/evaluation.md)."""
 
 
