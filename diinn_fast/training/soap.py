@@ -29,7 +29,7 @@ class Soap(torch.optim.Optimizer):
 
     Args:
         params: as of torch's optimisers.
-        lr: learning rate. What Adam bears is safe; three times as much is usual.
+        lr: learning rate.
         betas: decay of m and v.
         decay: of L and R.
         every: steps between two looks for eigenvectors.
@@ -98,10 +98,9 @@ def _begin(state: dict[str, Any], gradient: Tensor) -> None:
     state |= {"mean": torch.zeros_like(gradient), "square": torch.zeros_like(gradient)}
     if min(gradient.shape) < SMALLEST:
         return
-    sides = (("rows", "left", gradient @ gradient.T), ("columns", "right", gradient.T @ gradient))
-    for covariance, basis, first in sides:
-        if len(first) <= LARGEST:
-            state[covariance] = first
+    for covariance, basis, side in (("rows", "left", gradient), ("columns", "right", gradient.T)):
+        if len(side) <= LARGEST:
+            first = state[covariance] = side @ side.T
             state[basis] = torch.linalg.eigh(first.float())[1].flip(1).to(first.dtype).contiguous()
 
 
