@@ -7,17 +7,22 @@ from pathlib import Path
 
 from torch import nn
 
-from diinn_fast.baselines import LIIF, MetaSR
+from diinn_fast.baselines import LIIF, DnCNN, MetaSR
 from diinn_fast.checkpoints import read_checkpoint
 from diinn_fast.errors import CheckpointError, UpscaleError
 from diinn_fast.model import BUNDLED, DEFAULT_WEIGHTS, DIINN, HUB, bundled_names, unknown_model
 
-ANCHORS = {"DIINN": DIINN.anchor, "LIIF": LIIF.anchor, "Meta-SR": MetaSR.anchor}
+ANCHORS = {
+    "DIINN": DIINN.anchor,
+    "LIIF": LIIF.anchor,
+    "Meta-SR": MetaSR.anchor,
+    "DnCNN": DnCNN.anchor,
+}
 
 
 def load_model(name: str | os.PathLike[str] | None = None, *, mode: int | None = None) -> nn.Module:
-    """Model of any architecture (`DIINN`, `LIIF`, `MetaSR`), told by its tensors; float32, on the
-    CPU, in evaluation mode.
+    """Model of any architecture (`DIINN`, `LIIF`, `MetaSR`, `DnCNN`), told by its tensors; float32,
+    on the CPU, in evaluation mode.
 
     Args:
         name: a bundled model's name; a folder with ``config.json`` and ``model.safetensors``; a
@@ -64,5 +69,7 @@ def _from_file(path: Path, mode: int | None) -> nn.Module:
     checkpoint = read_checkpoint(path, ANCHORS)
     if DIINN.anchor in checkpoint.state:
         return DIINN.from_tensors(checkpoint, mode)
+    if DnCNN.anchor in checkpoint.state:
+        return DnCNN.from_tensors(checkpoint)
     architecture = LIIF if LIIF.detect(checkpoint.state) else MetaSR
     return architecture.from_tensors(checkpoint)

@@ -11,7 +11,7 @@ scores.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal
@@ -25,6 +25,8 @@ LUMA = (65.738 / 256, 129.057 / 256, 25.064 / 256)
 """
 
 SSIM_WINDOW = 11
+LPIPS_SIDE = 17
+"""Pixels of the smallest image that LPIPS is taken of."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def score(
     pictures = Pictures(
         a[..., border : a.shape[-2] - border, border : a.shape[-1] - border],
         b[..., border : b.shape[-2] - border, border : b.shape[-1] - border],
-        a, b, lr, protocol.mirrored,
+        a, b, sr, hr, lr, protocol.mirrored,
     )  # fmt: skip
     return {name: METRICS[name].function(pictures) for name in metrics}
 
@@ -149,6 +151,9 @@ class Pictures:
     whole_sr: Tensor
     """With the border that ``sr`` leaves out."""
     whole_hr: Tensor
+    rgb_sr: Tensor
+    """With the border, in RGB whatever the protocol."""
+    rgb_hr: Tensor
     lr: tuple[int, int]
     """Size of the LR image."""
     mirrored: bool
@@ -157,7 +162,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Metric:
-    """One number for a pair of images; the greater, the better."""
+    """One number for a pair of images."""
 
     name: str
     title: str
@@ -166,8 +171,12 @@ class Metric:
     """Decimals in tables."""
     function: Callable[[Pictures], float]
     """NaN where the images are too small."""
-    needs: str | None = None
-    """A package that it is computed by, beyond those that the package depends on."""
+    needs: tuple[str, ...] = ()
+    """Packages that it is computed by, beyond those that the package depends on."""
+    best: Callable[[Sequence[float]], float] = max
+    """Of several values the best one: max or min."""
+    trial: Callable[[], object] | None = None
+    """Does what may fail at first use, such as fetching weights, and raises OSError."""
 
     @property
     def stored_digits(self) -> int:
@@ -193,12 +202,23 @@ def _lr_psnr_of(pictures: Pictures) -> float:
     return psnr(sr, hr)
 
 
+def _lpips_of(pictures: Pictures) -> float:
+    fits = min(pictures.rgb_sr.shape[-2:]) >= LPIPS_SIDE
+    return lpips(pictures.rgb_sr, pictures.rgb_hr) if fits else math.nan
+
+
+def _try_lpips() -> None:
+    blank = torch.zeros(1, 3, LPIPS_SIDE, LPIPS_SIDE)
+    lpips(blank, blank)
+
+
 METRICS = {
     metric.name: metric
     for metric in (
         Metric("psnr", "PSNR, dB", 2, _psnr_of),
-        Metric("ssim", "SSIM", 4, _ssim_of, needs="torchmetrics"),
+        Metric("ssim", "SSIM", 4, _ssim_of, needs=("torchmetrics",)),
         Metric("lr_psnr", "LR-PSNR, dB", 2, _lr_psnr_of),
+        Metric("lpips", "LPIPS", 4, _lpips_of, ("torchmetrics", "torchvision"), min, _try_lpips),
     )
 }
 """All metrics: a new one is an entry here."""
@@ -230,18 +250,37 @@ def ssim(sr: Tensor, hr: Tensor) -> float:
     return index[..., inside, inside].double().mean().item()
 
 
+def lpips(sr: Tensor, hr: Tensor) -> float:
+    """Learned perceptual distance (Zhang et al., CVPR 2018, version 0.1) of ``[1, 3, H, W]`` in
+    [0, 1], by SqueezeNet 1.1: 0 for equal images. Needs torchmetrics and torchvision, which fetches
+    the network's weights once (5 MB).
+    """
+    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
+
+    distance = learned_perceptual_image_patch_similarity(
+        sr.float(), hr.float(), net_type="squeeze", normalize=True
+    )
+    return distance.double().item()
+
+
 def missing_for(metrics: tuple[str, ...]) -> str | None:
-    """What has to be installed for these metrics, or None."""
+    """What has to be installed or fetched for these metrics, or None."""
     for name in metrics:
-        needs = METRICS[name].needs
-        if needs is not None:
+        title = METRICS[name].title
+        without = f"or leave {name} out of --metrics"
+        for needs in METRICS[name].needs:
             try:
                 import_module(needs)
             except ImportError:
-                title = METRICS[name].title
-                return (
-                    f"{title} needs {needs}: pip install {needs}, or leave {name} out of --metrics"
-                )
+                return f"{title} needs {needs}: pip install {needs}, {without}"
+            # A torchvision of another torch does not know its own operators.
+            except RuntimeError as error:
+                return f"{title} needs a {needs} that fits this torch ({error}): {without}"
+        if trial := METRICS[name].trial:
+            try:
+                trial()
+            except OSError as error:
+                return f"{title} cannot fetch what it needs ({error}): try again, {without}"
     return None
 
 

@@ -46,11 +46,11 @@ def metric_table(found: Sequence[Mean], metric: str) -> str:
 
 
 def cells(values: Sequence[float | None], metric: str) -> list[str]:
-    """Values as text, the greatest (as shown) in bold where there are two or more."""
+    """Values as text, the best (as shown) in bold where there are two or more."""
     digits = METRICS[metric].digits
     shown = [None if v is None or math.isnan(v) else f"{v:.{digits}f}" for v in values]
     defined = [float(v) for v in shown if v is not None]
-    best = max(defined) if len(defined) > 1 else None
+    best = METRICS[metric].best(defined) if len(defined) > 1 else None
     return ["-" if v is None else f"**{v}**" if float(v) == best else v for v in shown]
 
 

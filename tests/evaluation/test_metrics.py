@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchmetrics.functional.image
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from diinn_fast import metrics
-from diinn_fast.metrics import PROTOCOLS, bicubic_matrix, degrade, luma, psnr, reduce, score, ssim
+from diinn_fast.evaluation.report import cells
+from diinn_fast.metrics import (
+    METRICS,
+    PROTOCOLS,
+    bicubic_matrix,
+    degrade,
+    luma,
+    psnr,
+    reduce,
+    score,
+    ssim,
+)
 
 PHOTO = Path(__file__).parents[2] / "examples" / "coffee.png"
 
@@ -132,8 +145,9 @@ def test_images_smaller_than_the_scale_still_have_sizes() -> None:
 
 def test_scores_without_a_region_are_nan() -> None:
     tiny = torch.rand(1, 3, 8, 30)
+    wanted = ("psnr", "ssim", "lr_psnr")
     for name, undefined in (("liif-div2k", {"psnr", "ssim"}), ("diinn-test", {"ssim"})):
-        found = score(tiny, tiny * 0.9, 4, PROTOCOLS[name], metrics.METRICS, (2, 8))
+        found = score(tiny, tiny * 0.9, 4, PROTOCOLS[name], wanted, (2, 8))
         assert {k for k, v in found.items() if math.isnan(v)} == undefined
 
 
@@ -158,6 +172,55 @@ def test_ssim_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torchmetrics", None)
     assert "pip install torchmetrics" in (metrics.missing_for(("psnr", "ssim")) or "")
     assert metrics.missing_for(("psnr", "lr_psnr")) is None
+
+
+class TestLPIPS:
+    """Its network is torchvision's and its weights are fetched: played here. With them,
+    torchmetrics gives what its documentation says.
+    """
+
+    @pytest.fixture
+    def seen(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
+        pairs: list[tuple[Tensor, Tensor]] = []
+
+        def distance(a: Tensor, b: Tensor, net_type: str, normalize: bool) -> Tensor:
+            assert net_type == "squeeze" and normalize  # [0, 1]
+            pairs.append((a, b))
+            return (a - b).abs().mean()
+
+        name = "learned_perceptual_image_patch_similarity"
+        monkeypatch.setattr(torchmetrics.functional.image, name, distance)
+        return pairs
+
+    def test_it_sees_the_whole_picture_in_rgb(
+        self, seen: list[tuple[Tensor, Tensor]], sr: Tensor, hr: Tensor
+    ) -> None:
+        protocol = PROTOCOLS["basicsr"]
+        found = score(sr * 1.1, hr, 3, protocol, ("psnr", "lpips"), (32, 40))
+        ((a, b),) = seen
+        rounded = ((sr * 1.1).clamp(0, 1) * 255).round() / 255
+        assert torch.equal(a, rounded) and torch.equal(b, hr)
+        assert found["lpips"] == pytest.approx(float((a - b).abs().mean()))
+
+    def test_a_picture_too_small_for_its_network_has_none(
+        self, seen: list[tuple[Tensor, Tensor]]
+    ) -> None:
+        tiny = torch.rand(1, 3, metrics.LPIPS_SIDE - 1, 40)
+        found = score(tiny, tiny, 2, PROTOCOLS["basicsr"], ("lpips",), (8, 20))
+        assert math.isnan(found["lpips"]) and not seen
+
+    def test_what_is_missing_for_it_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        modules = __import__("sys").modules
+        monkeypatch.setitem(modules, "torchvision", None)
+        assert "pip install torchvision" in (metrics.missing_for(("psnr", "lpips")) or "")
+        monkeypatch.setitem(modules, "torchvision", math)
+        entry = replace(METRICS["lpips"], trial=lambda: (_ for _ in ()).throw(OSError("no route")))
+        monkeypatch.setitem(METRICS, "lpips", entry)
+        assert "(no route): try again" in (metrics.missing_for(("lpips",)) or "")
+
+    def test_less_is_better_in_tables(self) -> None:
+        assert cells([0.21, 0.19, None], "lpips") == ["0.2100", "**0.1900**", "-"]
+        assert cells([0.21, 0.19, None], "ssim") == ["**0.2100**", "0.1900", "-"]
 
 
 def test_protocols_describe_themselves() -> None:
