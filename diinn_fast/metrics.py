@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import Literal
 
@@ -255,12 +256,17 @@ def lpips(sr: Tensor, hr: Tensor) -> float:
     [0, 1], by SqueezeNet 1.1: 0 for equal images. Needs torchmetrics and torchvision, which fetches
     the network's weights once (5 MB).
     """
-    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
+    return _lpips_network()(sr.float(), hr.float()).double().item()
 
-    distance = learned_perceptual_image_patch_similarity(
-        sr.float(), hr.float(), net_type="squeeze", normalize=True
+
+@cache
+def _lpips_network() -> Callable[[Tensor, Tensor], Tensor]:
+    from torchmetrics.image import LearnedPerceptualImagePatchSimilarity
+
+    network: Callable[[Tensor, Tensor], Tensor] = LearnedPerceptualImagePatchSimilarity(
+        "squeeze", normalize=True
     )
-    return distance.double().item()
+    return network
 
 
 def missing_for(metrics: tuple[str, ...]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import torchmetrics.functional.image
+import torchmetrics.image
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
@@ -180,17 +181,24 @@ class TestLPIPS:
     """
 
     @pytest.fixture
-    def seen(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
+    def seen(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Tensor, Tensor]]]:
         pairs: list[tuple[Tensor, Tensor]] = []
 
-        def distance(a: Tensor, b: Tensor, net_type: str, normalize: bool) -> Tensor:
+        def network(net_type: str, normalize: bool) -> Callable[[Tensor, Tensor], Tensor]:
             assert net_type == "squeeze" and normalize  # [0, 1]
-            pairs.append((a, b))
-            return (a - b).abs().mean()
 
-        name = "learned_perceptual_image_patch_similarity"
-        monkeypatch.setattr(torchmetrics.functional.image, name, distance)
-        return pairs
+            def distance(a: Tensor, b: Tensor) -> Tensor:
+                pairs.append((a, b))
+                return (a - b).abs().mean()
+
+            return distance
+
+        # Without torchvision, torchmetrics does not have it.
+        name = "LearnedPerceptualImagePatchSimilarity"
+        monkeypatch.setattr(torchmetrics.image, name, network, raising=False)
+        metrics._lpips_network.cache_clear()
+        yield pairs
+        metrics._lpips_network.cache_clear()
 
     def test_it_sees_the_whole_picture_in_rgb(
         self, seen: list[tuple[Tensor, Tensor]], sr: Tensor, hr: Tensor
