@@ -12,12 +12,7 @@ from diinn_fast.checkpoints import read_checkpoint
 from diinn_fast.errors import CheckpointError, UpscaleError
 from diinn_fast.model import BUNDLED, DEFAULT_WEIGHTS, DIINN, HUB, bundled_names, unknown_model
 
-ANCHORS = {
-    "DIINN": DIINN.anchor,
-    "LIIF": LIIF.anchor,
-    "Meta-SR": MetaSR.anchor,
-    "DnCNN": DnCNN.anchor,
-}
+ANCHORS = {"DIINN": DIINN.anchor, "LIIF": LIIF.anchor, "Meta-SR": MetaSR.anchor}
 
 
 def load_model(name: str | os.PathLike[str] | None = None, *, mode: int | None = None) -> nn.Module:
@@ -66,10 +61,16 @@ def load_weights(name: str | os.PathLike[str] | None = None, *, mode: int | None
 
 
 def _from_file(path: Path, mode: int | None) -> nn.Module:
-    checkpoint = read_checkpoint(path, ANCHORS)
+    try:
+        checkpoint = read_checkpoint(path, ANCHORS)
+    except CheckpointError as error:
+        # Looked for last: an encoder of any of the others may have a tensor of that name too.
+        try:
+            cleaner = read_checkpoint(path, {"DnCNN": DnCNN.anchor})
+        except CheckpointError:
+            raise error from None
+        return DnCNN.from_tensors(cleaner)
     if DIINN.anchor in checkpoint.state:
         return DIINN.from_tensors(checkpoint, mode)
-    if DnCNN.anchor in checkpoint.state:
-        return DnCNN.from_tensors(checkpoint)
     architecture = LIIF if LIIF.detect(checkpoint.state) else MetaSR
     return architecture.from_tensors(checkpoint)

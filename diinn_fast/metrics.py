@@ -256,7 +256,7 @@ def lpips(sr: Tensor, hr: Tensor) -> float:
     [0, 1], by SqueezeNet 1.1: 0 for equal images. Needs torchmetrics and torchvision, which fetches
     the network's weights once (5 MB).
     """
-    return _lpips_network()(sr.float(), hr.float()).double().item()
+    return _lpips_network()(sr.float().cpu(), hr.float().cpu()).double().item()
 
 
 @cache
