@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diinn_fast.data.degradations import Degradations
+from diinn_fast.data.drawn import draw_picture
 
 
 def degrade(hr: Tensor, size: tuple[int, int]) -> Tensor:
@@ -77,7 +78,8 @@ class CropSampler:
     is None, of ``groups`` scales drawn uniformly from [1, ``max_scale``] (as LIIF). A crop is
     ``round(lr_size * scale)`` HR pixels wide, and flipped and transposed at random; ``samples`` of
     its pixels are drawn, or None for all. Of ``candidates`` random places the one with most texture
-    is taken, since large parts of photographs are smooth.
+    is taken, since large parts of photographs are smooth. Of the crops, the share ``drawn`` is no
+    photograph but a drawn picture.
 
     Photos are uint8 ``[h, w, 3]``, each as likely as any other. Crop k of a group depends on seed,
     step, group and k
@@ -96,6 +98,7 @@ class CropSampler:
         max_scale: float = 4.0,
         samples: int | None = None,
         candidates: int = 1,
+        drawn: float = 0.0,
         seed: int = 0,
     ) -> None:
         self.photos = photos
@@ -106,6 +109,7 @@ class CropSampler:
         self.groups = groups
         self.max_scale = max_scale
         self.candidates = candidates
+        self.drawn = drawn
         self.seed = seed
 
     def step(self, step: int, rank: int = 0, ranks: int = 1) -> list[Crops]:
@@ -132,8 +136,12 @@ class CropSampler:
 
     def _crop(self, rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
         """HR crop ``[3, side, side]`` and pixels ``[N, 2]`` of it."""
-        places = [self._place(rng, side) for _ in range(self.candidates)]
-        crop = places[0] if len(places) == 1 else max(places, key=texture)
+        # Nothing is asked of the generator where nothing is drawn: the crops of photographs stay.
+        if self.drawn and rng.random() < self.drawn:
+            crop = draw_picture(rng, side)
+        else:
+            places = [self._place(rng, side) for _ in range(self.candidates)]
+            crop = places[0] if len(places) == 1 else max(places, key=texture)
         flip_rows, flip_columns, transpose = rng.random(3) < 0.5
         if flip_rows:
             crop = crop[::-1]

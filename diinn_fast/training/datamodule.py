@@ -4,7 +4,7 @@ validation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class PhotoData(L.LightningDataModule):
         max_scale: largest scale drawn.
         samples: HR pixels that the loss sees of a crop; none: all.
         candidates: random places of which the one with most texture becomes the crop.
+        drawn: share of crops that are drawn pictures (text, shapes, stripes), no photographs.
         hold_out: photographs held out for validation where val_folder is not given.
         val_scales: scales of the validation.
         val_size: side of the central squares that are validated on; none: whole photographs.
@@ -56,6 +57,7 @@ class PhotoData(L.LightningDataModule):
         max_scale: float = 4.0,
         samples: int | None = None,
         candidates: int = 1,
+        drawn: float = 0.0,
         hold_out: int = 6,
         val_scales: list[float] = [2, 3, 4],  # noqa: B006 jsonargparse shows it
         val_size: int | None = None,
@@ -66,12 +68,6 @@ class PhotoData(L.LightningDataModule):
         degradations: Degradations | None = None,
     ) -> None:
         super().__init__()
-        _check_counts(
-            lr_size=lr_size, batch=batch, groups=groups, candidates=candidates, samples=samples
-        )
-        _check_scales([max_scale, *(scales or [])])
-        # Refused here, before photographs are decoded for minutes.
-        self.val_side = _validated_side(val_size, max(val_scales))
         self.folder = folder
         self.val_folder = val_folder
         self.hold_out = hold_out
@@ -89,8 +85,12 @@ class PhotoData(L.LightningDataModule):
             "max_scale": max_scale,
             "samples": samples,
             "candidates": candidates,
+            "drawn": drawn,
             "seed": seed,
         }
+        _check_sampling(self.sampling)
+        # Refused here, before photographs are decoded for minutes.
+        self.val_side = _validated_side(val_size, max(val_scales))
         self.memory = memory
         self.degradations = degradations
         self.cache = Path(cache) if cache else cache_folder()
@@ -169,18 +169,20 @@ class PhotoData(L.LightningDataModule):
         return DataLoader(Scored(items, self.val_size), batch_size=None)
 
 
-def _check_scales(scales: Sequence[float]) -> None:
-    if min(scales) < 1:
+def _check_sampling(sampling: dict[str, Any]) -> None:
+    """Raise DataError where the arguments of a CropSampler make no crops to learn from."""
+    for name in ("lr_size", "batch", "groups", "candidates", "samples"):
+        count = sampling[name]
+        if count is not None and count < 1:
+            raise DataError(f"--data.{name} is {count}: it must be at least 1")
+    if min(sampling["max_scale"], *(sampling["scales"] or [1])) < 1:
         raise DataError(
             "a scale of training is smaller than 1: there is nothing to learn about reduced "
             "pictures"
         )
-
-
-def _check_counts(**counts: int | None) -> None:
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise DataError(f"--data.{name} is {count}: it must be at least 1")
+    drawn = sampling["drawn"]
+    if not 0 <= drawn <= 1:
+        raise DataError(f"--data.drawn is {drawn:g}: it is a share, from 0 to 1")
 
 
 def _validated_side(val_size: int | None, largest: float) -> int:

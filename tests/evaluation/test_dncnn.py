@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from diinn_fast import DIINN
 from diinn_fast.baselines import DnCNN, bicubic
 from diinn_fast.errors import CheckpointError
 from diinn_fast.evaluation.candidates import describe, load_candidate
@@ -80,6 +81,23 @@ def test_its_files_are_recognised(tmp_path: Path, channels: int) -> None:
     assert candidate.model is not None and describe(candidate.model) == "DnCNN"
     lr = torch.rand(1, 3, 8, 6)
     torch.testing.assert_close(candidate.upscale(lr, (16, 12)), bicubic(model.clean(lr), (16, 12)))
+
+
+def test_another_model_with_a_tensor_of_that_name_is_not_taken_for_it(tmp_path: Path) -> None:
+    class Encoder(nn.Module):
+        out_dim = 64
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            features: Tensor = self.model(x)
+            return features
+
+    torch.save(DIINN(encoder=Encoder()).state_dict(), tmp_path / "mine.pth")
+    with pytest.raises(CheckpointError, match=r"encoder that is none of .*DIINN\(encoder="):
+        load_model(tmp_path / "mine.pth")
 
 
 def test_a_file_with_batch_normalisation_is_refused(tmp_path: Path) -> None:
