@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diinn_fast.data.degradations import Degradations
-from diinn_fast.data.drawn import draw_picture
+from diinn_fast.data.drawn import add_frame, draw_picture
 
 
 def degrade(hr: Tensor, size: tuple[int, int]) -> Tensor:
@@ -79,7 +79,7 @@ class CropSampler:
     ``round(lr_size * scale)`` HR pixels wide, and flipped and transposed at random; ``samples`` of
     its pixels are drawn, or None for all. Of ``candidates`` random places the one with most texture
     is taken, since large parts of photographs are smooth. Of the crops, the share ``drawn`` is no
-    photograph but a drawn picture.
+    photograph but a drawn picture, and the share ``framed`` has lines along its border.
 
     Photos are uint8 ``[h, w, 3]``, each as likely as any other. Crop k of a group depends on seed,
     step, group and k
@@ -99,6 +99,7 @@ class CropSampler:
         samples: int | None = None,
         candidates: int = 1,
         drawn: float = 0.0,
+        framed: float = 0.0,
         seed: int = 0,
     ) -> None:
         self.photos = photos
@@ -110,6 +111,7 @@ class CropSampler:
         self.max_scale = max_scale
         self.candidates = candidates
         self.drawn = drawn
+        self.framed = framed
         self.seed = seed
 
     def step(self, step: int, rank: int = 0, ranks: int = 1) -> list[Crops]:
@@ -136,12 +138,14 @@ class CropSampler:
 
     def _crop(self, rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
         """HR crop ``[3, side, side]`` and pixels ``[N, 2]`` of it."""
-        # Nothing is asked of the generator where nothing is drawn: the crops of photographs stay.
+        # Nothing is asked of the generator where no share is: the crops of photographs stay.
         if self.drawn and rng.random() < self.drawn:
             crop = draw_picture(rng, side)
         else:
             places = [self._place(rng, side) for _ in range(self.candidates)]
             crop = places[0] if len(places) == 1 else max(places, key=texture)
+        if self.framed and rng.random() < self.framed:
+            crop = add_frame(rng, crop)
         flip_rows, flip_columns, transpose = rng.random(3) < 0.5
         if flip_rows:
             crop = crop[::-1]

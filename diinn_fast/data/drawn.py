@@ -1,8 +1,9 @@
 """Drawn pictures: text, lines, shapes, stripes and outlined regions, as screens, slides and maps
-show them and photographs seldom do.
+show them and photographs seldom do; and frames, the lines along the border of scans, video and
+screenshots.
 
-A model that has seen photographs alone loses most where a picture is drawn; a few crops in a
-hundred are enough to mend it (docs/evaluation.md has the figures).
+A model that has seen photographs alone loses most where a picture is drawn or framed; a few crops
+in a hundred are enough to mend it (docs/evaluation.md has the figures).
 """
 
 from __future__ import annotations
@@ -27,6 +28,19 @@ def draw_picture(rng: np.random.Generator, side: int) -> np.ndarray:
         layer = (_text, _shapes, _stripes, _regions)[int(rng.choice(4, p=(0.4, 0.25, 0.15, 0.2)))]
         picture = layer(rng, picture)
     return np.asarray(picture.resize((side, side), Image.Resampling.BOX))
+
+
+def add_frame(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
+    """A copy of the picture, uint8 ``[h, w, 3]``, with a line of 1 to 4 pixels of one colour, most
+    often nearly black, along some of its sides.
+    """
+    framed = picture.copy()
+    width = int(rng.integers(1, 5))
+    colour = _colour(rng) if rng.random() < 0.3 else [int(rng.integers(40))] * 3
+    for side in np.flatnonzero(rng.random(4) < 0.6):
+        # The first rows, the first columns, the last rows, the last columns.
+        np.rot90(framed, side)[:width] = colour
+    return framed
 
 
 def _colour(rng: np.random.Generator) -> tuple[int, int, int]:

@@ -36,6 +36,7 @@ class PhotoData(L.LightningDataModule):
         samples: HR pixels that the loss sees of a crop; none: all.
         candidates: random places of which the one with most texture becomes the crop.
         drawn: share of crops that are drawn pictures (text, shapes, stripes), no photographs.
+        framed: share of crops with lines of one colour along their border.
         hold_out: photographs held out for validation where val_folder is not given.
         val_scales: scales of the validation.
         val_size: side of the central squares that are validated on; none: whole photographs.
@@ -58,6 +59,7 @@ class PhotoData(L.LightningDataModule):
         samples: int | None = None,
         candidates: int = 1,
         drawn: float = 0.0,
+        framed: float = 0.0,
         hold_out: int = 6,
         val_scales: list[float] = [2, 3, 4],  # noqa: B006 jsonargparse shows it
         val_size: int | None = None,
@@ -86,6 +88,7 @@ class PhotoData(L.LightningDataModule):
             "samples": samples,
             "candidates": candidates,
             "drawn": drawn,
+            "framed": framed,
             "seed": seed,
         }
         _check_sampling(self.sampling)
@@ -180,9 +183,10 @@ def _check_sampling(sampling: dict[str, Any]) -> None:
             "a scale of training is smaller than 1: there is nothing to learn about reduced "
             "pictures"
         )
-    drawn = sampling["drawn"]
-    if not 0 <= drawn <= 1:
-        raise DataError(f"--data.drawn is {drawn:g}: it is a share, from 0 to 1")
+    for name in ("drawn", "framed"):
+        share = sampling[name]
+        if not 0 <= share <= 1:
+            raise DataError(f"--data.{name} is {share:g}: it is a share, from 0 to 1")
 
 
 def _validated_side(val_size: int | None, largest: float) -> int:

@@ -1,4 +1,4 @@
-"""Drawn pictures among the crops of training."""
+"""Drawn and framed pictures among the crops of training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from diinn_fast.data import CropSampler
 from diinn_fast.data import crops as crops_module
-from diinn_fast.data.drawn import draw_picture
+from diinn_fast.data.drawn import add_frame, draw_picture
 from diinn_fast.errors import DataError
 from diinn_fast.training.datamodule import PhotoData
 
@@ -60,7 +60,37 @@ def test_crops_with_drawn_ones_depend_on_seed_and_step_alone() -> None:
     assert whole.yx is not None and whole.yx.max() < whole.hr.shape[-1]
 
 
+@pytest.mark.parametrize("side", [1, 40])
+def test_a_frame_lies_along_the_border_and_leaves_the_rest(side: int) -> None:
+    picture = np.full((side, side, 3), 128, np.uint8)
+    widths = set()
+    for seed in range(60):
+        framed = add_frame(np.random.default_rng(seed), picture)
+        assert (picture == 128).all() and framed.shape == picture.shape
+        assert np.array_equal(framed, add_frame(np.random.default_rng(seed), picture))
+        assert (framed[4:-4, 4:-4] == 128).all()
+        changed = (framed != 128).any(-1)
+        # On each side all of the line or none of it, and one colour in all.
+        widths.add(int(changed[:, side // 2].sum() + changed[side // 2].sum()))
+        assert len(np.unique(framed[changed], axis=0)) <= 1
+        for turns in range(4):
+            middle = np.rot90(changed, turns)[0, side // 2]
+            assert not middle or np.rot90(changed, turns)[0].all()
+    assert len(widths) > (1 if side == 1 else 5)
+
+
+def test_framed_crops_are_as_many_as_asked_for_and_photographs_otherwise_the_same() -> None:
+    photo = np.full((64, 64, 3), 200, np.uint8)
+    made = CropSampler([photo], lr_size=8, batch=4, framed=0.25, seed=2)
+    changed = sum(int((made.step(n)[0].hr != 200).any((1, 2, 3)).sum()) for n in range(100))
+    assert 50 <= changed <= 140
+    plain = CropSampler([photo], lr_size=8, batch=4, seed=2).step(5)[0]
+    none = CropSampler([photo], lr_size=8, batch=4, framed=0.0, seed=2).step(5)[0]
+    assert np.array_equal(plain.hr, none.hr)
+
+
+@pytest.mark.parametrize("name", ["drawn", "framed"])
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
-def test_what_is_no_share_is_refused(share: float) -> None:
-    with pytest.raises(DataError, match=r"--data\.drawn is .*: it is a share, from 0 to 1"):
-        PhotoData("photos", drawn=share)
+def test_what_is_no_share_is_refused(name: str, share: float) -> None:
+    with pytest.raises(DataError, match=rf"--data\.{name} is .*: it is a share, from 0 to 1"):
+        PhotoData("photos", **{name: share})
