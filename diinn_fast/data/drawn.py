@@ -39,7 +39,7 @@ def add_frame(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
     colour = _colour(rng) if rng.random() < 0.3 else [int(rng.integers(40))] * 3
     for side in np.flatnonzero(rng.random(4) < 0.6):
         # The first rows, the first columns, the last rows, the last columns.
-        np.rot90(framed, side)[:width] = colour
+        np.rot90(framed, int(side))[:width] = colour
     return framed
 
 
