@@ -77,8 +77,6 @@ class PhotoData(L.LightningDataModule):
         self.val_size = val_size
         self.workers = workers
         self.trained_scales = (float(min(scales or [1])), float(max(scales or [max_scale])))
-        # The largest crop: smaller photographs cannot be used.
-        self.side = round(lr_size * max(scales or [max_scale]))
         self.sampling: dict[str, Any] = {
             "lr_size": lr_size,
             "batch": batch,
@@ -98,6 +96,12 @@ class PhotoData(L.LightningDataModule):
         self.degradations = degradations
         self.cache = Path(cache) if cache else cache_folder()
         self.sampler: CropSampler | None = None
+
+    @property
+    def side(self) -> int:
+        """Side of the largest HR crop: smaller photographs cannot be used."""
+        lr_size: int = self.sampling["lr_size"]
+        return round(lr_size * self.trained_scales[1])
 
     def prepare_data(self) -> None:
         """Decode everything, so that bad files are named now; what is too large for memory, for the
