@@ -38,7 +38,7 @@ def add_frame(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
     width = int(rng.integers(1, 5))
     colour = _colour(rng) if rng.random() < 0.3 else [int(rng.integers(40))] * 3
     for side in np.flatnonzero(rng.random(4) < 0.6):
-        # The first rows, the first columns, the last rows, the last columns.
+        # The first rows, the last columns, the last rows, the first columns.
         np.rot90(framed, int(side))[:width] = colour
     return framed
 
